@@ -1,0 +1,54 @@
+"""A claim is a sentence with a test on records; a verdict is what the test found. A claim never measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from optscope.evidence.records import Records
+
+Outcome = Literal["holds", "fails", "undecided"]
+Scale = Literal["smoke", "desk", "long", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "desk", "long", "paper")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a test found: the outcome, the effect with its 95 % interval, n, p, and one sentence.
+
+    Numbers that a test has no use for are nan. `p` is two-sided unless the sentence says otherwise.
+    """
+
+    outcome: Outcome
+    note: str
+    effect: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    p: float = math.nan
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper (or of ours), where it stands, and the test that decides it.
+
+    `scale` is the smallest scale at which the test means something: below it a test that does not hold is
+    `undecided`. `falsified` says what result would refute the claim.
+    """
+
+    id: str
+    text: str
+    source: str
+    test: Callable[[Records], Verdict]
+    falsified: str
+    scale: Scale = "desk"
+
+    def judge(self, records: Records, scale: Scale) -> Verdict:
+        """Return the verdict on records that were made at `scale`."""
+        verdict = self.test(records)
+        if SCALES.index(scale) < SCALES.index(self.scale) and verdict.outcome != "undecided":
+            return replace(verdict, outcome="undecided",
+                           note=f"{verdict.note} Too small a scale to judge ({self.scale} or larger is needed).")
+        return verdict

@@ -1,0 +1,80 @@
+"""Pictures as data: what a figure says, from records, before anything draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mark = Literal["line", "points", "theory", "bars"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One labelled set of points with optional intervals; `theory` is drawn as a thin dashed line.
+
+    `x` holds numbers, or indices into the panel's `categories`. Series with the same label share a colour and
+    a marker in all panels of a picture.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    mark: Mark = "line"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: labels carry units; `bands` are horizontal lines with a name (a margin, a floor)."""
+
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    title: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    categories: Sequence[str] = ()
+    levels: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: `title` states the finding, `caption` how to read it, `name` is its file name."""
+
+    name: str
+    title: str
+    panels: Sequence[Panel]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """A figure made of small images, `images[row][column]` with values in [0, 1], grey or RGB."""
+
+    name: str
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    images: Sequence[Sequence[NDArray[np.float64]]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A figure made of a matrix, `values[row, column]`, each cell labelled with its number."""
+
+    name: str
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: NDArray[np.float64]
+    unit: str = ""
+    caption: str = ""
+
+
+Figure = Picture | ImageGrid | Heatmap

@@ -1,0 +1,144 @@
+"""A probe measures one model: the final `__call__` checks and restores, authors write `measure`.
+
+A probe never trains, draws only from the generator it is handed, and leaves the model as it found it. *When* it
+is taken is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from optscope.errors import UserError
+from optscope.evidence.records import Metric
+from optscope.optim.rule import Rule
+from optscope.tasks.task import Loss, Split, Task
+
+Value = float | Mapping[float, float]
+"""One number, or one a coordinate on the metric's axis."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One model at one moment of its training.
+
+    `seed` seeds the randomness of probes, so that arms which share a seed see the same noise.
+    """
+
+    model: nn.Module
+    task: Task
+    seed: int = 0
+    step: int | None = None
+    rule: Rule | None = None
+    optimizer: torch.optim.Optimizer | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an author's `measure` sees: the model in eval mode with frozen parameters, and its examples."""
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    loss: Loss
+    bounds: tuple[float, float] | None
+    generator: torch.Generator
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a probe found: metrics by name, and arrays (verdicts an image, curves) that are worth keeping."""
+
+    values: Mapping[str, Value]
+    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, repr=False)
+class Probe(ABC):
+    """A measurement with its settings. `repr` (changed fields only) is its identity.
+
+    `examples` is how many of the split's examples it looks at, from the first (None: all).
+    """
+
+    examples: int | None = field(default=None, kw_only=True)
+    split: Literal["train", "validation", "test"] = field(default="test", kw_only=True)
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[Metric, ...]:
+        """What it measures, with units and directions."""
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> Reading:
+        """Measure a subject whose model is in eval mode, with parameters that need no gradient."""
+
+    @final
+    def __call__(self, snapshot: Snapshot) -> Reading:
+        """Check the snapshot, measure it, and leave its model exactly as it was.
+
+        Raises:
+            UserError: weights that are not finite, inputs outside the task's bounds, labels outside the classes.
+        """
+        split: Split = getattr(snapshot.task.data(), self.split)
+        split = split.first(self.examples)
+        check_finite(snapshot.model)
+        check_bounds(split.inputs, snapshot.task.bounds)
+        generator = torch.Generator().manual_seed(snapshot.seed)
+        with frozen(snapshot.model) as model:
+            subject = Subject(model, split.inputs, split.targets, snapshot.task.loss, snapshot.task.bounds,
+                              generator, snapshot)
+            return self.measure(subject)
+
+    def __repr__(self) -> str:
+        changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise unless all parameters are finite."""
+    for name, p in model.named_parameters():
+        if not bool(torch.isfinite(p).all()):
+            raise UserError(f"the model's parameter {name!r} is not finite: training diverged; "
+                            "measure an earlier checkpoint or lower the learning rate")
+
+
+def check_bounds(inputs: Tensor, bounds: tuple[float, float] | None) -> None:
+    """Raise unless all inputs lie within the bounds the task declares."""
+    if bounds is None:
+        return
+    low, high = float(inputs.min()), float(inputs.max())
+    if low < bounds[0] or high > bounds[1]:
+        raise UserError(f"the inputs must lie in the task's bounds [{bounds[0]:g}, {bounds[1]:g}]; they reach from "
+                        f"{low:g} to {high:g}: put normalisation inside the model, or set the task's bounds")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Put a model in eval mode with frozen parameters, and restore both afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    needs = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    for p, _ in needs:
+        p.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for p, need in needs:
+            p.requires_grad_(need)
+
+
+def in_batches(function: Callable[[Tensor], Tensor], inputs: Tensor, size: int = 512) -> Tensor:
+    """Return `function(inputs)` computed without gradients in batches along the first axis."""
+    with torch.no_grad():
+        return torch.cat([function(part) for part in inputs.split(size)])

@@ -1,0 +1,1 @@
+"""What is learned: a model, its data, its loss."""

@@ -1,0 +1,65 @@
+"""A model as one flat vector: where each parameter tensor (a "layer") lies in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names and shapes of the parameter tensors that make up a vector of `size` numbers.
+
+    Every parameter tensor counts as one layer. Vectors have shape `(..., P)` with `P = size`: leading axes
+    hold independent members (seeds, learning rates), and everything here acts on the last axis only.
+
+    >>> layout = Layout(("w", "b"), (torch.Size([2, 3]), torch.Size([3])))
+    >>> layout.size, layout.sizes
+    (9, (6, 3))
+    >>> layout.norms(torch.ones(9)).square()
+    tensor([6., 3.])
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> Layout:
+        """Return the layout of named tensors, or of unnamed ones, which are called "0", "1", ..."""
+        if not isinstance(tensors, Mapping):
+            tensors = {str(i): t for i, t in enumerate(tensors)}
+        return cls(tuple(tensors), tuple(t.shape for t in tensors.values()))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers each layer holds."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """How many numbers the whole vector holds, P."""
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the layers joined into one new vector `(P,)`."""
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """Return each layer of `vector` `(..., P)` as a view of shape `(..., *shape)`."""
+        parts = vector.split(self.sizes, dim=-1)
+        return [part.unflatten(-1, shape or (1,)).view(*vector.shape[:-1], *shape)
+                for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def norms(self, vector: Tensor) -> Tensor:
+        """Return the l2 norm of each layer, `(..., L)`."""
+        parts = vector.split(self.sizes, dim=-1)
+        return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Repeat one value a layer, `(..., L)`, over that layer's numbers: `(..., P)`."""
+        counts = torch.tensor(self.sizes, device=values.device)
+        return values.repeat_interleave(counts, dim=-1, output_size=self.size)
