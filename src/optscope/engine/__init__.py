@@ -1,1 +1,1 @@
-""""""
+"""Training one model, running many, and keeping what they gave."""

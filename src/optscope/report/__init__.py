@@ -1,1 +1,1 @@
-""""""
+"""Tables, figures and the one HTML file; sees evidence only."""

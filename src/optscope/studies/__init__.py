@@ -1,1 +1,1 @@
-""""""
+"""One file a paper: its question, its experiments, its claims."""
