@@ -51,8 +51,7 @@ class Layout:
     def views(self, vector: Tensor) -> list[Tensor]:
         """Return each layer of `vector` `(..., P)` as a view of shape `(..., *shape)`."""
         parts = vector.split(self.sizes, dim=-1)
-        return [part.unflatten(-1, shape or (1,)).view(*vector.shape[:-1], *shape)
-                for part, shape in zip(parts, self.shapes, strict=True)]
+        return [part.view(vector.shape[:-1] + shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def norms(self, vector: Tensor) -> Tensor:
         """Return the l2 norm of each layer, `(..., L)`."""

@@ -50,5 +50,5 @@ class Claim:
         verdict = self.test(records)
         if SCALES.index(scale) < SCALES.index(self.scale) and verdict.outcome != "undecided":
             return replace(verdict, outcome="undecided",
-                           note=f"{verdict.note} Too small a scale to judge ({self.scale} or larger is needed).")
+                           note=f"{verdict.note} Too small a scale to judge: {self.scale} is needed.")
         return verdict

@@ -1,8 +1,8 @@
 """A rule turns a gradient into a step: a pure equation on vectors, and its in-place twin on tensors.
 
-`update` is what a reader compares with the paper. `add_step_` is what training runs: the same step, added in
-place to a list of tensors. Rules without a kernel of their own inherit one that calls `update`; rules with one
-derive from `Fused`, and a conformance test holds the two equal.
+`update` is what a reader compares with the paper. `add_step_` is what training runs: the same step, added
+in place to a list of tensors. Rules without a kernel of their own inherit one that calls `update`; rules
+with one derive from `Fused`, and a conformance test holds the two equal.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from optscope.errors import UserError
 from optscope.vector import Layout
-
-if TYPE_CHECKING:
-    from optscope.optim.torch_bridge import RuleOptimizer
 
 Hyper = float | tuple[float, ...]
 """A hyperparameter: one number, or one a member of the leading axis."""
@@ -41,7 +39,7 @@ def check_hyper(owner: str, name: str, value: object, *, low: float = 0.0, high:
     """Raise unless `value` is a number (or a tuple of them) with `low <= value < high`.
 
     Raises:
-        ValueError: naming the rule, the field, what was expected and what came.
+        UserError: naming the rule, the field, what was expected and what came.
     """
     values = value if isinstance(value, tuple) and value else (value,)
     sign = ">" if open_low else ">="
@@ -49,7 +47,7 @@ def check_hyper(owner: str, name: str, value: object, *, low: float = 0.0, high:
         real = isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
         if not real or v < low or v >= high or (open_low and v == low):
             upper = "" if math.isinf(high) else f" and < {high:g}"
-            raise ValueError(f"{owner}: {name} must be a finite number {sign} {low:g}{upper}; got {v!r}")
+            raise UserError(f"{owner}: {name} must be a finite number {sign} {low:g}{upper}; got {v!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,19 +101,18 @@ class Rule(ABC):
         """
         from optscope.optim.torch_bridge import RuleOptimizer
 
-        optimizer: RuleOptimizer = RuleOptimizer(params, self)
-        return optimizer
+        return RuleOptimizer(params, self)
 
     def with_(self, **changes: Any) -> Self:
         """Return the same rule with some hyperparameters changed.
 
         Raises:
-            ValueError: naming a hyperparameter that this rule does not have.
+            UserError: naming a hyperparameter that this rule does not have.
         """
         names = {f.name for f in dataclasses.fields(self)}
         for name in changes:
             if name not in names:
-                raise ValueError(f"{type(self).__name__} has no hyperparameter {name!r}; "
+                raise UserError(f"{type(self).__name__} has no hyperparameter {name!r}; "
                                  f"it has {', '.join(sorted(names))}")
         return dataclasses.replace(self, **changes)
 
@@ -135,3 +132,21 @@ class Fused(Rule):
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Add `scale` times the step to `targets`, and advance `states`, both in place."""
+
+
+class Combinator(Fused):
+    """A rule around another rule, whose learning rate is its own."""
+
+    _inner: ClassVar[str] = "rule"
+
+    @property
+    def lr(self) -> Hyper:
+        """The learning rate of the inner rule."""
+        inner: Rule = getattr(self, self._inner)
+        return inner.lr
+
+    def with_(self, **changes: Any) -> Self:
+        """Return the same rule changed; `lr` changes the inner rule's."""
+        if "lr" in changes:
+            changes[self._inner] = getattr(self, self._inner).with_(lr=changes.pop("lr"))
+        return super().with_(**changes)

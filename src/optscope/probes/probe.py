@@ -1,7 +1,7 @@
 """A probe measures one model: the final `__call__` checks and restores, authors write `measure`.
 
-A probe never trains, draws only from the generator it is handed, and leaves the model as it found it. *When* it
-is taken is decided elsewhere.
+A probe never trains, draws only from the generator it is handed, and leaves the model as it found it. *When*
+it is taken is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ class Probe(ABC):
 
     @abstractmethod
     def measure(self, subject: Subject) -> Reading:
-        """Measure a subject whose model is in eval mode, with parameters that need no gradient."""
+        """Measure a subject whose model is in eval mode, with frozen parameters."""
 
     @final
     def __call__(self, snapshot: Snapshot) -> Reading:
         """Check the snapshot, measure it, and leave its model exactly as it was.
 
         Raises:
-            UserError: weights that are not finite, inputs outside the task's bounds, labels outside the classes.
+            UserError: weights that are not finite, or inputs outside the task's bounds.
         """
         split: Split = getattr(snapshot.task.data(), self.split)
         split = split.first(self.examples)
@@ -117,8 +117,8 @@ def check_bounds(inputs: Tensor, bounds: tuple[float, float] | None) -> None:
         return
     low, high = float(inputs.min()), float(inputs.max())
     if low < bounds[0] or high > bounds[1]:
-        raise UserError(f"the inputs must lie in the task's bounds [{bounds[0]:g}, {bounds[1]:g}]; they reach from "
-                        f"{low:g} to {high:g}: put normalisation inside the model, or set the task's bounds")
+        raise UserError(f"the inputs must lie in the task's bounds [{bounds[0]:g}, {bounds[1]:g}]; they "
+                        f"reach from {low:g} to {high:g}: put normalisation inside the model, or set the bounds")
 
 
 @contextmanager

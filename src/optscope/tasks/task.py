@@ -54,7 +54,7 @@ class Split:
             return cls(source[0], source[1])
         if isinstance(source, torch.utils.data.DataLoader):
             return cls._joined(source, torch.cat)
-        if hasattr(source, "__getitem__") and isinstance(source, Sized):
+        if isinstance(source, torch.utils.data.Dataset) and isinstance(source, Sized):
             return cls._joined((source[i] for i in range(len(source))), torch.stack)
         raise UserError("data must be a pair of tensors (inputs, targets), a torch Dataset or a DataLoader; "
                         f"got {type(source).__name__}")
@@ -86,9 +86,9 @@ class Task:
 
     `model` and `data` are callables without arguments, so that a task is small, can be sent to another
     process, and is made afresh there; give frozen dataclasses with `__call__` (as all tasks here do) or
-    functions at the top of a module. `bounds` is the range in which inputs live: attacks and noise are clipped
-    to it, so normalisation belongs inside the model. `augment(inputs, generator)` is applied to every training
-    batch.
+    functions at the top of a module. `bounds` is the range in which inputs live: attacks and noise are
+    clipped to it, so normalisation belongs inside the model. `augment(inputs, generator)` is applied to every
+    training batch.
     """
 
     name: str

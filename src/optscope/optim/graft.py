@@ -1,0 +1,72 @@
+"""Grafting: the length of one rule's step on the direction of another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optscope.optim.rule import Combinator, Rule, State
+from optscope.optim.sign import Per, block_norms, check_per, list_norms, safe_inverse
+from optscope.vector import Layout
+
+
+@dataclass(frozen=True, repr=False)
+class Graft(Combinator):
+    """Step as far as `magnitude` would, where `direction` would go.
+
+        step = ‖M‖ · D / ‖D‖                       over each layer, or the whole model; 0 where D = 0
+
+    with M and D the two rules' steps from the same gradient and weights; each keeps its own state. Momentum
+    and weight decay of a part belong to its step. Agarwal et al. 2020, arXiv 2002.11803, algorithm 1; used
+    for GANs in arXiv 2210.04319.
+
+    `lr` is the magnitude's: the direction's cancels.
+
+    >>> from optscope.optim import SGD, Adam
+    >>> Graft(magnitude=Adam(lr=0.001), direction=SGD(lr=1.0))
+    Graft(magnitude=Adam(lr=0.001), direction=SGD(lr=1.0))
+    """
+
+    _inner = "magnitude"
+
+    magnitude: Rule
+    direction: Rule
+    per: Per = "layer"
+
+    def __post_init__(self) -> None:
+        check_per("Graft", self.per)
+
+    def init(self, params: Tensor, layout: Layout) -> State:
+        """Return the states of both parts."""
+        return {"magnitude": self.magnitude.init(params, layout),
+                "direction": self.direction.init(params, layout)}
+
+    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
+        """Return ‖M‖ · D/‖D‖ and both new states."""
+        m, m_state = self.magnitude.update(grad, state["magnitude"], params, layout)
+        d, d_state = self.direction.update(grad, state["direction"], params, layout)
+        length = block_norms(m, layout, self.per)
+        step = d * (length * safe_inverse(block_norms(d, layout, self.per)))
+        return step, {"magnitude": m_state, "direction": d_state}
+
+    def begin(self, params: Sequence[Tensor]) -> list[State]:
+        """Return the in-place states of both parts."""
+        parts = zip(self.magnitude.begin(params), self.direction.begin(params), strict=True)
+        return [{"magnitude": m, "direction": d} for m, d in parts]
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the grafted step in place; each part adds its own step to zeros first."""
+        steps = [torch.zeros_like(p) for p in params]
+        self.magnitude.add_step_(steps, grads, [s["magnitude"] for s in states], params)
+        lengths = list_norms(steps, self.per)
+        for step in steps:
+            step.zero_()
+        self.direction.add_step_(steps, grads, [s["direction"] for s in states], params)
+        norms = list_norms(steps, self.per)
+        for target, step, length, norm in zip(targets, steps, lengths, norms, strict=True):
+            if norm > 0:
+                target.add_(step, alpha=scale * length / norm)

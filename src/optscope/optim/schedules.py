@@ -1,0 +1,146 @@
+"""Learning rates that change over training, and L2 regularisation, around any rule."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optscope.errors import UserError
+from optscope.optim.rule import Combinator, Hyper, Rule, State, check_hyper, per_member
+from optscope.vector import Layout
+
+
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """A factor on the learning rate as a function of the fraction of training that is done, in [0, 1)."""
+
+    @abstractmethod
+    def __call__(self, done: float) -> float:
+        """Return the factor when a fraction `done` of the steps has been made."""
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same learning rate throughout."""
+
+    def __call__(self, done: float) -> float:
+        """Return 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class StepDecay(Schedule):
+    """Multiply by `factor` each time a fraction in `at` is reached.
+
+    >>> [round(StepDecay()(done), 3) for done in (0.0, 0.5, 0.9)]
+    [1.0, 0.1, 0.01]
+    """
+
+    at: tuple[float, ...] = (0.5, 0.75)
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not all(0 < done < 1 for done in self.at):
+            raise UserError(f"StepDecay: at must hold fractions of training between 0 and 1; got {self.at}")
+        check_hyper("StepDecay", "factor", self.factor, open_low=True)
+
+    def __call__(self, done: float) -> float:
+        """Return factor to the number of fractions passed."""
+        return self.factor ** sum(done >= point for point in self.at)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Rise linearly over the fraction `warmup`, then fall to zero along half a cosine."""
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_hyper("Cosine", "warmup", self.warmup, high=1.0)
+
+    def __call__(self, done: float) -> float:
+        """Return the factor of Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, after the warm-up."""
+        if done < self.warmup:
+            return done / self.warmup
+        return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+
+@dataclass(frozen=True, repr=False)
+class Scheduled(Combinator):
+    """A rule whose step is multiplied by schedule(t/steps), t = 0, 1, ...; the last factor stays.
+
+    That equals changing the learning rate of every rule here, for steps are proportional to it.
+    """
+
+    rule: Rule
+    schedule: Schedule
+    steps: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise UserError(f"Scheduled: steps must be a whole number >= 1; got {self.steps!r}")
+
+    def _factor(self, t: Tensor) -> float:
+        return self.schedule(min(float(t), self.steps - 1) / self.steps)
+
+    def init(self, params: Tensor, layout: Layout) -> State:
+        """Return the inner state and the number of steps made, "step"."""
+        return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0)}
+
+    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
+        """Return the inner step times the factor."""
+        step, inner = self.rule.update(grad, state["rule"], params, layout)
+        return step * self._factor(state["step"]), {"rule": inner, "step": state["step"] + 1}
+
+    def begin(self, params: Sequence[Tensor]) -> list[State]:
+        """Return the inner in-place states, each with its count of steps."""
+        return [{"rule": state, "step": torch.tensor(0.0)} for state in self.rule.begin(params)]
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the inner step times the factor in place."""
+        factor = self._factor(states[0]["step"])
+        self.rule.add_step_(targets, grads, [s["rule"] for s in states], params, scale * factor)
+        for state in states:
+            state["step"] += 1
+
+
+@dataclass(frozen=True, repr=False)
+class Decayed(Combinator):
+    """L2 regularisation: the rule sees g + decay · w (PyTorch's `weight_decay` of SGD and Adam).
+
+    Decay that bypasses an adaptive rule's moments is `AdamW`.
+
+    Raises:
+        UserError: unless decay >= 0.
+    """
+
+    rule: Rule
+    decay: Hyper
+
+    def __post_init__(self) -> None:
+        check_hyper("Decayed", "decay", self.decay)
+
+    def init(self, params: Tensor, layout: Layout) -> State:
+        """Return the inner rule's state."""
+        return self.rule.init(params, layout)
+
+    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
+        """Return the inner rule's step on g + decay · w."""
+        return self.rule.update(grad + per_member(self.decay, grad) * params, state, params, layout)
+
+    def begin(self, params: Sequence[Tensor]) -> list[State]:
+        """Return the inner rule's in-place states."""
+        return self.rule.begin(params)
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the inner rule's step on g + decay · w in place."""
+        shrunk = [g.add(p, alpha=self.decay)  # type: ignore[arg-type]
+                  for g, p in zip(grads, params, strict=True)]
+        self.rule.add_step_(targets, shrunk, states, params, scale)

@@ -1,0 +1,63 @@
+"""Gradient descent, with or without momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from optscope.errors import UserError
+from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
+from optscope.vector import Layout
+
+
+@dataclass(frozen=True, repr=False)
+class SGD(Fused):
+    """Stochastic gradient descent.
+
+    Momentum is in its practical (PyTorch, "heavy ball") form: the buffer sums gradients, it does not average
+    them, so one gradient moves the weights by `lr / (1 - momentum)` in the long run.
+
+        v ← momentum · v + g                       v₀ = 0
+        step = −lr · v                             (Nesterov: −lr · (g + momentum · v))
+
+    >>> SGD(lr=0.1, momentum=0.9)
+    SGD(lr=0.1, momentum=0.9)
+
+    Raises:
+        UserError: unless lr > 0 and 0 <= momentum < 1; or Nesterov without momentum.
+    """
+
+    lr: Hyper
+    momentum: Hyper = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        check_hyper("SGD", "lr", self.lr, open_low=True)
+        check_hyper("SGD", "momentum", self.momentum, high=1.0)
+        if self.nesterov and not self.momentum:
+            raise UserError("SGD: nesterov=True needs momentum > 0; got momentum=0")
+
+    def init(self, params: Tensor, layout: Layout) -> State:
+        """Return a zero momentum buffer "v", or nothing without momentum."""
+        return {"v": torch.zeros_like(params)} if self.momentum else {}
+
+    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
+        """Return −lr · v and the new buffer."""
+        lr, momentum = per_member(self.lr, grad), per_member(self.momentum, grad)
+        if not state:
+            return -lr * grad, state
+        v = momentum * state["v"] + grad
+        direction = grad + momentum * v if self.nesterov else v
+        return -lr * direction, {"v": v}
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the step in place by torch's fused kernel."""
+        sgd(
+            list(targets), list(grads), [state.get("v") for state in states], fused=True,
+            lr=self.lr * scale, momentum=self.momentum, nesterov=self.nesterov,  # type: ignore[operator, arg-type]
+            weight_decay=0.0, dampening=0.0, maximize=False)

@@ -1,0 +1,230 @@
+"""One conformance table over every rule: a new rule is one more row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import optscope.optim as optim
+from optscope.optim import (
+    SGD,
+    Adam,
+    AdamW,
+    Cosine,
+    Decayed,
+    Foreign,
+    Graft,
+    NormalizedSGD,
+    RMSProp,
+    Rule,
+    Scheduled,
+    SignSGD,
+    StepDecay,
+)
+from optscope.vector import Layout
+
+STEPS = 25
+
+
+class Row(NamedTuple):
+    rule: Rule
+    torch_twin: Callable[[Any], torch.optim.Optimizer] | None = None
+
+
+class SignTwin(torch.optim.Optimizer):
+    """The obvious sign descent, for `Foreign` and as the twin of `SignSGD`."""
+
+    def __init__(self, params, lr=0.01):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= group["lr"] * p.grad.sign()
+
+
+T = torch.optim
+ROWS = [
+    Row(SGD(lr=0.05), lambda p: T.SGD(p, lr=0.05)),
+    Row(SGD(lr=0.05, momentum=0.9), lambda p: T.SGD(p, lr=0.05, momentum=0.9)),
+    Row(SGD(lr=0.05, momentum=0.9, nesterov=True), lambda p: T.SGD(p, lr=0.05, momentum=0.9, nesterov=True)),
+    Row(SignSGD(lr=0.01), SignTwin),
+    Row(NormalizedSGD(lr=0.01)),
+    Row(NormalizedSGD(lr=0.01, per="model")),
+    Row(RMSProp(lr=0.01), lambda p: T.RMSprop(p, lr=0.01)),
+    Row(RMSProp(lr=0.01, alpha=0.9, eps=1e-4), lambda p: T.RMSprop(p, lr=0.01, alpha=0.9, eps=1e-4)),
+    Row(Adam(lr=0.01), lambda p: T.Adam(p, lr=0.01)),
+    Row(Adam(lr=0.01, beta1=0.5, beta2=0.9, eps=1e-3),
+        lambda p: T.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-3)),
+    Row(AdamW(lr=0.01, decay=0.1), lambda p: T.AdamW(p, lr=0.01, weight_decay=0.1)),
+    Row(Decayed(SGD(lr=0.05, momentum=0.9), decay=0.1),
+        lambda p: T.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1)),
+    Row(Decayed(Adam(lr=0.01), decay=0.1), lambda p: T.Adam(p, lr=0.01, weight_decay=0.1)),
+    Row(Graft(Adam(lr=0.01), SGD(lr=1.0))),
+    Row(Graft(SGD(lr=0.05, momentum=0.9), Adam(lr=1.0), per="model")),
+    Row(Graft(AdamW(lr=0.01), Foreign("torch.optim:NAdam", lr=0.1))),
+    Row(Graft(Adam(lr=0.01), Adam(lr=0.5)), lambda p: T.Adam(p, lr=0.01)),
+    Row(Scheduled(Adam(lr=0.01), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),
+    Row(Scheduled(Graft(RMSProp(lr=0.01), SignSGD(lr=1.0)), Cosine(warmup=0.2), steps=STEPS)),
+    Row(Foreign("torch.optim:RAdam", lr=0.01), lambda p: T.RAdam(p, lr=0.01)),
+    Row(Foreign(SignTwin, lr=0.02), lambda p: SignTwin(p, lr=0.02)),
+]
+rules = pytest.mark.parametrize("rule", [row.rule for row in ROWS], ids=repr)
+
+
+def tensors(seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Layers of several shapes: a matrix, a vector, a scalar, a convolution kernel."""
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+            for shape in [(4, 3), (3,), (), (2, 2, 3, 3)]]
+
+
+def gradient(params: Tensor, t: int) -> Tensor:
+    """A deterministic, noisy, non-quadratic gradient, with one coordinate that is always zero."""
+    g = torch.sin(3 * params + t) + 0.3 * params
+    return torch.cat([g[..., :-1], torch.zeros_like(g[..., -1:])], dim=-1)
+
+
+def run_pure(rule: Rule, params: Tensor, layout: Layout, steps: int = STEPS) -> Tensor:
+    state = rule.init(params, layout)
+    for t in range(steps):
+        step, state = rule.update(gradient(params, t), state, params, layout)
+        params = params + step
+    return params
+
+
+def run_optimizer(make: Callable[[Any], torch.optim.Optimizer], start: list[Tensor],
+                  steps: int = STEPS) -> Tensor:
+    layout = Layout.of(start)
+    params = [nn.Parameter(t.clone()) for t in start]
+    optimizer = make(params)
+    for t in range(steps):
+        flat = layout.flatten([p.detach() for p in params])
+        for p, g in zip(params, layout.views(gradient(flat, t)), strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+    return layout.flatten([p.detach() for p in params])
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.torch_twin], ids=lambda row: repr(row.rule))
+def test_equals_its_torch_twin_in_float64(row):
+    start = tensors()
+    layout = Layout.of(start)
+    twin = run_optimizer(row.torch_twin, start)
+    assert (twin - layout.flatten(start)).abs().max() > 1e-3
+    torch.testing.assert_close(run_pure(row.rule, layout.flatten(start), layout), twin, rtol=0, atol=1e-12)
+
+
+@rules
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 3e-5)])
+def test_in_place_path_equals_pure_path(rule, dtype, atol):
+    start = tensors(dtype=dtype)
+    layout = Layout.of(start)
+    pure = run_pure(rule, layout.flatten(start), layout)
+    torch.testing.assert_close(run_optimizer(rule.optimizer, start), pure, rtol=0, atol=atol)
+
+
+@rules
+def test_step_added_to_zeros_is_the_step(rule):
+    params, grads = tensors(1), tensors(2)
+    layout = Layout.of(params)
+    flat, grad = layout.flatten(params), layout.flatten(grads)
+    step, _ = rule.update(grad, rule.init(flat, layout), flat, layout)
+    zeros = [torch.zeros_like(p) for p in params]
+    rule.add_step_(zeros, grads, rule.begin(params), params, scale=0.5)
+    torch.testing.assert_close(layout.flatten(zeros), 0.5 * step, rtol=0, atol=1e-13)
+
+
+@rules
+def test_update_changes_no_input_and_draws_no_random_number(rule):
+    layout = Layout.of(tensors())
+    params, grad = layout.flatten(tensors(1)), layout.flatten(tensors(2))
+    _, state = rule.update(grad, rule.init(params, layout), params, layout)
+    before = copy.deepcopy((params, grad, state))
+    rng = torch.get_rng_state()
+    rule.update(grad, state, params, layout)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert same((params, grad, state), before)
+
+
+@rules
+def test_members_on_the_leading_axis_equal_separate_runs(rule):
+    layout = Layout.of(tensors())
+    members = torch.stack([layout.flatten(tensors(seed)) for seed in range(3)])
+    together = run_pure(rule, members, layout)
+    apart = torch.stack([run_pure(rule, member, layout) for member in members])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-13)
+
+
+@rules
+def test_repr_is_the_rule(rule):
+    names = {**vars(optim), "inf": float("inf")}
+    assert eval(repr(rule), names) == rule
+    assert hash(eval(repr(rule), names)) == hash(rule)
+
+
+@rules
+def test_state_dict_round_trip_is_bit_exact(rule, tmp_path):
+    start = tensors()
+    layout = Layout.of(start)
+
+    def advance(params, optimizer, steps):
+        for t in steps:
+            flat = layout.flatten([p.detach() for p in params])
+            for p, g in zip(params, layout.views(gradient(flat, t)), strict=True):
+                p.grad = g.clone()
+            optimizer.step()
+
+    params = [nn.Parameter(t.clone()) for t in start]
+    optimizer = rule.optimizer(params)
+    advance(params, optimizer, range(5))
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    copies = [nn.Parameter(p.detach().clone()) for p in params]
+    restored = rule.optimizer(copies)
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    advance(params, optimizer, range(5, 10))
+    advance(copies, restored, range(5, 10))
+    assert all(torch.equal(a, b) for a, b in zip(params, copies, strict=True))
+
+
+@rules
+def test_learning_rate_can_be_changed_and_scales_the_first_step(rule):
+    layout = Layout.of(tensors())
+    params, grad = layout.flatten(tensors(1)), layout.flatten(tensors(2))
+    changed = rule.with_(lr=rule.lr * 2)
+    assert changed.lr == rule.lr * 2
+
+    def first(r):
+        return r.update(grad, r.init(params, layout), params, layout)[0]
+    torch.testing.assert_close(first(changed), 2 * first(rule), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [
+    lambda v: SGD(lr=v), lambda v: SGD(lr=v, momentum=0.9), lambda v: SignSGD(lr=v),
+    lambda v: NormalizedSGD(lr=v), lambda v: RMSProp(lr=v), lambda v: Adam(lr=v), lambda v: AdamW(lr=v),
+    lambda v: Graft(Adam(lr=v), SGD(lr=1.0)), lambda v: Adam(lr=0.01, beta1=v),
+])
+def test_one_hyperparameter_a_member(make):
+    layout = Layout.of(tensors())
+    values = (0.02, 0.3)
+    members = layout.flatten(tensors()).expand(2, -1)
+    together = run_pure(make(values), members, layout)
+    for member, value in zip(together, values, strict=True):
+        alone = run_pure(make(value), members[0], layout)
+        torch.testing.assert_close(member, alone, rtol=0, atol=1e-13)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
