@@ -59,7 +59,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a saved state bit for bit: unlike torch's own, tensors keep the dtype they were saved in."""
+        """Restore a saved state bit for bit: tensors keep the dtype they were saved in."""
         super().load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
         for i, saved in copy.deepcopy(state_dict["state"]).items():

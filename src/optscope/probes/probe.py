@@ -19,26 +19,11 @@ from torch import Tensor, nn
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
-from optscope.optim.rule import Rule
-from optscope.tasks.task import Loss, Split, Task
+from optscope.tasks.snapshot import Snapshot
+from optscope.tasks.task import Loss, Split
 
 Value = float | Mapping[float, float]
 """One number, or one a coordinate on the metric's axis."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One model at one moment of its training.
-
-    `seed` seeds the randomness of probes, so that arms which share a seed see the same noise.
-    """
-
-    model: nn.Module
-    task: Task
-    seed: int = 0
-    step: int | None = None
-    rule: Rule | None = None
-    optimizer: torch.optim.Optimizer | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +103,7 @@ def check_bounds(inputs: Tensor, bounds: tuple[float, float] | None) -> None:
     low, high = float(inputs.min()), float(inputs.max())
     if low < bounds[0] or high > bounds[1]:
         raise UserError(f"the inputs must lie in the task's bounds [{bounds[0]:g}, {bounds[1]:g}]; they "
-                        f"reach from {low:g} to {high:g}: put normalisation inside the model, or set the bounds")
+                        f"reach from {low:g} to {high:g}: put normalisation inside the model, or set bounds")
 
 
 @contextmanager

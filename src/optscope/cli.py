@@ -1,0 +1,168 @@
+"""The command: list, show, run, compare, report, data. Torch is imported only by commands that need it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from optscope.errors import UserError, nearest
+
+app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
+                  help="See what the choice of optimiser does to a trained model, beyond its loss curve.")
+_out, _err = Console(), Console(stderr=True)
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for runs and report.")]
+Slots = Annotated[int, typer.Option("--slots", min=0, help="Processes to use (0: one a core).")]
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one sentence and exit code 2, a full disk is 74."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _stop(str(error), 2, debug)
+    except OSError as error:
+        _stop(f"{error.filename or 'disk'}: {error.strerror}; what was measured is kept: free space or rights "
+              "there, and run the same command again", 74, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("stopped; finished runs are kept: the same command continues", 130, debug=False)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own complaints about arguments
+            _stop(error.format_message(), 2, debug)
+        _stop(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+
+
+def _stop(sentence: str, code: int, debug: bool) -> None:
+    if debug:
+        raise
+    _err.print(f"optscope: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _command() -> str:
+    return shlex.join(["optscope", *sys.argv[1:]])
+
+
+@app.command("list")
+def list_() -> None:
+    """List studies, tasks and optimisers by name."""
+    from optscope.studies import STUDIES
+    from optscope.study.arms import NAMES
+    from optscope.tasks.catalog import TASKS
+
+    _out.print("[bold]studies[/bold]")
+    for name in STUDIES:
+        study = _study(name)
+        _out.print(f"  {name:<22} {study.paper.title} (arXiv {study.paper.arxiv})", highlight=False)
+    _out.print(f"[bold]tasks[/bold]       {', '.join(TASKS)}, or my_task.py:NAME", highlight=False)
+    _out.print(f"[bold]optimisers[/bold]  {', '.join(NAMES)}, or module:Class", highlight=False)
+
+
+@app.command()
+def show(study: str) -> None:
+    """Show a study: its question, claims, scales and what they cost."""
+    found = _study(study)
+    _out.print(f"[bold]{found.paper.title}[/bold]\n{found.paper.authors}, {found.paper.venue}, "
+               f"arXiv {found.paper.arxiv}\n", highlight=False)
+    for text in (found.question, found.reproduced, found.left_out):
+        _out.print(text + "\n", highlight=False)
+    for claim in found.claims:
+        _out.print(f"[bold]{claim.id}[/bold] {claim.text} ({claim.source})", highlight=False)
+    _out.print()
+    for scale, cost in found.costs.items():
+        _out.print(f"--scale {scale:<6} {cost}", highlight=False)
+
+
+@app.command()
+def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long or paper.")] = "desk",
+        out: Out = None, slots: Slots = 0) -> None:
+    """Run a paper's study and write its report; the same command again continues."""
+    from optscope.engine.execute import Local
+    from optscope.lab import run_study
+    from optscope.progress import Display
+    from optscope.study.study import check_scale
+
+    found = _study(study)
+    known = check_scale(scale, found)
+    _err.print(f"{found.name} at {known} scale: {found.costs[known]}", highlight=False)
+    result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", engine=Local(slots),
+                       listener=Display(_err), command=_command())
+    for claim, verdict in result.verdicts:
+        _out.print(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}", markup=False, highlight=False)
+    _close(result)
+
+
+@app.command()
+def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py:NAME.")], out: Out = None,
+            optimiser: Annotated[list[str] | None, typer.Option(
+                "--optimiser", "-o", help="Repeat for each; the first is the baseline.")] = None,
+            seeds: Annotated[int | None, typer.Option(help="Seeds that compare the arms.")] = None,
+            epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+            config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
+            slots: Slots = 0) -> None:
+    """Compare optimisers on a task and write one HTML report; the same command again continues."""
+    from optscope.engine.execute import Local
+    from optscope.lab import compare as door
+    from optscope.progress import Display
+    from optscope.study.resolve import task_at
+    from optscope.study.settings import read_settings
+
+    double = sorted({name for name in optimiser or [] if (optimiser or []).count(name) > 1})
+    if double:
+        raise UserError(f"each optimiser stands once; got {', '.join(double)} more than once")
+    chosen: dict[str, Any] | None = {name: {} for name in optimiser} if optimiser else None
+    settings = read_settings(config, optimisers=chosen, seeds=seeds, epochs=epochs)
+    found = task_at(task)
+    result = door(found, out or Path("runs") / f"compare-{found.name}", settings=settings, engine=Local(slots),
+                  listener=Display(_err), command=_command())
+    _out.print(result.summary, markup=False, highlight=False)
+    _close(result)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")]) -> None:
+    """Say again where a folder's report is and what it found, and write its records as CSV."""
+    from optscope.engine.store import Store, read_json
+
+    if not (folder / "optscope.json").is_file():
+        raise UserError(f"{folder} is not a folder that optscope made: give the --out of a run or compare")
+    rows = Store(folder).export_csv(folder / "records.csv")
+    if (folder / "verdicts.json").is_file():
+        for verdict in read_json(folder / "verdicts.json"):
+            _out.print(f"{verdict['claim']:<5} {verdict['outcome']:<10} {verdict['text']}", markup=False,
+                       highlight=False)
+    _out.print(f"records: {folder / 'records.csv'} ({rows} rows)", highlight=False)
+    _out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def data(name: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")]) -> None:
+    """Fetch a data set from its makers."""
+    from optscope.tasks.files import fetch
+
+    _out.print(f"{name}: {fetch(name)}", highlight=False)
+
+
+def _study(name: str) -> Any:
+    import importlib
+
+    from optscope.studies import STUDIES
+
+    if name not in STUDIES:
+        raise UserError(f'no study "{name}"; {nearest(name, STUDIES)}')
+    return importlib.import_module(f"optscope.studies.{name}").STUDY
+
+
+def _close(result: Any) -> None:
+    _out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+    if result.failures:
+        sys.exit(1)

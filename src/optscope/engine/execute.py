@@ -1,0 +1,134 @@
+"""Many runs on one machine: one single-threaded process a slot, so a killed worker costs one run only."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from optscope.engine.identity import THREADS
+from optscope.engine.run import Work
+from optscope.engine.store import RunFolder
+from optscope.errors import UserError
+
+TRIES = 3
+"""How often a run whose worker dies is started before it is given up as lost."""
+
+_ENVIRONMENT = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a piece of work ended: "ok", "diverged", "failed" (with the reason) or "lost" (its worker died)."""
+
+    work: Work
+    status: str
+    seconds: float = 0.0
+    reason: str = ""
+    tries: int = 1
+
+
+class Engine(Protocol):
+    """Does pieces of work in any order and yields outcomes as they come."""
+
+    def run(self, works: Sequence[Work], folder: Path) -> Iterator[Outcome]:
+        """Do every piece of work in its folder below `folder`."""
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Everything in this process, one thing after the other: for debugging."""
+
+    def run(self, works: Sequence[Work], folder: Path) -> Iterator[Outcome]:
+        """Do every piece of work here."""
+        import torch
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(THREADS)
+        try:
+            for work in works:
+                yield _perform(work, folder)
+        finally:
+            torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Local:
+    """One process a slot (default: one a core), restarted when it dies."""
+
+    slots: int = 0
+
+    def run(self, works: Sequence[Work], folder: Path) -> Iterator[Outcome]:
+        """Do every piece of work in a worker; one whose worker dies is tried again, at most three times."""
+        from loky.process_executor import TerminatedWorkerError
+
+        count = min(self.slots or os.cpu_count() or 1, max(1, len(works)))
+        slots: list[Any] = [_start_slot() for _ in range(count)]
+        waiting = [(work, 1) for work in reversed(works)]
+        running: dict[Future[Outcome], tuple[int, Work, int]] = {}
+        try:
+            idle = list(range(count))
+            while waiting or running:
+                while idle and waiting:
+                    slot, (work, attempt) = idle.pop(), waiting.pop()
+                    running[slots[slot].submit(_perform, work, folder)] = (slot, work, attempt)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    slot, work, attempt = running.pop(future)
+                    idle.append(slot)
+                    try:
+                        yield future.result()
+                    except TerminatedWorkerError as error:
+                        slots[slot].shutdown(kill_workers=True)
+                        slots[slot] = _start_slot()
+                        if attempt < TRIES:
+                            waiting.append((work, attempt + 1))
+                        else:
+                            yield Outcome(work, "lost", reason=str(error).partition("\n")[0], tries=attempt)
+        finally:
+            for executor in slots:
+                executor.shutdown(kill_workers=True)
+
+
+def _start_slot() -> Any:
+    from loky.process_executor import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(max_workers=1, env=_ENVIRONMENT, initializer=_start_worker,
+                               initargs=(os.getpid(), list(sys.path)))
+
+
+def _start_worker(parent: int, path: list[str]) -> None:
+    """Prepare a worker: one thread, the parent's import path, and an end when the parent is gone."""
+    import torch
+
+    sys.path[:] = path
+    torch.set_num_threads(THREADS)
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _perform(work: Work, folder: Path) -> Outcome:
+    """Do one piece of work; an error in it is an outcome, except a full or read-only disk."""
+    start = time.perf_counter()
+    try:
+        status, reason = work.perform(RunFolder(folder / work.id)), ""
+    except OSError:
+        raise
+    except UserError as error:
+        status, reason = "failed", str(error)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        status = "failed"
+        reason = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+    return Outcome(work, status, time.perf_counter() - start, reason)

@@ -1,0 +1,296 @@
+"""What runs leave on disk: one folder a run, written so that a crash loses nothing, and an index of them.
+
+A file is written beside its place, forced to disk, and renamed: it is there whole or not at all. The SQLite
+index only repeats what the files say; it is made anew from them whenever records are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import math
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as numpy_bytes
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as torch_bytes
+from torch import Tensor
+
+from optscope.errors import UserError
+from optscope.evidence.records import Phase, Record, Records
+from optscope.probes.probe import Reading
+
+SCHEMA = 1
+MARKER = "optscope.json"
+SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_loss"}
+"""Records made from the summary of every run, and where they stand in it."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that after any crash it is whole, or as it was before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def to_json(value: object) -> bytes:
+    """Return JSON in which non-finite numbers are the strings "nan", "inf" and "-inf"."""
+    def plain(v: Any) -> Any:
+        if isinstance(v, float):
+            return v if math.isfinite(v) else str(v)
+        if isinstance(v, Mapping):
+            return {str(k): plain(x) for k, x in v.items()}
+        return [plain(x) for x in v] if isinstance(v, (list, tuple)) else v
+    return json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False).encode()
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        UserError: naming the file when it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete its folder and run the same command "
+                        "again") from error
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run. `result.json` is written last: its presence means that training is done."""
+
+    path: Path
+
+    def has_result(self) -> bool:
+        """Return whether the run has finished."""
+        return (self.path / "result.json").is_file()
+
+    def result(self) -> dict[str, Any]:
+        """Return the run's summary."""
+        found: dict[str, Any] = read_json(self.path / "result.json")
+        return found
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return why the last try left no result, or None."""
+        path = self.path / "failed.json"
+        return read_json(path) if path.is_file() else None
+
+    def write_failure(self, status: str, reason: str) -> None:
+        """Write that the run failed or was lost; the next command tries it again."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        found = {"schema": SCHEMA, "status": status, "reason": reason, "train_loss": math.nan}
+        write_atomically(self.path / "failed.json", to_json(found))
+
+    def series(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays a finished run left."""
+        path = self.path / "series.safetensors"
+        return load_arrays(path.read_bytes()) if path.is_file() else {}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the trained weights by name."""
+        try:
+            return load_tensors((self.path / "weights.safetensors").read_bytes())
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"the weights in {self.path} cannot be read ({error}): delete that folder and "
+                            "run the same command again") from error
+
+    def write_result(self, summary: Mapping[str, Any], series: Mapping[str, NDArray[Any]],
+                     weights: Mapping[str, Tensor], watched: Sequence[tuple[int, str, Reading]]) -> None:
+        """Write all that training left; the summary last."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if series:
+            arrays = {name: np.ascontiguousarray(value) for name, value in series.items()}
+            write_atomically(self.path / "series.safetensors", numpy_bytes(arrays))
+        if weights:
+            # Clones, because tied weights share memory, which the format refuses.
+            tensors = {name: t.detach().clone().contiguous() for name, t in weights.items()}
+            write_atomically(self.path / "weights.safetensors", torch_bytes(tensors))
+        values = [[step, probe, _values(reading)] for step, probe, reading in watched]
+        write_atomically(self.path / "result.json",
+                         to_json({"schema": SCHEMA, **summary, "watched": values}))
+
+    def has_reading(self, probe: str) -> bool:
+        """Return whether a probe has been taken."""
+        return (self.path / f"probe-{probe}.json").is_file()
+
+    def write_reading(self, probe: str, label: str, reading: Reading, reason: str = "") -> None:
+        """Write what a probe found, or the reason why it found nothing."""
+        if reading.arrays:
+            arrays = {name: np.ascontiguousarray(a) for name, a in reading.arrays.items()}
+            write_atomically(self.path / f"probe-{probe}.safetensors", numpy_bytes(arrays))
+        write_atomically(self.path / f"probe-{probe}.json",
+                         to_json({"schema": SCHEMA, "probe": label, "reason": reason,
+                                  "values": _values(reading)}))
+
+
+def _values(reading: Reading) -> list[list[Any]]:
+    """Return [metric, at or None, value] for every number of a reading."""
+    rows: list[list[Any]] = []
+    for metric, value in reading.values.items():
+        pairs = value.items() if isinstance(value, Mapping) else [(None, value)]
+        rows.extend([metric, at, float(number)] for at, number in pairs)
+    return rows
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Why a run was made: its place in an experiment, and the measurements that this place reads."""
+
+    experiment: str
+    arm: str
+    phase: Phase
+    seed: int
+    rule: str
+    run: str
+    probes: tuple[str, ...] = ()
+
+
+class Store:
+    """A folder of runs, its entries, and its index.
+
+    Raises:
+        UserError: when the folder cannot be written, holds somebody else's files, or is in use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        marker = folder / MARKER
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"the output folder {folder} is a file: give --out another name")
+        if folder.is_dir() and not marker.is_file() and any(folder.iterdir()):
+            raise UserError(f"the output folder {folder} holds files that are not optscope's: "
+                            "give --out an empty or a new folder")
+        try:
+            (folder / "runs").mkdir(parents=True, exist_ok=True)
+            if not marker.is_file():
+                write_atomically(marker, to_json({"schema": SCHEMA}))
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise UserError(f"the output folder {folder} cannot be written ({error.strerror}): "
+                            "give --out a folder of yours") from error
+        schema = read_json(marker).get("schema", 0)
+        if schema > SCHEMA:
+            raise UserError(f"{folder} was written by a newer optscope (schema {schema}, this one reads "
+                            f"{SCHEMA}): update optscope")
+
+    def run_folder(self, run: str) -> RunFolder:
+        """Return the folder of one run."""
+        return RunFolder(self.folder / "runs" / run)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one writing process; leftovers of a killed one are swept first."""
+        with (self.folder / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise UserError(f"{self.folder} is in use by process {file.read().strip() or '?'}: "
+                                "wait for it, or give --out another folder") from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            for stray in self.folder.glob("runs/*/.*.tmp"):
+                stray.unlink()
+            yield
+
+    def add_entries(self, entries: Iterable[Entry]) -> None:
+        """Add entries that are not there yet; they are kept in `entries.json`."""
+        known = dict.fromkeys(self.entries())
+        known.update(dict.fromkeys(entries))
+        rows = [[e.experiment, e.arm, e.phase, e.seed, e.rule, e.run, list(e.probes)] for e in known]
+        write_atomically(self.folder / "entries.json", to_json({"schema": SCHEMA, "entries": rows}))
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, in the order they were added."""
+        path = self.folder / "entries.json"
+        rows = read_json(path)["entries"] if path.is_file() else []
+        return [Entry(experiment, arm, phase, seed, rule, run, tuple(probes))
+                for experiment, arm, phase, seed, rule, run, probes in rows]
+
+    def silences(self, entries: Iterable[Entry]) -> list[str]:
+        """Return, once each, why probes found nothing."""
+        paths = (self.run_folder(e.run).path / f"probe-{probe}.json" for e in entries for probe in e.probes)
+        found = (read_json(path) for path in dict.fromkeys(paths) if path.is_file())
+        return list(dict.fromkeys(f"{f['probe']}: {f['reason']}" for f in found if f["reason"]))
+
+    def records(self, entries: Iterable[Entry] | None = None) -> Records:
+        """Return every number of the finished runs behind `entries` (all by default)."""
+        chosen = self.entries() if entries is None else entries
+        return Records(row for entry in chosen for row in self._rows(entry))
+
+    def _rows(self, entry: Entry) -> Iterator[Record]:
+        folder = self.run_folder(entry.run)
+        result = folder.result() if folder.has_result() else folder.failure()
+        if result is None:
+            return
+        status = result["status"]
+
+        def row(metric: str, value: Any, at: Any = None, step: int | None = None, arm: str = entry.arm,
+                seed: int = entry.seed) -> Record:
+            number = float(value) if math.isfinite(float(value)) else math.nan  # means have no place for inf
+            return Record(entry.experiment, arm, seed, metric, number,
+                          None if at is None else float(at), step, entry.phase, entry.rule, status, entry.run)
+
+        for arm, seed, metric, value, at, step in result.get("rows", []):
+            yield row(metric, value, at, step, arm, seed)
+        for metric, name in SUMMARY.items():
+            if isinstance(result.get(name), (int, float, str)):
+                yield row(metric, result[name])
+        for step, _, values in result.get("watched", []):
+            for metric, at, value in values:
+                yield row(metric, value, at, step)
+        for probe in entry.probes:
+            path = folder.path / f"probe-{probe}.json"
+            for metric, at, value in read_json(path)["values"] if path.is_file() else []:
+                yield row(metric, value, at)
+
+    def index(self, records: Records) -> Path:
+        """Write records to `index.sqlite`, for anyone's SQL, and return its path."""
+        path = self.folder / "index.sqlite"
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("pragma journal_mode=wal")
+            database.execute("pragma synchronous=full")
+            database.execute(f"pragma user_version={SCHEMA}")
+            database.execute("drop table if exists records")
+            database.execute("create table records (experiment text, arm text, seed integer, metric text, "
+                             "value real, at real, step integer, phase text, rule text, status text, "
+                             "run text)")
+            rows = ((r.experiment, r.arm, r.seed, r.metric, r.value, r.at, r.step, r.phase, r.rule,
+                     r.status, r.run) for r in records)
+            database.executemany("insert into records values (?,?,?,?,?,?,?,?,?,?,?)", rows)
+        return path
+
+    def export_csv(self, path: Path) -> int:
+        """Write all records to a CSV file and return their number."""
+        rows = self.records()
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(f.name for f in dataclasses.fields(Record))
+        writer.writerows(dataclasses.astuple(row) for row in rows)
+        write_atomically(path, text.getvalue().encode())
+        return len(rows)

@@ -1,0 +1,142 @@
+"""Training: a lean loop from a seed to a trained model; it knows no probe, and lets others look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optscope.errors import UserError
+from optscope.optim.rule import Rule
+from optscope.optim.schedules import Constant, Schedule
+from optscope.tasks.snapshot import Snapshot
+from optscope.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how a task is trained: the same for every arm of a comparison.
+
+    An epoch is ⌊n / batch⌋ steps over a fresh permutation of the n training examples; the few left over wait
+    for another epoch. `schedule` multiplies the rule's learning rate.
+
+    Raises:
+        UserError: unless epochs >= 1 and batch >= 1.
+    """
+
+    epochs: int = 30
+    batch: int = 128
+    schedule: Schedule = field(default_factory=Constant)
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("batch", self.batch)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"Plan: {name} must be a whole number >= 1; got {value!r}")
+
+    def steps(self, examples: int) -> int:
+        """Return how many steps a training set of that size gets."""
+        return self.epochs * self.steps_per_epoch(examples)
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Return ⌊examples / batch⌋, at least 1."""
+        return max(1, examples // self.batch)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training left: the last snapshot, and the step at which it went non-finite (None: it did not)."""
+
+    snapshot: Snapshot
+    diverged_at: int | None
+
+    @property
+    def losses(self) -> Tensor:
+        """The training loss of every step, `(steps,)`; nan after divergence."""
+        assert self.snapshot.losses is not None
+        return self.snapshot.losses
+
+
+def ignore(snapshot: Snapshot) -> None:
+    """Watch nothing."""
+
+
+def train(task: Task, rule: Rule, plan: Plan, seed: int, *, watch: Callable[[Snapshot], None] = ignore,
+          at: Collection[int] = ()) -> Trained:
+    """Train a fresh model of `task` by `rule`, and call `watch` when the number of steps made is in `at`.
+
+    Initialisation, data order and training noise (dropout, augmentation) are three streams that depend on
+    `seed` alone, never on the rule: runs with the same seed are paired. The global random state is left as it
+    was. Same seed, thread count, torch and CPU kind give the same bits.
+    """
+    init, order, noise = (int(s.generate_state(1)[0]) for s in np.random.SeedSequence(seed).spawn(3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(init)
+        model = task.model()
+        torch.manual_seed(noise)
+        return _loop(task, model, rule, plan, seed, order, watch, at)
+
+
+def _loop(task: Task, model: nn.Module, rule: Rule, plan: Plan, seed: int, order: int,
+          watch: Callable[[Snapshot], None], at: Collection[int]) -> Trained:
+    inputs, targets = task.data().train.inputs, task.data().train.targets
+    memory_format = fast_format(model)
+    model.to(memory_format=memory_format).train()  # type: ignore[call-overload]
+    optimizer = rule.optimizer(model.parameters())
+    base = [group["lr"] for group in optimizer.param_groups]
+    per_epoch, total = plan.steps_per_epoch(len(inputs)), plan.steps(len(inputs))
+    losses = torch.full((total,), torch.nan)
+    augment_noise = torch.Generator().manual_seed(order + 1)
+
+    def snapshot(step: int) -> Snapshot:
+        return Snapshot(model, task, seed, step, rule, optimizer, losses[:step])
+
+    for step in range(total):
+        if (step % per_epoch == 0 or step in at) and first_non_finite(losses[:step], model) is not None:
+            break
+        if step in at:
+            watch(snapshot(step))
+        if step % per_epoch == 0:
+            permutation = epoch_permutation(len(inputs), order, step // per_epoch)
+        first = (step % per_epoch) * plan.batch
+        batch = permutation[first:first + plan.batch]
+        x, y = inputs.index_select(0, batch), targets.index_select(0, batch)
+        if task.augment is not None:
+            x = task.augment(x, augment_noise)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=memory_format)
+        factor = plan.schedule(step / total)
+        for group, lr in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = lr * factor
+        optimizer.zero_grad()
+        loss = task.loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses[step] = loss.detach()
+    diverged = first_non_finite(losses, model)
+    if diverged is None and total in at:
+        watch(snapshot(total))
+    return Trained(snapshot(total), diverged)
+
+
+def epoch_permutation(examples: int, order: int, epoch: int) -> Tensor:
+    """Return the order of the examples in one epoch: a function of the seed and the epoch's number alone."""
+    state = np.random.SeedSequence((order, epoch)).generate_state(1)[0]
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(int(state)))
+
+
+def fast_format(model: nn.Module) -> torch.memory_format:
+    """Return channels-last for models that convolve (1.3 to 1.5 times faster on a CPU), else contiguous."""
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return torch.channels_last if convolves else torch.contiguous_format
+
+
+def first_non_finite(losses: Tensor, model: nn.Module) -> int | None:
+    """Return the first step whose loss, or the last if only a weight, is not finite; None if all are."""
+    bad = (~torch.isfinite(losses)).nonzero()
+    if len(bad):
+        return int(bad[0])
+    finite = all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    return None if finite else len(losses) - 1

@@ -1,0 +1,190 @@
+"""The two doors: compare optimisers on a task, and run a paper's study; both train, measure, judge, report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from optscope import __version__
+from optscope.engine.execute import Engine, Local
+from optscope.engine.identity import numerics
+from optscope.engine.store import Store, to_json, write_atomically
+from optscope.evidence.claims import Claim, Scale, Verdict
+from optscope.evidence.picture import Figure, Picture
+from optscope.evidence.records import Records
+from optscope.report.document import Check, Document, write
+from optscope.report.tables import metric_table, runs_table
+from optscope.study.charts import along_axis, by_arm, learning_rates, training_curves
+from optscope.study.compare import comparison_of
+from optscope.study.comparison import Arm, Comparison
+from optscope.study.conduct import Conducted, Listener, Silence, conduct
+from optscope.study.findings import findings, headline, places
+from optscope.study.settings import Settings
+from optscope.study.study import Study
+from optscope.tasks.check import check_task
+from optscope.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a door leaves: every number, every verdict, and the path of the page that shows them."""
+
+    records: Records
+    verdicts: Sequence[tuple[Claim, Verdict]]
+    summary: str
+    report: Path
+    failures: tuple[str, ...] = ()
+
+
+def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
+            engine: Engine | None = None, listener: Listener | None = None, command: str = "") -> Result:
+    """Compare optimisers on a task, fairly, and write the report to the folder `out`.
+
+    Every arm is tuned with the same number of learning rates by validation loss, trained on the same fresh
+    seeds, and measured by every probe that fits the task. The same call again continues, and repeats no run.
+
+    Raises:
+        UserError: when the task, an arm or the folder will not do; before anything is trained.
+    """
+    settings = settings or Settings()
+    comparison = comparison_of(task, settings, arms)
+    store = Store(Path(out))
+    check_task(task)
+    start = time.perf_counter()
+    conducted = conduct([comparison], store, engine or Local(), listener or Silence())
+    found = findings(comparison, conducted.records)
+    verdicts = [(f.claim, f.verdict) for f in found]
+    document = Document(
+        title=f"Which optimiser for {task.name}?",
+        question=_question(comparison),
+        verdict_sentence=headline(comparison, found),
+        warnings=_warnings([comparison], conducted),
+        verdicts=verdicts, scale="desk",
+        figures=_comparison_figures(comparison, conducted.records),
+        tables=[metric_table(conducted.records, [p.metric for p in places(comparison, conducted.records)],
+                             comparison.arms[0].name)],
+        checklist=_checklist(comparison, conducted.records),
+        environment=environment(time.perf_counter() - start), command=command,
+        runs_table=runs_table(conducted.records))
+    return Result(conducted.records, verdicts, document.verdict_sentence, _finish(document, store),
+                  conducted.failures)
+
+
+def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | None = None,
+              listener: Listener | None = None, command: str = "") -> Result:
+    """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`."""
+    store = Store(Path(out))
+    experiments = study.experiments(scale)
+    comparisons = [e for e in experiments if isinstance(e, Comparison)]
+    for task in {id(c.task): c.task for c in comparisons}.values():
+        check_task(task)
+    start = time.perf_counter()
+    conducted = conduct(experiments, store, engine or Local(), listener or Silence())
+    verdicts = study.judge(conducted.records, scale)
+    counts = {o: sum(v.outcome == o for _, v in verdicts) for o in ("holds", "fails", "undecided")}
+    summary = (f"Of {len(verdicts)} claims {counts['holds']} hold, {counts['fails']} fail and "
+               f"{counts['undecided']} are undecided at {scale} scale.")
+    document = Document(
+        title=study.paper.title, question=study.question, verdict_sentence=summary,
+        warnings=[*_warnings(comparisons, conducted), study.left_out], verdicts=verdicts, scale=scale,
+        figures=study.pictures(conducted.records, conducted.arrays),
+        tables=[metric_table(conducted.records.where(experiment=c.name),
+                             [p.metric for p in places(c, conducted.records.where(experiment=c.name))],
+                             c.arms[0].name) for c in comparisons],
+        checklist=[check for c in comparisons if any(arm.search for arm in c.arms)
+                   for check in _checklist(c, conducted.records)],
+        environment=environment(time.perf_counter() - start)
+        | {"paper": f"{study.paper.authors}, {study.paper.venue}, arXiv {study.paper.arxiv}",
+           "reproduced": study.reproduced},
+        command=command, runs_table=runs_table(conducted.records))
+    return Result(conducted.records, verdicts, summary, _finish(document, store), conducted.failures)
+
+
+def environment(seconds: float) -> dict[str, object]:
+    """Return what a reader needs to get the same numbers: versions, processor, threads, time."""
+    packages = ("torch", "numpy", "scipy")
+    return {"optscope": __version__, "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+            "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
+            "threads a run": numerics()["threads"], "system": platform.system(),
+            "time of this call [s]": round(seconds, 1)}
+
+
+def _finish(document: Document, store: Store) -> Path:
+    write_atomically(store.folder / "run.json",
+                     to_json({"command": document.command, **dict(document.environment)}))
+    return write(document, store.folder)
+
+
+def _question(comparison: Comparison) -> str:
+    names = [arm.name for arm in comparison.arms]
+    return (f"{', '.join(names[1:])} against {names[0]}: at learning rates chosen alike on clean validation "
+            "data, which model is more accurate, more robust, smoother?")
+
+
+def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[str]:
+    found = [*conducted.failures, *conducted.silences]
+    for comparison in comparisons:
+        mine = conducted.records.where(experiment=comparison.name)
+        chosen = comparison.chosen(mine)
+        for arm in comparison.arms:
+            if arm.search and arm.search.at_edge(chosen[arm.name]):
+                found.append(f"{comparison.name}: the chosen learning rate of {arm.name} "
+                             f"({chosen[arm.name].lr}) lies at the edge of those tried: try more beyond it.")
+            runs = {r.run: r.status for r in mine.where(arm=arm.name, phase="final")}
+            bad = sum(status != "ok" for status in runs.values())
+            if bad:
+                found.append(f"{comparison.name}: {bad} of {len(runs)} runs of {arm.name} diverged or failed; "
+                             "they are missing from its means.")
+        if len(comparison.seeds) < 6:
+            found.append(f"{comparison.name}: {len(comparison.seeds)} seeds can never show p < 0.05; "
+                         "it takes 6.")
+    return found
+
+
+def _checklist(comparison: Comparison, records: Records) -> list[Check]:
+    tuned = [arm for arm in comparison.arms if arm.search]
+    budgets = {len(arm.candidates()) for arm in tuned}
+    seeds = {arm.name: len(records.where(experiment=comparison.name).by_seed(arm.name, "training loss"))
+             for arm in comparison.arms}
+    name = comparison.name
+    return [
+        Check(f"{name}: every tuned optimiser had the same budget", len(budgets) <= 1,
+              f"{next(iter(budgets), 0)} learning rates × {len(comparison.tuning_seeds)} seed(s) each, "
+              f"chosen by clean validation {comparison.criterion.metric}"),
+        Check(f"{name}: seeds that choose are not the seeds that compare",
+              not set(comparison.seeds) & set(comparison.tuning_seeds),
+              f"tuned on {comparison.tuning_seeds}, compared on {comparison.seeds}"),
+        Check(f"{name}: arms are paired", len(set(seeds.values())) == 1,
+              "a seed fixes initialisation, data order and the noise of probes for all arms"),
+        Check(f"{name}: same plan for all", True, repr(comparison.plan)),
+    ]
+
+
+def _comparison_figures(comparison: Comparison, records: Records) -> list[Figure]:
+    mine = records.where(experiment=comparison.name)
+    final = mine.where(phase="final")
+    arms = [arm.name for arm in comparison.arms]
+    shown = places(comparison, final)
+    percent = [p for p in shown if p.metric.unit == "%"]
+    figures: list[Figure] = []
+    if percent:
+        named = [(p.metric, p.at, p.text.replace(" (", "\n(")) for p in percent]
+        figures.append(Picture("accuracies", "Accuracy, clean and perturbed",
+                               [by_arm(final, named, arms, "accuracy [%]")],
+                               "Mean over seeds with 95 % t intervals; compare pairs in the table."))
+    along = [p.metric for p in shown if p.at is not None]
+    for metric in along:
+        figures.append(Picture(metric.name.replace(" ", "-"), f"{metric.name.capitalize()} over {metric.axis}",
+                               [along_axis(final, metric, arms)],
+                               "Mean over seeds with 95 % t intervals." + (f" {metric.text.capitalize()}."
+                                                                           if metric.text else "")))
+    figures.append(learning_rates(comparison, records))
+    curves = [m for m in comparison.probes[0].metrics if m.name in ("loss", "accuracy")]
+    figures.append(training_curves(comparison, records, curves))
+    return figures

@@ -1,0 +1,102 @@
+"""How well a model does on clean data: accuracy with its interval, loss, and calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optscope.errors import UserError
+from optscope.evidence.records import Metric
+from optscope.evidence.stats import wilson
+from optscope.probes.probe import Probe, Reading, Subject, in_batches
+
+BINS = 15
+
+
+@dataclass(frozen=True, repr=False)
+class Accuracy(Probe):
+    """Measure accuracy (percent), loss, and the expected calibration error (points) on the clean inputs.
+
+    The loss is the task's own. Regression tasks have only the loss. Arrays: "correct", one verdict an example
+    (bool), and "accuracy interval", the 95 % Wilson interval in percent (low, high).
+    """
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Accuracy, loss and calibration error."""
+        return (
+            Metric("accuracy", "%", "higher", "examples that are classified rightly"),
+            Metric("loss", "", "lower", "the task's loss, mean over the examples"),
+            Metric("calibration error", "points", "lower", f"confidence against accuracy in {BINS} bins"),
+        )
+
+    def measure(self, subject: Subject) -> Reading:
+        """Measure on all inputs, in one pass."""
+        task = subject.snapshot.task
+        if task.kind == "classification":
+            check_classifier(subject)
+        outputs = in_batches(subject.model, subject.inputs)
+        loss = float(subject.loss(outputs, subject.targets))
+        if task.kind == "regression":
+            return Reading({"loss": loss})
+        correct = outputs.argmax(1) == subject.targets
+        interval = wilson(int(correct.sum()), len(correct))
+        return Reading({"accuracy": percent(correct), "loss": loss,
+                        "calibration error": 100 * calibration_error(outputs, subject.targets)},
+                       {"correct": correct.cpu().numpy(),
+                        "accuracy interval": 100 * np.array([interval.low, interval.high])})
+
+
+def verdicts(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return which of `inputs` `(n, ...)` are classified rightly, `(n,)` of bool."""
+    return in_batches(lambda x: model(x).argmax(1), inputs) == targets
+
+
+def percent(correct: Tensor) -> float:
+    """Return the share of verdicts that are True, in percent.
+
+    >>> percent(torch.tensor([True, True, False, True]))
+    75.0
+    """
+    return 100 * int(correct.sum()) / correct.numel()
+
+
+def check_classifier(subject: Subject) -> None:
+    """Raise unless the model gives one logit a class and the targets are class numbers.
+
+    Raises:
+        UserError: naming the task.
+    """
+    task, targets = subject.snapshot.task, subject.targets
+    with torch.no_grad():
+        shape = tuple(subject.model(subject.inputs[:1]).shape[1:])
+    if task.kind != "classification" or len(shape) != 1 or targets.ndim != 1 or targets.is_floating_point():
+        raise UserError("accuracy needs a classification task with logits (n, classes) and class numbers "
+                        f"(n,); the {task.kind} task {task.name!r} has outputs of shape {shape} an example "
+                        f"and {targets.dtype} targets {tuple(targets.shape)}")
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= shape[0]:
+        raise UserError(f"the labels must be from 0 to {shape[0] - 1}, the model's classes; in the task "
+                        f"{task.name!r} they reach from {low} to {high}")
+
+
+def calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS) -> float:
+    """Return the expected calibration error of `logits` `(n, classes)`, in [0, 1].
+
+        ECE = Σ_b |B_b| / n · |acc(B_b) - conf(B_b)|
+
+    over `bins` bins of equal width of the confidence, the largest softmax probability; a bin holds its upper
+    edge. Guo et al. 2017, arXiv 1706.04599, section 2.
+
+    >>> calibration_error(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
+    0.0
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    surplus = confidence - (predicted == targets).double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=logits.device)[1:-1]
+    gaps = torch.zeros(bins, dtype=torch.float64, device=logits.device)
+    gaps.index_add_(0, torch.bucketize(confidence, edges), surplus)
+    return float(gaps.abs().sum()) / len(targets)

@@ -1,0 +1,204 @@
+"""Attacks look for a wrongly classified input near a right one; what they find is proof, what they miss is not.
+
+The final `run` checks, freezes the model and cuts the work into batches; authors write `search`. Images leave a
+batch as soon as they are fooled, so an attack costs what its survivors cost. The models' accuracy under any attack
+is an upper bound on their robust accuracy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from optscope.errors import UserError
+from optscope.probes.attack_losses import AttackLoss, CrossEntropy
+from optscope.probes.perturbation import Ball, Bounds, ball_of, per_example
+from optscope.probes.probe import frozen
+
+Search = Callable[["Batch"], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images under attack: their balls, with `inputs` `(n, ...)` as centres, and their labels `(n,)`."""
+
+    model: nn.Module
+    ball: Ball
+    labels: Tensor
+    generator: torch.Generator
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The clean images."""
+        return self.ball.centre
+
+    def take(self, where: Tensor) -> Batch:
+        """Return the images at `where`, indices or a mask."""
+        return Batch(self.model, self.ball.take(where), self.labels[where], self.generator)
+
+    def step(self, x: Tensor, direction: Tensor, length: float | Tensor) -> Tensor:
+        """Return `x` moved by `length` (in radii) along `direction` of norm 1, brought back into the balls."""
+        return self.ball.project(torch.addcmul(x, direction, length * self.ball.eps))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the model's logits `(n, C)` without a gradient."""
+        with torch.no_grad():
+            logits: Tensor = self.model(x)
+        return logits
+
+    def fooled(self, x: Tensor) -> Tensor:
+        """Return which of `x` are classified wrongly, `(n,)`."""
+        return self.logits(x).argmax(1) != self.labels
+
+    def ascent(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return at `x` which are fooled `(n,)`, the losses `(n,)` and their gradients `(n, ...)`."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logits = self.model(x)
+            losses = loss(logits)
+            gradient, = torch.autograd.grad(losses.sum(), x)
+        return logits.detach().argmax(1) != self.labels, losses.detach(), gradient
+
+
+@dataclass(frozen=True, repr=False)
+class Attack(ABC):
+    """A way to look for adversarial inputs. Fields are its settings, `repr` (changed fields only) its identity."""
+
+    @abstractmethod
+    def search(self, batch: Batch) -> Tensor:
+        """Return one point of its ball for each image: a fooling one where one was found.
+
+        The model of `batch` is in eval mode with frozen parameters, and is right on all images.
+        """
+
+    @final
+    def run(self, model: nn.Module, inputs: Tensor, targets: Tensor, eps: float | Tensor, norm: str = "linf",
+            bounds: Bounds = (0.0, 1.0), generator: torch.Generator | None = None) -> Tensor:
+        """Return one input in the ball around each of `inputs` `(n, ...)`: a fooling one where one was found.
+
+        `eps` is one radius, or one an image `(n,)`. Images that are classified wrongly as they are come back as
+        they are. The model is attacked in eval mode; its mode and its parameters' flags are restored.
+
+        Raises:
+            UserError: unknown norm, a radius that is not positive, a model without one logit a class, labels
+                outside its classes.
+        """
+        radii = torch.as_tensor(eps, dtype=inputs.dtype, device=inputs.device).expand(len(inputs)).contiguous()
+        if not bool((torch.isfinite(radii) & (radii > 0)).all()):
+            raise UserError(f"the radius of an attack must be a finite number above 0; got {eps!r}")
+        size = 128 if inputs.dim() == 4 else 512  # keeps what a network holds for its gradient in cache
+        with frozen(model) as still:
+            balls = ball_of(norm)(inputs, per_example(radii, inputs), bounds)
+            whole = Batch(still, balls, targets, generator or torch.Generator().manual_seed(0))
+            check_logits(whole)
+            found = inputs.clone()
+            for where in torch.arange(len(inputs), device=inputs.device).split(size):
+                right = where[~whole.take(where).fooled(inputs[where])]
+                if len(right):
+                    found[right] = self.search(whole.take(right))
+        return found
+
+    def __repr__(self) -> str:
+        changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+
+def check_logits(batch: Batch) -> None:
+    """Raise unless the model gives one logit a class, and the labels are among its classes."""
+    logits, labels = batch.logits(batch.inputs[:1]), batch.labels
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise UserError("an attack needs a classifier with one logit a class, of shape (n, C) with C >= 2; "
+                        f"the model returns shape {tuple(logits.shape)} for one input: give two logits to a "
+                        "problem with two classes")
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        raise UserError("an attack needs labels of shape (n,) and type int64, one class number an image; "
+                        f"got shape {tuple(labels.shape)} and type {labels.dtype}")
+    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    if low < 0 or high >= classes:
+        raise UserError(f"labels must be class numbers from 0 to {classes - 1}, as the model has {classes} logits; "
+                        f"they reach from {low} to {high}")
+
+
+def in_turn(batch: Batch, searches: Iterable[Search]) -> Tensor:
+    """Return what several searches find, each on the images that those before it did not fool."""
+    found = batch.inputs.clone()
+    left = torch.arange(len(found), device=found.device)
+    for turn, search in enumerate(searches):
+        if turn > 0:
+            left = left[~batch.take(left).fooled(found[left])]
+        if len(left) == 0:
+            break
+        found[left] = search(batch.take(left))
+    return found
+
+
+def worth_dropping(done: Tensor) -> bool:
+    """Return whether enough images are done (an eighth) to pay for the copying that leaves them behind."""
+    return 8 * int(done.sum()) >= len(done) > 0
+
+
+@dataclass(frozen=True, repr=False)
+class FGSM(Attack):
+    """One step of full length along the steepest direction: x + eps * sign(g) or eps * g / |g|.
+
+    arXiv 1412.6572, section 4.
+    """
+
+    loss: AttackLoss = CrossEntropy()  # noqa: RUF009 - frozen
+
+    def search(self, batch: Batch) -> Tensor:
+        """Return the end of the step."""
+        _, _, gradient = batch.ascent(batch.inputs, partial(self.loss, labels=batch.labels))
+        return batch.step(batch.inputs, batch.ball.steepest(gradient), 1.0)
+
+
+@dataclass(frozen=True, repr=False)
+class PGD(Attack):
+    """Projected gradient ascent from random starts, with steps of length `stride` * eps / steps.
+
+    x <- P(x + eta * u), u the steepest direction. arXiv 1706.06083, section 2; the stride of 2.5, which lets an
+    iterate cross the ball, is from its authors' code.
+    """
+
+    steps: int = 20
+    restarts: int = 1
+    loss: AttackLoss = CrossEntropy()  # noqa: RUF009 - frozen
+    stride: float = 2.5
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "restarts")
+
+    def search(self, batch: Batch) -> Tensor:
+        """Return the first fooling iterate of each image, else its last one."""
+        return in_turn(batch, [self._ascend] * self.restarts)
+
+    def _ascend(self, batch: Batch) -> Tensor:
+        x = batch.ball.sample(batch.generator)
+        found, left, done = x.clone(), torch.arange(len(x), device=x.device), torch.zeros_like(batch.labels).bool()
+        for _ in range(self.steps):
+            fooled, _, gradient = batch.ascent(x, partial(self.loss, labels=batch.labels))
+            found[left[fooled]] = x[fooled]
+            done |= fooled
+            if worth_dropping(done):
+                stay = ~done
+                batch, x, gradient, left, done = batch.take(stay), x[stay], gradient[stay], left[stay], done[stay]
+            x = batch.step(x, batch.ball.steepest(gradient), self.stride / self.steps)
+        found[left[~done]] = x[~done]
+        return found
+
+
+def check_counts(owner: object, *names: str) -> None:
+    """Raise unless the fields `names` of a settings object are whole numbers of at least 1."""
+    for name in names:
+        value = getattr(owner, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{type(owner).__name__}: {name} must be a whole number of at least 1; got {value!r}")

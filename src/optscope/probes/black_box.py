@@ -1,0 +1,85 @@
+"""A search without gradients: what it finds where a gradient attack failed shows that gradients were masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optscope.probes.attack import Attack, Batch, check_counts
+from optscope.probes.attack_losses import Margin
+from optscope.probes.perturbation import per_example
+
+
+@dataclass(frozen=True, repr=False)
+class RandomSearch(Attack):
+    """Write a random sign into a random window of the perturbation; keep it where the margin rises.
+
+    delta = eps * steepest(v): all coordinates at +-eps in the linf ball, a vector of length eps in the l2 ball.
+    v (of mean square 1) starts as stripes and changes by +-2 over a window, a square of an image `(n, c, h, w)`
+    or a run of any other input, whose share of the input falls geometrically from a half to one coordinate.
+    After Square Attack, arXiv 1912.00049, with a simpler sampling in the l2 ball.
+    """
+
+    queries: int = 500
+
+    def __post_init__(self) -> None:
+        check_counts(self, "queries")
+
+    def search(self, batch: Batch) -> Tensor:
+        """Return the first fooling query of each image, else the one of largest margin."""
+        margin, generator = Margin(), batch.generator
+        v = _stripes(batch.inputs, generator)
+        found = best = _at_end(batch, v)
+        value = margin(batch.logits(best), batch.labels)
+        left = torch.arange(len(batch), device=best.device)
+        for query in range(self.queries):
+            if (value > 0).any():
+                stay = value <= 0
+                found = found.index_copy(0, left[~stay], best[~stay])
+                batch, v, best, value, left = batch.take(stay), v[stay], best[stay], value[stay], left[stay]
+                if len(left) == 0:
+                    return found
+            share = 0.5 * (2 / batch.inputs[0].numel()) ** (query / self.queries)
+            proposal = batch.ball.steepest(v + 2 * _window(batch.inputs, share, generator))
+            proposal = proposal / per_example(proposal.flatten(1).square().mean(1).sqrt(), proposal)
+            x = _at_end(batch, proposal)
+            there = margin(batch.logits(x), batch.labels)
+            better = per_example(there > value, x)
+            v, best = torch.where(better, proposal, v), torch.where(better, x, best)
+            value = torch.maximum(there, value)
+        return found.index_copy(0, left, best)
+
+
+def _at_end(batch: Batch, v: Tensor) -> Tensor:
+    return batch.step(batch.inputs, batch.ball.steepest(v), 1.0)
+
+
+def _signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    return (torch.randint(2, shape, generator=generator) * 2 - 1).to(like)
+
+
+def _stripes(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one random sign a column and channel of each image, or a coordinate of any other input."""
+    shape = list(inputs.shape)
+    if inputs.dim() == 4:
+        shape[2] = 1
+    return _signs(tuple(shape), generator, inputs).expand_as(inputs)
+
+
+def _window(inputs: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Return a random sign a channel inside a random window of each input, 0 outside, shaped like `inputs`."""
+    n = len(inputs)
+    c, h, w = inputs.shape[1:] if inputs.dim() == 4 else (1, 1, inputs[0].numel())
+    scale = share if h == 1 else share**0.5
+    rows, columns = (_run(n, extent, scale, generator) for extent in (h, w))
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return (inside.to(inputs) * _signs((n, c, 1, 1), generator, inputs)).view_as(inputs)
+
+
+def _run(n: int, extent: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return `n` random runs that cover a share of `extent` places, `(n, extent)`, true inside."""
+    length = max(1, round(share * extent))
+    first = torch.randint(extent - length + 1, (n, 1), generator=generator)
+    return (torch.arange(extent) >= first) & (torch.arange(extent) < first + length)

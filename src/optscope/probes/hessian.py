@@ -1,0 +1,280 @@
+"""Curvature as a symmetric operator on flat vectors: Hessian and Gauss-Newton products, never a matrix.
+
+The graph of the gradient is built once and kept; each product is one more backward pass through it. Examples are
+split into chunks whose activations stay in a processor's cache, which makes convolutional products faster, and
+graphs that would not fit the memory allowed are built again for every product.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from optscope.errors import UserError, nearest
+from optscope.probes.probe import frozen
+from optscope.tasks.task import Loss
+from optscope.vector import Layout
+
+CACHED = 32 * 2**20
+"""Bytes of activations that one chunk of examples may save: about a last-level cache."""
+
+GRAPH = 2
+"""How many times the activations of a forward pass the graph of a gradient keeps, at most."""
+
+
+class SymmetricOperator(ABC):
+    """A symmetric matrix A known by its products: `operator(v)` is A v for `v` of shape `(P,)`.
+
+    `layout` says which layers the vectors hold; `products` counts the products made.
+    """
+
+    def __init__(self, layout: Layout, like: Tensor) -> None:
+        self.layout = layout
+        self.dtype, self.device = like.dtype, like.device
+        self.products = 0
+
+    @property
+    def size(self) -> int:
+        """P, the number of rows."""
+        return self.layout.size
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Return A v, a new vector `(P,)`, and count the product.
+
+        Raises:
+            UserError: when `vector` does not have shape `(P,)`.
+        """
+        if vector.shape != (self.size,):
+            raise UserError(f"this operator multiplies vectors of shape ({self.size},); got {tuple(vector.shape)}")
+        self.products += 1
+        return self._product(vector)
+
+    @abstractmethod
+    def _product(self, vector: Tensor) -> Tensor:
+        """Return A v."""
+
+
+class Preconditioned(SymmetricOperator):
+    """The operator D^(-1/2) A D^(-1/2) for a positive diagonal D, given as a vector `(P,)`.
+
+    Its eigenvalues are those of D^(-1) A: the curvature as a rule with steps D^(-1) g meets it
+    (Cohen et al. 2022, arXiv 2207.14484).
+
+    Raises:
+        UserError: when the diagonal has another shape or is not positive.
+    """
+
+    def __init__(self, operator: SymmetricOperator, diagonal: Tensor) -> None:
+        super().__init__(operator.layout, diagonal)
+        if diagonal.shape != (operator.size,) or not bool((diagonal > 0).all()):
+            raise UserError(f"a preconditioner must hold {operator.size} positive numbers; got shape "
+                            f"{tuple(diagonal.shape)} with smallest number {float(diagonal.min()):g}")
+        self._operator = operator
+        self._scale = diagonal.rsqrt()
+
+    def _product(self, vector: Tensor) -> Tensor:
+        return self._scale * self._operator(self._scale * vector)
+
+
+class _Graph(ABC):
+    """The kept graph of one chunk of examples, whose weight in the mean loss is n_chunk / n."""
+
+    @abstractmethod
+    def gradient(self) -> list[Tensor]:
+        """Return this chunk's part of the gradient, one tensor a layer."""
+
+    @abstractmethod
+    def product(self, vectors: Sequence[Tensor], rows: Sequence[int]) -> Iterable[Tensor]:
+        """Return this chunk's part of A v for the block of the layers `rows`."""
+
+
+class _HessianGraph(_Graph):
+    def __init__(self, outputs: Tensor, targets: Tensor, loss: Loss, share: float, weights: list[Tensor]) -> None:
+        self._weights = weights
+        self._gradient = _grad([share * loss(outputs, targets)], weights, None, create_graph=True)
+
+    def gradient(self) -> list[Tensor]:
+        return [g.detach() for g in self._gradient]
+
+    def product(self, vectors: Sequence[Tensor], rows: Sequence[int]) -> Iterable[Tensor]:
+        curved = [(self._gradient[i], v) for i, v in zip(rows, vectors, strict=True)
+                  if self._gradient[i].requires_grad]
+        return _grad([g for g, _ in curved], [self._weights[i] for i in rows], [v for _, v in curved])
+
+
+class _GaussNewtonGraph(_Graph):
+    """J^T B J with the Jacobian J of the outputs and the Hessian B of the loss in them.
+
+    J v is itself a backward pass: J^T u is linear in u, so its derivative in the direction v is J v.
+    """
+
+    def __init__(self, outputs: Tensor, targets: Tensor, loss: Loss, share: float, weights: list[Tensor]) -> None:
+        self._weights, self._outputs = weights, outputs
+        self._leaf = outputs.detach().requires_grad_()
+        self._slope = _grad([share * loss(self._leaf, targets)], [self._leaf], None, create_graph=True)
+        self._dummy = torch.zeros_like(outputs, requires_grad=True)
+        self._pulled = _grad([outputs], weights, [self._dummy], create_graph=True)
+
+    def gradient(self) -> list[Tensor]:
+        return _grad([self._outputs], self._weights, [self._slope[0].detach()])
+
+    def product(self, vectors: Sequence[Tensor], rows: Sequence[int]) -> Iterable[Tensor]:
+        pushed = _grad([self._pulled[i] for i in rows], [self._dummy], vectors)
+        bent = _grad(self._slope, [self._leaf], pushed)
+        return _grad([self._outputs], [self._weights[i] for i in rows], bent)
+
+
+def _grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor] | None, *,
+          create_graph: bool = False) -> list[Tensor]:
+    """Return the gradient, with zeros where nothing depends on anything, and keep the graph."""
+    if not any(z.requires_grad for z in outputs):
+        return [torch.zeros_like(x) for x in inputs]
+    return list(torch.autograd.grad(outputs, inputs, weights, retain_graph=True, create_graph=create_graph,
+                                    allow_unused=True, materialize_grads=True))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    inputs: Tensor
+    targets: Tensor
+    share: float
+
+
+class _Curvature(SymmetricOperator):
+    """What Hessian and Gauss-Newton share: copied parameters, chunks of examples, kept graphs."""
+
+    _kind: type[_HessianGraph] | type[_GaussNewtonGraph]
+
+    def __init__(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, *,
+                 training: bool = False, memory: int = 2 * 2**30) -> None:
+        self._model, self._loss, self._training = model, loss, training
+        self._weights = {name: p.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+                         for name, p in model.named_parameters()}
+        if not self._weights:
+            raise UserError(f"curvature is taken in a model's parameters; this {type(model).__name__} has none")
+        super().__init__(Layout.of(self._weights), next(iter(self._weights.values())))
+        each = self._saved_bytes(inputs[:8]) / len(inputs[:8])
+        size = len(inputs) if training else max(1, int(CACHED / max(each, 1.0)))
+        self._chunks = [_Chunk(x, y, len(x) / len(inputs))
+                        for x, y in zip(inputs.split(size), targets.split(size), strict=True)]
+        if len(self._chunks) > 1:
+            self._check_mean(targets)
+        self._kept = [*map(self._graph, self._chunks)] if each * len(inputs) * GRAPH <= memory else None
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of the loss, `(P,)`."""
+        parts = [self.layout.flatten(graph.gradient()) for graph in self._graphs()]
+        return torch.stack(parts).sum(dim=0)
+
+    def block(self, *layers: str) -> SymmetricOperator:
+        """Return the diagonal block of some layers, which shares this operator's graphs.
+
+        Raises:
+            UserError: naming a layer that the model does not have.
+        """
+        for name in layers:
+            if name not in self._weights:
+                raise UserError(f"the model has no layer {name!r}; {nearest(name, self._weights)}")
+        return _Block(self, tuple(name for name in self._weights if name in layers))
+
+    def _product(self, vector: Tensor) -> Tensor:
+        return self.block_product(vector, self.layout, range(len(self._weights)))
+
+    def block_product(self, vector: Tensor, layout: Layout, rows: Sequence[int]) -> Tensor:
+        """Return the product with the diagonal block of the layers at `rows`."""
+        vectors = layout.views(vector)
+        total = torch.zeros_like(vector)
+        for graph in self._graphs():
+            for part, piece in zip(layout.views(total), graph.product(vectors, rows), strict=True):
+                part += piece
+        return total
+
+    def _graphs(self) -> Iterable[_Graph]:
+        return map(self._graph, self._chunks) if self._kept is None else self._kept
+
+    def _graph(self, chunk: _Chunk) -> _Graph:
+        with torch.enable_grad():
+            outputs = self._outputs(chunk.inputs)
+            return self._kind(outputs, chunk.targets, self._loss, chunk.share, list(self._weights.values()))
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        # Buffers are copied, as batch normalisation in training mode would move the model's own. Of the
+        # attention kernels only the plain one can be differentiated twice.
+        buffers = {name: b.clone() for name, b in self._model.named_buffers()}
+        with nullcontext() if self._training else frozen(self._model), sdpa_kernel(SDPBackend.MATH):
+            outputs: Tensor = functional_call(self._model, {**self._weights, **buffers}, (inputs,))
+        return outputs
+
+    def _saved_bytes(self, inputs: Tensor) -> int:
+        total = 0
+
+        def weigh(saved: Tensor) -> Tensor:
+            nonlocal total
+            total += saved.numel() * saved.element_size()
+            return saved.detach()
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
+            self._outputs(inputs)
+        return total
+
+    def _check_mean(self, targets: Tensor) -> None:
+        with torch.no_grad():
+            outputs = [self._outputs(chunk.inputs) for chunk in self._chunks]
+            whole = float(self._loss(torch.cat(outputs), targets))
+            parts = sum(chunk.share * float(self._loss(z, chunk.targets))
+                        for chunk, z in zip(self._chunks, outputs, strict=True))
+        if abs(whole - parts) > 1e-4 * abs(whole) + 1e-6:
+            raise UserError(f"curvature over many examples needs a loss that is their mean; this one gives "
+                            f"{whole:g} on all {len(targets)}, and the mean over its parts is {parts:g}: use "
+                            "reduction='mean' without class weights")
+
+
+class Hessian(_Curvature):
+    """The Hessian of the mean loss in all parameters of a model, H = (1/n) sum_i d^2 l_i / d theta^2.
+
+    The model is put in eval mode for it and left untouched; `training=True` keeps the mode it is in, so that
+    batch normalisation uses the statistics of all examples, which then make one chunk. Graphs are kept up to
+    `memory` bytes, and built again for each product beyond. Pearlmutter 1994, "Fast exact multiplication by
+    the Hessian".
+
+    >>> _ = torch.manual_seed(0)
+    >>> model, x = nn.Linear(3, 1, bias=False), torch.eye(3)
+    >>> H = Hessian(model, nn.functional.mse_loss, x, torch.zeros(3, 1))
+    >>> H(torch.ones(3))
+    tensor([0.6667, 0.6667, 0.6667])
+
+    Raises:
+        UserError: for a model without parameters, or (over several chunks) a loss that is no mean over examples.
+    """
+
+    _kind = _HessianGraph
+
+
+class GaussNewton(_Curvature):
+    """The generalised Gauss-Newton matrix G = (1/n) sum_i J_i^T B_i J_i: the Hessian without the model's bend.
+
+    J_i is the Jacobian of the outputs in the parameters, B_i the Hessian of the loss in the outputs; G is
+    positive semi-definite when the loss is convex in the outputs, and then equals the Fisher matrix for
+    cross-entropy. Settings are those of `Hessian`. Schraudolph 2002, "Fast curvature matrix-vector products
+    for second-order gradient descent".
+    """
+
+    _kind = _GaussNewtonGraph
+
+
+class _Block(SymmetricOperator):
+    def __init__(self, whole: _Curvature, layers: Sequence[str]) -> None:
+        self._rows = [whole.layout.names.index(name) for name in layers]
+        layout = Layout(tuple(layers), tuple(whole.layout.shapes[i] for i in self._rows))
+        super().__init__(layout, torch.empty(0, dtype=whole.dtype, device=whole.device))
+        self._whole = whole
+
+    def _product(self, vector: Tensor) -> Tensor:
+        return self._whole.block_product(vector, self.layout, self._rows)

@@ -1,0 +1,167 @@
+"""How fast a network can change with its input: a lower and an upper bound of its Lipschitz constant.
+
+The lower bound is a slope that was seen between two inputs. The upper one multiplies the norms of the layers
+as they really act (padding, stride, input size). The truth lies between, so neither is printed alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optscope.errors import UserError
+from optscope.evidence.records import Metric
+from optscope.probes.lipschitz_product import kernel_norm, pieces, product, runs
+from optscope.probes.operator_norm import operator_norm
+from optscope.probes.probe import Probe, Reading, Subject
+
+Bounds = tuple[float, float] | None
+
+STARTS = 16  # how many of the steepest examples are climbed from
+STRIDE = 0.03  # the length of a climbing step, in lengths of an input
+
+
+@dataclass(frozen=True, repr=False)
+class Lipschitz(Probe):
+    """Bound the Lipschitz constant of the map from an input to its outputs (logits), l2 to l2, as log10.
+
+        L = sup_{x≠y} ‖f(x) - f(y)‖ / ‖x - y‖
+
+    * "lipschitz lower": the steepest slope seen, see `steepest_slope`; `climb` is its number of ascent steps.
+    * "lipschitz upper": the product of the layers' operator norms, each within a relative `tolerance` and
+      wrong with probability 1e-9 at most, see `operator_norm`. Batch norm is folded, residual branches are
+      added, an overlapping max pooling counts as √(windows a pixel).
+    * "sqrt(kh kw) bound": √(kh·kw) times the spectral norm of each reshaped kernel: cruder, but a bound.
+    * "paper's spectral product": the norms of the reshaped kernels alone, pooling counted as 1, as in the
+      code of arXiv 2308.06703. It is no bound in either direction.
+
+    Arrays: "operator norms" and "kernel norms" (reshaped), one a run of affine layers in the order of the
+    model (branches before shortcuts). A constant network has L = 0 and log10 -inf.
+
+    Raises:
+        UserError: naming a module whose Lipschitz constant is not known.
+    """
+
+    climb: int = 40
+    tolerance: float = 1e-4
+    examples: int | None = field(default=128, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.climb < 0 or not 1e-8 <= self.tolerance < 1:
+            raise UserError("Lipschitz: climb must be >= 0 and tolerance at least 1e-8 and below 1; "
+                            f"got climb={self.climb!r}, tolerance={self.tolerance!r}")
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Four numbers on a log10 scale."""
+        return (
+            Metric("lipschitz lower", "log10", "lower", "steepest slope seen: L is at least this"),
+            Metric("lipschitz upper", "log10", "lower", "product of exact operator norms: L is at most this"),
+            Metric("sqrt(kh kw) bound", "log10", "lower", "a cruder upper bound, from the kernels alone"),
+            Metric("paper's spectral product", "log10", "lower", "reshaped kernels; bounds nothing"),
+        )
+
+    def measure(self, subject: Subject) -> Reading:
+        """Measure all four."""
+        chain, _ = pieces(subject.model, subject.inputs[:1])
+        norms = {run: operator_norm(nn.Sequential(*run.layers), run.shape, subject.generator, self.tolerance)
+                 for run in runs(chain)}
+        kernels = {run: kernel_norm(run, taps=False) for run in norms}
+        lower = steepest_slope(subject.model, subject.inputs, subject.bounds, subject.generator, self.climb)
+        values = {
+            "lipschitz lower": lower,
+            "lipschitz upper": product(chain, lambda run: norms[run].upper),
+            "sqrt(kh kw) bound": product(chain, lambda run: kernel_norm(run, taps=True)),
+            "paper's spectral product": product(chain, kernels.__getitem__, pooling=False),
+        }
+        return Reading({name: math.log10(v) if v > 0 else -math.inf for name, v in values.items()},
+                       {"operator norms": np.array([norm.lower for norm in norms.values()]),
+                        "kernel norms": np.array(list(kernels.values()))})
+
+
+def steepest_slope(model: nn.Module, inputs: Tensor, bounds: Bounds, generator: torch.Generator,
+                   climb: int = 40) -> float:
+    """Return the steepest slope found for a frozen model in eval mode, from `inputs` `(n, ...)`.
+
+    The spectral norm of the Jacobian, ‖J(x)‖ = max_{‖u‖=1} ‖Jᵀu‖, is taken at all inputs by power iteration;
+    from the steepest ones x climbs for `climb` steps within the `bounds`. As ‖J‖ of a ReLU network is
+    constant in pieces and has no gradient, the way up is that of a copy with softplus for ReLU, and only what
+    the model itself says counts. At last the slope across x ± h v, v the steepest direction, is taken in
+    float64: this is a lower bound of L whatever autograd calls a derivative at a kink.
+    """
+    length = float(inputs.flatten(1).norm(dim=1).mean()) or 1.0
+    parts = [_jacobian_norm(model, x, _start(model, x, generator), rounds=4) for x in inputs.split(128)]
+    norms, u, v = (torch.cat([part[i] for part in parts]) for i in range(3))
+    steepest = norms.argsort(descending=True)[:STARTS]
+    norms, u, v, x = norms[steepest], u[steepest], v[steepest], inputs[steepest]
+    top, place, along = norms, x, v
+    smooth = _smoothed(model)
+    for _ in range(climb):
+        x = x + STRIDE * length * _uphill(smooth, x, u)
+        x = x if bounds is None else x.clamp(*bounds)
+        norms, u, v = _jacobian_norm(model, x, u, rounds=1)
+        better = _column(norms > top, x)
+        place, along = torch.where(better, x, place), torch.where(better, v, along)
+        top = torch.maximum(top, norms)
+    exact = copy.deepcopy(model).double()
+    step = 1e-4 * length * _unit(along.double())
+    a, b = place.double() + step, place.double() - step
+    with torch.no_grad():
+        rise = (exact(a) - exact(b)).flatten(1).norm(dim=1)
+    slopes = rise / (a - b).flatten(1).norm(dim=1).clamp_min(1e-30)
+    return float(slopes.max()) * (1 - 1e-8)  # less what rounding may have added
+
+
+def _start(model: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+    with torch.no_grad():
+        y = model(x).flatten(1)
+    return _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device))
+
+
+@torch.enable_grad()
+def _jacobian_norm(model: nn.Module, x: Tensor, u: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ‖Jᵀu‖ `(n,)`, u `(n, outputs)` and Jᵀu `(n, ...)` after rounds of u <- J Jᵀu / ‖J Jᵀu‖."""
+    x = x.detach().requires_grad_()
+    y = model(x).flatten(1)
+    p = torch.zeros_like(y, requires_grad=True)
+    pulled, = torch.autograd.grad(y, x, p, create_graph=True)  # Jᵀp is linear in p, so its derivative is J
+    for _ in range(rounds):
+        v, = torch.autograd.grad(y, x, u, retain_graph=True)
+        image, = torch.autograd.grad(pulled, p, v, retain_graph=True)
+        u = _unit(image)
+    v, = torch.autograd.grad(y, x, u)
+    return v.flatten(1).norm(dim=1), u, v
+
+
+@torch.enable_grad()
+def _uphill(model: nn.Module, x: Tensor, u: Tensor) -> Tensor:
+    """Return the unit direction `(n, ...)` in which ‖J(x)ᵀu‖ rises fastest (0 where it is constant)."""
+    x = x.detach().requires_grad_()
+    pulled, = torch.autograd.grad(model(x).flatten(1), x, u, create_graph=True)
+    if not pulled.requires_grad:  # an affine model
+        return torch.zeros_like(x)
+    norm = torch.linalg.vector_norm(pulled.flatten(1), dim=1).sum()
+    return _unit(torch.autograd.grad(norm, x, materialize_grads=True)[0])
+
+
+def _smoothed(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with a sharp softplus in place of each ReLU."""
+    copied = copy.deepcopy(model)
+    for parent in copied.modules():
+        for name, child in parent._modules.items():  # named_children leaves out a layer used twice
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.Softplus(beta=20))
+    return copied
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / _column(torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(1e-30), x)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,158 @@
+"""What a live optimiser is as a rule: its learning rate now, its stability threshold, its preconditioner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optscope.errors import UserError
+from optscope.optim.adaptive import Adam, AdamW, RMSProp
+from optscope.optim.rule import Hyper, Rule
+from optscope.optim.schedules import Decayed, Scheduled
+from optscope.optim.sgd import SGD
+from optscope.optim.torch_bridge import RuleOptimizer
+from optscope.tasks.snapshot import Snapshot
+from optscope.theory import stability
+
+SECOND_MOMENTS = ("v", "max_exp_avg_sq", "exp_avg_sq", "square_avg")
+"""Where rules and torch's optimisers keep the running mean of the squared gradient."""
+
+
+@singledispatch
+def threshold(rule: Rule, step: int = 0) -> float:
+    """Return the largest stable eigenvalue of the Hessian of the loss under a rule, after `step` steps.
+
+    For Adam, AdamW and RMSProp it is that of the preconditioned Hessian D⁻¹ᐟ² H D⁻¹ᐟ², with D held still. With L2
+    regularisation, H is the Hessian of the loss without its penalty. Formulas: `optscope.theory.stability`.
+
+    >>> threshold(SGD(lr=0.1)), round(threshold(Adam(lr=0.001)))
+    (20.0, 38000)
+
+    Raises:
+        UserError: when no threshold is known in closed form, or the rule holds several learning rates.
+    """
+    raise UserError(f"no stability threshold is known for {rule!r}; there is one for SGD, Adam, AdamW, RMSProp, "
+                    "and for these inside Scheduled, and SGD inside Decayed")
+
+
+@threshold.register
+def _(rule: SGD, step: int = 0) -> float:
+    form = stability.nesterov if rule.nesterov else stability.heavy_ball
+    return form(_one(rule.lr), _one(rule.momentum))
+
+
+@threshold.register
+def _(rule: Adam, step: int = 0) -> float:
+    decay = rule.decay if isinstance(rule, AdamW) else 0.0
+    return stability.averaged(_one(rule.lr), _one(rule.beta1), _one(decay))
+
+
+@threshold.register
+def _(rule: RMSProp, step: int = 0) -> float:
+    return stability.gradient_descent(_one(rule.lr))
+
+
+@threshold.register
+def _(rule: Scheduled, step: int = 0) -> float:
+    factor = rule.schedule(min(step, rule.steps - 1) / rule.steps)
+    inner = rule.rule
+    return math.inf if factor == 0 else threshold(inner.with_(lr=factor * _one(inner.lr)), step)
+
+
+@threshold.register
+def _(rule: Decayed, step: int = 0) -> float:
+    if not isinstance(rule.rule, SGD):  # the penalty's curvature is then preconditioned, no longer a shift
+        raise UserError(f"no stability threshold is known for {rule!r}: L2 regularisation has one with SGD; "
+                        "with Adam, use AdamW")
+    return threshold(rule.rule, step) - _one(rule.decay)
+
+
+def rule_in_use(snapshot: Snapshot) -> Rule | None:
+    """Return the snapshot's rule with the learning rate it has now, or None when it is not known.
+
+    A live optimiser is believed before the snapshot's rule: `torch.optim`'s SGD, Adam, AdamW and RMSprop in
+    their plain forms are recognised. Param groups with different numbers are no one rule.
+    """
+    optimizer = snapshot.optimizer
+    if optimizer is None:
+        return snapshot.rule
+    groups = [{name: value for name, value in group.items() if name != "params"}
+              for group in optimizer.param_groups]
+    if any(group != groups[0] for group in groups):
+        return None
+    if isinstance(optimizer, RuleOptimizer):
+        names = {f.name for f in fields(optimizer.rule)} | {"lr"}
+        return optimizer.rule.with_(**{name: value for name, value in groups[0].items() if name in names})
+    return _from_torch(type(optimizer), groups[0])
+
+
+def _from_torch(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> Rule | None:
+    lr, decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
+    beta1, beta2 = group.get("betas", (0.0, 0.0))
+    rule: Rule | None = None
+    if group.get("maximize") or lr <= 0:
+        return None
+    if kind is torch.optim.SGD and not group["dampening"]:
+        rule = SGD(lr, group["momentum"], group["nesterov"])
+    elif kind is torch.optim.RMSprop and not group["momentum"] and not group["centered"]:
+        rule = RMSProp(lr, group["alpha"], group["eps"])
+    elif kind is torch.optim.AdamW:
+        return AdamW(lr, beta1, beta2, group["eps"], decay)
+    elif kind is torch.optim.Adam and not group["decoupled_weight_decay"]:
+        rule = Adam(lr, beta1, beta2, group["eps"])
+    return Decayed(rule, decay) if rule is not None and decay else rule
+
+
+def adaptive(rule: Rule | None) -> Adam | RMSProp | None:
+    """Return the rule inside schedules and decay when it divides by a second moment, else None."""
+    while isinstance(rule, (Scheduled, Decayed)):
+        rule = rule.rule
+    return rule if isinstance(rule, (Adam, RMSProp)) else None
+
+
+def preconditioner(snapshot: Snapshot) -> Tensor | None:
+    """Return the diagonal D by which an adaptive rule divides the gradient, `(P,)`, or None before its first step.
+
+        RMSProp: D = √v + eps        Adam: D = (1 − beta1ᵗ) (√(v/(1 − beta2ᵗ)) + eps)
+
+    The first factor is the bias correction of Adam's momentum (arXiv 2207.14484). P runs over the
+    model's parameters in their order.
+
+    Raises:
+        UserError: without a live optimiser, or when it is not Adam, AdamW or RMSProp, or lacks a parameter.
+    """
+    rule = adaptive(rule_in_use(snapshot))
+    if snapshot.optimizer is None or rule is None:
+        raise UserError("preconditioned sharpness needs the live Adam, AdamW or RMSProp that trains the model, "
+                        f"with one set of numbers; got {snapshot.optimizer or snapshot.rule!r}")
+    states = {name: snapshot.optimizer.state.get(p, {}) for name, p in snapshot.model.named_parameters()}
+    if not any(states.values()):
+        return None
+    return torch.cat([_diagonal(rule, name, state).reshape(-1) for name, state in states.items()])
+
+
+def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tensor:
+    while "rule" in state:  # a combinator's state holds its rule's
+        state = state["rule"]
+    moment: Tensor | None = next((state[key] for key in SECOND_MOMENTS if key in state), None)
+    if moment is None:
+        raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}; train all the model's "
+                        "parameters with it, or measure TopEigenvalues instead")
+    moment = moment.detach()
+    if isinstance(rule, RMSProp):
+        return moment.sqrt() + _one(rule.eps)
+    t, beta1, beta2 = float(state["step"]), _one(rule.beta1), _one(rule.beta2)
+    diagonal: Tensor = (1 - beta1**t) * ((moment / (1 - beta2**t)).sqrt() + _one(rule.eps))
+    return diagonal
+
+
+def _one(value: Hyper) -> float:
+    if isinstance(value, tuple):
+        raise UserError(f"a stability threshold needs one number a hyperparameter; got {value}: make one rule each")
+    return float(value)

@@ -1,0 +1,87 @@
+"""Figures: pictures as data become SVG text; the same data give the same bytes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Picture
+from optscope.report.cells import draw_images, draw_matrix
+from optscope.report.panels import draw_picture
+from optscope.report.style import SETTINGS, Styles, clean
+from optscope.report.svg import headed, serialise
+
+WIDTH = 9.0  # inches, shown at 100 px each
+
+
+def draw(figure: Figure, path: str | Path | None = None, styles: Styles | None = None) -> str:
+    """Return a figure as SVG with its title above it, and write it to `path` when there is one.
+
+    `styles` holds the looks of the labels; share one between figures that are read together.
+
+    Raises:
+        UserError: When the arrays of the figure do not fit its labels.
+
+    >>> from optscope.evidence.picture import Panel, Series
+    >>> line = Series("SGD", [0, 1, 2], [0.9, 0.7, 0.4])
+    >>> draw(Picture("fall", "Accuracy falls", [Panel("ε", "accuracy", [line])])).startswith("<svg")
+    True
+    """
+    svg = headed(plain(figure, styles), clean(figure.title))
+    if path is not None:
+        Path(path).write_text(svg + "\n", encoding="utf-8", newline="\n")
+    return svg
+
+
+def plain(figure: Figure, styles: Styles | None = None) -> str:
+    """Return a figure as SVG without its title, for a page that sets the title itself."""
+    styles = styles or Styles.of([figure])
+    # Numbers too far apart for the arithmetic of one axis make a poor picture, which is no reason to stop.
+    with mpl.style.context(["default", SETTINGS]), np.errstate(all="ignore"), warnings.catch_warnings():
+        # Letters which matplotlib's own font lacks are drawn by the reader's fonts all the same.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.06)
+        canvas = Canvas(figsize=(WIDTH, 4.5), layout=layout)
+        match figure:
+            case Picture():
+                draw_picture(canvas, figure, styles)
+            case ImageGrid():
+                draw_images(canvas, figure)
+            case Heatmap():
+                draw_matrix(canvas, figure)
+        return serialise(canvas, slug(figure.name), alt(figure))
+
+
+def slug(name: str) -> str:
+    """Return a name that is safe as a file name and as an id.
+
+    >>> slug("../Drop per band (%)")
+    'drop-per-band'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "figure"
+
+
+def alt(figure: Figure) -> str:
+    """Return what a figure shows, in words, for readers who do not see it."""
+    title = clean(figure.title).rstrip(".")
+    match figure:
+        case Picture():
+            panels = [f"{f'{p.title}: ' if p.title else ''}{p.y_label or 'values'} against "
+                      f"{p.x_label or ('categories' if p.categories else 'x')}, for "
+                      f"{', '.join(dict.fromkeys(s.label for s in p.series)) or 'nothing'}"
+                      for p in figure.panels]
+            what = f"Chart{'' if len(panels) == 1 else f' with {len(panels)} panels'}. {'; '.join(panels)}"
+        case ImageGrid():
+            what = (f"Grid of images. Rows: {', '.join(figure.rows) or 'none'}. "
+                    f"Columns: {', '.join(figure.columns) or 'none'}")
+        case Heatmap():
+            what = (f"Table of coloured cells{f' in {figure.unit}' if figure.unit else ''}. "
+                    f"Rows: {', '.join(figure.rows)}. Columns: {', '.join(figure.columns)}")
+    return " ".join(clean(f"{title}. {what}.").split())

@@ -1,0 +1,86 @@
+"""The report as Markdown: the same words and tables for places that show no HTML."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from optscope.evidence.picture import Figure
+from optscope.report.style import clean
+from optscope.report.tables import Cell, Table, interval, number
+
+if TYPE_CHECKING:
+    from optscope.report.document import Document
+
+
+def markdown(document: Document, figures: Sequence[Figure]) -> str:
+    """Return the report; `figures` are those of the document under the names of their files."""
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(_lines(document, figures))) + "\n"
+
+
+def _lines(document: Document, figures: Sequence[Figure]) -> Iterator[str]:
+    yield f"# {_text(document.title)}\n"
+    yield f"*{_text(document.question)}*\n" if document.question.strip() else ""
+    for sentence in document.verdict_sentence.splitlines():
+        yield f"**{_text(sentence)}**\n" if sentence.strip() else ""
+    if document.warnings:
+        yield "## Read this first\n"
+        yield from (f"* {_text(warning)}" for warning in document.warnings)
+    if document.verdicts:
+        yield "\n## Claims and verdicts\n"
+        yield f"Judged at {document.scale} scale. Effects carry 95 % intervals.\n"
+        yield from _table(_claims(document))
+    if document.next_steps:
+        yield "\n## What to do next\n"
+        yield from (f"* {_text(step)}" for step in document.next_steps)
+    if figures:
+        yield "\n## Figures\n"
+    for figure in figures:
+        yield f"### {_text(figure.title)}\n\n![{_text(figure.title)}](figures/{figure.name}.svg)\n"
+        yield f"{_text(figure.caption)}\n"
+    if document.tables:
+        yield "\n## Tables\n"
+    for table in document.tables:
+        yield f"### {_text(table.title)}\n"
+        yield from _table(table)
+        yield f"\n{_text(table.note)}\n"
+    if document.checklist:
+        yield "\n## Protocol\n"
+        yield from (f"* [{'x' if c.met else ' '}] {_text(c.text)}{': ' if c.note else ''}{_text(c.note)}"
+                    for c in document.checklist)
+    yield "\n## Reproduce\n"
+    yield from _code(document.command)
+    yield from _table(Table("", ("environment", ""), [(k, str(v)) for k, v in document.environment.items()]))
+
+
+def _claims(document: Document) -> Table:
+    rows = [(claim.id, claim.text, claim.source, v.outcome,
+             "" if math.isnan(v.effect) else interval(v.effect, v.low, v.high), v.n,
+             "" if math.isnan(v.p) else number(v.p, 2), v.note) for claim, v in document.verdicts]
+    return Table("", ("claim", "sentence", "source", "verdict", "effect", "n", "p", "found"), rows)
+
+
+def _table(table: Table) -> Iterator[str]:
+    if table.rows:
+        yield _row(table.header)
+        yield "|" + " --- |" * len(table.header)
+        yield from map(_row, table.rows)
+        yield ""
+
+
+def _row(cells: Sequence[Cell]) -> str:
+    return "| " + " | ".join("<br>".join(map(_text, number(cell).split("\n"))) for cell in cells) + " |"
+
+
+def _text(text: str) -> str:
+    """Return text on one line in which nothing is read as Markdown or HTML."""
+    line = " ".join(clean(text).split())
+    return re.sub(r"([\\`*_\[\]#|~!$])", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _code(command: str) -> Iterator[str]:
+    if command.strip():
+        fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", command)), default=0))
+        yield f"{fence}\n{clean(command)}\n{fence}\n"

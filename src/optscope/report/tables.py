@@ -1,0 +1,211 @@
+"""Tables as data: arms against metrics, one row a run, and the numbers behind a figure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optscope.evidence.picture import Figure, Heatmap, Panel, Picture
+from optscope.evidence.records import Metric, Record, Records
+from optscope.evidence.stats import Interval, mean_interval, paired_difference
+
+Cell = str | int | float
+_ARROWS = {"higher": "\u00a0↑", "lower": "\u00a0↓", "neither": ""}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; a line break in a cell starts a second line, `note` says how to read the numbers."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+def number(value: Cell, digits: int = 4, padded: bool = False) -> str:
+    """Return a cell as it is read: text as it is, a number with a true minus and few digits.
+
+    `padded` keeps the zeros at the end, for columns of numbers.
+
+    >>> number(-0.0312345), number(1234567.0), number(12), number(0.5), number(0.5, padded=True)
+    ('−0.03123', '1.235e6', '12', '0.5', '0.5000')
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | np.integer):
+        return str(value).replace("-", "−")
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if math.isnan(value):
+        return "nan"
+    mantissa, _, exponent = (f"{value:#.{digits}g}" if padded else f"{value:.{digits}g}").partition("e")
+    return (mantissa + (f"e{int(exponent)}" if exponent else "")).replace("-", "−")
+
+
+def interval(estimate: float, low: float, high: float, signed: bool = False) -> str:
+    """Return "estimate [low, high]" with digits to match the interval's width; no brackets without bounds.
+
+    >>> interval(0.03127, 0.01234, 0.0502, signed=True), interval(0.9, float("nan"), float("nan"))
+    ('+0.031 [+0.012, +0.050]', '0.9')
+    """
+    if math.isnan(low) and math.isnan(high):
+        return _sign(estimate, signed) + number(estimate)
+    shown = [_rounded(v, (high - low) / 2, signed) for v in (estimate, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def _sign(value: float, signed: bool) -> str:
+    return "+" if signed and value > 0 else ""
+
+
+def _rounded(value: float, uncertainty: float, signed: bool = False) -> str:
+    """Return a value rounded to the second digit of its uncertainty."""
+    if not (math.isfinite(value) and math.isfinite(uncertainty)) or uncertainty <= 0:
+        return _sign(value, signed) + number(value)
+    places = 1 - math.floor(math.log10(uncertainty))
+    if not 0 <= places <= 8:
+        return _sign(value, signed) + number(value)
+    return _sign(value, signed) + f"{value:.{places}f}".replace("-", "−")
+
+
+def metric_table(records: Records, metrics: Sequence[Metric], baseline: str = "") -> Table:
+    """Return arms against metrics: mean ± half the 95 % t interval over seeds, final phase, last step.
+
+    With a `baseline` each other arm has a second line: the paired difference to it, arm - baseline, with its
+    95 % interval. Metrics with an axis take one column a coordinate; each experiment has its own rows.
+    """
+    columns = [(m, at) for m in metrics for at in _places(records, m)]
+    by_metric = {m.name: records.where(metric=m.name) for m in metrics}
+    experiments = list(dict.fromkeys(row.experiment for row in records))
+    rows = []
+    for experiment in experiments:
+        own = {name: found.where(experiment=experiment) for name, found in by_metric.items()}
+        for arm in records.where(experiment=experiment).arms():
+            name = f"{experiment}: {arm}" if len(experiments) > 1 else arm
+            rows.append((name, *(_cell(own[m.name], arm, m.name, at, baseline) for m, at in columns)))
+    note = ("Mean over seeds ± half of the 95 % t interval." +
+            (f" Second line: paired difference to {baseline} on the same seeds, with its 95 % interval; an "
+             "interval that holds 0 is no evidence of a difference." if baseline else "") +
+            " ↑ higher is better, ↓ lower is better.")
+    return Table("Arms and metrics", ("arm", *(_heading(m, at) for m, at in columns)), rows, note)
+
+
+def _places(records: Records, metric: Metric) -> list[float | None]:
+    return [*records.axis(metric.name)] or [None]
+
+
+def _heading(metric: Metric, at: float | None) -> str:
+    place = "" if at is None else f" at {metric.axis}{' = ' if metric.axis else ''}{number(at)}"
+    unit = f" [{metric.unit}]" if metric.unit else ""
+    return f"{metric.name}{place}{unit}{_ARROWS[metric.better]}"
+
+
+def _cell(records: Records, arm: str, metric: str, at: float | None, baseline: str) -> str:
+    values = records.values(arm, metric, at)
+    if not len(values):
+        return "not measured"
+    found = mean_interval(_finite(values))
+    text = _plus_minus(found)
+    if baseline and arm != baseline:
+        ours, theirs = records.pairs(arm, baseline, metric, at)
+        paired = paired_difference(_finite(ours), _finite(theirs))
+        if paired.n:
+            text += f"\n{interval(paired.estimate, paired.low, paired.high, signed=True)}"
+    return text
+
+
+def _plus_minus(found: Interval) -> str:
+    total = found.n + found.missing
+    if not found.n:
+        return f"none finite (of {total})"
+    half = (found.high - found.low) / 2
+    text = number(found.estimate) if found.n < 2 else \
+        f"{_rounded(found.estimate, half)} ± {_rounded(half, half)}"
+    if found.missing:
+        return f"{text} ({found.missing} of {total} not finite)"
+    return text if found.n > 1 else f"{text} (1 seed)"
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def runs_table(records: Records) -> Table:
+    """Return one row a run with all that was measured on it after its last step; diverged runs stay in."""
+    runs: dict[tuple[Cell, ...], dict[str, float]] = {}
+    diverged = set()
+    for row in records:
+        key = (row.experiment, row.arm, row.seed, row.phase, row.rule, row.run)
+        values = runs.setdefault(key, {})
+        if row.status != "ok":
+            diverged.add(key)
+        if row.step is None:
+            values[_column(row)] = row.value
+    columns = list(dict.fromkeys(name for values in runs.values() for name in values))
+    # The rule and the run's own name are shown where they say more than the arm and the seed do.
+    kept = [i for i in range(6) if i in (1, 2) or len({key[i] for key in runs}) > 1]
+    kept = [i for i in kept if i != 4 or any(key[4] != key[1] for key in runs)]
+    names = ("experiment", "arm", "seed", "phase", "rule", "run")
+    rows = [(*(key[i] for i in kept), "diverged" if key in diverged else "ok",
+             *(values.get(name, "") for name in columns)) for key, values in runs.items()]
+    return Table("Every run", (*(names[i] for i in kept), "status", *columns), rows,
+                 f"{len(runs)} runs, {len(diverged)} of them diverged. Nothing is left out.")
+
+
+def _column(row: Record) -> str:
+    return row.metric if row.at is None else f"{row.metric} at {number(row.at)}"
+
+
+def figure_tables(figure: Figure, most: int = 60) -> list[Table]:
+    """Return the numbers behind a figure; of a longer series every n-th, so that at most `most` are left."""
+    rows: list[tuple[Cell, ...]]
+    match figure:
+        case Picture():
+            return [_panel_table(panel, most) for panel in figure.panels]
+        case Heatmap():
+            rows = [(label, *map(float, values))
+                    for label, values in zip(figure.rows, figure.values, strict=False)]
+            return [Table(figure.unit, ("", *figure.columns), rows)]
+    rows = [(label, *map(_brightness, images))
+            for label, images in zip(figure.rows, figure.images, strict=False)]
+    return [Table("Mean brightness of each image (darkest to brightest)", ("", *figure.columns), rows)]
+
+
+def _brightness(image: NDArray[np.float64]) -> str:
+    mean, low, high = (number(float(v), 2) for v in (np.mean(image), np.min(image), np.max(image)))
+    return f"{mean} ({low} to {high})"
+
+
+def _panel_table(panel: Panel, most: int) -> Table:
+    """Return places on the x axis against series, each cell a number and its interval where it has one."""
+    cells: dict[tuple[float, int], dict[int, str]] = {}
+    for i, series in enumerate(panel.series):
+        every = max(1, math.ceil(len(series.x) / most))
+        nowhere = [math.nan] * len(series.y)
+        low, high = (nowhere if v is None else v for v in (series.low, series.high))
+        met: Counter[float] = Counter()
+        for x, *numbers in list(zip(series.x, series.y, low, high, strict=False))[::every]:
+            y, lower, upper = map(float, numbers)
+            # A path may come by the same place more than once.
+            cells.setdefault((float(x), met[float(x)]), {})[i] = interval(y, lower, upper)
+            met[float(x)] += 1
+    rows = [(_place(panel, x), *(row.get(i, "") for i in range(len(panel.series))))
+            for (x, _), row in sorted(cells.items())]
+    notes = (("After a number its 95 % interval.", any(s.low is not None for s in panel.series)),
+             (f"Of longer series every n-th number, {most} at most.",
+              any(len(s.x) > most for s in panel.series)))
+    return Table(panel.title or panel.y_label, (panel.x_label or "x", *(s.label for s in panel.series)), rows,
+                 " ".join(note for note, needed in notes if needed))
+
+
+def _place(panel: Panel, x: float) -> Cell:
+    """Return the category a number stands for, or the number."""
+    if x.is_integer() and 0 <= x < len(panel.categories):
+        return panel.categories[int(x)]
+    return x

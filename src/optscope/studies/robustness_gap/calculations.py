@@ -1,0 +1,106 @@
+"""Calculations of the robustness study that train no comparison: the linear theory, spectra, example pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from optscope.engine.run import Row
+from optscope.engine.train import Plan, train
+from optscope.optim import SGD, Adam, RMSProp, Rule, SignSGD
+from optscope.probes.attack import PGD
+from optscope.probes.frequency import spectral_energy
+from optscope.probes.probe import frozen
+from optscope.tasks.images import HighEnergy, LowPass
+from optscope.tasks.signals import simulate
+from optscope.tasks.task import Task
+from optscope.theory.three_frequency import PAPER, Problem, sign_limit
+
+Found = tuple[list[Row], Mapping[str, NDArray[np.float64]]]
+
+RULES: dict[str, Rule] = {"GD": SGD(lr=0.01), "signGD": SignSGD(lr=0.01), "Adam": Adam(lr=0.01),
+                          "RMSProp": RMSProp(lr=0.01)}
+
+PROBLEMS = ((0.1, 0.05, 5.0, 10.0), (0.1, 0.05, 5.0, 40.0), (0.1, 0.05, 5.0, 15.0), (0.1, 0.05, 10.0, 5.0),
+            (0.1, 0.08, 5.0, 10.0), (0.1, 0.08, 10.0, 5.0))
+"""(s0, s1, w0*, w1*): both orders of |A(0)| and |B(0)| on both sides of s1² = s0²/3."""
+
+
+def linear_dynamics(steps: int, seeds: Sequence[int], batch: int | None) -> Found:
+    """Run the four rules on the three-frequency regression; `batch=None` takes the population gradient.
+
+    Arms are called "signGD, 5000 a batch" or "signGD, population". Arrays hold the trajectories of the errors
+    and risks, mean over seeds.
+    """
+    rows: list[Row] = []
+    arrays: dict[str, NDArray[np.float64]] = {}
+    for name, rule in RULES.items():
+        run = simulate(rule, PAPER, steps, tuple(seeds) if batch else tuple(seeds)[:1], batch=batch)
+        arm = f"{name}, {'population' if batch is None else f'{batch} a batch'}"
+        standard, adversarial = run.standard_risk(), run.adversarial_risk()
+        for i, seed in enumerate(run.seeds):
+            final = run.final[i]
+            rows += [Row(arm, seed, "standard risk", float(standard[-1, i])),
+                     Row(arm, seed, "adversarial risk", float(adversarial[-1, i])),
+                     Row(arm, seed, "squared weight norm", float(final @ final)),
+                     Row(arm, seed, "weight on the empty frequency", float(final[2]))]
+        key = f"{name}/{'population' if batch is None else 'sampled'}"
+        arrays |= {f"{key}/steps": run.steps.astype(np.float64), f"{key}/errors": run.errors.mean(1),
+                   f"{key}/standard": standard.mean(1), f"{key}/adversarial": adversarial.mean(1)}
+    return rows, arrays
+
+
+def linear_closed_form(steps: int) -> Found:
+    """Compare signGD's end point with its closed form on problems of every regime (population, lr 1e-3).
+
+    The error is relative to the drift of the weight on the empty frequency.
+    """
+    rows = []
+    for s0, s1, w0, w1 in PROBLEMS:
+        problem = Problem((s0, s1, 0.0), (w0, w1, 0.0), (0.0, 0.0, 0.0))
+        longest = int(2.5 * (w0 + w1) / 1e-3)
+        run = simulate(SignSGD(lr=1e-3), problem, min(longest, 10 * steps), (0,), batch=None)
+        expected = sign_limit(problem)[2]
+        error = abs(run.final[0, 2] - expected) / abs(expected)
+        rows.append(Row(f"s=({s0:g}, {s1:g}), w*=({w0:g}, {w1:g})", 0, "relative error of the closed form",
+                        float(error)))
+    return rows, {}
+
+
+def dissect_images(task: Task, epochs: int) -> Found:
+    """Measure the spectrum of a task's images, and make pictures: filtered ones, and attacked ones.
+
+    Attacked images are those of an SGD and an Adam model trained for `epochs`, under l2 attack at radius 1.
+    """
+    images = task.data().train.inputs
+    energy = spectral_energy(images).numpy().astype(np.float64)
+    diagonal = np.log(np.diagonal(energy)[1:])
+    frequency = np.arange(1, len(diagonal) + 1)
+    slope, offset = np.polyfit(frequency, diagonal, 1)
+    residual = diagonal - (slope * frequency + offset)
+    rows = [Row("spectrum", 0, "slope of log energy along the diagonal", float(slope)),
+            Row("spectrum", 0, "R² of the exponential", float(1 - residual.var() / diagonal.var()))]
+    arrays: dict[str, NDArray[np.float64]] = {"energy": energy}
+    few = images[:6]
+    for keep in (50, 10, 3):
+        arrays[f"low energy removed, keep {keep} %"] = _grey(HighEnergy(task.data, keep).filtered(few))
+        arrays[f"high frequencies removed, keep {keep} %"] = _grey(LowPass(task.data, keep).filtered(few))
+    arrays["original"] = _grey(few)
+    test = task.data().test.first(6)
+    arrays["clean"] = _grey(test.inputs)
+    for name, rule in (("SGD", SGD(lr=0.1)), ("Adam", Adam(lr=1e-3))):
+        model = train(task, rule, Plan(epochs), seed=0).snapshot.model
+        with frozen(model):
+            attacked = PGD(steps=50).run(model, test.inputs, test.targets, 1.0, "l2", task.bounds or (0.0, 1.0),
+                                         torch.Generator().manual_seed(0))
+            arrays[f"attacked {name}"] = _grey(attacked)
+            arrays[f"classes {name}"] = model(attacked).argmax(1).numpy().astype(np.float64)
+    arrays["classes clean"] = test.targets.numpy().astype(np.float64)
+    return rows, arrays
+
+
+def _grey(images: torch.Tensor) -> NDArray[np.float64]:
+    return images.detach().mean(1).clamp(0, 1).numpy().astype(np.float64)

@@ -1,0 +1,52 @@
+"""Ready arms by name: each rule with the learning rates that are tried for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optscope.errors import UserError, nearest
+from optscope.optim import SGD, Adam, AdamW, Foreign, Graft, NormalizedSGD, RMSProp, Rule, SignSGD
+from optscope.study.comparison import Arm
+from optscope.study.search import Grid
+
+TRIALS = 6
+"""Learning rates tried for every arm."""
+
+_LARGE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_MIDDLE = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+_SMALL = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+_TINY = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+
+_READY: dict[str, tuple[str, Rule, tuple[float, ...]]] = {
+    "sgd": ("SGD", SGD(lr=0.1), _LARGE),
+    "momentum": ("SGD + momentum", SGD(lr=0.01, momentum=0.9), _MIDDLE),
+    "nesterov": ("Nesterov", SGD(lr=0.01, momentum=0.9, nesterov=True), _MIDDLE),
+    "adam": ("Adam", Adam(lr=1e-3), _SMALL),
+    "adamw": ("AdamW", AdamW(lr=1e-3), _SMALL),
+    "rmsprop": ("RMSProp", RMSProp(lr=1e-3), _SMALL),
+    "signsgd": ("SignSGD", SignSGD(lr=1e-4), _TINY),
+    "normalized": ("Normalised SGD", NormalizedSGD(lr=0.01), _MIDDLE),
+    "graft": ("Adam length, SGD direction", Graft(Adam(lr=1e-3), SGD(lr=1.0)), _SMALL),
+}
+NAMES = tuple(_READY)
+DEFAULT = ("sgd", "adam", "rmsprop", "graft")
+
+
+def arm_named(name: str, lr: Sequence[float] | None = None) -> Arm:
+    """Return a ready arm, or one around "module:Class", any `torch.optim.Optimizer`.
+
+    `lr` are the learning rates to try; by default half-decades around what is usual for the rule, or around
+    the optimiser's own default.
+
+    Raises:
+        UserError: naming the nearest arm there is.
+    """
+    if ":" in name:
+        foreign = Foreign(name)
+        rates = [float(f"{foreign.lr * factor:.3g}") for factor in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)]  # type: ignore[operator]
+        return Arm(name.rpartition(":")[2], foreign, Grid(tuple(lr or rates)))
+    if name not in _READY:
+        raise UserError(f'no optimiser "{name}"; {nearest(name, NAMES)} '
+                        '(or "module:Class" for any torch.optim.Optimizer)')
+    label, rule, grid = _READY[name]
+    return Arm(label, rule, Grid(tuple(lr or grid)))

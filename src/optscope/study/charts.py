@@ -1,0 +1,84 @@
+"""Pictures that any comparison has: by arm, along an axis, over learning rates, over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optscope.evidence.picture import Panel, Picture, Series
+from optscope.evidence.records import Metric, Records
+from optscope.evidence.stats import mean_interval
+from optscope.study.comparison import Comparison
+
+
+def label(metric: Metric) -> str:
+    """Return a metric's name with its unit."""
+    return f"{metric.name} [{metric.unit}]" if metric.unit else metric.name
+
+
+def by_arm(records: Records, places: Sequence[tuple[Metric, float | None, str]], arms: Sequence[str],
+           y_label: str, title: str = "") -> Panel:
+    """Return a panel with one group a (metric, coordinate, name) and one mark an arm, with 95 % intervals."""
+    series = []
+    for i, arm in enumerate(arms):
+        found = [mean_interval(records.values(arm, metric.name, at)) for metric, at, _ in places]
+        shift = (i - (len(arms) - 1) / 2) * 0.6 / len(arms)
+        series.append(Series(arm, [x + shift for x in range(len(places))], [f.estimate for f in found],
+                             [f.low for f in found], [f.high for f in found], mark="points"))
+    return Panel("", y_label, series, title, categories=[name for _, _, name in places])
+
+
+def along_axis(records: Records, metric: Metric, arms: Sequence[str], title: str = "",
+               log_x: bool = False) -> Panel:
+    """Return a panel of a metric over its axis, one line an arm, with 95 % intervals."""
+    places = records.axis(metric.name)
+    series = []
+    for arm in arms:
+        found = [mean_interval(records.values(arm, metric.name, at)) for at in places]
+        series.append(Series(arm, places, [f.estimate for f in found], [f.low for f in found],
+                             [f.high for f in found]))
+    return Panel(metric.axis, label(metric), series, title, log_x=log_x)
+
+
+def learning_rates(comparison: Comparison, records: Records) -> Picture:
+    """Return how every learning rate did on validation data, and which was chosen."""
+    mine = records.where(experiment=comparison.name)
+    criterion, chosen = comparison.criterion, comparison.chosen(records)
+    series = []
+    for arm in comparison.arms:
+        tried = sorted(arm.candidates(), key=lambda rule: float(rule.lr))  # type: ignore[arg-type]
+        if not tried:
+            continue
+        sign = -1.0 if criterion.better == "higher" else 1.0
+        scores = [sign * comparison.score(mine, arm, rule) for rule in tried]
+        rates = [float(rule.lr) for rule in tried]  # type: ignore[arg-type]
+        finite = [(x, y) for x, y in zip(rates, scores, strict=True) if np.isfinite(y)]
+        series.append(Series(arm.name, [x for x, _ in finite], [y for _, y in finite]))
+        best = chosen[arm.name]
+        series.append(Series(arm.name, [float(best.lr)],  # type: ignore[arg-type]
+                             [sign * comparison.score(mine, arm, best)], mark="points"))
+    picks = ", ".join(f"{name} {float(rule.lr):g}" for name, rule in chosen.items())  # type: ignore[arg-type]
+    return Picture("learning-rates", f"Learning rates chosen on validation data: {picks}",
+                   [Panel("learning rate", f"validation {criterion.metric} at the end", series, log_x=True)],
+                   f"Every candidate's validation {criterion.metric}, mean over "
+                   f"{len(comparison.tuning_seeds)} tuning seed(s) that are not used again; diverged "
+                   "candidates are left out. The separate mark is the one chosen.")
+
+
+def training_curves(comparison: Comparison, records: Records, metrics: Sequence[Metric]) -> Picture:
+    """Return validation metrics during training, mean over seeds with 95 % intervals."""
+    mine = records.where(experiment=comparison.name, phase="final")
+    panels = []
+    for metric in metrics:
+        rows = Records(r for r in mine.where(metric=metric.name) if r.step is not None)
+        series = []
+        for arm in comparison.arms:
+            steps = sorted({r.step for r in rows if r.arm == arm.name and r.step is not None})
+            found = [mean_interval([r.value for r in rows if r.arm == arm.name and r.step == step])
+                     for step in steps]
+            series.append(Series(arm.name, [float(s) for s in steps], [f.estimate for f in found],
+                                 [f.low for f in found], [f.high for f in found]))
+        panels.append(Panel("step", f"validation {label(metric)}", series))
+    return Picture("training", "Validation during training", panels,
+                   "Mean over seeds of the chosen learning rate; bands are 95 % t intervals.")

@@ -1,0 +1,53 @@
+"""The comparison a user gets who says little: ready arms, every probe that fits the task, paired seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from optscope.engine.train import Plan
+from optscope.optim import StepDecay
+from optscope.probes.accuracy import Accuracy
+from optscope.probes.attack import PGD
+from optscope.probes.lipschitz import Lipschitz
+from optscope.probes.noise import BandNoise, GaussianNoise
+from optscope.probes.probe import Probe
+from optscope.probes.robust import RobustAccuracy
+from optscope.study.arms import arm_named
+from optscope.study.comparison import Arm, Comparison
+from optscope.study.settings import Settings
+from optscope.tasks.task import Task
+
+FIRST_TUNING_SEED = 1001
+"""Seeds that choose learning rates start here; those that compare arms start at 1."""
+
+
+def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> Comparison:
+    """Return the comparison that settings describe; `arms` take the place of the settings' optimisers."""
+    chosen = tuple(arms) or tuple(arm_named(name, said.lr) for name, said in settings.optimisers.items())
+    return Comparison(
+        task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
+        fitting_probes(task, settings.examples), tuple(range(1, settings.seeds + 1)),
+        tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)))
+
+
+def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
+    """Return the probes that make sense for a task: images get bands, bounded inputs noise and attacks.
+
+    Sizes are in units of the bounds' width, so that they mean the same for [0, 1] and [0, 255].
+    """
+    probes: list[Probe] = [Accuracy()]
+    if task.kind == "classification" and task.bounds is not None:
+        width = task.bounds[1] - task.bounds[0]
+        inputs = task.data().test.inputs
+        attack = PGD(steps=20, restarts=1)
+
+        def scaled(*sizes: float, power: int = 1) -> tuple[float, ...]:
+            return tuple(size * width**power for size in sizes)
+
+        probes += [
+            GaussianNoise(variances=scaled(0.001, 0.01, 0.05, power=2)),
+            RobustAccuracy("l2", eps=scaled(0.1, 0.25, 0.5, 0.75, 1.0), attack=attack, examples=examples),
+            RobustAccuracy("linf", eps=scaled(0.005, 0.01, 0.02, 0.03, 0.04), attack=attack, examples=examples)]
+        if inputs.dim() == 4 and min(inputs.shape[-2:]) >= 8:
+            probes.append(BandNoise(variance=0.1 * width**2))
+    return (*probes, Lipschitz(examples=64))

@@ -1,0 +1,148 @@
+"""A fair comparison: which runs it needs. Every arm is tuned alike, then trained afresh on shared seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from optscope.engine.run import Computation, Run, Work, probe_id
+from optscope.engine.store import Entry
+from optscope.engine.train import Plan
+from optscope.errors import UserError
+from optscope.evidence.records import Direction, Phase, Records
+from optscope.optim.rule import Rule
+from optscope.probes.accuracy import Accuracy
+from optscope.probes.probe import Probe
+from optscope.study.search import Search
+from optscope.tasks.task import Task
+
+VALIDATION = Accuracy(split="validation")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work and the place that its numbers have in an experiment."""
+
+    work: Work
+    entry: Entry
+
+
+class Experiment(Protocol):
+    """Something that names its next jobs, given what is known; none when it is finished."""
+
+    @property
+    def name(self) -> str:
+        """What its records are filed under."""
+
+    def jobs(self, records: Records) -> list[Job]:
+        """Return all jobs that can be named now, those that are done included."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    It holds a rule, how its learning rate is searched (None: it stands), and, where the data differ between
+    arms, its own task.
+    """
+
+    name: str
+    rule: Rule
+    search: Search | None = None
+    task: Task | None = None
+
+    def candidates(self) -> list[Rule]:
+        """Return the rules to be tried for this arm; none when the rule stands."""
+        return self.search.candidates(self.rule) if self.search else []
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What learning rates are chosen by: a validation metric, and its better direction."""
+
+    metric: str = "loss"
+    better: Direction = "lower"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms on one task under one plan, tuned on some seeds and compared on others.
+
+    The learning rate of each arm is the candidate with the best mean validation `criterion` at the end of
+    training over `tuning_seeds`; a diverged run counts as the worst. Then every arm is trained on `seeds`,
+    and `probes` measure the result (on the test part, if they do not say otherwise).
+
+    Raises:
+        UserError: fewer than one arm, two arms of one name, unequal budgets, or seeds that serve twice.
+    """
+
+    name: str
+    task: Task
+    arms: tuple[Arm, ...]
+    plan: Plan
+    probes: tuple[Probe, ...]
+    seeds: tuple[int, ...]
+    tuning_seeds: tuple[int, ...] = (1001,)
+    criterion: Criterion = field(default_factory=Criterion)
+    moments: int = 10
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double or not names:
+            raise UserError(f"arms need different names, at least one; got {', '.join(double) or 'none'}"
+                            + (" more than once" if double else ""))
+        if set(self.seeds) & set(self.tuning_seeds):
+            raise UserError("seeds that choose learning rates cannot also compare arms; "
+                            f"got {sorted(set(self.seeds) & set(self.tuning_seeds))} in both")
+        budgets = {arm.name: len(arm.candidates()) for arm in self.arms if arm.search}
+        if len(set(budgets.values())) > 1:
+            raise UserError(f"every tuned arm needs the same number of trials; got {budgets}")
+
+    def jobs(self, records: Records) -> list[Job]:
+        """Return the tuning runs and, as soon as they are known, the final ones."""
+        tuning = [self._job(arm, rule, "tune", seed) for arm in self.arms for rule in arm.candidates()
+                  for seed in self.tuning_seeds]
+        done = {(row.arm, row.rule, row.seed) for row in records.where(experiment=self.name, phase="tune")}
+        if any((j.entry.arm, j.entry.rule, j.entry.seed) not in done for j in tuning):
+            return tuning
+        chosen = self.chosen(records)
+        return tuning + [self._job(arm, chosen[arm.name], "final", seed) for seed in self.seeds
+                         for arm in self.arms]
+
+    def chosen(self, records: Records) -> dict[str, Rule]:
+        """Return the rule of every arm, the best of its candidates."""
+        return {arm.name: min(arm.candidates(), key=lambda rule: self.score(records, arm, rule))
+                if arm.search else arm.rule for arm in self.arms}
+
+    def score(self, records: Records, arm: Arm, rule: Rule) -> float:
+        """Return a candidate's mean criterion over the tuning seeds, turned so that lower is better."""
+        sign = -1.0 if self.criterion.better == "higher" else 1.0
+        rows = records.where(experiment=self.name, phase="tune", arm=arm.name, rule=repr(rule), step=None,
+                             metric=self.criterion.metric)
+        values = {row.seed: sign * row.value for row in rows}
+        if any(seed not in values for seed in self.tuning_seeds):
+            return float("inf")  # diverged or failed: it has no final validation metric
+        return statistics.fmean(values.values())
+
+    def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
+        task = arm.task or self.task
+        probes = self.probes if phase == "final" else (VALIDATION,)
+        watch = (VALIDATION,) if phase == "final" else ()
+        run = Run(task, rule, self.plan, seed, probes, watch, self.moments)
+        entry = Entry(self.name, arm.name, phase, seed, repr(rule), run.id, tuple(map(probe_id, probes)))
+        return Job(run, entry)
+
+
+@dataclass(frozen=True)
+class Calculation:
+    """An experiment without training: computations whose rows name their own arms and seeds."""
+
+    name: str
+    computations: Sequence[Computation]
+
+    def jobs(self, records: Records) -> list[Job]:
+        """Return one job a computation."""
+        return [Job(c, Entry(self.name, "", "final", 0, "", c.id)) for c in self.computations]

@@ -1,0 +1,70 @@
+"""Finding the task a user means: one of ours by name, or theirs by file or module."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cloudpickle
+
+from optscope.errors import UserError, nearest
+from optscope.tasks.catalog import TASKS, task_named
+from optscope.tasks.task import Task
+
+
+def task_at(place: str) -> Task:
+    """Return the task called `place`, or at "file.py:NAME" or "module:NAME" (or made by a function there).
+
+    The user's file is run.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    if ":" not in place:
+        if place.endswith(".py"):
+            raise UserError(f'which task of {place}? write "{place}:NAME"')
+        if place not in TASKS:
+            raise UserError(f'no task "{place}"; {nearest(place, TASKS)} (or "my_task.py:NAME" for your own)')
+        return task_named(place)
+    source, _, name = place.rpartition(":")
+    module = _load_file(Path(source)) if source.endswith(".py") else _import(source)
+    found = getattr(module, name, None)
+    if found is None:
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise UserError(f'{source} has no "{name}"; {nearest(name, public)}')
+    task = found() if callable(found) and not isinstance(found, Task) else found
+    if not isinstance(task, Task):
+        raise UserError(f"{place} must be an optscope Task, or a function that returns one; "
+                        f"got {type(task).__name__}: make one with Task.from_tensors(model, train, test)")
+    return task
+
+
+def _import(name: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f'no module "{name}" could be imported ({error}); '
+                        'write "my_task.py:NAME" or "package.module:NAME"') from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"no file {path}")
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} stopped with {type(error).__name__}: {error}") from error
+    cloudpickle.register_pickle_by_value(module)  # workers need not find the file again
+    return module

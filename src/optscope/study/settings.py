@@ -1,0 +1,69 @@
+"""What a comparison may be told from a file or the command line, checked strictly."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from optscope.errors import UserError, nearest
+from optscope.study.arms import DEFAULT
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class OptimiserSettings(BaseModel):
+    """What may be said of one optimiser: the learning rates to try."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    lr: Annotated[list[Rate], Field(min_length=1, max_length=100)] | None = None
+
+
+class Settings(BaseModel):
+    """A comparison's settings; the first optimiser is the one that others are compared with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    optimisers: dict[str, OptimiserSettings] = Field(
+        default_factory=lambda: {name: OptimiserSettings() for name in DEFAULT}, min_length=1)
+    seeds: int = Field(default=8, ge=1, le=10_000)
+    tuning_seeds: int = Field(default=1, ge=1, le=1000)
+    epochs: int = Field(default=30, ge=1)
+    batch: int = Field(default=128, ge=1)
+    examples: int = Field(default=1000, ge=1, description="test examples that attacks look at")
+
+
+def read_settings(path: Path | None, **overrides: Any) -> Settings:
+    """Return the settings in a TOML file, with those of `overrides` that are not None.
+
+    Raises:
+        UserError: when the file is missing, no TOML, or says something unknown.
+    """
+    found = _read_toml(path) if path else {}
+    found |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings.model_validate(found)
+    except ValidationError as error:
+        raise UserError(_sentence(error, path)) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.loads(file.read(1_000_000).decode("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no settings file {path}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a TOML file: {str(error) or type(error).__name__}") from error
+
+
+def _sentence(error: ValidationError, path: Path | None) -> str:
+    """Return the first complaint as one sentence with the key's path."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    source = f"{path}: " if path else ""
+    if first["type"] == "extra_forbidden":
+        known = OptimiserSettings if len(first["loc"]) > 1 else Settings
+        return f"{source}{where} is not a setting; {nearest(str(first['loc'][-1]), known.model_fields)}"
+    return f"{source}{where}: {first['msg'].lower()}; got {first['input']!r}"

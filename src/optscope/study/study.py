@@ -1,0 +1,63 @@
+"""A study is one paper as data: its question, its experiments at every scale, its claims, its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optscope.errors import UserError, nearest
+from optscope.evidence.claims import SCALES, Claim, Scale, Verdict
+from optscope.evidence.picture import Figure
+from optscope.evidence.records import Records
+from optscope.study.comparison import Experiment
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The paper a study is about."""
+
+    title: str
+    authors: str
+    venue: str
+    arxiv: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A paper's question and what it takes to answer it.
+
+    `reproduced` and `left_out` say in a few sentences what is done here, what is not, and why. `costs` gives
+    the expected time of each scale. `pictures` turns records (and the arrays of calculations, under
+    "experiment/name") into figures; `claims` are judged on the same records.
+    """
+
+    name: str
+    paper: Paper
+    question: str
+    reproduced: str
+    left_out: str
+    experiments: Callable[[Scale], Sequence[Experiment]]
+    claims: tuple[Claim, ...]
+    pictures: Callable[[Records, Arrays], list[Figure]]
+    costs: Mapping[Scale, str] = field(default_factory=dict)
+
+    def judge(self, records: Records, scale: Scale) -> list[tuple[Claim, Verdict]]:
+        """Return every claim with its verdict at a scale."""
+        return [(claim, claim.judge(records, scale)) for claim in self.claims]
+
+
+def check_scale(scale: str, study: Study) -> Scale:
+    """Return `scale` if the study has it.
+
+    Raises:
+        UserError: naming the scales there are.
+    """
+    for known in SCALES:
+        if known == scale and known in study.costs:
+            return known
+    raise UserError(f'no scale "{scale}" in {study.name}; {nearest(scale, study.costs)}')

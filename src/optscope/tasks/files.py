@@ -1,0 +1,199 @@
+"""The files of public image sets: where they lie, how they come from their makers, and how they are read.
+
+Everything lies in one folder, `$OPTSCOPE_DATA` or `~/.cache/optscope`, with a folder for each set.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optscope.errors import UserError, nearest
+
+Bytes = NDArray[np.uint8]
+
+
+class Labelled(NamedTuple):
+    """Images `(n, channels, height, width)` from 0 to 255, and their classes `(n,)`."""
+
+    images: Bytes
+    labels: Bytes
+
+
+class Parts(NamedTuple):
+    """The two official parts of a set, in their makers' order."""
+
+    train: Labelled
+    test: Labelled
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set's makers keep it: an address, and the md5 sum of each file there.
+
+    `sign` is a file that shows that the set is there already, in a form of its own.
+    """
+
+    address: str
+    files: dict[str, str]
+    sign: str | None = None
+
+
+SOURCES = {
+    "fashion-mnist": Source("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", {
+        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    }),
+    "cifar10": Source("https://www.cs.toronto.edu/~kriz/", {
+        "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+    }, sign="test_batch.png"),
+}
+
+CIFAR_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+
+
+def data_folder() -> Path:
+    """Return the folder that holds the sets: `$OPTSCOPE_DATA`, else `~/.cache/optscope`."""
+    chosen = os.environ.get("OPTSCOPE_DATA")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "optscope"
+
+
+def fetch(name: str) -> Path:
+    """Download a set from its makers, check it, and return its folder. Files already there are left alone.
+
+    Raises:
+        UserError: when there is no such set, or a file cannot be had as its makers published it.
+    """
+    import pooch
+
+    if name not in SOURCES:
+        raise UserError(f'there is no data set "{name}" to fetch; {nearest(name, SOURCES)}')
+    source, folder = SOURCES[name], data_folder() / name
+    if source.sign and (folder / source.sign).is_file():
+        return folder
+    for file, md5 in source.files.items():
+        if (folder / file).is_file():
+            continue
+        try:
+            pooch.retrieve(source.address + file, known_hash=f"md5:{md5}", fname=file, path=folder)
+        except (OSError, ValueError) as error:  # no connection, no such page; another md5 sum
+            raise UserError(f"could not fetch {source.address}{file} ({error}): try again, or put the file "
+                            f"into {folder} yourself") from error
+    return folder
+
+
+def read_fashion_mnist(folder: Path) -> Parts:
+    """Return the set as its four IDX files in `folder` hold it: 60,000 and 10,000 grey images of 28x28.
+
+    Raises:
+        UserError: when a file is missing or damaged.
+    """
+    train, train_labels, test, test_labels = (
+        read_idx(_existing(folder, file)) for file in SOURCES["fashion-mnist"].files)
+    return Parts(Labelled(train[:, None], train_labels), Labelled(test[:, None], test_labels))
+
+
+def read_cifar10(folder: Path) -> Parts:
+    """Return the set as `folder` holds it: 50,000 and 10,000 colour images of 32x32.
+
+    It is read from the makers' `cifar-10-python.tar.gz`, or from a copy in PNG form: `data_batch_1.png` to
+    `data_batch_5.png` and `test_batch.png`, with one image a row, and the labels in `train_lables.json` and
+    `test_lables.json` (spelled so).
+
+    Raises:
+        UserError: when there is neither, or a file is damaged.
+    """
+    if (folder / "test_batch.png").is_file():
+        return Parts(_cifar_from_png(folder, CIFAR_BATCHES, "train_lables.json"),
+                     _cifar_from_png(folder, ("test_batch",), "test_lables.json"))
+    archive = _existing(folder, "cifar-10-python.tar.gz")
+    with _reading(archive), tarfile.open(archive) as tar:
+        return Parts(_cifar_from_tar(tar, CIFAR_BATCHES), _cifar_from_tar(tar, ("test_batch",)))
+
+
+def read_idx(path: Path) -> Bytes:
+    """Return the array of a gzipped IDX file of unsigned bytes: a type, the lengths of the axes, the values.
+
+    Raises:
+        UserError: when the file is not one.
+    """
+    with _reading(path):
+        raw = gzip.decompress(path.read_bytes())
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError("it does not begin like an IDX file of bytes")
+        start = 4 + 4 * raw[3]
+        shape = np.frombuffer(raw[4:start], ">u4").tolist()
+        return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+def _cifar_from_png(folder: Path, batches: Iterable[str], labels: str) -> Labelled:
+    from PIL import Image
+
+    rows = []
+    for batch in batches:
+        path = _existing(folder, f"{batch}.png")
+        with _reading(path), Image.open(path) as image:
+            rows.append(np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3))
+    path = _existing(folder, labels)
+    with _reading(path):
+        classes = np.array(json.loads(path.read_text()), np.uint8)
+    return Labelled(np.concatenate(rows).transpose(0, 3, 1, 2), classes)
+
+
+def _cifar_from_tar(tar: tarfile.TarFile, batches: Iterable[str]) -> Labelled:
+    images, labels = [], []
+    for batch in batches:
+        stream = tar.extractfile(f"cifar-10-batches-py/{batch}")
+        if stream is None:
+            raise ValueError(f"{batch} is not a file")
+        content = _PlainUnpickler(stream, encoding="bytes").load()
+        images.append(np.asarray(content[b"data"], np.uint8).reshape(-1, 3, 32, 32))
+        labels += content[b"labels"]
+    return Labelled(np.concatenate(images), np.array(labels, np.uint8))
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads pickles of dictionaries, lists, bytes and arrays, and runs nothing else that they may name."""
+
+    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no data needs") from None
+
+
+def _existing(folder: Path, file: str) -> Path:
+    if not (folder / file).is_file():
+        raise UserError(f'there is no {file} in {folder}: get it with "optscope data {folder.name}", or set '
+                        "OPTSCOPE_DATA to the folder that holds your data sets")
+    return folder / file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, LookupError, TypeError, ValueError, tarfile.TarError, zlib.error,
+            pickle.UnpicklingError) as error:
+        raise UserError(f'{path} cannot be read ({error}): delete it and run "optscope data '
+                        f'{path.parent.name}"') from error

@@ -1,0 +1,80 @@
+"""The largest curvature at which an optimiser's steps stay bounded on a quadratic, in closed form.
+
+On f(w) = λ w²/2 every rule below is a linear recurrence in w. It is stable while both roots of its characteristic
+polynomial lie in the unit disc; as λ grows, the first to leave does so through −1, and the polynomial at
+z = −1 gives the threshold. Training at the edge of stability hovers about it (Cohen et al. 2021, arXiv
+2103.00065, section 2 and appendix B; for adaptive rules Cohen et al. 2022, arXiv 2207.14484).
+"""
+
+from __future__ import annotations
+
+import math
+
+from optscope.errors import UserError
+
+
+def gradient_descent(lr: float) -> float:
+    """Return 2/η: w ← w − η λ w is multiplied by 1 − η λ.
+
+    >>> gradient_descent(0.1)
+    20.0
+
+    Raises:
+        UserError: unless lr > 0.
+    """
+    return heavy_ball(lr, 0.0)
+
+
+def heavy_ball(lr: float, momentum: float) -> float:
+    """Return 2 (1 + β)/η for v ← β v + λ w, w ← w − η v.
+
+    z² − (1 + β − η λ) z + β = 0.
+
+    >>> round(heavy_ball(0.1, 0.9), 9)
+    38.0
+
+    Raises:
+        UserError: unless lr > 0 and 0 <= momentum < 1.
+    """
+    _check(lr, momentum)
+    return 2 * (1 + momentum) / lr
+
+
+def nesterov(lr: float, momentum: float) -> float:
+    """Return 2 (1 + β)/((1 + 2 β) η) for v ← β v + λ w, w ← w − η (λ w + β v).
+
+    z² − (1 + β) (1 − η λ) z + β (1 − η λ) = 0.
+
+    >>> round(nesterov(0.1, 0.9), 3)
+    13.571
+
+    Raises:
+        UserError: unless lr > 0 and 0 <= momentum < 1.
+    """
+    _check(lr, momentum)
+    return 2 * (1 + momentum) / ((1 + 2 * momentum) * lr)
+
+
+def averaged(lr: float, momentum: float, decay: float = 0.0) -> float:
+    """Return (2 − η δ) (1 + β)/((1 − β) η) for m ← β m + (1 − β) λ w, w ← (1 − η δ) w − η m.
+
+    z² − (1 − η δ + β − η (1 − β) λ) z + (1 − η δ) β = 0. This is Adam's momentum with its preconditioner D held
+    still: λ is then an eigenvalue of D⁻¹ᐟ² H D⁻¹ᐟ², and for β = 0.9, δ = 0 the threshold is the 38/η of
+    arXiv 2207.14484. δ is the decoupled weight decay of AdamW.
+
+    >>> round(averaged(0.001, 0.9), 6)
+    38000.0
+
+    Raises:
+        UserError: unless lr > 0, 0 <= momentum < 1 and 0 <= lr * decay < 2.
+    """
+    _check(lr, momentum)
+    if not 0 <= lr * decay < 2:
+        raise UserError(f"a decay shrinks the weights only for 0 <= lr * decay < 2; got {lr:g} * {decay:g}")
+    return (2 - lr * decay) * (1 + momentum) / ((1 - momentum) * lr)
+
+
+def _check(lr: float, momentum: float) -> None:
+    if not (0 < lr < math.inf and 0 <= momentum < 1):
+        raise UserError("a stability threshold needs a learning rate > 0 and a momentum in [0, 1); "
+                        f"got {lr:g} and {momentum:g}")

@@ -1,0 +1,266 @@
+"""Training, identity, storage and execution: paired, reproducible, and nothing lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
+from torch import nn
+from torch.nn import functional
+
+from optscope.engine.execute import Inline, Local
+from optscope.engine.identity import code, describe
+from optscope.engine.run import Computation, Run, probe_id
+from optscope.engine.store import Entry, RunFolder, Store, write_atomically
+from optscope.engine.train import Plan, epoch_permutation, train
+from optscope.errors import UserError
+from optscope.optim import SGD, Adam, Graft, StepDecay
+from optscope.probes.accuracy import Accuracy
+from optscope.tasks.task import Task
+
+PLAN = Plan(epochs=3, batch=16)
+
+
+def weights(trained):
+    return torch.cat([p.detach().reshape(-1) for p in trained.snapshot.model.parameters()])
+
+
+def test_training_equals_the_loop_a_user_would_write():
+    trained = train(TASK, Adam(lr=0.01), Plan(epochs=2, batch=16, schedule=StepDecay(at=(0.5,))), seed=3)
+    init, order, _ = (int(s.generate_state(1)[0]) for s in np.random.SeedSequence(3).spawn(3))
+    torch.manual_seed(init)
+    model = Net()()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+    data = Blobs()().train
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = 0.01 if epoch == 0 else 0.01 * 0.1
+        permutation = epoch_permutation(96, order, epoch)
+        for batch in permutation.split(16):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(data.inputs[batch]), data.targets[batch]).backward()
+            optimizer.step()
+    expected = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    torch.testing.assert_close(weights(trained), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_same_seed_same_bits_and_the_rule_does_not_touch_the_streams():
+    before = torch.get_rng_state()
+    a, b = (train(TASK, SGD(lr=0.1), PLAN, seed=1) for _ in range(2))
+    assert torch.equal(weights(a), weights(b))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(train(TASK, Adam(lr=0.01), PLAN, seed=1).losses[:1], a.losses[:1])
+    assert not torch.equal(train(TASK, SGD(lr=0.1), PLAN, seed=2).losses[:1], a.losses[:1])
+
+
+def test_watching_does_not_change_training():
+    seen = []
+    watched = train(TASK, SGD(lr=0.1), PLAN, seed=1, watch=lambda s: seen.append((s.step, len(s.losses))),
+                    at=(0, 5, 18))
+    assert seen == [(0, 0), (5, 5), (18, 18)]
+    assert torch.equal(weights(watched), weights(train(TASK, SGD(lr=0.1), PLAN, seed=1)))
+
+
+def test_divergence_is_data():
+    trained = train(TASK, SGD(lr=1e30), PLAN, seed=1, at=(18,), watch=lambda s: pytest.fail("diverged"))
+    assert trained.diverged_at is not None
+    assert trained.diverged_at < 6
+    assert torch.isnan(trained.losses[-1])
+
+
+def test_convolutional_models_train_in_channels_last():
+    def model():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+    x, y = torch.rand(32, 3, 8, 8), torch.arange(32) % 2
+    trained = train(Task.from_tensors(model, (x, y), (x, y)), SGD(lr=0.1), Plan(2, 8), seed=0)
+    conv = next(trained.snapshot.model.modules().__iter__())[0]
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert trained.diverged_at is None
+
+
+# Identity
+
+def test_what_changes_bits_changes_the_id_and_nothing_else_does():
+    run = Run(TASK, SGD(lr=0.1), PLAN, 1)
+    assert run.id == Run(Task("blobs", Net(), Blobs()), SGD(lr=0.1), Plan(3, 16), 1, (Accuracy(),)).id
+    others = [Run(TASK, SGD(lr=0.2), PLAN, 1), Run(TASK, SGD(lr=0.1), Plan(4, 16), 1),
+              Run(TASK, SGD(lr=0.1), PLAN, 2), Run(TASK, SGD(lr=0.1, momentum=0.5), PLAN, 1),
+              Run(Task("blobs", Net(9), Blobs()), SGD(lr=0.1), PLAN, 1),
+              Run(Task("blobs", Net(), Blobs(95)), SGD(lr=0.1), PLAN, 1),
+              Run(dataclasses.replace(TASK, loss=functional.multi_margin_loss), SGD(lr=0.1), PLAN, 1)]
+    assert len({run.id, *(other.id for other in others)}) == len(others) + 1
+
+
+def test_a_users_functions_count_by_source_and_closure():
+    def make(width):
+        return lambda: nn.Linear(2, width)
+    assert describe(make(3)) == describe(make(3))
+    assert describe(make(3)) != describe(make(4))
+    assert describe(torch.ones(2)) != describe(torch.zeros(2))
+    assert describe(nn.CrossEntropyLoss()) != describe(nn.CrossEntropyLoss(label_smoothing=0.1))
+
+
+def test_code_digest_is_blind_to_comments_and_sees_what_is_imported(monkeypatch, tmp_path):
+    import optscope.engine.identity as identity
+
+    package = tmp_path / "optscope"
+    package.mkdir()
+    monkeypatch.setattr(identity, "_ROOT", package)
+    (package / "a.py").write_text('"""Doc."""\nfrom optscope.b import f\nx = f()\n')
+    (package / "b.py").write_text("def f():\n    return 1\n")
+
+    def digest():
+        code.cache_clear()
+        return code("optscope.a")
+    first = digest()
+    (package / "a.py").write_text('"""Other doc."""\nfrom optscope.b import f  # why\n\nx = f()\n')
+    assert digest() == first
+    (package / "b.py").write_text("def f():\n    return 2\n")
+    assert digest() != first
+    code.cache_clear()
+
+
+# Storage
+
+def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
+    target = tmp_path / "a.json"
+    write_atomically(target, b"old")
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+
+
+def test_records_are_made_from_files_and_indexed(tmp_path):
+    store = Store(tmp_path / "out")
+    run = Run(TASK, SGD(lr=0.1), PLAN, 1, (Accuracy(),), (Accuracy(split="validation"),), moments=3)
+    run.perform(store.run_folder(run.id))
+    entry = Entry("demo", "SGD", "final", 1, repr(run.rule), run.id, (probe_id(Accuracy()),))
+    store.add_entries([entry, entry])
+    assert store.entries() == [entry]
+    records = store.records()
+    assert records.by_seed("SGD", "accuracy").keys() == {1}
+    assert [r.step for r in records.where(metric="loss") if r.step is not None] == [6, 12, 18]
+    assert float(records.values("SGD", "learning rate")[0]) == 0.1
+    store.index(records)
+    import sqlite3
+    with sqlite3.connect(tmp_path / "out" / "index.sqlite") as database:
+        assert database.execute("select count(*) from records").fetchone()[0] == len(records)
+    database.close()
+    assert store.export_csv(tmp_path / "r.csv") == len(records)
+
+
+def test_a_probe_added_later_does_not_train_again(tmp_path):
+    folder = RunFolder(tmp_path / "r")
+    Run(TASK, SGD(lr=0.1), PLAN, 1).perform(folder)
+    stamp = (folder.path / "result.json").stat().st_mtime_ns
+    Run(TASK, SGD(lr=0.1), PLAN, 1, (Accuracy(),)).perform(folder)
+    assert (folder.path / "result.json").stat().st_mtime_ns == stamp
+    assert folder.has_reading(probe_id(Accuracy()))
+
+
+@pytest.mark.parametrize(("prepare", "words"), [
+    (lambda p: p.write_text("x"), "is a file"),
+    (lambda p: (p.mkdir(), (p / "thesis.tex").write_text("x")), "not optscope's"),
+    (lambda p: (p.mkdir(), (p / "optscope.json").write_text('{"schema": 99}')), "newer optscope"),
+    (lambda p: (p.mkdir(), (p / "optscope.json").write_text("{")), "damaged"),
+])
+def test_folders_that_will_not_do(tmp_path, prepare, words):
+    prepare(tmp_path / "out")
+    with pytest.raises(UserError, match=words):
+        Store(tmp_path / "out")
+
+
+def test_a_folder_serves_one_process_at_a_time(tmp_path):
+    store = Store(tmp_path / "out")
+    with store.locked(), pytest.raises(UserError, match=f"in use by process {os.getpid()}"), \
+            Store(tmp_path / "out").locked():
+        pass
+    with store.locked():
+        pass
+
+
+# Execution
+
+def outcomes(engine, works, folder):
+    return {o.work.id: o for o in engine.run(works, folder)}
+
+
+def test_local_equals_inline_bit_for_bit(tmp_path):
+    runs = [Run(TASK, Graft(Adam(lr=0.01), SGD(lr=1.0)), PLAN, seed) for seed in range(3)]
+    assert all(o.status == "ok" for o in outcomes(Inline(), runs, tmp_path / "a").values())
+    assert all(o.status == "ok" for o in outcomes(Local(2), runs, tmp_path / "b").values())
+    for run in runs:
+        a, b = (RunFolder(tmp_path / x / run.id).weights() for x in "ab")
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_killed_worker_costs_one_run_which_is_tried_again(tmp_path):
+    killer = Computation(kill_once, {"marker": str(tmp_path / "marker")})
+    poison = Computation(kill_always)
+    good = [Computation(succeed, {"value": float(i)}) for i in range(4)]
+    found = outcomes(Local(2), [good[0], killer, good[1], poison, *good[2:]], tmp_path / "runs")
+    assert [found[w.id].status for w in good] == ["ok"] * 4
+    assert found[killer.id].status == "ok"
+    assert (found[poison.id].status, found[poison.id].tries) == ("lost", 3)
+
+
+def test_an_error_in_a_run_is_an_outcome(tmp_path):
+    for engine in (Inline(), Local(1)):
+        (outcome,) = engine.run([Computation(fail)], tmp_path / "runs")
+        assert outcome.status == "failed"
+        assert "ZeroDivisionError: on purpose (tiny.py" in outcome.reason
+
+
+SWEEP = """
+import sys
+sys.path[:0] = {paths!r}
+from tiny import TASK
+from optscope.engine.execute import Local
+from optscope.engine.store import Store
+from optscope.engine.train import Plan
+from optscope.optim import SGD, Adam
+from optscope.study.comparison import Arm, Comparison
+from optscope.study.conduct import Silence, conduct
+from optscope.study.search import Grid
+from pathlib import Path
+arms = (Arm("SGD", SGD(lr=.1), Grid((.1, .3))), Arm("Adam", Adam(lr=.01), Grid((.01, .03))))
+c = Comparison("c", TASK, arms, Plan(60, 4), (), (1, 2, 3))
+conduct([c], Store(Path({out!r})), Local(2), Silence())
+"""
+
+
+def test_killed_at_any_moment_the_same_command_continues_to_the_same_bits(tmp_path):
+    def start(out):
+        script = SWEEP.format(paths=[str(Path(__file__).parent)], out=str(out))
+        return subprocess.Popen([sys.executable, "-W", "error", "-c", script])
+    assert start(tmp_path / "whole").wait(120) == 0
+    for moment in (4.0, 5.0):
+        process = start(tmp_path / "cut")
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(1.2)  # orphans leave within half a second
+    finished = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("cut/runs/*/result.json")}
+    assert start(tmp_path / "cut").wait(120) == 0
+    for run, stamp in finished.items():
+        assert (tmp_path / "cut" / "runs" / run / "result.json").stat().st_mtime_ns == stamp
+    whole = {p.parent.name: p.read_bytes() for p in tmp_path.glob("whole/runs/*/weights.safetensors")}
+    cut = {p.parent.name: p.read_bytes() for p in tmp_path.glob("cut/runs/*/weights.safetensors")}
+    assert len(whole) == 10
+    assert whole == cut
+    assert not list(tmp_path.glob("cut/runs/*/.*.tmp"))
+
+
+def test_json_keeps_what_is_not_finite(tmp_path):
+    from optscope.engine.store import to_json
+    assert json.loads(to_json({"a": float("nan"), "b": [float("-inf"), 1.5]})) == {"a": "nan", "b": ["-inf", 1.5]}

@@ -1,0 +1,507 @@
+"""The report: the same data give the same bytes, any data a page, and the page is safe, whole and offline."""
+
+import base64
+import hashlib
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from optscope.errors import UserError
+from optscope.evidence.claims import Claim, Verdict
+from optscope.evidence.picture import Heatmap, ImageGrid, Panel, Picture, Series
+from optscope.evidence.records import Metric, Record, Records
+from optscope.report.document import Check, Document, render, verdict_rows, write
+from optscope.report.figures import draw, plain, slug
+from optscope.report.points import MOST_POINTS, Points, thin
+from optscope.report.style import Styles
+from optscope.report.tables import Table, figure_tables, interval, metric_table, number, runs_table
+
+ARMS = ("SGD", "Adam")
+QUICK = (Phase.explicit, Phase.reuse, Phase.generate)  # a figure takes too long to be shrunk
+HOSTILE = "<script>alert(1)</script>\"'&amp; onload=x $x_1$ `|` \x00\ud800"
+
+
+def picture(label: str = "SGD", **panel) -> Picture:
+    line = Series(label, [0, 1, 2], [0.9, 0.6, 0.4], [0.8, 0.5, 0.3], [1.0, 0.7, 0.5])
+    return Picture("fall", "Accuracy falls", [Panel("radius", "accuracy", [line], **panel)], "How to read.")
+
+
+def figures(text: str = "") -> list:
+    bars = [Series(f"{arm}{text}", [0, 1], [0.9, 0.5], [0.8, 0.4], [1.0, 0.6], "bars") for arm in ARMS]
+    lines = [Series(f"{arm}{text}", [1, 10, 100], [1, 0.1, 0.01]) for arm in ARMS]
+    theory = Series(f"theory, SGD{text}", [1, 100], [1, 0.01], mark="theory")
+    t = text or "plain"
+    return [
+        Picture(f"bars{text}", f"Bars {t}",
+                [Panel(t, t, bars, t, categories=[t, "fog"], levels={t: 0.1})], t),
+        Picture("lines", f"Lines {t}", [Panel(t, t, [*lines, theory], log_x=True, log_y=True)], t),
+        ImageGrid("grid", f"Grid {t}", [t], [t, "b"], [[np.eye(4), np.full((3, 5, 3), 0.5)]], t),
+        Heatmap("heat", f"Heat {t}", [t, "b"], ["x", t], np.array([[1.0, -0.5], [math.nan, 0.0]]), t, t)]
+
+
+def records(seeds: int = 8, text: str = "") -> Records:
+    draw_ = np.random.default_rng(0)
+    return Records(Record("demo", f"{arm}{text}", seed, metric, float(draw_.normal(i)), at)
+                   for i, arm in enumerate(ARMS) for seed in range(seeds)
+                   for metric, at in (("accuracy", None), ("robust", 0.5), ("robust", 1.0)))
+
+
+def document(text: str = "", seeds: int = 8) -> Document:
+    t = text or "plain"
+    claim = Claim(f"C1{text}", t, t, lambda rows: Verdict("holds", ""), t)
+    rows = records(seeds, text)
+    return Document(
+        t, t, f"{t}\n{t}", [t],
+        [(claim, Verdict("holds", t, 0.1, 0.05, 0.15, 8, 0.0078)),
+         (claim, Verdict("fails", t, -1, -2, -0.5, 8)), (claim, Verdict("undecided", t))],
+        "desk", [t], figures(text), [metric_table(rows, [Metric("accuracy")], f"SGD{text}")],
+        [Check(t, True, t), Check(t, False)], {t: t, "threads": 1}, t, runs_table(rows))
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags with attributes in order, and the text within each element."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags, self.texts, self.stack = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs), tuple(t for t, _ in self.stack)))
+        if tag not in ("meta", "link", "br"):
+            self.stack.append((tag, len(self.tags) - 1))
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs), tuple(t for t, _ in self.stack)))
+
+    def handle_endtag(self, tag):
+        opened, _ = self.stack.pop()
+        assert opened == tag, f"</{tag}> closes <{opened}>"
+
+    def handle_data(self, data):
+        self.texts.append((data, tuple(i for _, i in self.stack)))
+
+    def text_of(self, index: int) -> str:
+        return "".join(data for data, path in self.texts if index in path)
+
+    def all(self, tag: str) -> list[int]:
+        return [i for i, (name, _, _) in enumerate(self.tags) if name == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(document(), tmp_path_factory.mktemp("plain")).parent
+
+
+@pytest.fixture(scope="module")
+def hostile_folder(tmp_path_factory):
+    return write(document(HOSTILE), tmp_path_factory.mktemp("hostile")).parent
+
+
+@pytest.fixture(scope="module")
+def page(folder) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def hostile(hostile_folder) -> Page:
+    return Page((hostile_folder / "report.html").read_text(encoding="utf-8"))
+
+
+# -- figures ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_data_give_the_same_bytes_whatever_the_users_matplotlibrc_says(folder):
+    with mpl.rc_context({"lines.linewidth": 9, "font.size": 20, "axes.grid": False, "svg.fonttype": "path"}):
+        assert render(document()) == (folder / "report.html").read_text(encoding="utf-8")
+
+
+def marks(svg: str, series: int) -> np.ndarray:
+    """Return the places of the markers of a series, in SVG units."""
+    group = re.search(rf'<g data-series="{series}">(?:<path[^>]*/>)?<defs>(.*?)</g></g>', svg)
+    assert group
+    places = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', group[1])
+    return np.array(places, dtype=np.float64)
+
+
+@pytest.mark.parametrize(("log", "transform"), [(False, np.asarray), (True, np.log10)])
+def test_marks_stand_where_the_numbers_are(log, transform):
+    x, y = [1.0, 3.0, 4.0, 9.0], [0.5, 0.02, 0.3, 7.0]
+    found = marks(plain(Picture("p", "t", [Panel("x", "y", [Series("a", x, y)], log_x=log, log_y=log)])), 0)
+    for axis, values in ((found[:, 0], x), (found[:, 1], y)):
+        line = np.polyfit(transform(values), axis, 1)
+        np.testing.assert_allclose(np.polyval(line, transform(values)), axis, atol=0.011)
+    assert np.polyfit(x, found[:, 0], 1)[0] > 0 > np.polyfit(y, found[:, 1], 1)[0]
+
+
+def test_a_label_looks_the_same_in_every_figure_and_labels_look_different():
+    many = Picture("many", "t", [Panel("x", "y", [Series(f"arm {i}", [0], [i]) for i in range(50)])])
+    styles = Styles.of([many, picture("arm 3")])
+    looks = [styles.look(s) for s in many.panels[0].series]
+    assert len({(k.colour, k.marker, k.dash) for k in looks}) == 50
+    assert len({(k.colour, k.marker) for k in looks}) == 50
+    assert looks[3].colour.lower() in plain(picture("arm 3"), styles)
+    assert looks[0].colour.lower() not in plain(picture("arm 3"), styles)
+
+
+def test_a_theory_is_thin_and_dashed_in_the_darker_colour_of_what_it_predicts():
+    labels = ("theory, SGD", "bound", "SGDm bound")
+    theory = [Series(label, [1, 2], [1, 2], mark="theory") for label in labels]
+    panel = Panel("x", "y", [*theory, Series("Adam", [1], [1]), Series("SGD", [1], [1])])
+    styles = Styles.of([Picture("p", "t", [panel])])
+    named, other, longer = map(styles.look, theory)
+    assert named.colour == styles.measured["SGD"].colour
+    assert other.index == longer.index == -1
+    assert other.colour != longer.colour
+    assert re.search(rf'<path d="[^"]*" [^>]*stroke-dasharray[^>]*stroke: {named.ink}', plain(
+        Picture("p", "t", [panel]), styles))
+
+
+def test_an_interval_that_reaches_zero_on_a_logarithmic_axis_is_cut_and_said_to_be():
+    series = Series("a", [1, 2, 3], [1.0, 1.0, 1.0], [-1.0, 0.0, 0.01], [2.0, 2.0, 2.0])
+    panel = Panel("x", "y", [series], log_y=True)
+    np.testing.assert_array_equal(Points.of(series, panel).low, [0.1, 0.1, 0.01])
+    assert "2 of 3 intervals reach 0 and are cut" in plain(Picture("p", "t", [panel]))
+
+
+def test_points_at_shared_places_stand_side_by_side_and_measurements_stay_put():
+    def places(*xs):
+        series = [Series(f"arm {i}", x, [1.0, 2.0, 3.0], mark="points") for i, x in enumerate(xs)]
+        svg = plain(Picture("p", "t", [Panel("x", "y", series)]))
+        return [marks(svg, i)[:, 0] for i in range(len(xs))]
+
+    left, right = places([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])
+    assert np.ptp(right - left) < 0.03
+    assert 5 < (right - left)[0] < 0.1 * (left[1] - left[0])
+    first, other = places([0.0, 1.0, 2.0], [0.0, 1.0, 3.0])
+    np.testing.assert_allclose(first[:2], other[:2], atol=0.011)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_thinning_keeps_few_points_both_ends_and_the_extremes(y, path):
+    y = np.array(y)
+    x = np.cos(np.arange(len(y))) if path else np.arange(len(y)) + 1.0
+    thinned = thin(Points(x, y, y - 1, y + 1), log_x=not path)
+    assert len(thinned.x) <= MOST_POINTS
+    assert (thinned.x[0], thinned.x[-1]) == (x[0], x[-1])
+    assert (thinned.y.min(), thinned.y.max()) == (y.min(), y.max())
+    assert set(zip(thinned.x, thinned.y, strict=True)) <= set(zip(x, y, strict=True))
+    np.testing.assert_array_equal(thinned.low, thinned.y - 1)
+
+
+@pytest.mark.parametrize(("y", "log", "note"), [
+    ([1.0, math.nan, math.inf], False, "2 of 3 points not drawn (not finite)"),
+    ([1.0, 0.0, -1.0], True, "2 of 3 points not drawn (not finite, or not above 0 on a logarithmic axis)"),
+    ([math.nan] * 3, False, "3 of 3 points not drawn (not finite)"),
+    ([1.0, 2.0, 3.0], True, None),
+])
+def test_points_that_cannot_be_drawn_are_counted_in_the_figure(y, log, note):
+    svg = plain(Picture("p", "t", [Panel("x", "y", [Series("a", [1, 2, 3], y)], log_y=log)]))
+    said = " ".join(re.sub(r"<[^>]*>", " ", svg).split())
+    assert note in said if note else "not drawn" not in said
+
+
+def test_a_figure_that_does_not_fit_its_labels_says_what_was_expected():
+    with pytest.raises(UserError, match="equally long, but have 2, 1, 1 and 1"):
+        draw(Picture("p", "t", [Panel("x", "y", [Series("a", [1, 2], [1])])]))
+    with pytest.raises(UserError, match=r"must have shape \(1, 2\) to fit the labels, but have \(1, 1\)"):
+        draw(Heatmap("h", "t", ["a"], ["b", "c"], np.ones((1, 1))))
+    with pytest.raises(UserError, match="must be 1 rows of 2"):
+        draw(ImageGrid("g", "t", ["a"], ["b", "c"], [[np.ones((2, 2))]]))
+    with pytest.raises(UserError, match=r"but one has \(3, 2, 2\)"):
+        draw(ImageGrid("g", "t", ["a"], ["b"], [[np.ones((3, 2, 2))]]))
+
+
+def test_a_drawn_file_stands_alone(tmp_path):
+    text = draw(picture(), tmp_path / "fall.svg")
+    assert (tmp_path / "fall.svg").read_text(encoding="utf-8") == text + "\n"
+    assert "Accuracy falls</tspan>" in text
+    assert "</tspan>" not in plain(picture())
+
+
+anything = st.floats(width=64)
+text = st.text(max_size=12)
+
+
+@given(st.data(), st.booleans(), st.booleans())
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), phases=QUICK)
+def test_any_picture_is_drawn(data, log_x, log_y):
+    kinds = st.sampled_from(["line", "points", "theory", "bars"])
+    series = []
+    for _ in range(data.draw(st.integers(0, 3))):
+        n = data.draw(st.integers(0, 4))
+        column = st.lists(anything, min_size=n, max_size=n)
+        has_interval = data.draw(st.booleans())
+        low, high = (data.draw(column) if has_interval else None for _ in range(2))
+        x, y = data.draw(column), data.draw(column)
+        series.append(Series(data.draw(text), x, y, low, high, data.draw(kinds)))
+    categories, levels = st.lists(text, max_size=3), st.dictionaries(text, anything, max_size=2)
+    panel = Panel(data.draw(text), data.draw(text), series, data.draw(text), log_x, log_y,
+                  data.draw(categories), data.draw(levels))
+    Page(draw(Picture(data.draw(text), data.draw(text), [panel] * data.draw(st.integers(1, 2)))))
+
+
+# -- tables ----------------------------------------------------------------------------------------------------
+
+
+def test_the_metric_table_agrees_with_scipy():
+    rows = records()
+    metrics = [Metric("accuracy", "%", "higher"), Metric("robust", "", "lower", axis="ε")]
+    table = metric_table(rows, metrics, "SGD")
+    assert table.header == ("arm", "accuracy [%]\u00a0↑", "robust at ε = 0.5\u00a0↓", "robust at ε = 1\u00a0↓")
+    for column, (metric, at) in enumerate((("accuracy", None), ("robust", 0.5), ("robust", 1.0)), 1):
+        sgd, adam = (rows.values(arm, metric, at) for arm in ARMS)
+        for values, cell in ((sgd, table.rows[0][column]), (adam, table.rows[1][column].split("\n")[0])):
+            mean, half = (float(v.replace("−", "-")) for v in cell.split(" ± "))
+            low, high = stats.t.interval(0.95, 7, values.mean(), stats.sem(values))
+            assert [mean, half] == pytest.approx([values.mean(), (high - low) / 2], abs=0.05 * (high - low) / 2)
+        low, high = stats.ttest_rel(adam, sgd).confidence_interval(0.95)
+        shown = re.findall(r"[+−][\d.]+", table.rows[1][column].split("\n")[1])
+        assert [float(v.replace("−", "-")) for v in shown] == pytest.approx(
+            [(adam - sgd).mean(), low, high], abs=0.05 * (high - low) / 2)
+
+
+def test_a_diverged_run_is_counted_and_left_out_of_the_mean():
+    rows = Records(Record("demo", "Adam", s, "loss", v, status="ok" if math.isfinite(v) else "diverged")
+                   for s, v in enumerate((1.0, 3.0, math.nan, math.inf)))
+    assert metric_table(rows, [Metric("loss")]).rows == [("Adam", "2 ± 13 (2 of 4 not finite)")]
+    assert [row[2] for row in runs_table(rows).rows] == ["ok", "ok", "diverged", "diverged"]
+    assert "4 runs, 2 of them diverged" in runs_table(rows).note
+
+
+def test_each_experiment_has_rows_of_its_own():
+    rows = Records(Record(e, "SGD", s, "loss", v + s) for e, v in (("a", 0.0), ("b", 10.0)) for s in (0, 2))
+    assert [row[0] for row in metric_table(rows, [Metric("loss")]).rows] == ["a: SGD", "b: SGD"]
+    assert [row[1][:2] for row in metric_table(rows, [Metric("loss")]).rows] == ["1 ", "11"]
+
+
+def test_the_numbers_of_a_figure_are_its_numbers():
+    table, = figure_tables(picture(categories=["clean", "fog", "snow"]))
+    assert table.header == ("radius", "SGD")
+    assert table.rows[1] == ("fog", "0.60 [0.50, 0.70]")
+    loop, = figure_tables(Picture("p", "t", [Panel("x", "y", [Series("a", [0, 1, 0], [1, 2, 3])])]))
+    assert loop.rows == [(0.0, "1"), (0.0, "3"), (1.0, "2")]
+    long, = figure_tables(Picture("p", "t", [Panel("x", "y", [Series("a", range(1000), range(1000))])]))
+    assert len(long.rows) <= 60
+
+
+@given(anything, anything, anything)
+def test_numbers_of_any_size_have_a_form(a, b, c):
+    assert number(a)
+    assert interval(a, b, c, signed=True).startswith(("+", "−", "n", "0", "∞")) or a == 0
+
+
+# -- the page --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["page", "hostile"])
+def test_the_page_loads_nothing_and_runs_one_known_script(name, request):
+    page = request.getfixturevalue(name)
+    for tag, attributes, _ in page.tags:
+        for attribute, value in attributes.items():
+            assert not attribute.startswith("on"), (tag, attribute)
+            if attribute in ("src", "href", "xlink:href", "action", "data", "srcset"):
+                assert value.startswith(("#", "data:image/png;base64,", "data:,")), (tag, value)
+            if attribute == "style":
+                assert not re.search(r"url\((?!#)", value)
+    assert not {name for name, *_ in page.tags} & {"iframe", "object", "embed", "form", "base", "img"}
+    policy, = (a["content"] for t, a, _ in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    script, = page.all("script")
+    digest = base64.b64encode(hashlib.sha256(page.text_of(script).encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}';" in policy
+    for index in page.all("style"):
+        assert "@import" not in page.text_of(index)
+        assert "url(" not in page.text_of(index)
+
+
+def test_what_users_write_never_becomes_markup(page, hostile):
+    def outside_pictures(found):
+        return [(tag, sorted(a)) for tag, a, path in found.tags if "svg" not in path]
+    assert {t for t, *_ in hostile.tags} == {t for t, *_ in page.tags}
+    assert outside_pictures(hostile) == outside_pictures(page)
+    title, = (i for i in hostile.all("h1"))
+    assert hostile.text_of(title) == HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
+
+
+@pytest.mark.parametrize("name", ["page", "hostile"])
+def test_the_page_is_whole(name, request):
+    page = request.getfixturevalue(name)
+    assert not page.stack
+    ids = [a["id"] for _, a, _ in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    values = [(name, value or "") for _, a, _ in page.tags for name, value in a.items()]
+    references = [v[1:] for name, v in values if name in ("href", "xlink:href") and v.startswith("#")]
+    references += [found for _, v in values for found in re.findall(r"url\(#([^)]*)\)", v)]
+    references += [a["aria-labelledby"] for _, a, _ in page.tags if "aria-labelledby" in a]
+    assert set(references) <= set(ids)
+    levels = [int(t[1]) for t, *_ in page.tags if re.fullmatch(r"h\d", t)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    html, = (a for t, a, _ in page.tags if t == "html")
+    assert html["lang"] == "en"
+
+
+def test_every_figure_has_a_caption_words_for_it_and_its_numbers(page):
+    assert len(page.all("figure")) == len(figures())
+    for figure in page.all("figure"):
+        inside = [i for i in range(figure, len(page.tags)) if figure in _path(page, i)]
+        caption, svg, desc, title = (next(i for i in inside if page.tags[i][0] == tag)
+                                     for tag in ("figcaption", "svg", "desc", "h3"))
+        assert page.text_of(caption).strip()
+        assert page.text_of(title).strip()
+        assert page.tags[svg][1]["role"] == "img"
+        assert page.tags[svg][1]["aria-label"] == page.text_of(desc) != ""
+        assert any(page.tags[i][0] == "table" and "details" in page.tags[i][2] for i in inside)
+
+
+def _path(page: Page, index: int) -> tuple[int, ...]:
+    """Return the indices of the elements around some text of element `index`; none when it has no text."""
+    return next((path for _, path in page.texts if index in path), ())
+
+
+def test_sections_come_in_the_order_of_a_decision(page):
+    found = [page.text_of(i) for i in page.all("h2")]
+    assert found == ["Answer", "Read this first", "Claims and verdicts", "What to do next", "Figures",
+                     "Tables", "Protocol", "Reproduce", "Every run"]
+
+
+def test_verdicts_are_words_with_effect_interval_and_sample(page):
+    table = next(i for i in page.all("table") if page.tags[i][1].get("class") == "claims")
+    said = " ".join(page.text_of(table).split())
+    assert "✓ holds" in said
+    assert "✗ fails" in said
+    assert "? undecided" in said
+    assert "0.100 [0.050, 0.150]n = 8, p = 0.008" in said
+
+
+def _colours(css: str) -> dict[str, str]:
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css))
+
+
+def _contrast(one: str, other: str) -> float:
+    def luminance(colour):
+        channels = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+    bright, dim = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def test_text_stands_out_from_its_ground_in_light_and_dark(page):
+    css = page.text_of(page.all("style")[0])
+    light, dark = css.split("prefers-color-scheme: dark", 1)
+    for colours in (_colours(light), _colours(dark.split("* {", 1)[0])):
+        pairs = [(ink, ground) for ink in ("ink", "soft", "accent") for ground in ("ground", "sheet", "tint")]
+        pairs += [(ink, f"{ink}-bg") for ink in ("good", "bad", "open", "warn")]
+        for ink, ground in pairs:
+            assert _contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+
+
+def test_a_report_of_200_runs_is_small():
+    rows = Records(Record("demo", f"arm {i % 8}", i, f"metric {m}", i / 7 + m)
+                   for i in range(200) for m in range(25))
+    y = np.sin(np.arange(2000) / 9)
+    long = Picture("p", "t", [Panel("x", "y", [Series(f"arm {i}", range(2000), y, y - 1, y + 1)
+                                               for i in range(8)])])
+    table = len(render(Document("t", "q", "v", runs_table=runs_table(rows))).encode())
+    assert table + 6 * len(plain(long)) < 1_500_000
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+def test_write_leaves_the_page_its_twin_the_verdicts_and_the_figures(tmp_path):
+    same = [picture(), picture(), Picture("../../up", "t", picture().panels)]
+    path = write(Document("t", "q", "v", verdicts=document().verdicts, figures=same), tmp_path / "a" / "b")
+    assert path == tmp_path / "a" / "b" / "report.html"
+    files = sorted(str(f.relative_to(path.parent)) for f in tmp_path.rglob("*") if f.is_file())
+    assert files == ["figures/fall-2.svg", "figures/fall.svg", "figures/up.svg", "report.html", "report.md",
+                     "verdicts.json"]
+    assert (path.parent / "report.md").read_text().count("](figures/fall-2.svg)") == 1
+    for svg in path.parent.glob("figures/*.svg"):
+        Page(svg.read_text(encoding="utf-8"))
+
+
+def test_verdicts_json_has_the_agreed_form(folder):
+    rows = json.loads((folder / "verdicts.json").read_text(), parse_constant=pytest.fail)
+    assert rows == verdict_rows(document())
+    assert [list(row) for row in rows] == [
+        ["claim", "text", "source", "outcome", "effect", "low", "high", "n", "p", "scale", "note"]] * 3
+    assert rows[0] == {"claim": "C1", "text": "plain", "source": "plain", "outcome": "holds", "effect": 0.1,
+                       "low": 0.05, "high": 0.15, "n": 8, "p": 0.0078, "scale": "desk", "note": "plain"}
+    assert rows[2]["effect"] is rows[2]["p"] is None
+
+
+def test_markdown_takes_no_markup_from_users(hostile_folder):
+    text = (hostile_folder / "report.md").read_text(encoding="utf-8")
+    fenced = re.sub(r"(?ms)^(`{3,})\n.*?^\1\n", "", text)
+    assert "<script" not in fenced
+    tables = [line for line in fenced.splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", line)) in (3, 4, 9) for line in tables)
+
+
+@given(st.lists(st.builds(
+    Record, st.sampled_from(["e", "f"]), text, st.integers(0, 3), text, anything, st.none() | anything,
+    st.none() | st.integers(0, 5), st.sampled_from(["tune", "final"]), text,
+    st.sampled_from(["ok", "diverged"]), text), max_size=8), text, anything, anything, st.integers(0, 3))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), phases=QUICK)
+def test_any_records_are_reported(rows, words, effect, bound, n):
+    found = Records(rows)
+    metrics = [Metric(name) for name in found.metrics()]
+    claim = Claim(words, words, words, lambda r: Verdict("holds", ""), words)
+    verdict = Verdict("undecided", words, effect, bound, effect, n, min(abs(bound), 1))
+    table = metric_table(found, metrics, (found.arms() or [""])[0])
+    report = Document(words, words, words, [words], [(claim, verdict)], "smoke", environment={words: words},
+                      tables=[table, Table(words, [words], [])], command=words, runs_table=runs_table(found))
+    assert not Page(render(report)).stack
+    json.dumps(verdict_rows(report), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "Ünïcode", "con\n"])
+def test_names_of_files_stay_in_their_folder(name):
+    assert re.fullmatch(r"[a-z0-9-]+", slug(name))
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def open_page(path, folder) -> tuple[str, str]:
+    """Return the page as it stands after its script ran without any network, and what the console said."""
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+         "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder}", "--dump-dom", path.as_uri()],
+        capture_output=True, timeout=90, check=True)
+    console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
+    return done.stdout.decode(), "\n".join(console)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def test_a_browser_opens_it_offline_without_complaint(hostile_folder, tmp_path):
+    path = tmp_path / "report.html"
+    shutil.copy(hostile_folder / "report.html", path)
+    dom, console = open_page(path, tmp_path / "profile")
+    assert console == ""
+    assert '<div class="chips">' in dom  # the script ran: it shows what is hidden without it
+    assert re.search(r'<th scope="col"><button type="button">arm</button>', dom)
+    # The same eyes see what a page does that breaks its policy.
+    changed = path.read_text(encoding="utf-8").replace("'use strict'", "'use  strict'")
+    path.write_text(changed, encoding="utf-8")
+    dom, console = open_page(path, tmp_path / "profile")
+    assert "Content Security Policy" in console
+    assert '<div class="chips" hidden' in dom
