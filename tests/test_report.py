@@ -260,7 +260,8 @@ def test_any_picture_is_drawn(data, log_x, log_y):
 def test_the_metric_table_agrees_with_scipy():
     rows = records()
     metrics = [Metric("accuracy", "%", "higher"), Metric("robust", "", "lower", axis="ε")]
-    table = metric_table(rows, metrics, "SGD")
+    table = metric_table(rows, [*metrics, metrics[1]], "SGD")
+    assert table.title == "Arms and metrics: demo"
     assert table.header == ("arm", "accuracy [%]\u00a0↑", "robust at ε = 0.5\u00a0↓", "robust at ε = 1\u00a0↓")
     for column, (metric, at) in enumerate((("accuracy", None), ("robust", 0.5), ("robust", 1.0)), 1):
         sgd, adam = (rows.values(arm, metric, at) for arm in ARMS)

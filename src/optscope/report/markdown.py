@@ -25,9 +25,9 @@ def _lines(document: Document, figures: Sequence[Figure]) -> Iterator[str]:
     yield f"*{_text(document.question)}*\n" if document.question.strip() else ""
     for sentence in document.verdict_sentence.splitlines():
         yield f"**{_text(sentence)}**\n" if sentence.strip() else ""
-    if document.warnings:
+    if any(document.warnings):
         yield "## Read this first\n"
-        yield from (f"* {_text(warning)}" for warning in document.warnings)
+        yield from (f"* {_text(warning)}" for warning in document.warnings if warning.strip())
     if document.verdicts:
         yield "\n## Claims and verdicts\n"
         yield f"Judged at {document.scale} scale. Effects carry 95 % intervals.\n"

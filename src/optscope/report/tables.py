@@ -80,7 +80,7 @@ def metric_table(records: Records, metrics: Sequence[Metric], baseline: str = ""
     With a `baseline` each other arm has a second line: the paired difference to it, arm - baseline, with its
     95 % interval. Metrics with an axis take one column a coordinate; each experiment has its own rows.
     """
-    columns = [(m, at) for m in metrics for at in _places(records, m)]
+    columns = [(m, at) for m in dict.fromkeys(metrics) for at in _places(records, m)]
     by_metric = {m.name: records.where(metric=m.name) for m in metrics}
     experiments = list(dict.fromkeys(row.experiment for row in records))
     rows = []
@@ -93,7 +93,8 @@ def metric_table(records: Records, metrics: Sequence[Metric], baseline: str = ""
             (f" Second line: paired difference to {baseline} on the same seeds, with its 95 % interval; an "
              "interval that holds 0 is no evidence of a difference." if baseline else "") +
             " ↑ higher is better, ↓ lower is better.")
-    return Table("Arms and metrics", ("arm", *(_heading(m, at) for m, at in columns)), rows, note)
+    title = ": ".join(["Arms and metrics", *(experiments if len(experiments) == 1 else [])])
+    return Table(title, ("arm", *(_heading(m, at) for m, at in columns)), rows, note)
 
 
 def _places(records: Records, metric: Metric) -> list[float | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from optscope.probes.frequency import spectral_energy
 from optscope.probes.probe import frozen
 from optscope.tasks.images import HighEnergy, LowPass
 from optscope.tasks.signals import simulate
-from optscope.tasks.task import Task
+from optscope.tasks.task import Data, Task
 from optscope.theory.three_frequency import PAPER, Problem, sign_limit
 
 Found = tuple[list[Row], Mapping[str, NDArray[np.float64]]]
@@ -70,24 +70,28 @@ def linear_closed_form(steps: int) -> Found:
     return rows, {}
 
 
-def dissect_images(task: Task, epochs: int) -> Found:
-    """Measure the spectrum of a task's images, and make pictures: filtered ones, and attacked ones.
-
-    Attacked images are those of an SGD and an Adam model trained for `epochs`, under l2 attack at radius 1.
-    """
-    images = task.data().train.inputs
-    energy = spectral_energy(images).numpy().astype(np.float64)
+def spectrum(data: Callable[[], Data], name: str) -> Found:
+    """Measure the spectral energy of training images, and fit an exponential to its diagonal without DC."""
+    energy = spectral_energy(data().train.inputs).numpy().astype(np.float64)
     diagonal = np.log(np.diagonal(energy)[1:])
     frequency = np.arange(1, len(diagonal) + 1)
     slope, offset = np.polyfit(frequency, diagonal, 1)
     residual = diagonal - (slope * frequency + offset)
-    rows = [Row("spectrum", 0, "slope of log energy along the diagonal", float(slope)),
-            Row("spectrum", 0, "R² of the exponential", float(1 - residual.var() / diagonal.var()))]
-    arrays: dict[str, NDArray[np.float64]] = {"energy": energy}
-    few = images[:6]
+    rows = [Row(name, 0, "slope of log energy along the diagonal", float(slope)),
+            Row(name, 0, "R² of the exponential", float(1 - residual.var() / diagonal.var()))]
+    return rows, {f"energy {name}": energy}
+
+
+def dissect_images(task: Task, epochs: int) -> Found:
+    """Make pictures: filtered training images, and attacked test images.
+
+    Attacked are an SGD and an Adam model trained for `epochs`, within l2 radius 1.
+    """
+    arrays: dict[str, NDArray[np.float64]] = {}
+    few = task.data().train.inputs[:6]
     for keep in (50, 10, 3):
-        arrays[f"low energy removed, keep {keep} %"] = _grey(HighEnergy(task.data, keep).filtered(few))
-        arrays[f"high frequencies removed, keep {keep} %"] = _grey(LowPass(task.data, keep).filtered(few))
+        arrays[f"low energy removed, keep {keep} %"] = _grey(HighEnergy(task.data, keep / 100).filtered(few))
+        arrays[f"high frequencies removed, keep {keep} %"] = _grey(LowPass(task.data, keep / 100).filtered(few))
     arrays["original"] = _grey(few)
     test = task.data().test.first(6)
     arrays["clean"] = _grey(test.inputs)
@@ -99,7 +103,7 @@ def dissect_images(task: Task, epochs: int) -> Found:
             arrays[f"attacked {name}"] = _grey(attacked)
             arrays[f"classes {name}"] = model(attacked).argmax(1).numpy().astype(np.float64)
     arrays["classes clean"] = test.targets.numpy().astype(np.float64)
-    return rows, arrays
+    return [], arrays
 
 
 def _grey(images: torch.Tensor) -> NDArray[np.float64]:

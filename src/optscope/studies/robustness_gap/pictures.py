@@ -116,11 +116,13 @@ def _linear(arrays: Arrays) -> Picture:
 
 
 def _spectrum(arrays: Arrays) -> Picture:
-    diagonal = np.diagonal(np.asarray(arrays["images/energy"], dtype=np.float64))
-    return Picture("spectrum", "Spectral energy falls roughly exponentially with frequency",
-                   [Panel("frequency along the diagonal", "mean |DCT coefficient|",
-                          [Series("training images", list(range(len(diagonal))), diagonal.tolist())],
-                          log_y=True)])
+    series = []
+    for data in PLACES:
+        if f"images/energy {data}" in arrays:
+            diagonal = np.diagonal(np.asarray(arrays[f"images/energy {data}"], dtype=np.float64))
+            series.append(Series(data, list(range(len(diagonal))), diagonal.tolist()))
+    return Picture("spectrum", "Spectral energy along the diagonal of the DCT",
+                   [Panel("frequency along the diagonal", "mean |DCT coefficient|", series, log_y=True)])
 
 
 def _filters(arrays: Arrays) -> ImageGrid:
