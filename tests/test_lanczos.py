@@ -54,7 +54,8 @@ def test_agrees_with_dense_eigenvalues_and_with_arpack(k):
     arpack = eigsh(LinearOperator(a.shape, matvec=lambda v: a.numpy() @ v, dtype=np.float64), k, which="LA")[0]
     np.testing.assert_allclose(found.values.numpy(), arpack[::-1], rtol=1e-9)
     assert found.converged
-    torch.testing.assert_close(found.vectors @ found.vectors.T, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-12)
+    gram = found.vectors @ found.vectors.T
+    torch.testing.assert_close(gram, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-12)
     residual = (a @ found.vectors.T - found.vectors.T * found.values).norm(dim=0)
     assert bool((residual <= found.errors).all())
     torch.testing.assert_close(found.errors, residual, rtol=1e-3, atol=1e-12)
@@ -62,16 +63,21 @@ def test_agrees_with_dense_eigenvalues_and_with_arpack(k):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("rel", [1e-1, 1e-2, 1e-3])
-def test_the_printed_error_covers_the_true_one_for_every_start(dtype, rel):
+def test_the_printed_error_and_limit_keep_their_word_over_many_starts(dtype, rel):
     eigenvalues = outliers()
     operator = Dense(matrix(eigenvalues).to(dtype))
     top = float(eigenvalues.max())
-    above = 0
+    missed = above = 0
     for seed in range(200):
         found = largest(operator, rel=rel, generator=generator(seed))
+        value, error = float(found.values[0]), float(found.errors[0])
         assert found.converged
-        assert abs(float(found.values[0]) - top) <= float(found.errors[0]) <= rel * float(found.values[0])
-        above += found.upper < top
+        assert error <= rel * value
+        assert found.limit <= 1.5 * value
+        assert float((eigenvalues - value).abs().min()) <= error  # always: an eigenvalue lies there
+        missed += abs(value - top) > error  # rarely: it is not the top one
+        above += found.limit < top  # and then the limit still covers the top one
+    assert missed <= (0 if rel == 1e-3 else 20)
     assert above <= 5  # 2 expected at most; more than 5 of 200 has probability 2 %
 
 
@@ -79,12 +85,12 @@ def test_the_limit_fails_about_as_often_as_it_says_when_the_top_is_hard_to_see()
     """The top eigenvalue hides behind the second: stopped early, Lanczos sees only that one in most starts."""
     eigenvalues = torch.cat([torch.zeros(398), torch.tensor([1.0, 1.02])]).double()
     operator = Dense(torch.diag(eigenvalues))
-    found = [largest(operator, rel=0.5, limit=2, generator=generator(seed)) for seed in range(1000)]
-    tight = sum(f.upper < 1.02 for f in found)
+    found = [largest(operator, rel=0.5, most=2, generator=generator(seed)) for seed in range(1000)]
+    tight = sum(f.limit < 1.02 for f in found)
     assert tight <= 20  # at most 10 expected; more than 20 of 1000 has probability 0.1 %
-    assert np.median([f.upper for f in found]) < 100  # and it says something
+    assert np.median([f.limit for f in found]) < 100  # and it says something
     converged = [largest(operator, rel=1e-6, generator=generator(seed)) for seed in range(20)]
-    assert max(f.upper for f in converged) < 1.021
+    assert max(f.limit for f in converged) < 1.021
 
 
 def test_no_ghosts():
@@ -118,7 +124,7 @@ def test_any_small_matrix_is_solved_in_full(eigenvalues, seed):
     scale = 1e-12 * max(1.0, float(truth.abs().max()))
     torch.testing.assert_close(found.values, truth, rtol=0, atol=scale)
     assert found.products == len(a)
-    assert found.upper >= float(truth[0]) - scale
+    assert found.limit >= float(truth[0]) - scale
 
 
 def test_a_good_guess_saves_products_and_a_bad_one_is_overcome():
@@ -134,9 +140,8 @@ def test_a_good_guess_saves_products_and_a_bad_one_is_overcome():
 
 def test_products_are_counted_and_limited():
     operator = Dense(matrix(torch.linspace(0, 1, 300)))
-    found = largest(operator, rel=1e-9, limit=7)
+    found = largest(operator, rel=1e-9, most=7)
     assert (operator.products, found.products, found.converged) == (7, 7, False)
-    assert abs(float(found.values[0]) - 1) > 1e-9 * 1
     truth = torch.linspace(0, 1, 300).double()
     assert float((truth - found.values[0]).abs().min()) <= float(found.errors[0])
 
@@ -144,7 +149,7 @@ def test_products_are_counted_and_limited():
 def test_an_operator_that_is_not_symmetric_prints_a_large_error():
     a = matrix(outliers(50))
     skew = torch.randn(50, 50, generator=generator(3), dtype=torch.float64)
-    found = largest(Dense(a + skew - skew.T), limit=50)
+    found = largest(Dense(a + skew - skew.T), most=50)
     assert float(found.errors[0]) > 0.1
 
 
@@ -185,7 +190,8 @@ def test_density_has_the_moments_and_the_mass_of_the_spectrum():
     at = np.linspace(-2, 12, 4001)
     density = found.density(at, 0.05)
     assert np.trapezoid(density, at) == pytest.approx(1, abs=1e-6)
-    kernel = np.exp(-((at[:, None] - eigenvalues.numpy()) ** 2) / (2 * 0.05**2)).mean(1) / (0.05 * np.sqrt(2 * np.pi))
+    gaps = (at[:, None] - eigenvalues.numpy()) / 0.05
+    kernel = np.exp(-(gaps**2) / 2).mean(1) / (0.05 * np.sqrt(2 * np.pi))
     assert np.trapezoid(np.abs(density - kernel), at) < 0.1
     assert float(found.nodes.max()) == pytest.approx(10, rel=1e-9)
 

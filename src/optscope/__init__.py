@@ -1,3 +1,34 @@
 """See what the choice of optimiser does to a trained model, beyond its loss curve."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from optscope.engine.train import Plan, train
+    from optscope.errors import UserError
+    from optscope.lab import compare, run_study
+    from optscope.optim.rule import Rule
+    from optscope.probes.probe import Probe
+    from optscope.study.comparison import Arm
+    from optscope.study.search import Grid, Halton, Log
+    from optscope.study.settings import Settings
+    from optscope.tasks.snapshot import Snapshot
+    from optscope.tasks.task import Task
+
+_HOMES = {"Arm": "study.comparison", "Grid": "study.search", "Halton": "study.search", "Log": "study.search",
+          "Plan": "engine.train", "Probe": "probes.probe", "Rule": "optim.rule", "Settings": "study.settings",
+          "Snapshot": "tasks.snapshot", "Task": "tasks.task", "UserError": "errors", "compare": "lab",
+          "run_study": "lab", "train": "engine.train"}
+__all__ = ["Arm", "Grid", "Halton", "Log", "Plan", "Probe", "Rule", "Settings", "Snapshot", "Task", "UserError",
+           "compare", "run_study", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import optscope` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'optscope' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"optscope.{_HOMES[name]}"), name)

@@ -36,7 +36,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _stop("stopped; finished runs are kept: the same command continues", 130, debug=False)
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's own complaints about arguments
+        if hasattr(error, "format_message"):  # typer's own complaints about arguments
             _stop(error.format_message(), 2, debug)
         _stop(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
 
@@ -44,8 +44,14 @@ def main() -> None:
 def _stop(sentence: str, code: int, debug: bool) -> None:
     if debug:
         raise
-    _err.print(f"optscope: {sentence}", markup=False, highlight=False, soft_wrap=True)
+    if sentence:  # without arguments the help has been shown, and nothing is left to say
+        _say(f"optscope: {' '.join(sentence.split())}", _err)
     sys.exit(code)
+
+
+def _say(text: str, console: Console = _out) -> None:
+    """Print a line as it is: names and paths may hold brackets, and are copied whole."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _command() -> str:
@@ -93,11 +99,11 @@ def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long o
 
     found = _study(study)
     known = check_scale(scale, found)
-    _err.print(f"{found.name} at {known} scale: {found.costs[known]}", highlight=False)
+    _say(f"{found.name} at {known} scale: {found.costs[known]}", _err)
     result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", engine=Local(slots),
                        listener=Display(_err), command=_command())
     for claim, verdict in result.verdicts:
-        _out.print(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}", markup=False, highlight=False)
+        _say(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}")
     _close(result)
 
 
@@ -124,7 +130,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
     found = task_at(task)
     result = door(found, out or Path("runs") / f"compare-{found.name}", settings=settings, engine=Local(slots),
                   listener=Display(_err), command=_command())
-    _out.print(result.summary, markup=False, highlight=False)
+    _say(result.summary)
     _close(result)
 
 
@@ -138,10 +144,10 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
     rows = Store(folder).export_csv(folder / "records.csv")
     if (folder / "verdicts.json").is_file():
         for verdict in read_json(folder / "verdicts.json"):
-            _out.print(f"{verdict['claim']:<5} {verdict['outcome']:<10} {verdict['text']}", markup=False,
-                       highlight=False)
-    _out.print(f"records: {folder / 'records.csv'} ({rows} rows)", highlight=False)
-    _out.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+            _say(f"{verdict['claim']:<5} {verdict['outcome']:<10} {verdict['text']}")
+    _say(f"records: {folder / 'records.csv'} ({rows} rows)")
+    page = folder / "report.html"
+    _say(f"report: {page}" if page.is_file() else "no report yet: the command that made the folder continues")
 
 
 @app.command()
@@ -149,7 +155,7 @@ def data(name: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")])
     """Fetch a data set from its makers."""
     from optscope.tasks.files import fetch
 
-    _out.print(f"{name}: {fetch(name)}", highlight=False)
+    _say(f"{name}: {fetch(name)}")
 
 
 def _study(name: str) -> Any:
@@ -163,6 +169,6 @@ def _study(name: str) -> Any:
 
 
 def _close(result: Any) -> None:
-    _out.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+    _say(f"report: {result.report}")
     if result.failures:
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -14,6 +15,7 @@ from optscope import __version__
 from optscope.engine.execute import Engine, Local
 from optscope.engine.identity import numerics
 from optscope.engine.store import Store, to_json, write_atomically
+from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.picture import Figure, Picture
 from optscope.evidence.records import Records
@@ -51,10 +53,10 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     Raises:
         UserError: when the task, an arm or the folder will not do; before anything is trained.
     """
-    settings = settings or Settings()
-    comparison = comparison_of(task, settings, arms)
+    for each in {id(t): t for t in (task, *(arm.task for arm in arms if arm.task))}.values():
+        _check(each)
+    comparison = comparison_of(task, settings or Settings(), arms)
     store = Store(Path(out))
-    check_task(task)
     start = time.perf_counter()
     conducted = conduct([comparison], store, engine or Local(), listener or Silence())
     found = findings(comparison, conducted.records)
@@ -78,17 +80,17 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
 def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | None = None,
               listener: Listener | None = None, command: str = "") -> Result:
     """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`."""
-    store = Store(Path(out))
     experiments = study.experiments(scale)
     comparisons = [e for e in experiments if isinstance(e, Comparison)]
     for task in {id(c.task): c.task for c in comparisons}.values():
-        check_task(task)
+        _check(task)
+    store = Store(Path(out))
     start = time.perf_counter()
     conducted = conduct(experiments, store, engine or Local(), listener or Silence())
     verdicts = study.judge(conducted.records, scale)
     counts = {o: sum(v.outcome == o for _, v in verdicts) for o in ("holds", "fails", "undecided")}
     summary = (f"Of {len(verdicts)} claims {counts['holds']} hold, {counts['fails']} fail and "
-               f"{counts['undecided']} are undecided at {scale} scale.")
+               f"{counts['undecided']} are undecided at {scale} scale.\n" + _by_family(verdicts))
     document = Document(
         title=study.paper.title, question=study.question, verdict_sentence=summary,
         warnings=[*_warnings(comparisons, conducted), study.left_out], verdicts=verdicts, scale=scale,
@@ -105,6 +107,17 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
     return Result(conducted.records, verdicts, summary, _finish(document, store), conducted.failures)
 
 
+def _by_family(verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
+    """Return one line a family of claims (those whose ids share the first word): which hold, fail, are open."""
+    families: dict[str, dict[str, list[str]]] = {}
+    for claim, verdict in verdicts:
+        family, _, member = claim.id.partition(" ")
+        families.setdefault(family, {}).setdefault(verdict.outcome, []).append(member)
+    return "\n".join(f"{family}: " + "; ".join(
+        f"{outcome}{' for ' + ', '.join(members) if any(members) else ''}"
+        for outcome, members in found.items()) + "." for family, found in families.items())
+
+
 def environment(seconds: float) -> dict[str, object]:
     """Return what a reader needs to get the same numbers: versions, processor, threads, time."""
     packages = ("torch", "numpy", "scipy")
@@ -113,6 +126,17 @@ def environment(seconds: float) -> dict[str, object]:
             "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
             "threads a run": numerics()["threads"], "system": platform.system(),
             "time of this call [s]": round(seconds, 1)}
+
+
+def _check(task: Task) -> None:
+    """Look at a task; whatever its own code raises is its author's to mend."""
+    try:
+        check_task(task)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{task.name}: its data, model or loss stopped with {type(error).__name__}: "
+                        f"{error}") from error
 
 
 def _finish(document: Document, store: Store) -> Path:
@@ -133,7 +157,10 @@ def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[s
         mine = conducted.records.where(experiment=comparison.name)
         chosen = comparison.chosen(mine)
         for arm in comparison.arms:
-            if arm.search and arm.search.at_edge(chosen[arm.name]):
+            if arm.search and not math.isfinite(comparison.score(mine, arm, chosen[arm.name])):
+                found.append(f"{comparison.name}: every learning rate tried for {arm.name} diverged or failed; "
+                             f"the smallest ({chosen[arm.name].lr}) stands for it: try smaller ones.")
+            elif arm.search and arm.search.at_edge(chosen[arm.name]):
                 found.append(f"{comparison.name}: the chosen learning rate of {arm.name} "
                              f"({chosen[arm.name].lr}) lies at the edge of those tried: try more beyond it.")
             runs = {r.run: r.status for r in mine.where(arm=arm.name, phase="final")}

@@ -43,7 +43,7 @@ class Display:
         self._done += 1
         if outcome.status in ("failed", "lost"):
             self._problems += 1
-            self.console.print(f"{outcome.status}: {outcome.reason}", markup=False)
+            self.console.print(f"{outcome.status}: {outcome.reason}", markup=False, soft_wrap=True)
         elif outcome.status == "diverged":
             self._problems += 1
         if self._bar is not None and self._task is not None:

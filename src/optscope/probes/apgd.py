@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import final
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 MOMENTUM, RHO = 0.75, 0.75  # arXiv 2003.01690, section 3.1 and 3.2
 
 
+@final
 @dataclass(frozen=True, repr=False)
 class APGD(Attack):
     """Gradient ascent with momentum whose step eta starts at 2 eps and is halved where progress stalls.
@@ -41,11 +43,16 @@ class APGD(Attack):
         """Return the first fooling iterate of each image, else the one of largest loss."""
         return in_turn(batch, [self._climb] * self.restarts)
 
+    def longer(self, times: int) -> APGD:
+        """Return the attack with `times` the steps."""
+        return replace(self, steps=times * self.steps)
+
     def _climb(self, batch: Batch) -> Tensor:
         labels = batch.labels
         return climb(batch, lambda logits, where: self.loss(logits, labels[where]), self.steps)
 
 
+@final
 @dataclass(frozen=True, repr=False)
 class TargetedAPGD(Attack):
     """APGD on the targeted ratio of logits, towards each of the `rivals` classes likeliest on the clean image.
@@ -63,6 +70,10 @@ class TargetedAPGD(Attack):
         """Return the first fooling iterate of each image, else the best one on the way to its last rival."""
         others = batch.logits(batch.inputs[:1]).shape[1] - 1
         return in_turn(batch, [partial(self._towards, rank) for rank in range(1, min(self.rivals, others) + 1)])
+
+    def longer(self, times: int) -> TargetedAPGD:
+        """Return the attack with `times` the steps."""
+        return replace(self, steps=times * self.steps)
 
     def _towards(self, rank: int, batch: Batch) -> Tensor:
         goals = batch.logits(batch.inputs).argsort(dim=1, descending=True)[:, rank]
@@ -133,8 +144,8 @@ def climb(batch: Batch, objective: Objective, steps: int) -> Tensor:
     found = x = batch.ball.sample(batch.generator)
     where = torch.arange(len(batch), device=x.device)
     fooled, loss, gradient = batch.ascent(x, lambda logits: objective(logits, where))
-    state = _Climb(where, x, x, gradient, loss, x, loss, gradient, torch.full_like(batch.ball.eps, 2), torch.zeros_like(where), loss,
-                   torch.ones_like(fooled))
+    state = _Climb(where, x, x, gradient, loss, x, loss, gradient, torch.full_like(batch.ball.eps, 2),
+                   torch.zeros_like(where), loss, torch.ones_like(fooled))
     checks, last = checkpoints(steps), 0
     for step in range(steps + 1):
         if step > 0:

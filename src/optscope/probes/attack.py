@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import final
 
@@ -80,6 +80,10 @@ class Attack(ABC):
         The model of `batch` is in eval mode with frozen parameters, and is right on all images.
         """
 
+    @abstractmethod
+    def longer(self, times: int) -> Attack:
+        """Return the same attack with `times` the steps: what it finds more, this one missed."""
+
     @final
     def run(self, model: nn.Module, inputs: Tensor, targets: Tensor, eps: float | Tensor, norm: str = "linf",
             bounds: Bounds = (0.0, 1.0), generator: torch.Generator | None = None) -> Tensor:
@@ -146,9 +150,28 @@ def worth_dropping(done: Tensor) -> bool:
     return 8 * int(done.sum()) >= len(done) > 0
 
 
+def ascend(batch: Batch, start: Tensor, loss: AttackLoss, steps: int, length: float) -> Tensor:
+    """Return the first fooling iterate of x <- P(x + length * eps * u), else the last one; u is steepest ascent."""
+    x, found, left = start, start.clone(), torch.arange(len(start), device=start.device)
+    done = torch.zeros_like(batch.labels, dtype=torch.bool)
+    for _ in range(steps):
+        fooled, _, gradient = batch.ascent(x, partial(loss, labels=batch.labels))
+        found[left[fooled]] = x[fooled]
+        done |= fooled
+        if worth_dropping(done):
+            stay = ~done
+            batch, x, gradient, left, done = batch.take(stay), x[stay], gradient[stay], left[stay], done[stay]
+            if len(left) == 0:
+                return found
+        x = batch.step(x, batch.ball.steepest(gradient), length)
+    found[left[~done]] = x[~done]
+    return found
+
+
+@final
 @dataclass(frozen=True, repr=False)
 class FGSM(Attack):
-    """One step of full length along the steepest direction: x + eps * sign(g) or eps * g / |g|.
+    """One step of full length from the image: x + eps * sign(g), or eps * g / |g| in the l2 ball.
 
     arXiv 1412.6572, section 4.
     """
@@ -157,43 +180,62 @@ class FGSM(Attack):
 
     def search(self, batch: Batch) -> Tensor:
         """Return the end of the step."""
-        _, _, gradient = batch.ascent(batch.inputs, partial(self.loss, labels=batch.labels))
-        return batch.step(batch.inputs, batch.ball.steepest(gradient), 1.0)
+        return ascend(batch, batch.inputs, self.loss, steps=1, length=1.0)
+
+    def longer(self, times: int) -> BIM:
+        """Return `times` steps of the same length in all."""
+        return BIM(times, self.loss)
 
 
+@final
+@dataclass(frozen=True, repr=False)
+class BIM(Attack):
+    """Steps of length eps / steps from the image itself, so that what fools early lies near it.
+
+    The basic iterative method of arXiv 1607.02533, section 2.2.
+    """
+
+    steps: int = 10
+    loss: AttackLoss = CrossEntropy()  # noqa: RUF009 - frozen
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps")
+
+    def search(self, batch: Batch) -> Tensor:
+        """Return the first fooling iterate of each image, else its last one."""
+        return ascend(batch, batch.inputs, self.loss, self.steps, 1 / self.steps)
+
+    def longer(self, times: int) -> BIM:
+        """Return the attack with `times` the steps."""
+        return replace(self, steps=times * self.steps)
+
+
+@final
 @dataclass(frozen=True, repr=False)
 class PGD(Attack):
-    """Projected gradient ascent from random starts, with steps of length `stride` * eps / steps.
+    """Projected gradient ascent from random starts, with steps of length 2.5 eps / steps.
 
-    x <- P(x + eta * u), u the steepest direction. arXiv 1706.06083, section 2; the stride of 2.5, which lets an
-    iterate cross the ball, is from its authors' code.
+    x <- P(x + eta * u), u the steepest direction. arXiv 1706.06083, section 2; the factor 2.5, which lets an
+    iterate cross the ball, is that of its appendix.
     """
 
     steps: int = 20
     restarts: int = 1
     loss: AttackLoss = CrossEntropy()  # noqa: RUF009 - frozen
-    stride: float = 2.5
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "restarts")
 
     def search(self, batch: Batch) -> Tensor:
         """Return the first fooling iterate of each image, else its last one."""
-        return in_turn(batch, [self._ascend] * self.restarts)
+        return in_turn(batch, [self._once] * self.restarts)
 
-    def _ascend(self, batch: Batch) -> Tensor:
-        x = batch.ball.sample(batch.generator)
-        found, left, done = x.clone(), torch.arange(len(x), device=x.device), torch.zeros_like(batch.labels).bool()
-        for _ in range(self.steps):
-            fooled, _, gradient = batch.ascent(x, partial(self.loss, labels=batch.labels))
-            found[left[fooled]] = x[fooled]
-            done |= fooled
-            if worth_dropping(done):
-                stay = ~done
-                batch, x, gradient, left, done = batch.take(stay), x[stay], gradient[stay], left[stay], done[stay]
-            x = batch.step(x, batch.ball.steepest(gradient), self.stride / self.steps)
-        found[left[~done]] = x[~done]
-        return found
+    def longer(self, times: int) -> PGD:
+        """Return the attack with `times` the steps."""
+        return replace(self, steps=times * self.steps)
+
+    def _once(self, batch: Batch) -> Tensor:
+        return ascend(batch, batch.ball.sample(batch.generator), self.loss, self.steps, 2.5 / self.steps)
 
 
 def check_counts(owner: object, *names: str) -> None:

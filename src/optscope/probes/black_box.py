@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from optscope.probes.attack_losses import Margin
 from optscope.probes.perturbation import per_example
 
 
+@final
 @dataclass(frozen=True, repr=False)
 class RandomSearch(Attack):
     """Write a random sign into a random window of the perturbation; keep it where the margin rises.
@@ -50,6 +52,10 @@ class RandomSearch(Attack):
             v, best = torch.where(better, proposal, v), torch.where(better, x, best)
             value = torch.maximum(there, value)
         return found.index_copy(0, left, best)
+
+    def longer(self, times: int) -> RandomSearch:
+        """Return the attack with `times` the queries."""
+        return replace(self, queries=times * self.queries)
 
 
 def _at_end(batch: Batch, v: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ from optscope.probes.hessian import SymmetricOperator
 
 Array = NDArray[np.float64]
 
+NOISE = 10.0
+"""Expected length of the noise that is added to a guess of length one. Measured on a trained ResNet-8: as few
+products as with a tenth of it, and as low a limit as from noise alone."""
+
 class Krylov:
     """An orthonormal basis V of span{v, A v, A^2 v, ...}, made orthogonal to all its vectors, twice.
 
@@ -57,6 +61,9 @@ class Krylov:
         rest, grown[:, m] = self._orthogonal(self._operator(self._basis[m]), m + 1)
         self._coefficients = grown
         beta = float(rest.norm())
+        if not math.isfinite(beta):
+            raise UserError("a product with this operator is not finite: the loss overflows at these weights; measure "
+                            "an earlier step or lower the learning rate")
         self.betas.append(beta)
         if m + 1 == self._operator.size:
             return
@@ -91,7 +98,7 @@ class Eigenpairs:
 
     Proved: within `errors[i]` of `values[i]` lies an eigenvalue, and the largest of all is at least
     `values[0] - errors[0]` (products are taken as exact: in float32 their rounding adds about 1e-6 of the largest).
-    Likely: the largest of all is at most `upper`; this fails for at most one random start in a hundred.
+    Likely: the largest of all is at most `limit`; this fails for at most one random start in a hundred.
     Not proved: that no eigenvalue was passed over among the lower ones, and how often each is repeated.
 
     Shapes: `values`, `errors` `(k,)`, descending; `vectors` `(k, P)`, orthonormal.
@@ -100,45 +107,50 @@ class Eigenpairs:
     values: Tensor
     errors: Tensor
     vectors: Tensor
-    upper: float
+    limit: float
     products: int
     converged: bool
 
 
-def largest(operator: SymmetricOperator, k: int = 1, *, rel: float = 1e-3, start: Tensor | None = None,
-            limit: int = 200, generator: torch.Generator | None = None) -> Eigenpairs:
-    """Return the `k` largest eigenvalues by Lanczos, each with a residual of at most `rel` times itself.
+def largest(operator: SymmetricOperator, k: int = 1, *, rel: float = 1e-3, margin: float = 0.5,
+            start: Tensor | None = None, most: int = 200, generator: torch.Generator | None = None) -> Eigenpairs:
+    """Return the `k` largest eigenvalues by Lanczos with a full orthogonalisation.
 
-    `start` is a guess at the top eigenvector (the gradient, or the answer a few steps ago); a random vector as
-    long is added, so that no eigenvalue is invisible: that costs no product, and halves the search. After `limit`
-    products the best so far is returned with `converged=False`. Paige 1980, "Accuracy and effectiveness of
-    the Lanczos algorithm"; Parlett, "The symmetric eigenvalue problem", section 13.2.
+    It stops when each has a residual of at most `rel` times itself, and the limit of the largest is at most
+    `margin` (of the largest magnitude) above it: a residual alone can settle on a lower eigenvalue. After `most`
+    products the best so far is returned with `converged=False`. `start` is a guess at the top eigenvector; noise
+    is added to it, so that no other eigenvector is invisible. Parlett, "The symmetric eigenvalue problem",
+    chapter 13.
 
     Raises:
-        UserError: unless `1 <= k <= P` and `0 < rel < 1`.
+        UserError: unless `1 <= k <= P`, `0 < rel < 1` and `margin > 0`.
     """
     if not 1 <= k <= operator.size:
         raise UserError(f"k must be between 1 and the {operator.size} parameters; got {k}")
-    if not 0 < rel < 1:
-        raise UserError(f"rel must be a relative error between 0 and 1, such as 1e-3; got {rel:g}")
+    if not (0 < rel < 1 and margin > 0):
+        raise UserError("rel must be a relative error between 0 and 1, such as 1e-3, and margin positive, such as "
+                        f"0.5; got rel={rel!r} and margin={margin!r}")
     generator = generator or torch.Generator().manual_seed(0)
-    mixed = noise(operator, generator)
+    random = mixed = noise(operator, generator)
     if start is not None and bool(start.any()):
-        mixed += start / start.norm()
+        random = NOISE * random
+        mixed = start / start.norm() + random
     krylov = Krylov(operator, mixed, generator)
+    share = float(random.norm() / mixed.norm())
     rounding = 10 * torch.finfo(operator.dtype).eps
-    while True:
+    limit, done = math.inf, False
+    while not done and len(krylov) < min(max(most, k), operator.size):
         krylov.extend()
         values, vectors, residuals = krylov.ritz()
-        floor = rounding * np.abs(values).max()
-        errors = residuals[:k] + floor
-        done = len(krylov) >= k and bool((errors <= np.maximum(rel * np.abs(values[:k]), 2 * floor)).all())
-        if done or len(krylov) >= min(max(limit, k), operator.size):
-            break
-    bound = max(values[0] + errors[0], _upper(krylov, values[0], 1 / float(mixed.norm())))
+        scale = float(np.abs(values).max())
+        errors = residuals[:k] + rounding * scale
+        settled = errors <= np.maximum(rel * np.abs(values[:k]), 2 * rounding * scale)
+        limit = max(float(values[0] + errors[0]), _limit(krylov, float(values[0]), share))
+        done = len(krylov) == operator.size or (
+            len(krylov) >= k and bool(settled.all()) and limit - values[0] <= margin * scale)
     combine = torch.as_tensor(vectors[:, :k].T.copy(), dtype=operator.dtype, device=operator.device)
     return Eigenpairs(torch.as_tensor(values[:k].copy()), torch.as_tensor(errors), combine @ krylov.basis,
-                      bound, len(krylov), done or len(krylov) == operator.size)
+                      limit, len(krylov), done)
 
 
 def noise(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
@@ -147,12 +159,12 @@ def noise(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     return drawn.to(operator.dtype).to(operator.device)
 
 
-def _upper(krylov: Krylov, theta: float, share: float, risk: float = 0.01) -> float:
+def _limit(krylov: Krylov, theta: float, share: float, risk: float = 0.01) -> float:
     """Return the number above which no eigenvalue lies, but for a `risk` over the start's random part.
 
     A unit eigenvector u of the eigenvalue mu has u.v_(j+1) = p_j(mu) u.v_1 with the Lanczos polynomials p_j, and
-    sum_j (u.v_j)^2 <= 1: so |u.v_1| <= (sum_(j<=m) p_j(mu)^2)^(-1/2). A start with Gaussian noise of size
-    share/sqrt(P) a coordinate does that with probability at most sqrt(2 P / pi) / share times the right side.
+    sum_j (u.v_j)^2 <= 1: so |u.v_1| <= (sum_(j<=m) p_j(mu)^2)^(-1/2). A start v_1 with Gaussian noise of size
+    share / sqrt(P) a coordinate does that with probability at most sqrt(2 P / pi) / share times the right side.
     van Dorsselaer, Hochstenbach and van der Vorst 2000, "Computing probabilistic bounds for extreme eigenvalues
     of symmetric matrices with the Lanczos method".
     """

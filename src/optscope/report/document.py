@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -132,13 +133,22 @@ def _templates() -> jinja2.Environment:
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: clean(value) if type(value) is str else value)
     found.filters.update(number=number, interval=lambda v: interval(v.effect, v.low, v.high), p=_p_value,
-                         csp_hash=_csp_hash, markup=Markup)
+                         parts=_parts, csp_hash=_csp_hash, markup=Markup)
     return found
 
 
 def _csp_hash(script: str) -> Markup:
     """Return the source expression that lets a page run this very script and no other."""
     return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")
+
+
+def _parts(note: str) -> list[str]:
+    """Return a verdict's note as lines: the notes of a combined verdict's parts stand apart.
+
+    >>> _parts("1 of 2 hold: [holds] a. [fails] b.")
+    ['1 of 2 hold:', '[holds] a.', '[fails] b.']
+    """
+    return re.split(r" (?=\[(?:holds|fails|undecided)\] )", note)
 
 
 def _p_value(p: float) -> str:

@@ -56,8 +56,9 @@ def learning_rates(comparison: Comparison, records: Records) -> Picture:
         finite = [(x, y) for x, y in zip(rates, scores, strict=True) if np.isfinite(y)]
         series.append(Series(arm.name, [x for x, _ in finite], [y for _, y in finite]))
         best = chosen[arm.name]
-        series.append(Series(arm.name, [float(best.lr)],  # type: ignore[arg-type]
-                             [sign * comparison.score(mine, arm, best)], mark="points"))
+        if finite:
+            series.append(Series(arm.name, [float(best.lr)],  # type: ignore[arg-type]
+                                 [sign * comparison.score(mine, arm, best)], mark="points"))
     picks = ", ".join(f"{name} {float(rule.lr):g}" for name, rule in chosen.items())  # type: ignore[arg-type]
     return Picture("learning-rates", f"Learning rates chosen on validation data: {picks}",
                    [Panel("learning rate", f"validation {criterion.metric} at the end", series, log_x=True)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optscope.engine.train import Plan
+from optscope.errors import UserError
 from optscope.optim import StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.attack import PGD
@@ -22,8 +23,15 @@ FIRST_TUNING_SEED = 1001
 
 
 def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> Comparison:
-    """Return the comparison that settings describe; `arms` take the place of the settings' optimisers."""
+    """Return the comparison that settings describe; `arms` take the place of the settings' optimisers.
+
+    Raises:
+        UserError: when there are fewer than two arms, or no optimiser of a name.
+    """
     chosen = tuple(arms) or tuple(arm_named(name, said.lr) for name, said in settings.optimisers.items())
+    if len(chosen) < 2:
+        raise UserError(f"a comparison needs two optimisers or more; got {chosen[0].name} alone: add another, "
+                        'for example "sgd" or "adam"')
     return Comparison(
         task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
         fitting_probes(task, settings.examples), tuple(range(1, settings.seeds + 1)),

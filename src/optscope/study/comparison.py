@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from optscope.engine.run import Computation, Run, Work, probe_id
@@ -71,8 +73,9 @@ class Comparison:
     """Arms on one task under one plan, tuned on some seeds and compared on others.
 
     The learning rate of each arm is the candidate with the best mean validation `criterion` at the end of
-    training over `tuning_seeds`; a diverged run counts as the worst. Then every arm is trained on `seeds`,
-    and `probes` measure the result (on the test part, if they do not say otherwise).
+    training over `tuning_seeds`; one with a diverged run counts as the worst, and of equals (all may have
+    diverged) the smallest is taken. Then every arm is trained on `seeds`, and `probes` measure the result (on
+    the test part, if they do not say otherwise).
 
     Raises:
         UserError: fewer than one arm, two arms of one name, unequal budgets, or seeds that serve twice.
@@ -94,6 +97,9 @@ class Comparison:
         if double or not names:
             raise UserError(f"arms need different names, at least one; got {', '.join(double) or 'none'}"
                             + (" more than once" if double else ""))
+        for field_name, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
+            if not seeds or len(set(seeds)) != len(seeds):
+                raise UserError(f"{field_name} must be different whole numbers, at least one; got {seeds}")
         if set(self.seeds) & set(self.tuning_seeds):
             raise UserError("seeds that choose learning rates cannot also compare arms; "
                             f"got {sorted(set(self.seeds) & set(self.tuning_seeds))} in both")
@@ -105,17 +111,21 @@ class Comparison:
         """Return the tuning runs and, as soon as they are known, the final ones."""
         tuning = [self._job(arm, rule, "tune", seed) for arm in self.arms for rule in arm.candidates()
                   for seed in self.tuning_seeds]
-        done = {(row.arm, row.rule, row.seed) for row in records.where(experiment=self.name, phase="tune")}
-        if any((j.entry.arm, j.entry.rule, j.entry.seed) not in done for j in tuning):
+        # By the run, not by rule and seed: the folder may hold the same rules under another plan.
+        runs = {job.entry.run for job in tuning}
+        known = records.where(experiment=self.name, phase="tune", run=runs)
+        if {(job.entry.arm, job.entry.run) for job in tuning} - {(row.arm, row.run) for row in known}:
             return tuning
-        chosen = self.chosen(records)
+        chosen = self.chosen(known)
         return tuning + [self._job(arm, chosen[arm.name], "final", seed) for seed in self.seeds
                          for arm in self.arms]
 
     def chosen(self, records: Records) -> dict[str, Rule]:
         """Return the rule of every arm, the best of its candidates."""
-        return {arm.name: min(arm.candidates(), key=lambda rule: self.score(records, arm, rule))
-                if arm.search else arm.rule for arm in self.arms}
+        def order(arm: Arm, rule: Rule) -> tuple[float, float]:
+            return self.score(records, arm, rule), float(rule.lr)  # type: ignore[arg-type]
+        return {arm.name: min(arm.candidates(), key=partial(order, arm)) if arm.search else arm.rule
+                for arm in self.arms}
 
     def score(self, records: Records, arm: Arm, rule: Rule) -> float:
         """Return a candidate's mean criterion over the tuning seeds, turned so that lower is better."""
@@ -123,9 +133,9 @@ class Comparison:
         rows = records.where(experiment=self.name, phase="tune", arm=arm.name, rule=repr(rule), step=None,
                              metric=self.criterion.metric)
         values = {row.seed: sign * row.value for row in rows}
-        if any(seed not in values for seed in self.tuning_seeds):
-            return float("inf")  # diverged or failed: it has no final validation metric
-        return statistics.fmean(values.values())
+        if any(not math.isfinite(values.get(seed, math.nan)) for seed in self.tuning_seeds):
+            return math.inf  # diverged or failed: it has no final validation metric, or an infinite one
+        return statistics.fmean(values[seed] for seed in self.tuning_seeds)
 
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task

@@ -64,14 +64,16 @@ def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, lis
             tuning = any(job.entry.phase == "tune" for job in todo)
             listener.begin("tuning" if tuning else "training and measuring", len(unique),
                            len(unique) - len(todo))
-            for outcome in engine.run([job.work for job in todo], store.folder / "runs"):
-                if outcome.status in ("failed", "lost"):
-                    store.run_folder(outcome.work.id).write_failure(outcome.status, outcome.reason)
-                    entry = unique[outcome.work.id].entry
-                    failures[outcome.work.id] = (f"{entry.arm or entry.experiment} {entry.rule} seed "
-                                                 f"{entry.seed}: {outcome.status}, {outcome.reason}")
-                listener.end_of_job(outcome)
-            listener.finish()
+            try:
+                for outcome in engine.run([job.work for job in todo], store.folder / "runs"):
+                    if outcome.status in ("failed", "lost"):
+                        store.run_folder(outcome.work.id).write_failure(outcome.status, outcome.reason)
+                        entry = unique[outcome.work.id].entry
+                        failures[outcome.work.id] = (f"{entry.arm or entry.experiment} {entry.rule} seed "
+                                                     f"{entry.seed}: {outcome.status}, {outcome.reason}")
+                    listener.end_of_job(outcome)
+            finally:
+                listener.finish()  # also when stopped: a bar hides the terminal's cursor
     records = store.records()
     wanted = {job.entry for experiment in experiments for job in experiment.jobs(records)}
     entries = [e for e in store.entries() if e in wanted]

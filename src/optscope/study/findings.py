@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected
 from optscope.study.comparison import Comparison
 
+Values = NDArray[np.float64]
 CLEAN = "accuracy"
 MARGIN = 1.5
 """Clean accuracies closer than this, in points, count as equal (fixed before any run)."""
@@ -28,6 +31,11 @@ class Place:
         """How it is called in a sentence."""
         place = "" if self.at is None else f" ({self.metric.axis} {self.at:g})"
         return self.metric.name + place
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit of a difference: percentages differ by points."""
+        return "points" if self.metric.unit == "%" else self.metric.unit
 
 
 def places(comparison: Comparison, records: Records) -> list[Place]:
@@ -70,8 +78,18 @@ def findings(comparison: Comparison, records: Records) -> list[Finding]:
     return [replace(f, claim=replace(f.claim, id=f"F{i}")) for i, f in enumerate(found, start=1)]
 
 
+def _pairs(records: Records, place: Place, first: str, other: str) -> tuple[Values, Values]:
+    """Return both arms' values on every seed either was trained on, nan where a run left none.
+
+    Seeds that diverge are not missing by chance, so tests have to know of them.
+    """
+    seeds = sorted({row.seed for row in records if row.arm in (first, other)})
+    a, b = (records.by_seed(arm, place.metric.name, place.at) for arm in (first, other))
+    return np.array([a.get(s, math.nan) for s in seeds]), np.array([b.get(s, math.nan) for s in seeds])
+
+
 def _equal(records: Records, place: Place, first: str, other: str) -> Finding:
-    a, b = records.pairs(first, other, place.metric.name, place.at)
+    a, b = _pairs(records, place, first, other)
     verdict = equivalent(a, b, MARGIN, what=f"{place.text}, {first} − {other}", unit="points")
     text = f"{first} and {other} reach the same {place.text} (within {MARGIN:g} points)"
     return Finding(_claim(text, "the difference's 95 % interval lies outside the margin"), verdict, place,
@@ -79,14 +97,15 @@ def _equal(records: Records, place: Place, first: str, other: str) -> Finding:
 
 
 def _better(records: Records, place: Place, first: str, other: str) -> Finding:
-    a, b = records.pairs(first, other, place.metric.name, place.at)
+    a, b = _pairs(records, place, first, other)
     if place.metric.better == "lower":
         a, b = -a, -b
-    lead, trail = (first, other) if not len(a) or float(np.mean(a - b)) >= 0 else (other, first)
+    gaps = (a - b)[np.isfinite(a - b)]
+    lead, trail = (first, other) if float(gaps.sum()) >= 0 else (other, first)
     better, worse = (a, b) if lead == first else (b, a)
     side = "higher" if place.metric.better == "higher" else "lower"
     what = f"{place.text}, {lead} better than {trail} by"
-    verdict = greater(better, worse, what=what, unit=place.metric.unit)
+    verdict = greater(better, worse, what=what, unit=place.difference_unit)
     text = f"{lead} has {side} {place.text} than {trail}"
     return Finding(_claim(text, "the paired difference's 95 % interval reaches 0"), verdict, place, other, lead)
 
@@ -117,7 +136,9 @@ def headline(comparison: Comparison, found: Sequence[Finding]) -> str:
 
 def _amount(finding: Finding) -> str:
     found = finding.verdict
-    return f"{finding.place.text} by {found.effect:.3g} [{found.low:.3g}, {found.high:.3g}]"
+    unit = finding.place.difference_unit
+    return (f"{finding.place.text} by {found.effect:.3g} [{found.low:.3g}, {found.high:.3g}]"
+            + (f" {unit}" if unit else ""))
 
 
 _STATES = {"holds": "equal within", "fails": "differs by more than", "undecided": "not shown equal within"}

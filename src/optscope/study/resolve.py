@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -35,36 +37,48 @@ def task_at(place: str) -> Task:
     if found is None:
         public = [n for n in vars(module) if not n.startswith("_")]
         raise UserError(f'{source} has no "{name}"; {nearest(name, public)}')
-    task = found() if callable(found) and not isinstance(found, Task) else found
-    if not isinstance(task, Task):
+    if callable(found) and not isinstance(found, Task):
+        with _blaming(place):
+            found = found()
+    if not isinstance(found, Task):
         raise UserError(f"{place} must be an optscope Task, or a function that returns one; "
-                        f"got {type(task).__name__}: make one with Task.from_tensors(model, train, test)")
-    return task
+                        f"got {type(found).__name__}: make one with Task.from_tensors(model, train, test)")
+    return found
+
+
+@contextmanager
+def _blaming(source: str) -> Iterator[None]:
+    """Say that whatever is raised, an early exit too, comes from the user's own code."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{source} stopped with {type(error).__name__}: {error}") from error
 
 
 def _import(name: str) -> ModuleType:
     sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f'no module "{name}" could be imported ({error}); '
-                        'write "my_task.py:NAME" or "package.module:NAME"') from error
+    with _blaming(name):
+        try:
+            return importlib.import_module(name)
+        except (ImportError, ValueError, TypeError) as error:  # the last two: no name of a module
+            raise UserError(f'no module "{name}" could be imported ({error}); '
+                            'write "my_task.py:NAME" or "package.module:NAME"') from error
 
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"no file {path}")
+    if path.stem in sys.modules and path.stem not in cloudpickle.list_registry_pickle_by_value():
+        raise UserError(f"{path} has the name of a module that is in use; call it my_{path.name}")
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} stopped with {type(error).__name__}: {error}") from error
     cloudpickle.register_pickle_by_value(module)  # workers need not find the file again
+    with _blaming(str(path)):
+        spec.loader.exec_module(module)
     return module

@@ -1,0 +1,1 @@
+"""Side-by-side measurements against the alternatives: `python -m benchmarks`."""
