@@ -17,11 +17,10 @@ from optscope.engine.identity import numerics
 from optscope.engine.store import Store, to_json, write_atomically
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
-from optscope.evidence.picture import Figure, Picture
 from optscope.evidence.records import Records
 from optscope.report.document import Check, Document, write
 from optscope.report.tables import metric_table, runs_table
-from optscope.study.charts import along_axis, by_arm, learning_rates, training_curves
+from optscope.study.charts import comparison_figures
 from optscope.study.compare import comparison_of
 from optscope.study.comparison import Arm, Comparison
 from optscope.study.conduct import Conducted, Listener, Silence, conduct
@@ -66,8 +65,8 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
         question=_question(comparison),
         verdict_sentence=headline(comparison, found),
         warnings=_warnings([comparison], conducted),
-        verdicts=verdicts, scale="desk",
-        figures=_comparison_figures(comparison, conducted.records),
+        verdicts=verdicts, scale="desk", next_steps=_next_steps(comparison, conducted.records, store),
+        figures=comparison_figures(comparison, conducted.records, places(comparison, conducted.records)),
         tables=[metric_table(conducted.records, [p.metric for p in places(comparison, conducted.records)],
                              comparison.arms[0].name)],
         checklist=_checklist(comparison, conducted.records),
@@ -174,6 +173,20 @@ def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[s
     return found
 
 
+def _next_steps(comparison: Comparison, records: Records, store: Store) -> list[str]:
+    more = len(comparison.seeds) + 4
+    steps = [f"More certainty: the same command with --seeds {more} keeps all runs and adds "
+             f"{4 * len(comparison.arms)}."]
+    edges = [arm.name for arm in comparison.arms
+             if arm.search and arm.search.at_edge(comparison.chosen(records)[arm.name])]
+    if edges:
+        steps.append(f"Wider search for {', '.join(edges)}: give other learning rates in a TOML file "
+                     "(--config; [optimisers.NAME] lr = [...]).")
+    steps.append(f"Your own analysis: every number is in {store.folder}/index.sqlite, and as a table after "
+                 f"optscope report {store.folder}.")
+    return steps
+
+
 def _checklist(comparison: Comparison, records: Records) -> list[Check]:
     tuned = [arm for arm in comparison.arms if arm.search]
     budgets = {len(arm.candidates()) for arm in tuned}
@@ -191,27 +204,3 @@ def _checklist(comparison: Comparison, records: Records) -> list[Check]:
               "a seed fixes initialisation, data order and the noise of probes for all arms"),
         Check(f"{name}: same plan for all", True, repr(comparison.plan)),
     ]
-
-
-def _comparison_figures(comparison: Comparison, records: Records) -> list[Figure]:
-    mine = records.where(experiment=comparison.name)
-    final = mine.where(phase="final")
-    arms = [arm.name for arm in comparison.arms]
-    shown = places(comparison, final)
-    percent = [p for p in shown if p.metric.unit == "%"]
-    figures: list[Figure] = []
-    if percent:
-        named = [(p.metric, p.at, p.text.replace(" (", "\n(")) for p in percent]
-        figures.append(Picture("accuracies", "Accuracy, clean and perturbed",
-                               [by_arm(final, named, arms, "accuracy [%]")],
-                               "Mean over seeds with 95 % t intervals; compare pairs in the table."))
-    along = [p.metric for p in shown if p.at is not None]
-    for metric in along:
-        figures.append(Picture(metric.name.replace(" ", "-"), f"{metric.name.capitalize()} over {metric.axis}",
-                               [along_axis(final, metric, arms)],
-                               "Mean over seeds with 95 % t intervals." + (f" {metric.text.capitalize()}."
-                                                                           if metric.text else "")))
-    figures.append(learning_rates(comparison, records))
-    curves = [m for m in comparison.probes[0].metrics if m.name in ("loss", "accuracy")]
-    figures.append(training_curves(comparison, records, curves))
-    return figures

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optscope.evidence.picture import Panel, Picture, Series
+from optscope.evidence.picture import Figure, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import mean_interval
 from optscope.study.comparison import Comparison
+from optscope.study.findings import Place
 
 
 def label(metric: Metric) -> str:
@@ -83,3 +84,40 @@ def training_curves(comparison: Comparison, records: Records, metrics: Sequence[
         panels.append(Panel("step", f"validation {label(metric)}", series))
     return Picture("training", "Validation during training", panels,
                    "Mean over seeds of the chosen learning rate; bands are 95 % t intervals.")
+
+
+def comparison_figures(comparison: Comparison, records: Records, shown: Sequence[Place]) -> list[Figure]:
+    """Return what any comparison shows: accuracies by arm, metrics along their axes, rates, training."""
+    mine = records.where(experiment=comparison.name)
+    final = mine.where(phase="final")
+    arms = [arm.name for arm in comparison.arms]
+    figures: list[Figure] = []
+    percent = [p for p in shown if p.metric.unit == "%"]
+    if percent:
+        named = [(p.metric, p.at, p.text.replace(" (", "\n(")) for p in percent]
+        figures.append(Picture("accuracies", "Accuracy, clean and perturbed; higher is better",
+                               [by_arm(final, named, arms, "accuracy [%]")],
+                               "Mean over seeds with 95 % t intervals. Differences between arms are surer than "
+                               "these intervals suggest, because arms share seeds: see the table."))
+    for place in (p for p in shown if p.at is not None):
+        metric = place.metric
+        figures.append(Picture(metric.name.replace(" ", "-"), _leader(final, place, arms),
+                               [along_axis(final, metric, arms)],
+                               "Mean over seeds with 95 % t intervals."
+                               + (f" {metric.text[:1].upper()}{metric.text[1:]}." if metric.text else "")))
+    figures.append(learning_rates(comparison, records))
+    curves = [m for m in comparison.probes[0].metrics if m.name in ("loss", "accuracy")]
+    figures.append(training_curves(comparison, records, curves))
+    return figures
+
+
+def _leader(records: Records, place: Place, arms: Sequence[str]) -> str:
+    """Return a title that says which arm's mean is best at a place."""
+    means = {arm: mean_interval(records.values(arm, place.metric.name, place.at)).estimate for arm in arms}
+    sign = 1 if place.metric.better == "higher" else -1
+    finite = {arm: mean for arm, mean in means.items() if np.isfinite(mean)}
+    title = f"{place.metric.name[:1].upper()}{place.metric.name[1:]} over {place.metric.axis}"
+    if not finite:
+        return title
+    best = max(finite, key=lambda arm: sign * finite[arm])
+    return f"{title}: best at {place.at:g} is {best} ({finite[best]:.1f} {place.metric.unit})"

@@ -58,13 +58,15 @@ def _blaming(source: str) -> Iterator[None]:
 
 
 def _import(name: str) -> ModuleType:
+    advice = 'write "my_task.py:NAME" or "package.module:NAME"'
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f'"{name}" is no name of a module; {advice}')
     sys.path.insert(0, str(Path.cwd()))
     with _blaming(name):
         try:
             return importlib.import_module(name)
-        except (ImportError, ValueError, TypeError) as error:  # the last two: no name of a module
-            raise UserError(f'no module "{name}" could be imported ({error}); '
-                            'write "my_task.py:NAME" or "package.module:NAME"') from error
+        except ImportError as error:
+            raise UserError(f'no module "{name}" could be imported ({error}); {advice}') from error
 
 
 def _load_file(path: Path) -> ModuleType:

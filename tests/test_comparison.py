@@ -1,0 +1,439 @@
+"""Fair comparisons: what is tried, which runs are needed, who is chosen, and what is said in the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import TASK, Blobs, Net, fail, succeed
+
+import optscope.engine.run
+from optscope.engine.execute import Inline
+from optscope.engine.run import Computation, probe_id
+from optscope.engine.store import Store
+from optscope.engine.train import Plan
+from optscope.errors import UserError
+from optscope.evidence.records import Metric, Record, Records
+from optscope.optim import SGD, Adam
+from optscope.probes.accuracy import Accuracy
+from optscope.probes.attack import PGD
+from optscope.probes.noise import BandNoise, GaussianNoise
+from optscope.probes.probe import Probe, Reading, Subject
+from optscope.probes.robust import RobustAccuracy
+from optscope.study.comparison import Arm, Calculation, Comparison, Criterion
+from optscope.study.conduct import Silence, conduct
+from optscope.study.findings import MARGIN, findings, headline, places
+from optscope.study.search import Grid, Halton, Log
+from optscope.tasks.task import Data, Task
+
+PLAN = Plan(epochs=2, batch=32)
+ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
+
+
+def comparison(**changes):
+    settings = {"name": "demo", "task": TASK, "arms": ARMS, "plan": PLAN, "probes": (Accuracy(),),
+                "seeds": (1, 2, 3), "tuning_seeds": (1001, 1002)}
+    return Comparison(**(settings | changes))
+
+
+def tuned(given, values, criterion="loss"):
+    """Records of the tuning runs with `values[arm, lr]` on every tuning seed; None leaves a run out."""
+    rows = []
+    for job in given.jobs(Records()):
+        e = job.entry
+        value = values[e.arm, job.work.rule.lr]
+        value = value(e.seed) if callable(value) else value
+        common = (e.experiment, e.arm, e.seed)
+        rows.append(Record(*common, "training loss", 1.0, phase="tune", rule=e.rule, run=e.run))
+        if value is not None:
+            rows.append(Record(*common, criterion, value, phase="tune", rule=e.rule, run=e.run))
+    return Records(rows)
+
+
+# Where rates are searched
+
+def test_grid_gives_each_rate_and_knows_its_edges():
+    grid = Grid((0.3, 0.1, 1.0))
+    tried = grid.candidates(SGD(lr=5.0, momentum=0.9))
+    assert tried == [SGD(lr=r, momentum=0.9) for r in (0.3, 0.1, 1.0)]
+    assert [grid.at_edge(rule) for rule in tried] == [False, True, True]
+    assert not Grid((0.1,)).at_edge(SGD(lr=0.1))
+
+
+@pytest.mark.parametrize("rates", [(), (0.1, 0.2, 0.1)])
+def test_grid_refuses_no_rate_and_the_same_twice(rates):
+    with pytest.raises(UserError, match="different learning rates, at least one"):
+        Grid(rates)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 5))
+def test_halton_is_reproducible_inside_its_ranges_and_a_larger_budget_only_adds(few, more, seed):
+    few, more = sorted((few, more))
+    def search(trials):
+        return Halton(trials, Log(1e-4, 1e-1), (("momentum", Log(0.5, 0.99)),), seed)
+    tried = search(more).candidates(SGD(lr=1.0))
+    assert search(few).candidates(SGD(lr=1.0)) == tried[:few]
+    assert search(more).candidates(SGD(lr=1.0)) == tried
+    assert len(tried) == more
+    assert all(1e-4 <= rule.lr <= 1e-1 and 0.5 <= rule.momentum <= 0.99 for rule in tried)
+    rates = [rule.lr for rule in tried]
+    assert [search(more).at_edge(rule) for rule in tried] == [
+        more > 1 and rate in (min(rates), max(rates)) for rate in rates]
+
+
+def test_halton_is_scrambled_by_its_seed_and_even_in_the_logarithm():
+    rates = [[rule.lr for rule in Halton(64, Log(1e-4, 1.0), seed=s).candidates(SGD(lr=1.0))] for s in (0, 1)]
+    assert rates[0] != rates[1]
+    for tried in rates:
+        decades = np.histogram(np.log10(tried), bins=[-4, -3, -2, -1, 0])[0]
+        assert decades.tolist() == [16] * 4
+
+
+@pytest.mark.parametrize("make", [lambda: Log(0.0, 1.0), lambda: Log(1.0, 1.0), lambda: Log(0.1, math.inf),
+                                  lambda: Log(math.nan, 1.0), lambda: Halton(0, Log(0.1, 1.0)),
+                                  lambda: Halton(True, Log(0.1, 1.0)), lambda: Halton(2.0, Log(0.1, 1.0))])
+def test_ranges_and_budgets_that_cannot_be_searched_are_refused(make):
+    with pytest.raises(UserError, match="got"):
+        make()
+
+
+# Which runs a comparison needs
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"arms": ()}, "at least one; got none"),
+    ({"arms": (ARMS[0], replace(ARMS[1], name="SGD"))}, "got SGD more than once"),
+    ({"arms": (ARMS[0], replace(ARMS[1], search=Grid((0.1,))))}, "same number of trials; got .*'SGD': 2, 'Adam': 1"),
+    ({"seeds": (1, 1001)}, r"cannot also compare arms; got \[1001\] in both"),
+    ({"seeds": (1, 2, 1)}, r"seeds must be different whole numbers, at least one; got \(1, 2, 1\)"),
+    ({"seeds": ()}, r"seeds must be different whole numbers, at least one; got \(\)"),
+    ({"tuning_seeds": ()}, "tuning_seeds must be different"),
+])
+def test_an_unfair_comparison_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        comparison(**changes)
+
+
+def test_a_budget_may_be_drawn_differently_and_an_arm_may_stand():
+    drawn = Arm("drawn", SGD(lr=0.1), Halton(2, Log(0.01, 1.0)))
+    stands = Arm("stands", SGD(lr=0.1))
+    jobs = comparison(arms=(*ARMS, drawn, stands)).jobs(Records())
+    assert {job.entry.arm for job in jobs} == {"SGD", "Adam", "drawn"}
+    assert len(jobs) == 3 * 2 * 2
+
+
+def test_tuning_uses_tuning_seeds_and_validation_data_alone():
+    jobs = comparison().jobs(Records())
+    assert {(j.entry.phase, j.work.seed) for j in jobs} == {("tune", 1001), ("tune", 1002)}
+    assert {j.work.probes for j in jobs} == {(Accuracy(split="validation"),)}
+    assert len(jobs) == 2 * 2 * 2
+
+
+def test_final_runs_share_seeds_and_carry_the_chosen_rule_and_all_probes():
+    given = comparison()
+    records = tuned(given, {("SGD", 0.1): 2.0, ("SGD", 0.3): 1.0, ("Adam", 0.01): 1.0, ("Adam", 0.03): 2.0})
+    jobs = given.jobs(records)
+    assert jobs[:8] == given.jobs(Records())
+    final = jobs[8:]
+    assert {j.entry.phase for j in final} == {"final"}
+    assert [(j.work.seed, j.work.rule) for j in final] == [
+        (seed, rule) for seed in (1, 2, 3) for rule in (SGD(lr=0.3), Adam(lr=0.01))]
+    assert {j.work.probes for j in final} == {(Accuracy(),)}
+    assert all(j.entry.probes == (probe_id(Accuracy()),) and j.entry.run == j.work.id for j in final)
+
+
+def test_nothing_is_chosen_before_every_tuning_run_of_this_very_plan_is_there():
+    given, longer = comparison(), comparison(plan=Plan(epochs=3, batch=32))
+    values = {("SGD", 0.1): 2.0, ("SGD", 0.3): 1.0, ("Adam", 0.01): 1.0, ("Adam", 0.03): 2.0}
+    records = tuned(given, values)
+    without_one = Records(r for r in records if (r.rule, r.seed) != ("SGD(lr=0.3)", 1002))
+    assert given.jobs(without_one) == given.jobs(Records())
+    assert longer.jobs(records) == longer.jobs(Records())
+    # Both plans in one folder, the other one written last: its records must not choose.
+    other = tuned(longer, {key: 3.0 - value for key, value in values.items()})
+    assert given.jobs(records + other) == given.jobs(records)
+
+
+def test_the_choice_is_the_best_mean_over_tuning_seeds_of_the_criterion():
+    given = comparison()
+    records = tuned(given, {("SGD", 0.1): 1.0, ("SGD", 0.3): lambda seed: 0.0 if seed == 1001 else 1.9,
+                            ("Adam", 0.01): 0.5, ("Adam", 0.03): 0.6})
+    assert given.chosen(records) == {"SGD": SGD(lr=0.3), "Adam": Adam(lr=0.01)}
+    assert given.score(records, ARMS[0], SGD(lr=0.3)) == pytest.approx(0.95)
+    by_accuracy = comparison(criterion=Criterion("accuracy", "higher"))
+    records = tuned(by_accuracy, {("SGD", 0.1): 90.0, ("SGD", 0.3): 91.0, ("Adam", 0.01): 80.0,
+                                  ("Adam", 0.03): 70.0}, "accuracy")
+    assert by_accuracy.chosen(records) == {"SGD": SGD(lr=0.3), "Adam": Adam(lr=0.01)}
+
+
+def test_final_test_and_intermediate_numbers_have_no_say_in_the_choice():
+    given = comparison()
+    records = tuned(given, {("SGD", 0.1): 1.0, ("SGD", 0.3): 2.0, ("Adam", 0.01): 1.0, ("Adam", 0.03): 2.0})
+    better = [replace(r, value=-100.0, **change) for r in records if r.metric == "loss" and "0.3" in r.rule
+              for change in ({"phase": "final"}, {"step": 3}, {"experiment": "other"}, {"arm": "Adam"})]
+    assert given.chosen(records + better) == given.chosen(records)
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, -math.inf, lambda seed: 0.0 if seed == 1001 else None,
+                                 lambda seed: 0.0 if seed == 1001 else math.nan])
+def test_a_candidate_that_diverged_on_any_seed_is_the_worst_wherever_it_stands(bad):
+    given = comparison()
+    records = tuned(given, {("SGD", 0.1): bad, ("SGD", 0.3): 5.0, ("Adam", 0.01): 5.0, ("Adam", 0.03): bad})
+    assert given.chosen(records) == {"SGD": SGD(lr=0.3), "Adam": Adam(lr=0.01)}
+    assert given.score(records, ARMS[0], SGD(lr=0.1)) == math.inf
+
+
+def test_if_all_candidates_diverged_the_smallest_rate_stands_for_the_arm():
+    falling = Arm("SGD", SGD(lr=1.0), Grid((0.3, 0.1)))
+    given = comparison(arms=(falling, ARMS[1]))
+    records = tuned(given, dict.fromkeys([("SGD", 0.1), ("SGD", 0.3), ("Adam", 0.01), ("Adam", 0.03)]))
+    assert given.chosen(records) == {"SGD": SGD(lr=0.1), "Adam": Adam(lr=0.01)}
+    assert len(given.jobs(records)) == 8 + 6
+
+
+# Conducting
+
+@dataclass
+class Counted:
+    """Inline, with the names of what was done and the listener's log."""
+
+    def __init__(self):
+        self.done, self.log = [], []
+
+    def run(self, works, folder):
+        for outcome in Inline().run(works, folder):
+            self.done.append(outcome.work.id)
+            yield outcome
+
+    def begin(self, stage, total, done):
+        self.log.append((stage, total, done))
+
+    def end_of_job(self, outcome):
+        self.log.append(outcome.status)
+
+    def finish(self):
+        self.log.append("finished")
+
+
+def told(records):
+    return [repr(r) for r in records]
+
+
+def test_the_same_call_again_repeats_no_run_and_gives_the_same_records(tmp_path):
+    first, again = Counted(), Counted()
+    one = conduct([comparison()], Store(tmp_path), first, first)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")}
+    two = conduct([comparison()], Store(tmp_path), again, again)
+    assert len(first.done) == len(set(first.done)) == 8 + 6
+    assert first.log == [("tuning", 8, 0), *["ok"] * 8, "finished",
+                         ("training and measuring", 14, 8), *["ok"] * 6, "finished"]
+    assert again.done == []
+    assert told(one.records) == told(two.records)
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")}
+    assert one.failures == one.silences == two.failures == two.silences == ()
+    accuracies = one.records.by_seed("SGD", "accuracy")
+    assert accuracies.keys() == {1, 2, 3}
+    assert all(0 <= value <= 100 for value in accuracies.values())
+
+
+def test_two_plans_in_one_folder_keep_apart(tmp_path):
+    engine = Counted()
+    short, longer = comparison(), comparison(plan=Plan(epochs=4, batch=32))
+    before = conduct([short], Store(tmp_path), engine, engine)
+    there = len(engine.done)
+    conduct([longer], Store(tmp_path), engine, engine)
+    assert len(engine.done) == 2 * there  # no final run under a rate that the other plan had chosen
+    after = conduct([short], Store(tmp_path), engine, engine)
+    assert len(engine.done) == 2 * there
+    assert told(before.records) == told(after.records)
+
+
+def test_a_run_of_two_experiments_is_trained_once_and_takes_the_probes_of_both(tmp_path, monkeypatch):
+    trained = []
+    real = optscope.engine.run.train
+    monkeypatch.setattr(optscope.engine.run, "train", lambda *a, **k: (trained.append(a), real(*a, **k))[1])
+    fixed = (Arm("SGD", SGD(lr=0.1)),)
+    noise = GaussianNoise(variances=(0.01,))
+    one = comparison(name="one", arms=fixed, seeds=(1, 2))
+    two = comparison(name="two", arms=fixed, seeds=(2, 3), probes=(noise,))
+    found = conduct([one, two], Store(tmp_path), Inline(), Silence()).records
+    assert len(trained) == 3
+    one_, two_ = (found.where(experiment=name) for name in ("one", "two"))
+    (shared,) = {r.run for r in one_} & {r.run for r in two_}
+    assert {r.seed for r in found if r.run == shared} == {2}
+    last = [set(part.where(run=shared, step=None).metrics()) - {"learning rate", "seconds", "training loss"}
+            for part in (one_, two_)]
+    assert last == [{"accuracy", "loss", "calibration error"}, {noise.metrics[0].name}]
+
+
+@dataclass(frozen=True, repr=False)
+class Shy(Probe):
+    """A probe that refuses every model."""
+
+    @property
+    def metrics(self):
+        return (Metric("shyness", better="lower"),)
+
+    def measure(self, subject: Subject) -> Reading:
+        raise UserError("this model has too few layers")
+
+
+def test_a_probe_that_refuses_a_model_is_a_warning_and_not_a_failure(tmp_path):
+    given = comparison(arms=(Arm("SGD", SGD(lr=0.1)),), probes=(Accuracy(), Shy()))
+    engine = Counted()
+    found = conduct([given], Store(tmp_path), engine, engine)
+    assert found.failures == ()
+    assert found.silences == ("Shy(): this model has too few layers",)
+    assert found.records.by_seed("SGD", "accuracy").keys() == {1, 2, 3}
+    assert [p.metric.name for p in places(given, found.records)] == ["accuracy", "loss", "calibration error"]
+    conduct([given], Store(tmp_path), engine, engine)
+    assert len(engine.done) == 3
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Data that cannot be had until a file is there."""
+
+    path: str
+
+    def __call__(self) -> Data:
+        if not Path(self.path).exists():
+            raise KeyError("no data yet")
+        return Blobs()()
+
+
+def test_a_failing_run_is_reported_the_others_finish_and_the_next_call_tries_it_again(tmp_path):
+    needs = Needs(str(tmp_path / "there"))
+    arms = (Arm("good", SGD(lr=0.1)), Arm("bad", SGD(lr=0.1), task=Task("late", Net(), needs)))
+    experiments = [comparison(arms=arms, seeds=(1, 2)),
+                   Calculation("sums", [Computation(fail), Computation(succeed, {"value": 2.0})])]
+    engine = Counted()
+    first = conduct(experiments, Store(tmp_path / "out"), engine, engine)
+    assert len(engine.done) == 6  # each once, although there are two stages
+    assert len(first.failures) == 3
+    assert "bad SGD(lr=0.1) seed 1: failed, KeyError: 'no data yet' (test_comparison.py:" in first.failures[0]
+    assert "sums  seed 0: failed, ZeroDivisionError: on purpose (tiny.py:" in first.failures[2]
+    assert first.records.by_seed("good", "accuracy").keys() == {1, 2}
+    assert first.records.where(experiment="sums").by_seed("a", "value") == {0: 2.0}
+    assert {r.status for r in first.records.where(arm="bad")} == {"failed"}
+    Path(needs.path).touch()
+    second = conduct(experiments, Store(tmp_path / "out"), engine, engine)
+    assert len(engine.done) == 6 + 3
+    assert len(second.failures) == 1
+    assert second.records.by_seed("bad", "accuracy").keys() == {1, 2}
+    assert {r.status for r in second.records.where(arm="bad")} == {"ok"}
+
+
+def test_when_it_is_stopped_the_listener_is_let_go_and_the_folder_too(tmp_path):
+    class Stopped(Counted):
+        def end_of_job(self, outcome):
+            raise KeyboardInterrupt
+
+    listener = Stopped()
+    with pytest.raises(KeyboardInterrupt):
+        conduct([comparison()], Store(tmp_path), Inline(), listener)
+    assert listener.log[-1] == "finished"
+    engine = Counted()
+    conduct([comparison()], Store(tmp_path), engine, engine)
+    assert len(engine.done) == 8 + 6 - 1
+
+
+# Findings
+
+SEEDS = tuple(range(1, 9))
+MEASURED = comparison(
+    arms=tuple(Arm(name, SGD(lr=0.1)) for name in ("A", "B", "C")), seeds=SEEDS, moments=1, probes=(
+        Accuracy(), RobustAccuracy("l2", eps=(0.1, 0.5, 1.0), attack=PGD(steps=1), examples=8),
+        BandNoise(variance=0.1)))
+
+
+def drawn(generator, shifts=None, arms=("A", "B", "C"), spread=1.0):
+    """Records in which arms differ by `shifts[arm, metric]` alone, with seed effects that arms share."""
+    rows = []
+    for metric in (m for probe in MEASURED.probes for m in probe.metrics):
+        for at in ((0.1, 0.5, 1.0) if metric.axis and "radius" in metric.axis else (0.0, 1.0) if metric.axis
+                   else (None,)):
+            common = generator.normal(size=len(SEEDS)) * 5 + 70
+            for arm in arms:
+                values = common + spread * generator.normal(size=len(SEEDS)) + (shifts or {}).get((arm, metric.name), 0)
+                rows += [Record("demo", arm, seed, metric.name, float(v), at)
+                         for seed, v in zip(SEEDS, values, strict=True)]
+    return Records(rows)
+
+
+def test_equal_arms_are_told_apart_no_more_often_than_the_level_says():
+    generator = np.random.default_rng(0)
+    false, families = 0, 0
+    for _ in range(200):
+        by_metric: dict[object, bool] = {}
+        for f in findings(MEASURED, drawn(generator)):
+            if f.lead:
+                by_metric[f.place] = by_metric.get(f.place, False) or f.verdict.outcome == "holds"
+                assert f.verdict.outcome != "fails"
+        false, families = false + sum(by_metric.values()), families + len(by_metric)
+    assert families >= 200 * 4
+    error = math.sqrt(0.05 * 0.95 / families)
+    assert false / families < 0.05 + 3 * error
+    assert false > 0  # the test could have failed
+
+
+def test_a_planted_gap_is_found_with_the_right_lead_and_size_and_lower_is_turned():
+    shifts = {("B", "accuracy under l2 attack"): -5.0, ("C", "accuracy under l2 attack"): 5.0,
+              ("B", "loss"): 5.0, ("C", "loss"): -5.0}
+    found = findings(MEASURED, drawn(np.random.default_rng(1), shifts))
+    for metric, side in (("accuracy under l2 attack", "higher"), ("loss", "lower")):
+        b, c = (f for f in found if f.place.metric.name == metric)
+        assert (b.arm, b.lead, c.arm, c.lead) == ("B", "A", "C", "C")
+        for f in (b, c):
+            assert f.verdict.outcome == "holds"
+            assert f.verdict.low < 5 < f.verdict.high
+            assert f.verdict.effect > 0
+            assert f.verdict.n == 8
+        place = " (l2 radius 0.5)" if metric != "loss" else ""
+        assert b.claim.text == f"A has {side} {metric}{place} than B"
+        assert c.claim.text == f"C has {side} {metric}{place} than A"
+    assert [f.claim.id for f in found] == [f"F{i}" for i in range(1, len(found) + 1)]
+    assert {f.verdict.outcome for f in found if f.place.metric.name == "calibration error"} == {"undecided"}
+
+
+def test_places_are_metrics_with_a_direction_at_the_middle_of_their_axis():
+    found = places(MEASURED, drawn(np.random.default_rng(0)))
+    assert ("accuracy under l2 attack", 0.5) in [(p.metric.name, p.at) for p in found]
+    assert all(p.metric.better != "neither" for p in found)
+    assert places(MEASURED, Records()) == []
+
+
+def test_the_headline_reads_well():
+    generator = np.random.default_rng(2)
+    shifts = {("B", "accuracy under l2 attack"): -5.0, ("B", "loss"): -5.0, ("C", "accuracy"): 9.0}
+    two = replace(MEASURED, probes=MEASURED.probes[:2])
+    records = Records(r for r in drawn(generator, shifts, spread=0.2) if r.metric in (
+        "accuracy", "loss", "accuracy under l2 attack"))
+    lines = headline(two, findings(two, records)).splitlines()
+    number = r"[\d.]+ \[[\d.]+, [\d.]+\]"
+    assert len(lines) == 2
+    import re
+    assert re.fullmatch(rf"A against B: clean accuracy equal within {MARGIN:g} points; A is better in accuracy under l2 "
+                        rf"attack \(l2 radius 0\.5\) by {number} points; B is better in loss by {number}\.", lines[0])
+    assert re.fullmatch(rf"A against C: clean accuracy differs by more than {MARGIN:g} points; "
+                        rf"C is better in accuracy by {number} points\.", lines[1])
+    nothing = headline(two, findings(two, drawn(generator, spread=30.0)))
+    assert nothing.splitlines()[0] == (f"A against B: clean accuracy not shown equal within {MARGIN:g} points; "
+                                       "no difference is shown.")
+    assert headline(two, findings(two, Records())) == "\n".join(
+        f"A against {arm}: no difference is shown." for arm in "BC")
+
+
+def test_seeds_on_which_an_arm_diverged_count_as_missing():
+    records = drawn(np.random.default_rng(3), {("B", "accuracy"): -9.0})
+    lost = Records([*(r for r in records if r.arm != "B" or r.seed > 3),
+                    *(Record("demo", "B", s, "training loss", math.nan, status="diverged") for s in (1, 2, 3))])
+    (whole,) = (f.verdict for f in findings(MEASURED, records) if f.lead and f.arm == "B" and f.place.text == "accuracy")
+    (part,) = (f.verdict for f in findings(MEASURED, lost) if f.lead and f.arm == "B" and f.place.text == "accuracy")
+    assert whole.outcome == "holds"
+    assert part.outcome == "undecided"
+    assert "3 of 8 missing" in part.note
