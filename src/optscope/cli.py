@@ -27,7 +27,8 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == 130:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
     except UserError as error:
         _stop(str(error), 2, debug)
     except OSError as error:

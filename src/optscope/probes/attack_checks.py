@@ -1,7 +1,7 @@
 """Four checks that an attack did its work: they fail where gradients are masked or the steps are too few.
 
-A check that fails does not say that the accuracy is wrong, only that this attack cannot vouch for it. They are among
-those that arXiv 1802.00420, section 3.1, and arXiv 1902.06705 ask for.
+A check that fails does not say that the accuracy is wrong, only that this attack cannot vouch for it. They are
+among those that arXiv 1802.00420, section 3.1, and arXiv 1902.06705 ask for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from optscope.probes.black_box import RandomSearch
 from optscope.probes.perturbation import Bounds, Norm
 from optscope.probes.probe import Subject, in_batches
 
-LONGER, QUERIES, POINTS = 4, 200, 1.0
+LONGER = 4  # how many times the steps the longer attack has
+QUERIES = 200
+POINTS = 1.0  # of accuracy that must not be lost to a longer attack, nor left at the largest radius
 
 CHECKS = {
     "loss rises with steps":
@@ -44,11 +46,11 @@ def check_attack(attack: Attack, survivors: Subject, norm: Norm, eps: float, sha
         found = run(by, survivors, norm, radius)
         return share * percent(verdicts(survivors.model, found, survivors.targets))
 
-    least = 100 * share - POINTS
+    least, whole = 100 * share - POINTS, largest_radius(survivors.inputs, norm, eps, survivors.bounds)
     return {
         "loss rises with steps": loss_rises(survivors, norm, eps),
         "longer attack finds no more": left(attack.longer(LONGER), eps) > least,
-        "largest radius fools": left(attack, largest_radius(survivors.inputs, norm, eps, survivors.bounds)) < POINTS,
+        "largest radius fools": left(attack, whole) < POINTS,
         "random search finds no more": left(RandomSearch(QUERIES), eps) > least,
     }
 

@@ -162,6 +162,10 @@ class HessianTrace(CurvatureProbe):
 
     products: int = 30
 
+    def __post_init__(self) -> None:
+        if self.products < 6:
+            raise UserError(f"HessianTrace: products must be at least 6; got {self.products!r}")
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The trace and its standard error."""
@@ -214,8 +218,8 @@ class SpectralDensity(CurvatureProbe):
 
 def _check(probe: Probe, rel: float, margin: float = 1.0, k: int = 1) -> None:
     if not (0 < rel < 1 and margin > 0 and k >= 1):
-        raise UserError(f"{type(probe).__name__}: rel must be a relative error between 0 and 1, such as 1e-3, margin "
-                        f"positive and k at least 1; got rel={rel!r}, margin={margin!r}, k={k!r}")
+        raise UserError(f"{type(probe).__name__}: rel must be a relative error between 0 and 1, such as 1e-3, "
+                        f"margin positive and k at least 1; got rel={rel!r}, margin={margin!r}, k={k!r}")
 
 
 def _metrics(name: str, limit: str, text: str) -> tuple[Metric, ...]:

@@ -62,8 +62,8 @@ class Krylov:
         self._coefficients = grown
         beta = float(rest.norm())
         if not math.isfinite(beta):
-            raise UserError("a product with this operator is not finite: the loss overflows at these weights; measure "
-                            "an earlier step or lower the learning rate")
+            raise UserError("a product with this operator is not finite: the loss overflows at these weights; "
+                            "measure an earlier step or lower the learning rate")
         self.betas.append(beta)
         if m + 1 == self._operator.size:
             return

@@ -1,8 +1,8 @@
 """Accuracy under attack, at several radii for little more than the price of one.
 
-A larger ball holds the smaller ones. So an input that fools settles its image at every radius from its own length up,
-and an image that withstood a full search at one radius counts as right at the smaller ones too. One failing search an
-image, at its largest surviving radius, is all that a curve of accuracy against radius costs.
+A larger ball holds the smaller ones. So an input that fools settles its image at every radius from its own length
+up, and an image that withstood a full search at one radius counts as right at the smaller ones too. One failing
+search an image, at its largest surviving radius, is most of what a curve of accuracy against radius costs.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ COSTS: dict[Scale, str] = {
     "paper": "the authors' networks and 200 epochs: about 130 trainings of up to a GPU-hour each",
 }
 
-SMALL = (1e-4, 3e-4, 1e-3, 3e-3)
-ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.03, 0.1, 0.3, 1.0))), Arm("Adam", Adam(lr=1e-3), Grid(SMALL)),
+SMALL = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.03, 0.1, 0.3, 1.0, 3.0))), Arm("Adam", Adam(lr=1e-3), Grid(SMALL)),
         Arm("RMSProp", RMSProp(lr=1e-3), Grid(SMALL)))
 GRAFT = Arm("Adam length, SGD direction", Graft(Adam(lr=1e-3), SGD(lr=1.0)), Grid(SMALL))
 ATTACK = PGD(steps=50, restarts=5)

@@ -1,0 +1,273 @@
+"""Where a model lies: its weights, how far they went, what step comes next, and how far its boundary is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from optscope.errors import UserError
+from optscope.evidence.records import Metric
+from optscope.probes.accuracy import check_classifier
+from optscope.probes.hessian import Hessian
+from optscope.probes.probe import Probe, Reading, Subject, Value
+from optscope.probes.rule_in_use import rule_in_use
+from optscope.tasks.task import Task
+from optscope.vector import Layout
+
+Array = NDArray[np.float64]
+
+NEAR_ZERO = 1e-3
+"""A weight is near zero when it is at most this share of its layer's largest."""
+
+LOW = 0.1
+"""The quantile of margins and distances that stands for the examples that are hard."""
+
+BATCH = 256
+
+
+@dataclass(frozen=True, repr=False)
+class Geometry(Probe):
+    """Measure the weights w of a model: length, sparsity, rank, and distance from where they started.
+
+    "weight norm" is |w|₂. "effective density" is |w|₁² / (P |w|₂²) in percent: 100 when all are equally large, and
+    100/P when one is alone (the effective sparsity of Plan and Vershynin 2013, Comm. Pure Appl. Math. 66, 1275, over
+    P). "near-zero weights" are at most 10⁻³ of the largest in their layer. Ranks are those of matrices, and of
+    convolution kernels reshaped to (out, rest), in percent of min(rows, columns), and the mean over them; with
+    singular values σ and p = σ / Σσ,
+
+        stable rank = Σσ² / max σ²                  Rudelson and Vershynin 2007, J. ACM 54, 21
+        effective rank = exp(-Σ p log p)            Roy and Vetterli 2007, EUSIPCO, 606
+
+    "distance from initialisation" is |w - w₀|₂, for models that training made: their snapshot knows its step. No
+    examples are used. Arrays: "layers", their names, and for each "layer weight norms", "layer effective densities"
+    and "layer near-zero weights" (both in percent) and "layer distances from initialisation"; "matrices", their
+    names, and for each "stable ranks" and "effective ranks" (in dimensions, not percent).
+
+    Raises:
+        UserError: for a model without parameters.
+    """
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Norm, sparsity, ranks and distance."""
+        return (Metric("weight norm", "", "neither", "l2 norm of all weights"),
+                Metric("effective density", "%", "neither", "|w|₁²/(P |w|₂²): 100 when all are equally large"),
+                Metric("near-zero weights", "%", "neither", "at most a thousandth of the largest in their layer"),
+                Metric("stable rank", "%", "neither", "of the full rank, mean over matrices and kernels"),
+                Metric("effective rank", "%", "neither", "exp(entropy of σ/Σσ), otherwise as stable rank"),
+                Metric("distance from initialisation", "", "neither", "l2 norm of the change since step 0"))
+
+    def measure(self, subject: Subject) -> Reading:
+        """Look at the weights."""
+        layers = _weights(subject.model)
+        values, arrays = _sizes(layers)
+        for part in (_ranks(layers), _distances(subject, layers)):
+            values, arrays = values | part[0], arrays | part[1]
+        return Reading(values, {"layers": np.array(list(layers))} | arrays)
+
+
+@dataclass(frozen=True, repr=False)
+class FirstStep(Probe):
+    """Measure the step the rule in use would make from here with no memory of earlier gradients.
+
+    "step length" is |s|₂ for s = the rule's first step on the gradient g of the mean loss over the examples; "step
+    cosine" is that of the angle between s and -g: 1 for SGD, 0 at a right angle, nan where s or g is zero. The
+    learning rate is the present one, where it is known. Nothing is read without a rule. Arrays: "layers" and for
+    each "layer step lengths" and "layer step cosines".
+    """
+
+    examples: int | None = field(default=256, kw_only=True)
+    split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Length and cosine."""
+        return (Metric("step length", "", "neither", "l2 norm of the rule's first step from these weights"),
+                Metric("step cosine", "", "neither", "cosine of the angle between that step and steepest descent"))
+
+    def measure(self, subject: Subject) -> Reading:
+        """Start the rule at the present weights."""
+        rule = rule_in_use(subject.snapshot) or subject.snapshot.rule
+        if rule is None:
+            return Reading({})
+        hessian = Hessian(subject.model, subject.loss, subject.inputs, subject.targets)  # it sums over chunks
+        layout, gradient = hessian.layout, hessian.gradient()
+        weights = layout.flatten([p.detach() for p in subject.model.parameters()])
+        step, _ = rule.update(gradient, rule.init(weights, layout), weights, layout)
+        parts = [(s.flatten(), g.flatten()) for s, g in zip(layout.views(step.double()),
+                                                            layout.views(gradient.double()), strict=True)]
+        return Reading({"step length": float(step.double().norm()),
+                        "step cosine": _descent_cosine(step.double(), gradient.double())},
+                       {"layers": np.array(layout.names),
+                        "layer step lengths": np.array([float(s.norm()) for s, _ in parts]),
+                        "layer step cosines": np.array([_descent_cosine(s, g) for s, g in parts])})
+
+
+@dataclass(frozen=True, repr=False)
+class Margin(Probe):
+    """Measure by how much the right class leads, in logits and as a distance in the input; errors count negative.
+
+        m(x) = z_y - max over j ≠ y of z_j        d(x) = m(x) / |∇_x m(x)|₂
+
+    d is the signed l2 distance to the boundary with the runner-up where the model is linear, and to first order
+    elsewhere (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599; Elsayed et al. 2018, arXiv 1803.05598); it is
+    infinite where the gradient vanishes and the margin does not, so its centre is the median. The "lowest tenth" is
+    the 10 % quantile. Arrays: "margins" and "boundary distances", one an example.
+
+    Raises:
+        UserError: for a task that is no classification.
+    """
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Centres and lowest tenths."""
+        return (Metric("margin", "", "higher", "mean lead of the right class's logit over the next"),
+                Metric("margin, lowest tenth", "", "higher", "10 % of the examples lead by no more"),
+                Metric("boundary distance", "", "higher", "median of margin over the norm of its input gradient"),
+                Metric("boundary distance, lowest tenth", "", "higher", "10 % of the examples are no further"))
+
+    def measure(self, subject: Subject) -> Reading:
+        """Take the margin and its gradient in the input for every example."""
+        check_classifier(subject)
+        pairs = [_margins(subject.model, x, y) for x, y in
+                 zip(subject.inputs.split(BATCH), subject.targets.split(BATCH), strict=True)]
+        margins, slopes = (torch.cat(column).double().cpu().numpy() for column in zip(*pairs, strict=True))
+        distances = np.copysign(np.where(margins == 0, 0.0, np.inf), margins)
+        np.divide(margins, slopes, out=distances, where=slopes > 0)
+        return Reading({"margin": float(margins.mean()), "margin, lowest tenth": _quantile(margins, LOW),
+                        "boundary distance": _quantile(distances, 0.5),
+                        "boundary distance, lowest tenth": _quantile(distances, LOW)},
+                       {"margins": margins, "boundary distances": distances})
+
+
+def initial_model(task: Task, seed: int) -> nn.Module:
+    """Return the model that training starts from, a function of the task and the seed alone.
+
+    Training's convention: the first of the seed's three streams (initialisation, data order, noise) seeds torch's
+    global generator, which is put back afterwards.
+    """
+    stream = np.random.SeedSequence(seed).spawn(3)[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream.generate_state(1)[0]))
+        return task.model()
+
+
+def effective_density(weights: Tensor) -> float:
+    """Return |w|₁² / (P |w|₂²), in [1/P, 1]; 0 for zeros.
+
+    >>> effective_density(torch.tensor([3.0, -3.0, 0.0, 0.0]))
+    0.5
+    """
+    w = weights.double()
+    square = float(w.square().sum())
+    return float(w.abs().sum()) ** 2 / (w.numel() * square) if square else 0.0
+
+
+def near_zero(weights: Tensor) -> Tensor:
+    """Return which weights of a layer are at most 10⁻³ of its largest.
+
+    >>> near_zero(torch.tensor([2.0, -0.002, 0.003, 0.0]))
+    tensor([False, True, False, True])
+    """
+    return weights.abs() <= NEAR_ZERO * weights.abs().max()
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Return the singular values of `(rows, columns)`, ascending and in float64, from the smaller Gram matrix.
+
+    Each is right to about 1e-8 of the largest, as the Gram matrix squares them.
+    """
+    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
+    squares: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
+    return squares.clamp(min=0).sqrt()
+
+
+def ranks(singular: Tensor) -> tuple[float, float]:
+    """Return the stable rank Σσ²/max σ² and the effective rank exp(entropy of σ/Σσ); 0 and 0 without a σ > 0.
+
+    >>> ranks(torch.tensor([2.0, 2.0, 0.0]))
+    (2.0, 2.0)
+    """
+    largest = float(singular.max())
+    if largest == 0:
+        return 0.0, 0.0
+    shares = singular / singular.sum()
+    return float((singular / largest).square().sum()), float(torch.special.entr(shares).sum().exp())
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    layers = {name: p.detach() for name, p in model.named_parameters()}
+    if not layers:
+        raise UserError(f"geometry is that of a model's parameters; this {type(model).__name__} has none")
+    return layers
+
+
+_Part = tuple[dict[str, Value], dict[str, NDArray[np.generic]]]
+
+
+def _sizes(layers: Mapping[str, Tensor]) -> _Part:
+    norms = _norms(layers)
+    zeros = [near_zero(w) for w in layers.values()]
+    total = torch.cat([w.flatten() for w in layers.values()])
+    values: dict[str, Value] = {"weight norm": float(np.linalg.norm(norms)),
+                                "effective density": 100 * effective_density(total),
+                                "near-zero weights": 100 * sum(int(z.sum()) for z in zeros) / total.numel()}
+    return values, {"layer weight norms": norms,
+                    "layer effective densities": 100 * np.array([effective_density(w) for w in layers.values()]),
+                    "layer near-zero weights": 100 * np.array([float(z.double().mean()) for z in zeros])}
+
+
+def _ranks(layers: Mapping[str, Tensor]) -> _Part:
+    matrices = {name: w.flatten(1) for name, w in layers.items() if w.ndim > 1}
+    if not matrices:
+        return {}, {}
+    found = np.array([ranks(singular_values(w)) for w in matrices.values()])
+    full = np.array([min(w.shape) for w in matrices.values()])
+    stable, effective = found.T
+    return ({"stable rank": float(np.mean(100 * stable / full)),
+             "effective rank": float(np.mean(100 * effective / full))},
+            {"matrices": np.array(list(matrices)), "stable ranks": stable, "effective ranks": effective})
+
+
+def _distances(subject: Subject, layers: Mapping[str, Tensor]) -> _Part:
+    snapshot = subject.snapshot
+    if snapshot.step is None:
+        return {}, {}
+    start = _weights(initial_model(snapshot.task, snapshot.seed))
+    if Layout.of(start) != Layout.of(layers):
+        raise UserError(f"the distance from initialisation needs the model that the task {snapshot.task.name!r} "
+                        "makes; this one has other parameters: give the snapshot its own task, or no step")
+    moved = _norms({name: w - start[name].to(w) for name, w in layers.items()})
+    return ({"distance from initialisation": float(np.linalg.norm(moved))},
+            {"layer distances from initialisation": moved})
+
+
+def _norms(layers: Mapping[str, Tensor]) -> Array:
+    return np.array([float(w.double().norm()) for w in layers.values()])
+
+
+def _descent_cosine(step: Tensor, gradient: Tensor) -> float:
+    lengths = float(step.norm() * gradient.norm())
+    return -float(step @ gradient) / lengths if lengths else float("nan")
+
+
+def _margins(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the margins and the norms of their gradients in the inputs, `(n,)` each."""
+    x = inputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(x)
+        own = targets[:, None]
+        margins = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
+        (slopes,) = torch.autograd.grad(margins.sum(), x, allow_unused=True, materialize_grads=True)
+    return margins.detach(), slopes.flatten(1).norm(dim=1)
+
+
+def _quantile(values: Array, share: float) -> float:
+    """Return the smallest value that is not below `share` of them, itself one of them as some may be infinite."""
+    return float(np.quantile(values, share, method="inverted_cdf"))

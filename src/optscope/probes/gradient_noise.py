@@ -1,0 +1,287 @@
+"""How noisy the gradient is, and what its noise and the curvature do to the loss in one step.
+
+The examples are shuffled and cut into k parts of b. The parts' gradients g_1 .. g_k are independent draws with mean
+G and covariance Σ/b, where Σ is the covariance of one example's gradient; products of different parts are then
+unbiased, and leaving out one part at a time gives intervals. Models are in eval mode: batch normalisation uses its
+running statistics (in training mode the examples of a batch would not be independent), dropout and augmentation are
+off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+from torch import Tensor
+from torch.func import functional_call
+
+from optscope.errors import UserError
+from optscope.evidence.records import Metric
+from optscope.evidence.stats import Interval, mean_interval
+from optscope.optim.rule import Rule
+from optscope.optim.schedules import Scheduled
+from optscope.optim.sgd import SGD
+from optscope.probes.hessian import Hessian
+from optscope.probes.probe import Probe, Reading, Subject
+from optscope.probes.rule_in_use import rule_in_use
+from optscope.vector import Layout
+
+Array = NDArray[np.float64]
+Batch = tuple[Tensor, Tensor]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, repr=False)
+class GradientNoise(Probe):
+    """Measure |G|², tr Σ and the simple noise scale B = tr Σ / |G|², at the cost of about one gradient.
+
+        |G|²  = mean over i ≠ j of g_i · g_j            tr Σ = b (mean over i of |g_i|² - |G|²)
+
+    Both are unbiased, the first possibly negative. B, in examples, is the batch size at which noise and signal are
+    equally strong; as a ratio of unbiased numbers it is itself biased, and infinite where |G|² is estimated <= 0.
+    Arrays: a 95 % interval (low, high) for each, "gradient square interval", "gradient noise interval" (jackknife
+    over the parts, Student's t) and "noise scale interval" (Fieller's, which is unbounded above unless |G|² differs
+    from 0).
+
+    The loss must be a mean over examples. Of n examples k ⌊n/k⌋ are used, and k gradients are held in memory.
+
+    Reference: McCandlish et al. 2018, arXiv 1812.06162, appendix A.1, with B_small = b and B_big = n.
+
+    Raises:
+        UserError: unless parts >= 3.
+    """
+
+    parts: int = 8
+    examples: int | None = field(default=256, kw_only=True)
+    split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_count(self, "parts", self.parts, 3)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Signal, noise and their ratio."""
+        return (Metric("gradient square", "", "neither", "squared norm of the mean gradient, unbiased"),
+                Metric("gradient noise", "", "neither", "trace of the covariance of an example's gradient, unbiased"),
+                Metric("noise scale", "examples", "neither", "gradient noise over gradient square"))
+
+    def measure(self, subject: Subject) -> Reading:
+        """Take the gradient of each part."""
+        batches = shuffled_parts(subject, self.parts)
+        gradients = batch_gradients(subject, batches)
+        square, noise = pseudo_values(signal_and_noise, _array(gradients @ gradients.T)).T
+        noise = noise * len(batches[0][0])
+        found = {"gradient square": mean_interval(square, CONFIDENCE),
+                 "gradient noise": mean_interval(noise, CONFIDENCE),
+                 "noise scale": ratio_interval(noise, square, CONFIDENCE)}
+        return _reading(found)
+
+
+@dataclass(frozen=True, repr=False)
+class DescentSplit(Probe):
+    """Measure how one step of SGD on a batch of B examples is expected to change the loss, as a sum of three terms.
+
+        E L(w - η g) - L(w) = -η |G|² + η²/2 GᵀHG + η²/(2B) tr(HΣ) + O(η³)
+
+    They are "descent", "curvature-induced" and "noise-induced", in units of the loss; B is `batch`. They are given
+    where the rule in use is SGD: η is its learning rate over 1 - momentum, the rate at which SGD without momentum
+    moves alike. GᵀHG and tr(HΣ) are given for every rule. All are unbiased, as H and the two gradients of a product
+    come from three different parts:
+
+        GᵀHG = mean over i ≠ j ≠ m ≠ i of g_iᵀ H_m g_j        tr(HΣ) = b (mean over i ≠ m of g_iᵀ H_m g_i - GᵀHG)
+
+    which takes k - 1 Hessian products over all examples. Arrays: "<metric> interval" for each, 95 % (low, high), by
+    jackknife over the parts. The rest is as in `GradientNoise`.
+
+    Reference: Wang et al. 2023, arXiv 2307.15196, lemma 2.4.
+
+    Raises:
+        UserError: unless batch >= 1 and parts >= 4.
+    """
+
+    batch: int = 128
+    parts: int = 8
+    examples: int | None = field(default=256, kw_only=True)
+    split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_count(self, "batch", self.batch, 1)
+        _check_count(self, "parts", self.parts, 4)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The three terms and their sum, and the same without learning rate and batch size."""
+        return (Metric("descent", "", "lower", "-η |G|², change of the loss in a step"),
+                Metric("curvature-induced", "", "lower", "η²/2 GᵀHG, change of the loss in a step"),
+                Metric("noise-induced", "", "lower", f"η²/2 tr(HΣ)/{self.batch}, change of the loss in a step"),
+                Metric("expected loss change", "", "lower", "sum of the three, to second order in η"),
+                Metric("gradient curvature", "", "neither", "GᵀHG, with G the mean gradient"),
+                Metric("noise curvature", "", "neither", "tr(HΣ), with Σ the covariance of one example's gradient"))
+
+    def measure(self, subject: Subject) -> Reading:
+        """Take the gradient of each part, then the Hessian of each part on the gradients of the others."""
+        batches = shuffled_parts(subject, self.parts)
+        gradients = batch_gradients(subject, batches)
+        square = pseudo_values(signal_and_noise, _array(gradients @ gradients.T))[:, 0]
+        curved, spread = pseudo_values(curvatures, _curved_products(subject, batches, gradients)).T
+        spread = spread * len(batches[0][0])
+        numbers = {"gradient curvature": curved, "noise curvature": spread}
+        eta = effective_rate(rule_in_use(subject.snapshot), subject.snapshot.step or 0)
+        if eta is not None:
+            terms = {"descent": -eta * square, "curvature-induced": eta**2 / 2 * curved,
+                     "noise-induced": eta**2 / (2 * self.batch) * spread}
+            numbers |= terms | {"expected loss change": sum(terms.values(), start=np.zeros(self.parts))}
+        return _reading({name: mean_interval(values, CONFIDENCE) for name, values in numbers.items()})
+
+
+def shuffled_parts(subject: Subject, parts: int) -> list[Batch]:
+    """Return the examples shuffled and cut into `parts` of equal size; the few left over are not used.
+
+    Raises:
+        UserError: when there are fewer examples than parts.
+    """
+    size = len(subject.inputs) // parts
+    if size == 0:
+        raise UserError(f"the noise of a gradient is read from {parts} parts of the examples; got "
+                        f"{len(subject.inputs)} examples: raise examples or lower parts")
+    order = torch.randperm(len(subject.inputs), generator=subject.generator)[:size * parts]
+    order = order.to(subject.inputs.device)
+    return list(zip(subject.inputs[order].split(size), subject.targets[order].split(size), strict=True))
+
+
+def batch_gradients(subject: Subject, batches: Sequence[Batch]) -> Tensor:
+    """Return the gradient of the loss on each batch, `(k, P)`.
+
+    Raises:
+        UserError: for a model without parameters, or a loss that is no mean over examples.
+    """
+    weights = {name: p.detach().requires_grad_() for name, p in subject.model.named_parameters()}
+    if not weights:
+        raise UserError("gradients are taken in a model's parameters; this "
+                        f"{type(subject.model).__name__} has none")
+    layout = Layout.of(weights)
+    rows: list[Tensor] = []
+    for inputs, targets in batches:
+        with torch.enable_grad():
+            outputs = functional_call(subject.model, weights, (inputs,))
+            loss = subject.loss(outputs, targets)
+        if not rows:
+            _check_mean(subject, outputs.detach(), targets)
+        rows.append(layout.flatten(torch.autograd.grad(loss, list(weights.values()), allow_unused=True,
+                                                       materialize_grads=True)))
+    return torch.stack(rows)
+
+
+def signal_and_noise(products: Array) -> Array:
+    """Return |G|² and tr Σ / b from the products g_i · g_j of the parts' gradients, `(k, k)`: `(2,)`.
+
+    >>> g = np.array([[3.0, 1.0], [3.0, -1.0]])
+    >>> signal_and_noise(g @ g.T)
+    array([8., 2.])
+    """
+    k, same = len(products), np.trace(products)
+    square = (products.sum() - same) / (k * (k - 1))
+    return np.array([square, same / k - square])
+
+
+def curvatures(products: Array) -> Array:
+    """Return GᵀHG and tr(HΣ) / b from g_iᵀ H_m g_j at [m, i, j], `(k, k, k)`, zero where m is i or j: `(2,)`."""
+    k, same = len(products), np.einsum("mii->", products)
+    curved = (products.sum() - same) / (k * (k - 1) * (k - 2))
+    return np.array([curved, same / (k * (k - 1)) - curved])
+
+
+def pseudo_values(statistic: Callable[[Array], Array], products: Array) -> Array:
+    """Return the jackknife's pseudo-values of q statistics of k parts, `(k, q)`: k θ - (k - 1) θ_without_one.
+
+    Their mean is θ itself for the statistics here, and they vary as if each part had a value of its own. Every axis
+    of `products` runs over the parts. Tukey 1958, Ann. Math. Stat. 29, 614; Arvesen 1969, Ann. Math. Stat. 40, 2076.
+    """
+    k = len(products)
+    kept = [np.delete(np.arange(k), part) for part in range(k)]
+    without = np.stack([statistic(products[np.ix_(*[rest] * products.ndim)]) for rest in kept])
+    return k * statistic(products) - (k - 1) * without
+
+
+def ratio_interval(numerator: Array, denominator: Array, confidence: float = 0.95) -> Interval:
+    """Return the ratio of the means of paired values, one known to be >= 0, with Fieller's interval.
+
+    It holds every ρ >= 0 for which the mean of numerator - ρ denominator may be zero by Student's t. A denominator
+    that may be zero leaves it unbounded above, and one with a mean <= 0 makes the estimate infinite. Fieller 1954,
+    J. R. Stat. Soc. B 16, 175.
+
+    >>> ratio_interval(np.array([1.9, 2.1, 2.0]), np.array([1.1, 1.0, 0.9]))
+    Interval(estimate=2.0, low=1.4..., high=2.8..., n=3, missing=0)
+    """
+    n = len(numerator)
+    t = float(stdtrit(n - 1, (1 + confidence) / 2))
+    top, bottom = float(numerator.mean()), float(denominator.mean())
+    spread = t**2 * np.cov(numerator, denominator) / n
+    # ρ is inside where a ρ² - 2 h ρ + c <= 0.
+    a, h, c = bottom**2 - spread[1, 1], top * bottom - spread[0, 1], top**2 - spread[0, 0]
+    root = math.sqrt(max(h * h - a * c, 0.0))
+    low = c / (h + root) if c > 0 and h + root > 0 else 0.0
+    high = (h + root) / a if a > 0 and bottom > 0 else math.inf
+    return Interval(top / bottom if bottom > 0 else math.inf, float(low), float(high), n)
+
+
+def effective_rate(rule: Rule | None, step: int = 0) -> float | None:
+    """Return η = lr / (1 - momentum) of SGD after `step` steps, also inside Scheduled, or None for other rules.
+
+    >>> round(effective_rate(SGD(lr=0.01, momentum=0.9)), 12)
+    0.1
+    """
+    if isinstance(rule, Scheduled):
+        inner = effective_rate(rule.rule, step)
+        return None if inner is None else inner * rule.schedule(min(step, rule.steps - 1) / rule.steps)
+    if not isinstance(rule, SGD) or isinstance(rule.lr, tuple) or isinstance(rule.momentum, tuple):
+        return None
+    return rule.lr / (1 - rule.momentum)
+
+
+def _curved_products(subject: Subject, batches: Sequence[Batch], gradients: Tensor) -> Array:
+    """Return g_iᵀ H_m g_j at [m, i, j], and zeros where m is i or j."""
+    k = len(batches)
+    products = np.zeros((k, k, k))
+    for m, (inputs, targets) in enumerate(batches):  # one Hessian at a time, as each keeps a graph
+        hessian = Hessian(subject.model, subject.loss, inputs, targets)
+        for i in range(k):
+            if i != m:
+                products[m, i] = _array(gradients @ hessian(gradients[i]))
+        products[m, :, m] = 0.0
+    return products
+
+
+def _check_mean(subject: Subject, outputs: Tensor, targets: Tensor) -> None:
+    cut, n = len(outputs) // 2, len(outputs)
+    if cut == 0:
+        return
+    with torch.no_grad():
+        whole = float(subject.loss(outputs, targets))
+        halves = (cut * float(subject.loss(outputs[:cut], targets[:cut]))
+                  + (n - cut) * float(subject.loss(outputs[cut:], targets[cut:]))) / n
+    if abs(whole - halves) > 1e-4 * abs(whole) + 1e-6:
+        raise UserError("the noise of a gradient needs a loss that is a mean over examples; this one gives "
+                        f"{whole:g} on {n} of them, and the mean over their halves is {halves:g}: use "
+                        "reduction='mean' without class weights")
+
+
+def _check_count(probe: Probe, name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{type(probe).__name__}: {name} must be a whole number >= {least}; got {value!r}")
+
+
+def _array(tensor: Tensor) -> Array:
+    return tensor.double().cpu().numpy()
+
+
+def _reading(found: dict[str, Interval]) -> Reading:
+    return Reading({name: seen.estimate for name, seen in found.items()},
+                   {f"{name} interval": np.array([seen.low, seen.high]) for name, seen in found.items()})

@@ -1,0 +1,412 @@
+"""Attacks against closed forms, exhaustive search and two other libraries; the checks against masked gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from optscope.errors import UserError
+from optscope.probes.apgd import APGD, TargetedAPGD, checkpoints
+from optscope.probes.attack import BIM, FGSM, PGD, Attack
+from optscope.probes.attack_checks import CHECKS
+from optscope.probes.attack_losses import DLR, CrossEntropy, Margin, TargetedDLR
+from optscope.probes.black_box import RandomSearch
+from optscope.probes.ensemble import Ensemble
+from optscope.probes.perturbation import L2, Linf, ball_of, per_example
+from optscope.probes.probe import Snapshot
+from optscope.probes.robust import RobustAccuracy
+from optscope.tasks.task import Task
+
+SHORT = Ensemble((APGD(steps=20), TargetedAPGD(steps=10), RandomSearch(queries=30)))
+GRADIENT = [FGSM(), BIM(5), PGD(10), PGD(5, restarts=2), APGD(steps=20), APGD(DLR(), steps=20),
+            TargetedAPGD(steps=10), SHORT]
+ATTACKS = [*GRADIENT, RandomSearch(queries=30)]
+NORMS = ["l2", "linf"]
+
+
+def task(model: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> Task:
+    return Task.from_tensors(lambda: model, (x, y), (x, y), validation=(x, y), bounds=bounds)
+
+
+def robust(model: nn.Module, x: Tensor, y: Tensor, bounds=(0.0, 1.0), checked=0, seed=0, **settings):
+    probe = RobustAccuracy(checked=checked, **settings)
+    return probe(Snapshot(model, task(model, x, y, bounds), seed=seed))
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """A small net that has learned a curved problem with four classes in six dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(500, 6, generator=generator)
+    y = (x[:, 0] > x[:, 1] ** 2 + 0.3).long() + 2 * (x[:, 2] + 0.5 * torch.sin(6 * x[:, 3]) > 0.7).long()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimiser.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    return model, x[:200], y[:200]
+
+
+def linear(classes: int = 2, dimension: int = 5, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Linear(dimension, classes)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(classes, dimension, generator=generator))
+        model.bias.copy_(torch.randn(classes, generator=generator) / 4)
+    x = torch.randn(200, dimension, generator=generator)
+    return model, x, model(x).argmax(1)
+
+
+def least_radius(model: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
+    """The distance to the nearest of the planes z_i = z_y, in closed form: (z_y - z_i) / |w_y - w_i|_dual."""
+    with torch.no_grad():
+        z = model(x)
+        order = {"l2": 2, "linf": 1}[norm]
+        gaps = z.gather(1, y[:, None]) - z
+        slopes = (model.weight[y][:, None] - model.weight[None]).norm(p=order, dim=2)
+        return (gaps / slopes).nan_to_num(math.inf).masked_fill(slopes == 0, math.inf).amin(1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", GRADIENT, ids=repr)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_linear_models_match_the_closed_form(attack: Attack, norm: str, classes: int) -> None:
+    model, x, y = linear(classes)
+    distance = least_radius(model, x, y, norm)
+    radii = torch.tensor([0.2, 0.5, 1.0])
+    away = ((distance[:, None] / radii - 1).abs() > 0.02).all(1)
+    if classes > 2 and not isinstance(attack, (TargetedAPGD, Ensemble)):
+        pytest.skip("with three classes one ascent may run to the farther plane")
+    reading = robust(model, x, y, None, norm=norm, eps=tuple(radii.tolist()), attack=attack)
+    correct = torch.as_tensor(reading.arrays[f"correct under {norm} attack"])
+    assert away.sum() > 150
+    assert torch.equal(correct[:, away], (distance[None] > radii[:, None])[:, away])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_curved_problem_matches_exhaustive_search(norm: str) -> None:
+    class Rings(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            value = torch.sin(5 * x[:, 0]) * torch.cos(4 * x[:, 1]) + 0.3 * x[:, 0]
+            return torch.stack([value, -value], 1)
+
+    model, eps = Rings(), 0.15
+    x = torch.rand(150, 2, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(1)
+    ticks = torch.linspace(-1, 1, 121)
+    grid = eps * torch.cartesian_prod(ticks, ticks)
+    grid = grid[grid.norm(dim=1) <= eps] if norm == "l2" else grid
+    points = x[:, None] + grid
+    allowed = ((points >= 0) & (points <= 1)).all(2)
+    wrong = (model(points.flatten(0, 1)).argmax(1).view(len(x), -1) != y[:, None]) & allowed
+    truth = ~wrong.any(1)
+    reading = robust(model, x, y, norm=norm, eps=eps, attack=Ensemble((APGD(restarts=3), RandomSearch(100))))
+    correct = torch.as_tensor(reading.arrays[f"correct under {norm} attack"][0])
+    assert 20 < int(truth.sum()) < 130
+    assert not (correct & ~truth).any()  # the attack finds all that the grid finds
+    assert int((~correct & truth).sum()) <= 1  # and hardly more: only slivers between the grid's points
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_results_lie_in_ball_and_bounds(trained, attack: Attack, norm: str, bounds) -> None:
+    model, x, y = trained
+    eps = torch.linspace(0.01, 0.5, len(x))
+    before = x.clone()
+    found = attack.run(model, x, y, eps, norm, bounds, torch.Generator().manual_seed(0))
+    assert (ball_of(norm).size(found - x) <= eps + 1e-6).all()
+    assert bounds is None or (bounds[0] <= found.min() and found.max() <= bounds[1])
+    assert torch.equal(x, before)
+    wrong = model(x).argmax(1) != y
+    assert torch.equal(found[wrong], x[wrong])
+    assert (model(found).argmax(1) != y).float().mean() > wrong.float().mean() + 0.1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_images_and_their_batches(norm: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    x = torch.rand(300, 2, 8, 8, generator=torch.Generator().manual_seed(0))  # three batches of at most 128
+    y = model(x).argmax(1)
+    for attack in (PGD(5), SHORT):
+        found = attack.run(model, x, y, 0.2, norm, (0.0, 1.0))
+        assert (ball_of(norm).size(found - x) <= 0.2 + 1e-6).all()
+        again = attack.run(model, x, y, 0.2, norm, (0.0, 1.0))
+        assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_balls(norm: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centre, eps = torch.rand(4000, 3, generator=generator), torch.full((4000, 1), 0.4)
+    ball = ball_of(norm)(centre, eps)
+    inside = ball.sample(generator)
+    assert torch.allclose(ball.project(inside), inside, atol=1e-7)
+    # uniform in the ball: the share within radius t is t^d
+    sizes = ball.size(inside - centre) / 0.4
+    for t in (0.5, 0.8):
+        assert abs((sizes < t).double().mean() - t**3) < 0.03
+    # steepest ascent: no other unit vector gains more, and the gain is the dual norm
+    gradient = torch.randn(100, 3, generator=generator) * 1e-30
+    u = ball.steepest(gradient)
+    assert torch.allclose(ball.size(u), torch.ones(100), atol=1e-5)
+    dual = {"l2": 2, "linf": 1}[norm]
+    gain = (gradient.double() * u).sum(1)
+    assert torch.allclose(gain, gradient.double().norm(p=dual, dim=1), rtol=1e-5, atol=0)
+    assert not ball.steepest(torch.zeros(2, 3)).any()
+
+
+def test_losses_against_their_formulas() -> None:
+    z = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    y = torch.arange(50) % 6
+    goals = (y + 1) % 6
+    for i in range(50):
+        row, label, goal = z[i].tolist(), int(y[i]), int(goals[i])
+        top = sorted(row, reverse=True)
+        rest = max(v for k, v in enumerate(row) if k != label)
+        assert Margin()(z, y)[i] == pytest.approx(rest - row[label])
+        assert DLR()(z, y)[i] == pytest.approx((rest - row[label]) / (top[0] - top[2]))
+        expected = (row[goal] - row[label]) / (top[0] - (top[2] + top[3]) / 2)
+        assert TargetedDLR()(z, y, goals)[i] == pytest.approx(expected)
+    # the log-odds are a monotone function of cross-entropy, and their gradients are parallel
+    odds, entropy = CrossEntropy()(z, y), functional.cross_entropy(z, y, reduction="none")
+    assert torch.allclose(functional.softplus(odds), entropy)
+    ours, = torch.autograd.grad(odds.sum(), z, retain_graph=True)
+    theirs, = torch.autograd.grad(entropy.sum(), z)
+    assert torch.allclose(functional.cosine_similarity(ours, theirs), torch.ones(50, dtype=torch.float64))
+
+
+def test_losses_with_few_classes_and_tied_logits() -> None:
+    z, y = torch.tensor([[2.0, 1.0]]), torch.tensor([0])
+    assert DLR()(z, y).item() == TargetedDLR()(z, y, 1 - y).item() == -1.0
+    assert TargetedDLR()(torch.tensor([[2.0, 1.0, 0.0]]), y, 1 - y).item() == -1.0
+    tied = torch.zeros(1, 5, requires_grad=True)
+    for value in (DLR()(tied, y), TargetedDLR()(tied, y, y + 1)):
+        gradient, = torch.autograd.grad(value.sum(), tied)
+        assert value.item() == 0.0
+        assert torch.isfinite(gradient).all()
+
+
+def test_checkpoints_are_those_of_the_paper() -> None:
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(50) == [11, 21, 29, 35, 40, 44, 47, 50]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_accuracy_falls_with_the_radius_and_matches_single_radii(trained, norm: str) -> None:
+    radii = (0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16)
+    settings = {"norm": norm, "attack": PGD(20)}
+    reading = robust(*trained, eps=radii[::-1], **settings)
+    correct = reading.arrays[f"correct under {norm} attack"]
+    curve = list(reading.values[f"accuracy under {norm} attack"].values())
+    assert curve == sorted(curve, reverse=True)
+    assert len(set(curve)) > 4
+    assert (correct[:-1] >= correct[1:]).all()
+    for k, eps in enumerate(radii):
+        alone = robust(*trained, eps=eps, **settings).arrays[f"correct under {norm} attack"][0]
+        assert (alone != correct[k]).mean() <= 0.01
+    fooled_by = reading.arrays[f"fooled by {norm} radius"]
+    model, x, y = trained
+    assert np.array_equal(fooled_by == 0, (model(x).argmax(1) != y).numpy())
+    assert np.array_equal(fooled_by[None] > np.array(radii)[:, None], correct)
+    low, high = reading.arrays[f"interval under {norm} attack"].T
+    assert ((low < curve) & (curve < high)).all()
+
+
+def test_eight_radii_cost_less_than_three_times_one() -> None:
+    model, x, y = linear(3, 20)
+    calls = 0
+
+    def count(module: nn.Module, args: tuple[Tensor]) -> None:
+        nonlocal calls
+        calls += len(args[0]) * (3 if torch.is_grad_enabled() else 1)  # a backward pass costs two forward ones
+
+    model.register_forward_pre_hook(count)
+    costs = []
+    for radii in ((0.2,), tuple(0.05 * k for k in range(1, 9))):
+        calls = 0
+        robust(model, x, y, None, norm="l2", eps=radii)
+        costs.append(calls)
+    assert costs[1] < 3 * costs[0]
+
+
+def test_model_is_left_as_it_was(trained) -> None:
+    model = nn.Sequential(nn.Dropout(0.5), trained[0])
+    model.train()
+    model[1][2].eval()
+    model[1][0].weight.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    weights = [p.clone() for p in model.parameters()]
+    try:
+        found = PGD(3).run(model, *trained[1:], 0.1, "linf")
+        assert not found.requires_grad
+        assert [m.training for m in model.modules()] == modes
+        assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
+        assert all(p.grad is None or not p.grad.any() for p in model[1][0].parameters() if not p.requires_grad)
+        assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+        # dropout was off: the same seed gives the same result
+        assert torch.equal(found, PGD(3).run(model, *trained[1:], 0.1, "linf"))
+    finally:
+        model[1][0].weight.requires_grad_(True)
+
+
+class Quantised(nn.Module):
+    """A model whose gradient is zero: it rounds its input."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x * 16).round() / 16)
+
+
+class Saturated(Quantised):
+    """A model that returns probabilities so sure that float32 rounds them to 0 and 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1000 * self.model(x)).softmax(1)
+
+
+@pytest.mark.parametrize("masked", [Quantised, Saturated])
+@pytest.mark.parametrize("norm", NORMS)
+def test_checks_catch_masked_gradients(trained, masked: type[Quantised], norm: str) -> None:
+    model, x, y = trained
+    probe = RobustAccuracy(norm=norm, eps=(0.05, 0.1), checked=50)
+    open_, shut = (probe(Snapshot(m, task(m, x, y))) for m in (model, masked(model)))
+    assert [open_.values[f"{norm} attack: {name}"] for name in CHECKS] == [1.0] * 4
+    assert probe.complaints(open_) == ()
+    assert shut.values[f"{norm} attack: loss rises with steps"] == 0.0
+    assert shut.values[f"{norm} attack: random search finds no more"] == 0.0
+    assert any("gradient is zero" in sentence for sentence in probe.complaints(shut))
+    assert set(shut.values) == {m.name for m in probe.metrics}
+
+
+def test_checks_catch_an_attack_that_is_too_short(trained) -> None:
+    probe = RobustAccuracy(norm="l2", eps=0.1, attack=FGSM(), checked=200)
+    model, x, y = trained
+    curved = nn.Sequential(Waves(), model)
+    reading = probe(Snapshot(curved, task(curved, x, y)))
+    assert reading.values["l2 attack: longer attack finds no more"] == 0.0
+    assert "more steps" in probe.complaints(reading)[0]
+
+
+class Waves(nn.Module):
+    """A bumpy change of coordinates: one gradient step goes astray, many do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.05 * torch.sin(40 * x)
+
+
+def test_scaled_logits_do_not_hide_the_gradient(trained) -> None:
+    model, x, y = trained
+
+    class Sure(Quantised):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e4 * self.model(x)
+
+    plain, sure = (robust(m, x, y, eps=0.1, attack=PGD(20)) for m in (model, Sure(model)))
+    a, b = (r.values["accuracy under linf attack"][0.1] for r in (plain, sure))
+    assert abs(a - b) <= 1.0
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pgd_matches_foolbox(trained, norm: str) -> None:
+    foolbox = pytest.importorskip("foolbox")
+    model, x, y = trained
+    attacks = {"l2": foolbox.attacks.L2ProjectedGradientDescentAttack,
+               "linf": foolbox.attacks.LinfProjectedGradientDescentAttack}
+    theirs = attacks[norm](steps=20, rel_stepsize=2.5 / 20)
+    radii = [0.05, 0.1]
+    torch.manual_seed(0)
+    _, _, fooled = theirs(foolbox.PyTorchModel(model.eval(), (0.0, 1.0), device="cpu"), x, y, epsilons=radii)
+    ours = robust(model, x, y, norm=norm, eps=tuple(radii), attack=PGD(20)).arrays[f"correct under {norm} attack"]
+    assert ((~fooled).numpy() != ours).mean() <= 0.01
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_ensemble_matches_autoattack(trained, norm: str) -> None:
+    pyautoattack = pytest.importorskip("pyautoattack")
+    model, x, y = trained
+    x, y = x[:100], y[:100]
+    flat = nn.Sequential(nn.Flatten(), model)
+    theirs = pyautoattack.AutoAttack(flat, norm={"l2": "L2", "linf": "Linf"}[norm], eps=0.08, seed=0,
+                                     version="custom", attacks=["apgd-ce", "apgd-t"])
+    theirs.apgd_targeted.n_target_classes = 3
+    found, _ = theirs.run_standard_evaluation(x.view(-1, 1, 1, 6), y)
+    expected = (flat(found).argmax(1) == y).numpy()
+    ours = robust(model, x, y, norm=norm, eps=0.08, attack=Ensemble()).arrays[f"correct under {norm} attack"][0]
+    assert not (ours & ~expected).any()  # whatever AutoAttack fools, ours does
+    assert (ours != expected).sum() <= 1
+
+
+def test_results_do_not_depend_on_radii_being_listed_in_order(trained) -> None:
+    ascending, descending = (robust(*trained, eps=radii).values for radii in ((0.05, 0.1), (0.1, 0.05)))
+    assert ascending == descending
+
+
+def test_identity_of_attacks_is_their_repr() -> None:
+    for attack in ATTACKS:
+        assert eval(repr(attack)) == attack
+        assert replace(attack) == attack
+    probe = RobustAccuracy(norm="l2", eps=(0.1, 0.2), attack=APGD(DLR(), steps=20))
+    assert eval(repr(probe)) == probe
+    assert repr(PGD()) == "PGD()"
+
+
+@pytest.mark.parametrize(("make", "sentence"), [
+    (lambda: RobustAccuracy(norm="l1"), "must be l2 or linf; got 'l1'"),
+    (lambda: RobustAccuracy(eps=0.0), "eps must be a radius above 0"),
+    (lambda: RobustAccuracy(eps=(0.1, 0.1)), "tuple of different ones"),
+    (lambda: RobustAccuracy(attack="pgd"), "attack must be an attack such as"),
+    (lambda: PGD(steps=0), "PGD: steps must be a whole number of at least 1; got 0"),
+    (lambda: APGD(restarts=1.5), "APGD: restarts must be a whole number"),
+    (lambda: Ensemble(()), "Ensemble: attacks must be a tuple of attacks"),
+])
+def test_settings_that_make_no_sense(make, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
+        make()
+
+
+def test_models_and_labels_that_do_not_fit() -> None:
+    x, y = torch.rand(8, 3), torch.arange(8) % 4
+    with pytest.raises(UserError, match="labels must be class numbers from 0 to 2, .* they reach from 0 to 3"):
+        PGD().run(nn.Linear(3, 3), x, y, 0.1)
+    with pytest.raises(UserError, match="one logit a class, .* returns shape"):
+        PGD().run(nn.Linear(3, 1), x, y, 0.1)
+    with pytest.raises(UserError, match="labels of shape"):
+        PGD().run(nn.Linear(3, 4), x, y.float(), 0.1)
+    with pytest.raises(UserError, match="radius of an attack must be"):
+        PGD().run(nn.Linear(3, 4), x, y, -0.1)
+    with pytest.raises(UserError, match="labels must be from 0 to 2"):
+        robust(nn.Linear(3, 3), x, y)
+    with pytest.raises(UserError, match="must lie in the task's bounds"):
+        robust(nn.Linear(3, 4), 2 * x, y)
+
+
+def test_a_model_wrong_on_everything_has_no_accuracy_and_no_complaints() -> None:
+    model, x, y = linear(2)
+    probe = RobustAccuracy(eps=(0.1, 0.2))
+    reading = probe(Snapshot(model, task(model, x, 1 - y, None)))
+    assert set(reading.values["accuracy under linf attack"].values()) == {0.0}
+    assert probe.complaints(reading) == ()
+
+
+def test_per_example_and_take() -> None:
+    ball = Linf(torch.zeros(3, 2, 2), torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1))
+    part = ball.take(torch.tensor([False, True, True]))
+    assert part.eps.flatten().tolist() == [2.0, 3.0]
+    assert part.project(torch.full((2, 2, 2), 9.0)).amax((1, 2)).tolist() == [2.0, 3.0]
+    assert per_example(torch.ones(3), torch.zeros(3, 4, 5)).shape == (3, 1, 1)
+    assert L2(torch.zeros(1, 2), torch.ones(1, 1), (-0.1, 1)).project(torch.tensor([[-3.0, 4.0]]))[0, 0] == -0.1
