@@ -22,7 +22,7 @@ Make = Callable[[Sequence[nn.Parameter]], Any]
 
 
 class NormalisedByHand:
-    """Normalised descent as one writes it: a norm, then a scaled step."""
+    """Normalised descent with lr 1 as one writes it: a norm, then a scaled step."""
 
     def __init__(self, params: Sequence[nn.Parameter], per: str) -> None:
         self.params, self.per = params, per
@@ -32,7 +32,7 @@ class NormalisedByHand:
         norms = [p.grad.norm() for p in self.params]
         whole = torch.stack(norms).norm()
         for p, norm in zip(self.params, norms, strict=True):
-            p -= LR * p.grad / (whole if self.per == "model" else norm)
+            p -= p.grad / (whole if self.per == "model" else norm)
 
 
 class GraftedByHand:
@@ -85,8 +85,8 @@ OURS: list[tuple[Rule, str, float]] = [
     (Adam(lr=LR), "torch Adam, loop", 1.05),
     (SGD(lr=LR), "torch SGD, loop", 1.05),
     (SignSGD(lr=LR), "pytorch-optimizer SignSGD", 1.5),
-    (NormalizedSGD(lr=LR), "normalised by hand, layer", 1.5),
-    (NormalizedSGD(lr=LR, per="model"), "normalised by hand, model", 1.5),
+    (NormalizedSGD(lr=1.0), "normalised by hand, layer", 1.5),
+    (NormalizedSGD(lr=1.0, per="model"), "normalised by hand, model", 1.5),
     (RMSProp(lr=LR), "torch RMSprop, loop", math.inf),
     (Graft(Adam(lr=LR), SGD(lr=1.0)), "two torch optimisers, layer", 5.0),
     (Graft(Adam(lr=LR), SGD(lr=1.0), per="model"), "two torch optimisers, model", 5.0),

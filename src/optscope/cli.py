@@ -137,16 +137,15 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")]) -> None:
-    """Say again where a folder's report is and what it found, and write its records as CSV."""
-    from optscope.engine.store import Store, read_json
+    """Say again where a folder's report is and what it found."""
+    from optscope.engine.store import read_json
 
     if not (folder / "optscope.json").is_file():
         raise UserError(f"{folder} is not a folder that optscope made: give the --out of a run or compare")
-    rows = Store(folder).export_csv(folder / "records.csv")
     if (folder / "verdicts.json").is_file():
         for verdict in read_json(folder / "verdicts.json"):
             _say(f"{verdict['claim']:<5} {verdict['outcome']:<10} {verdict['text']}")
-    _say(f"records: {folder / 'records.csv'} ({rows} rows)")
+    _say(f"every number: {folder / 'summary.csv'}")
     page = folder / "report.html"
     _say(f"report: {page}" if page.is_file() else "no report yet: the command that made the folder continues")
 

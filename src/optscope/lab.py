@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from optscope import __version__
 from optscope.engine.execute import Engine, Local
 from optscope.engine.identity import numerics
-from optscope.engine.store import Store, to_json, write_atomically
+from optscope.engine.store import Store, export_csv, to_json, write_atomically
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.records import Records
@@ -63,17 +65,17 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     document = Document(
         title=f"Which optimiser for {task.name}?",
         question=_question(comparison),
-        verdict_sentence=headline(comparison, found),
+        verdict_sentence=headline(comparison, conducted.records, found),
         warnings=_warnings([comparison], conducted),
         verdicts=verdicts, scale="desk", next_steps=_next_steps(comparison, conducted.records, store),
-        figures=comparison_figures(comparison, conducted.records, places(comparison, conducted.records)),
+        figures=comparison_figures(comparison, conducted.records,
+                                   places(comparison, conducted.records)),
         tables=[metric_table(conducted.records, [p.metric for p in places(comparison, conducted.records)],
                              comparison.arms[0].name)],
         checklist=_checklist(comparison, conducted.records),
         environment=environment(time.perf_counter() - start), command=command,
         runs_table=runs_table(conducted.records))
-    return Result(conducted.records, verdicts, document.verdict_sentence, _finish(document, store),
-                  conducted.failures)
+    return _finish(document, conducted, store)
 
 
 def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | None = None,
@@ -103,7 +105,7 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
         | {"paper": f"{study.paper.authors}, {study.paper.venue}, arXiv {study.paper.arxiv}",
            "reproduced": study.reproduced},
         command=command, runs_table=runs_table(conducted.records))
-    return Result(conducted.records, verdicts, summary, _finish(document, store), conducted.failures)
+    return _finish(document, conducted, store)
 
 
 def _by_family(verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
@@ -138,10 +140,13 @@ def _check(task: Task) -> None:
                         f"{error}") from error
 
 
-def _finish(document: Document, store: Store) -> Path:
+def _finish(document: Document, conducted: Conducted, store: Store) -> Result:
+    """Write the folder's files beside the runs: the report, every number, and how they were made."""
+    export_csv(conducted.records, store.folder / "summary.csv")
     write_atomically(store.folder / "run.json",
                      to_json({"command": document.command, **dict(document.environment)}))
-    return write(document, store.folder)
+    return Result(conducted.records, document.verdicts, document.verdict_sentence, write(document, store.folder),
+                  conducted.failures)
 
 
 def _question(comparison: Comparison) -> str:
@@ -182,25 +187,24 @@ def _next_steps(comparison: Comparison, records: Records, store: Store) -> list[
     if edges:
         steps.append(f"Wider search for {', '.join(edges)}: give other learning rates in a TOML file "
                      "(--config; [optimisers.NAME] lr = [...]).")
-    steps.append(f"Your own analysis: every number is in {store.folder}/index.sqlite, and as a table after "
-                 f"optscope report {store.folder}.")
+    steps.append(f"Your own analysis: every number is in {store.folder}/summary.csv (and index.sqlite).")
     return steps
 
 
 def _checklist(comparison: Comparison, records: Records) -> list[Check]:
-    tuned = [arm for arm in comparison.arms if arm.search]
-    budgets = {len(arm.candidates()) for arm in tuned}
-    seeds = {arm.name: len(records.where(experiment=comparison.name).by_seed(arm.name, "training loss"))
-             for arm in comparison.arms}
+    budgets = {len(arm.candidates()) for arm in comparison.arms}
+    mine = records.where(experiment=comparison.name)
+    finished = {arm.name: sorted(mine.by_seed(arm.name, "training loss")) for arm in comparison.arms}
+    whole = all(np.isfinite(mine.values(arm.name, "training loss")).all() for arm in comparison.arms)
     name = comparison.name
     return [
-        Check(f"{name}: every tuned optimiser had the same budget", len(budgets) <= 1,
+        Check(f"{name}: every optimiser had the same budget", len(budgets) <= 1,
               f"{next(iter(budgets), 0)} learning rates × {len(comparison.tuning_seeds)} seed(s) each, "
               f"chosen by clean validation {comparison.criterion.metric}"),
         Check(f"{name}: seeds that choose are not the seeds that compare",
               not set(comparison.seeds) & set(comparison.tuning_seeds),
               f"tuned on {comparison.tuning_seeds}, compared on {comparison.seeds}"),
-        Check(f"{name}: arms are paired", len(set(seeds.values())) == 1,
-              "a seed fixes initialisation, data order and the noise of probes for all arms"),
-        Check(f"{name}: same plan for all", True, repr(comparison.plan)),
+        Check(f"{name}: every arm finished on every seed", whole and len({str(s) for s in finished.values()}) == 1,
+              "a seed fixes initialisation, data order and the noise of probes for all arms; "
+              f"the plan of all was {comparison.plan!r}"),
     ]

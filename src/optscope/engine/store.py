@@ -285,12 +285,11 @@ class Store:
             database.executemany("insert into records values (?,?,?,?,?,?,?,?,?,?,?)", rows)
         return path
 
-    def export_csv(self, path: Path) -> int:
-        """Write all records to a CSV file and return their number."""
-        rows = self.records()
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(f.name for f in dataclasses.fields(Record))
-        writer.writerows(dataclasses.astuple(row) for row in rows)
-        write_atomically(path, text.getvalue().encode())
-        return len(rows)
+
+def export_csv(records: Records, path: Path) -> None:
+    """Write records to a CSV file, one row a number."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(f.name for f in dataclasses.fields(Record))
+    writer.writerows(dataclasses.astuple(row) for row in records)
+    write_atomically(path, text.getvalue().encode())

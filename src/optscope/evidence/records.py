@@ -97,15 +97,22 @@ class Records(Sequence[Record]):
                 if row.arm == arm and row.metric == metric and row.phase == "final" and row.step is None
                 and (at is None or (row.at is not None and math.isclose(row.at, at)))}
 
+    def seeds(self, *arms: str) -> list[int]:
+        """Return the seeds on which any of the arms was trained in the final phase, well or not."""
+        return sorted({row.seed for row in self._rows if row.arm in arms and row.phase == "final"})
+
     def values(self, arm: str, metric: str, at: float | None = None) -> NDArray[np.float64]:
-        """Return the values of `by_seed`, in the order of the seeds."""
+        """Return one value a seed the arm was trained on, nan where a run left none."""
         found = self.by_seed(arm, metric, at)
-        return np.array([found[s] for s in sorted(found)], dtype=np.float64)
+        return np.array([found.get(s, math.nan) for s in self.seeds(arm)], dtype=np.float64)
 
     def pairs(self, arm: str, other: str, metric: str,
               at: float | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the values of two arms on the seeds they share, aligned."""
+        """Return both arms' values on every seed either was trained on, nan where a run left none.
+
+        Seeds that diverge are not missing by chance, so tests have to know of them.
+        """
+        seeds = self.seeds(arm, other)
         a, b = self.by_seed(arm, metric, at), self.by_seed(other, metric, at)
-        shared = sorted(a.keys() & b.keys())
-        return (np.array([a[s] for s in shared], dtype=np.float64),
-                np.array([b[s] for s in shared], dtype=np.float64))
+        return (np.array([a.get(s, math.nan) for s in seeds], dtype=np.float64),
+                np.array([b.get(s, math.nan) for s in seeds], dtype=np.float64))

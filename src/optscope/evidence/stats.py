@@ -193,6 +193,21 @@ def sign_flip_p(differences: ArrayLike) -> float:
     return float((1 + np.sum(np.abs(totals) >= reached)) / (1 + DRAWS))
 
 
+def paired_t_p(a: ArrayLike, b: ArrayLike) -> float:
+    """Return the two-sided p of Student's t test on paired differences; nan below two pairs.
+
+    >>> round(paired_t_p([2.0, 3.0, 4.5], [1.0, 1.5, 3.0]), 4)
+    0.0153
+    """
+    first, second, _ = complete_pairs(a, b)
+    gaps = first - second
+    if len(gaps) < 2:
+        return math.nan
+    if np.ptp(gaps) == 0:
+        return 1.0 if gaps[0] == 0 else 0.0
+    return float(scipy.stats.ttest_1samp(gaps, 0.0).pvalue)
+
+
 def smallest_p(n: int) -> float:
     """Return the smallest p that `sign_flip_p` can reach on n pairs: 2^(1-n), and 1e-5 beyond n = 20.
 

@@ -36,8 +36,8 @@ class Geometry(Probe):
     """Measure the weights w of a model: length, sparsity, rank, and distance from where they started.
 
     "weight norm" is |w|₂. "effective density" is |w|₁² / (P |w|₂²) in percent: 100 when all are equally large, and
-    100/P when one is alone (the effective sparsity of Plan and Vershynin 2013, Comm. Pure Appl. Math. 66, 1275, over
-    P). "near-zero weights" are at most 10⁻³ of the largest in their layer. Ranks are those of matrices, and of
+    100/P when one is alone (over P, the effective sparsity of Plan and Vershynin 2013, Comm. Pure Appl. Math. 66,
+    1275). "near-zero weights" are at most 10⁻³ of the largest in their layer. Ranks are those of matrices, and of
     convolution kernels reshaped to (out, rest), in percent of min(rows, columns), and the mean over them; with
     singular values σ and p = σ / Σσ,
 

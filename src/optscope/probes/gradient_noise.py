@@ -69,7 +69,7 @@ class GradientNoise(Probe):
     def metrics(self) -> tuple[Metric, ...]:
         """Signal, noise and their ratio."""
         return (Metric("gradient square", "", "neither", "squared norm of the mean gradient, unbiased"),
-                Metric("gradient noise", "", "neither", "trace of the covariance of an example's gradient, unbiased"),
+                Metric("gradient noise", "", "neither", "trace of the covariance of single gradients, unbiased"),
                 Metric("noise scale", "examples", "neither", "gradient noise over gradient square"))
 
     def measure(self, subject: Subject) -> Reading:
@@ -202,7 +202,7 @@ def pseudo_values(statistic: Callable[[Array], Array], products: Array) -> Array
     """Return the jackknife's pseudo-values of q statistics of k parts, `(k, q)`: k θ - (k - 1) θ_without_one.
 
     Their mean is θ itself for the statistics here, and they vary as if each part had a value of its own. Every axis
-    of `products` runs over the parts. Tukey 1958, Ann. Math. Stat. 29, 614; Arvesen 1969, Ann. Math. Stat. 40, 2076.
+    of `products` runs over the parts. Arvesen 1969, Ann. Math. Stat. 40, 2076.
     """
     k = len(products)
     kept = [np.delete(np.arange(k), part) for part in range(k)]

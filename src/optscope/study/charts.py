@@ -120,4 +120,5 @@ def _leader(records: Records, place: Place, arms: Sequence[str]) -> str:
     if not finite:
         return title
     best = max(finite, key=lambda arm: sign * finite[arm])
-    return f"{title}: best at {place.at:g} is {best} ({finite[best]:.1f} {place.metric.unit})"
+    side = "highest" if sign > 0 else "lowest"
+    return f"{title}: {side} mean at {place.at:g} is {best}'s ({finite[best]:.1f} {place.metric.unit})"

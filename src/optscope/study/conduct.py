@@ -77,10 +77,11 @@ def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, lis
     records = store.records()
     wanted = {job.entry for experiment in experiments for job in experiment.jobs(records)}
     entries = [e for e in store.entries() if e in wanted]
-    store.index(records)
+    wanted_records = store.records(entries)
+    store.index(wanted_records)
     arrays = {f"{e.experiment}/{name}": array for e in entries if not e.arm
               for name, array in store.run_folder(e.run).series().items()}
-    return Conducted(store.records(entries), arrays, tuple(failures.values()), tuple(store.silences(entries)))
+    return Conducted(wanted_records, arrays, tuple(failures.values()), tuple(store.silences(entries)))
 
 
 def _merged(jobs: Sequence[Job]) -> list[Job]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Metric, Records
+from optscope.evidence.stats import paired_t_p
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected
 from optscope.study.comparison import Comparison
 
@@ -63,33 +63,22 @@ def findings(comparison: Comparison, records: Records) -> list[Finding]:
     """Return what is said about each arm and the first: clean accuracy equal, all else better or worse.
 
     Which arm leads is read off the data, so its test is two-sided: the claim holds when the 95 % interval of
-    the paired difference excludes 0 and the sign-flip test, Holm-corrected over the arms, does not take that
-    back.
+    the paired difference excludes 0 and the paired t test, Holm-corrected over *everything* that is said (all
+    metrics and arms), does not take that back. The t test, because eight seeds give a sign-flip test no p small
+    enough for such a family; the note has the sign-flip p too.
     """
     mine = records.where(experiment=comparison.name, phase="final")
     first, *others = [arm.name for arm in comparison.arms]
-    found: list[Finding] = []
-    for place in places(comparison, mine):
-        if place.metric.name == CLEAN:
-            found.extend(_equal(mine, place, first, other) for other in others)
-        family = [_better(mine, place, first, other) for other in others]
-        corrected = holm_corrected([finding.verdict for finding in family])
-        found.extend(replace(f, verdict=verdict) for f, verdict in zip(family, corrected, strict=True))
+    shown = places(comparison, mine)
+    equal = [_equal(mine, place, first, other) for place in shown if place.metric.name == CLEAN for other in others]
+    better = [_better(mine, place, first, other) for place in shown for other in others]
+    corrected = holm_corrected([finding.verdict for finding in better])
+    found = [*equal, *(replace(f, verdict=verdict) for f, verdict in zip(better, corrected, strict=True))]
     return [replace(f, claim=replace(f.claim, id=f"F{i}")) for i, f in enumerate(found, start=1)]
 
 
-def _pairs(records: Records, place: Place, first: str, other: str) -> tuple[Values, Values]:
-    """Return both arms' values on every seed either was trained on, nan where a run left none.
-
-    Seeds that diverge are not missing by chance, so tests have to know of them.
-    """
-    seeds = sorted({row.seed for row in records if row.arm in (first, other)})
-    a, b = (records.by_seed(arm, place.metric.name, place.at) for arm in (first, other))
-    return np.array([a.get(s, math.nan) for s in seeds]), np.array([b.get(s, math.nan) for s in seeds])
-
-
 def _equal(records: Records, place: Place, first: str, other: str) -> Finding:
-    a, b = _pairs(records, place, first, other)
+    a, b = records.pairs(first, other, place.metric.name, place.at)
     verdict = equivalent(a, b, MARGIN, what=f"{place.text}, {first} − {other}", unit="points")
     text = f"{first} and {other} reach the same {place.text} (within {MARGIN:g} points)"
     return Finding(_claim(text, "the difference's 95 % interval lies outside the margin"), verdict, place,
@@ -97,7 +86,7 @@ def _equal(records: Records, place: Place, first: str, other: str) -> Finding:
 
 
 def _better(records: Records, place: Place, first: str, other: str) -> Finding:
-    a, b = _pairs(records, place, first, other)
+    a, b = records.pairs(first, other, place.metric.name, place.at)
     if place.metric.better == "lower":
         a, b = -a, -b
     gaps = (a - b)[np.isfinite(a - b)]
@@ -105,7 +94,7 @@ def _better(records: Records, place: Place, first: str, other: str) -> Finding:
     better, worse = (a, b) if lead == first else (b, a)
     side = "higher" if place.metric.better == "higher" else "lower"
     what = f"{place.text}, {lead} better than {trail} by"
-    verdict = greater(better, worse, what=what, unit=place.difference_unit)
+    verdict = replace(greater(better, worse, what=what, unit=place.difference_unit), p=paired_t_p(a, b))
     text = f"{lead} has {side} {place.text} than {trail}"
     return Finding(_claim(text, "the paired difference's 95 % interval reaches 0"), verdict, place, other, lead)
 
@@ -118,7 +107,7 @@ def _judged_already(records: Records) -> Verdict:
     raise AssertionError("findings are judged when they are made")
 
 
-def headline(comparison: Comparison, found: Sequence[Finding]) -> str:
+def headline(comparison: Comparison, records: Records, found: Sequence[Finding]) -> str:
     """Return the answer, a line an arm: is clean accuracy equal, and who is better at what, by how much."""
     first = comparison.arms[0].name
     lines = []
@@ -129,9 +118,16 @@ def headline(comparison: Comparison, found: Sequence[Finding]) -> str:
                            if f.arm == arm and f.lead == lead and f.verdict.outcome == "holds")
                  for lead in (first, arm)]
         better = [f"{lead} is better in {part}" for lead, part in zip((first, arm), parts, strict=True) if part]
-        said = equal + (better or ["no difference is shown"])
+        said = [*_lost(records, comparison, first), *_lost(records, comparison, arm), *equal,
+                *(better or ["no difference is shown"])]
         lines.append(f"{first} against {arm}: " + "; ".join(said) + ".")
     return "\n".join(lines)
+
+
+def _lost(records: Records, comparison: Comparison, arm: str) -> list[str]:
+    rows = records.where(experiment=comparison.name, phase="final", arm=arm)
+    bad = {row.seed for row in rows if row.status != "ok"}
+    return [f"{arm} diverged or failed on {len(bad)} of {len(rows.seeds(arm))} seeds"] if bad else []
 
 
 def _amount(finding: Finding) -> str:

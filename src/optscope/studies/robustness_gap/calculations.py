@@ -44,6 +44,7 @@ def linear_dynamics(steps: int, seeds: Sequence[int], batch: int | None) -> Foun
         for i, seed in enumerate(run.seeds):
             final = run.final[i]
             rows += [Row(arm, seed, "standard risk", float(standard[-1, i])),
+                     Row(arm, seed, "adversarial risk by sampling", sampled_risk(final, seed)),
                      Row(arm, seed, "adversarial risk", float(adversarial[-1, i])),
                      Row(arm, seed, "squared weight norm", float(final @ final)),
                      Row(arm, seed, "weight on the empty frequency", float(final[2]))]
@@ -51,6 +52,17 @@ def linear_dynamics(steps: int, seeds: Sequence[int], batch: int | None) -> Foun
         arrays |= {f"{key}/steps": run.steps.astype(np.float64), f"{key}/errors": run.errors.mean(1),
                    f"{key}/standard": standard.mean(1), f"{key}/adversarial": adversarial.mean(1)}
     return rows, arrays
+
+
+def sampled_risk(weights: NDArray[np.float64], seed: int, samples: int = 100_000) -> float:
+    """Return the mean loss ½(⟨w, x + δ⟩ − y)² over sampled inputs, each with its worst δ of l2 norm √2.
+
+    The worst δ is √2 · sign(⟨w − w*, x⟩) · w/‖w‖: it pushes the error the way it already points.
+    """
+    x = np.random.default_rng(seed).normal(0.0, PAPER.s, (samples, 3))
+    error = x @ (weights - PAPER.target)
+    delta = np.sqrt(2) * np.where(error >= 0, 1.0, -1.0)[:, None] * weights / np.linalg.norm(weights)
+    return float(np.mean(0.5 * (error + delta @ weights) ** 2))
 
 
 def linear_closed_form(steps: int) -> Found:

@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
-from optscope.evidence.stats import median_interval, rank_correlation
-from optscope.evidence.verdicts import all_of, at_least_k, close, equivalent, greater, within
+from optscope.evidence.stats import mean_interval, median_interval
+from optscope.evidence.verdicts import all_of, at_least_k, close, equivalent, greater, holm_corrected, within
 
 MARGIN = 1.5
 """Clean accuracies within this many points are equal (C1)."""
 IRRELEVANT = 1.0
 """Removing frequencies is harmless if clean accuracy moves by less than this many points (C2)."""
 
-# Sizes of perturbations are fixed before any run: those of the paper's grid, and of its figure 1 where known.
+PAPERS_ARMS = ("SGD", "Adam", "RMSProp")
+RULES = ("GD", "signGD", "Adam", "RMSProp")
+
+# Sizes of perturbations, fixed before any run here. CIFAR-10: those of the paper's figure 1. Fashion-MNIST: inside
+# the range of the paper's grids; noise and linf are those of an earlier pilot with another code, so they are no
+# blind choice.
 PLACES = {
     "fashion-mnist": (("accuracy under gaussian noise", 0.05), ("accuracy under l2 attack", 0.5),
                       ("accuracy under linf attack", 0.02)),
@@ -34,15 +40,18 @@ class MoreRobust:
     arm: str
 
     def __call__(self, records: Records) -> Verdict:
-        """Judge clean accuracy by equivalence, the three perturbations by paired differences."""
+        """Judge clean accuracy by equivalence, the three perturbations by paired differences with Holm's p.
+
+        The effect shown is that under l2 attack.
+        """
         mine = records.where(experiment=self.experiment)
         clean = equivalent(*mine.pairs("SGD", self.arm, "accuracy"), MARGIN,
                            what=f"clean accuracy, SGD − {self.arm}", unit="points")
         gaps = [greater(*mine.pairs("SGD", self.arm, metric, at), unit="points",
                         what=f"{metric} ({at:.3g}), SGD − {self.arm}") for metric, at in PLACES[self.experiment]]
-        both = all_of([clean, at_least_k(gaps, 2)])
+        both = all_of([clean, at_least_k(holm_corrected(gaps), 2)])
         attack = gaps[1]
-        return replace(both, effect=attack.effect, low=attack.low, high=attack.high, n=attack.n, p=attack.p)
+        return replace(both, effect=attack.effect, low=attack.low, high=attack.high, n=attack.n)
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,10 @@ class Irrelevant:
                           what=f"clean accuracy, {self.arm} − unfiltered", unit="points")
 
 
-def _band_sum(records: Records, arm: str, bands: Sequence[int]) -> dict[int, float]:
-    by_band = [records.by_seed(arm, "drop under band noise", band) for band in bands]
-    shared = set.intersection(*(set(b) for b in by_band)) if by_band else set()
-    return {seed: sum(b[seed] for b in by_band) for seed in sorted(shared)}
+def _bands(records: Records, arm: str, other: str, bands: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return both arms' accuracy drops summed over bands, paired by seed."""
+    pairs = [records.pairs(arm, other, "drop under band noise", band) for band in bands]
+    return np.sum([p[0] for p in pairs], axis=0), np.sum([p[1] for p in pairs], axis=0)
 
 
 @dataclass(frozen=True)
@@ -74,24 +83,24 @@ class HigherBands:
     def __call__(self, records: Records) -> Verdict:
         """Judge the paired difference of the accuracy drops summed over bands 1 to 9."""
         mine = records.where(experiment=self.experiment)
-        theirs, ours = _band_sum(mine, self.arm, range(1, 10)), _band_sum(mine, "SGD", range(1, 10))
-        shared = sorted(theirs.keys() & ours.keys())
-        return greater([theirs[s] for s in shared], [ours[s] for s in shared], unit="points",
+        return greater(*_bands(mine, self.arm, "SGD", range(1, 10)), unit="points",
                        what=f"drop summed over bands 1-9, {self.arm} − SGD")
 
 
 @dataclass(frozen=True)
 class LowestBand:
-    """C3: SGD's model loses most to noise in the lowest band, and least to high ones."""
+    """C3: SGD's model loses more to noise in the lowest band than to noise in any other."""
 
     experiment: str
 
     def __call__(self, records: Records) -> Verdict:
-        """Judge the drop in band 0 less the mean drop in bands 5 to 9."""
+        """Judge the drop in band 0 against each other band; all have to hold, so none is corrected."""
         mine = records.where(experiment=self.experiment)
-        low, high = _band_sum(mine, "SGD", (0,)), _band_sum(mine, "SGD", range(5, 10))
-        return greater(list(low.values()), [v / 5 for v in high.values()], unit="points",
-                       what="SGD's drop in band 0 − its mean drop in bands 5-9")
+        lowest = mine.values("SGD", "drop under band noise", 0)
+        gaps = [greater(lowest, mine.values("SGD", "drop under band noise", band), unit="points",
+                        what=f"SGD's drop in band 0 − in band {band}") for band in range(1, 10)]
+        least = min(gaps, key=lambda gap: gap.effect)
+        return replace(all_of(gaps), effect=least.effect, low=least.low, high=least.high, n=least.n)
 
 
 @dataclass(frozen=True)
@@ -110,32 +119,39 @@ class SmallerBound:
 
 @dataclass(frozen=True)
 class BoundGoesWithRobustness:
-    """C6: over all trained models, a smaller bound goes with more accuracy under attack."""
+    """C6: where the bound is smaller, accuracy under attack is higher."""
 
     experiment: str
 
     def __call__(self, records: Records) -> Verdict:
-        """Judge the rank correlation of log10 L and accuracy under l2 attack over all final models."""
+        """Judge the mean over seeds of the rank correlation, within a seed, over the paper's three arms.
+
+        Models of one arm are alike, so pooling all of them would count each arm's mean many times.
+        """
         mine = records.where(experiment=self.experiment)
         metric, at = PLACES[self.experiment][1]
-        bounds, robust = [], []
-        for arm in mine.arms():
-            x, y = mine.by_seed(arm, "lipschitz upper"), mine.by_seed(arm, metric, at)
-            bounds += [x[s] for s in sorted(x.keys() & y.keys())]
-            robust += [y[s] for s in sorted(x.keys() & y.keys())]
-        return within(rank_correlation(bounds, robust), high=0.0,
-                      what=f"rank correlation of log10 upper bound with {metric} ({at:g})")
+        bound = [mine.by_seed(arm, "lipschitz upper") for arm in PAPERS_ARMS]
+        robust = [mine.by_seed(arm, metric, at) for arm in PAPERS_ARMS]
+        ranks = [float(spearmanr([b[seed] for b in bound], [r[seed] for r in robust]).statistic)
+                 if all(seed in found for found in (*bound, *robust)) else np.nan
+                 for seed in mine.seeds(*PAPERS_ARMS)]
+        return within(mean_interval(ranks), high=0.0,
+                      what=f"rank correlation over arms of log10 upper bound with {metric} ({at:.3g})")
 
 
 def _linear(records: Records, rule: str, metric: str, data: str = "5000 a batch") -> np.ndarray:
     return records.where(experiment="linear").values(f"{rule}, {data}", metric)
 
 
+def _worst(values: np.ndarray) -> float:
+    """Return the largest value; nan if there is none, or if any is nan."""
+    return float(np.max(values)) if len(values) else np.nan
+
+
 def fits(records: Records) -> Verdict:
     """C4: every rule reaches standard risk near zero."""
-    worst = max((float(_linear(records, rule, "standard risk").max(initial=0.0)), rule)
-                for rule in ("GD", "signGD", "Adam", "RMSProp"))
-    return within(worst[0], high=1e-5, what=f"largest standard risk ({worst[1]})")
+    risks = np.concatenate([_linear(records, rule, "standard risk") for rule in RULES])
+    return within(_worst(risks), high=1e-5, what="largest standard risk over rules and seeds")
 
 
 def sign_is_less_robust(records: Records) -> Verdict:
@@ -150,31 +166,31 @@ def risks_as_known(records: Records) -> Verdict:
     parts = []
     for rule, (low, high) in bands.items():
         values = _linear(records, rule, "adversarial risk")
-        for name, value in (("lowest", values.min(initial=np.inf)), ("highest", values.max(initial=-np.inf))):
-            parts.append(within(float(value), low, high, what=f"{rule}'s {name} adversarial risk over seeds"))
+        parts.append(within(-_worst(-values), low=low, what=f"{rule}'s lowest adversarial risk over seeds"))
+        parts.append(within(_worst(values), high=high, what=f"{rule}'s highest adversarial risk over seeds"))
     return all_of(parts)
 
 
 def empty_weight_stays(records: Records) -> Verdict:
     """C4: gradient descent never moves the weight on the empty frequency."""
-    moved = np.abs(_linear(records, "GD", "weight on the empty frequency") - 0.02).max(initial=0.0)
-    return within(float(moved), high=1e-9, what="how far GD moved it")
+    moved = np.abs(_linear(records, "GD", "weight on the empty frequency") - 0.02)
+    return within(_worst(moved), high=1e-9, what="how far GD moved it")
 
 
 def closed_form(records: Records) -> Verdict:
     """C4: signGD's end point follows the closed form in all its regimes."""
     errors = records.where(experiment="linear", metric="relative error of the closed form")
-    worst = max((row.value for row in errors), default=np.nan)
-    return within(worst, high=0.01, what=f"largest relative error over {len(errors)} problems")
+    return within(_worst(np.array([row.value for row in errors])), high=0.01,
+                  what=f"largest relative error over {len(errors)} problems")
 
 
 def risk_is_norm(records: Records) -> Verdict:
-    """C5: at zero standard risk the adversarial risk is ε²/2 · ‖w‖²."""
+    """C5: with the worst perturbation of sampled inputs, the mean loss is ε²/2 · ‖w‖²."""
     parts = []
-    for rule in ("GD", "signGD", "Adam", "RMSProp"):
-        risk, norm = (_linear(records, rule, m) for m in ("adversarial risk", "squared weight norm"))
+    for rule in RULES:
+        risk, norm = (_linear(records, rule, m) for m in ("adversarial risk by sampling", "squared weight norm"))
         parts.append(close(float(np.mean(risk / norm)) if len(risk) else np.nan, 1.0, 1e-3,
-                           what=f"{rule}: R_a / ‖w‖² at eps = √2"))
+                           what=f"{rule}: sampled adversarial risk / ‖w‖² at eps = √2"))
     return all_of(parts)
 
 
@@ -200,15 +216,16 @@ def _claims() -> tuple[Claim, ...]:
             found.append(Claim(
                 f"C1 {data} {arm}", f"On {data}, SGD and {arm} are equally accurate (within {MARGIN:g} points) and "
                 "SGD is more robust to at least two of noise, l2 and linf attack", "figure 1",
-                MoreRobust(data, arm), "an interval below 0, or clean accuracies that differ by more"))
+                MoreRobust(data, arm), "clean accuracies that differ by more, or two of the three gaps below 0"))
             found.append(Claim(
                 f"C3 {data} {arm}", f"On {data}, noise outside the lowest band costs {arm}'s model more than SGD's",
                 "figure 4", HigherBands(data, arm), "an interval of the difference below 0"))
             found.append(Claim(
                 f"C6 {data} {arm}", f"On {data}, the Lipschitz bound of SGD's network is below {arm}'s",
                 "the paper's Lipschitz table", SmallerBound(data, arm), "a median difference below 0"))
-        found.append(Claim(f"C3 {data} SGD", f"On {data}, SGD's model loses most to noise in the lowest band",
-                           "figure 4", LowestBand(data), "a drop in bands 5-9 above that in band 0"))
+        found.append(Claim(f"C3 {data} SGD", f"On {data}, SGD's model loses more to noise in the "
+                           "lowest band than in any other", "figure 4", LowestBand(data),
+                           "a band whose drop is above that of band 0"))
         found.append(Claim(f"C6 {data} rank", f"On {data}, a smaller bound goes with more robust accuracy",
                            "section on Lipschitz bounds", BoundGoesWithRobustness(data),
                            "a rank correlation above 0"))
@@ -223,14 +240,15 @@ def _claims() -> tuple[Claim, ...]:
          "a standard risk above 1e-5"),
         ("C4 risk", "signGD ends with a larger adversarial risk than GD", "figure 5", sign_is_less_robust,
          "an interval below 0"),
-        ("C4 numbers", "The four adversarial risks are those of figure 5 and of exact simulation", "figure 5",
+        ("C4 numbers", "GD and signGD end at the adversarial risks of figure 5 (123, 141), Adam and RMSProp at those "
+         "of an independent simulation (149.1, 153.8)", "figure 5; pilot",
          risks_as_known, "a seed outside the bands"),
         ("C4 empty", "GD leaves the weight on the empty frequency at its initial value", "linear analysis",
          empty_weight_stays, "a move above 1e-9"),
         ("C4 closed", "signGD's end point follows the closed form in all regimes", "linear analysis", closed_form,
          "a relative error above 1 %"),
-        ("C5", "At zero standard risk, adversarial risk is ε²/2 times the squared weight norm", "linear analysis",
-         risk_is_norm, "a ratio off by more than 0.1 %"))
+        ("C5", "At zero standard risk, the sampled adversarial risk is ε²/2 times the squared weight norm",
+         "linear analysis", risk_is_norm, "a ratio off by more than 0.1 %"))
     found += [Claim(*claim) for claim in exact]
     found += [Claim(f"C7 {data}", f"The spectral energy of {data} falls roughly exponentially along the diagonal",
                     "figure 8", SpectrumFalls(data), "a rising line, or R² below 0.9") for data in PLACES]
