@@ -172,9 +172,22 @@ def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[s
             if bad:
                 found.append(f"{comparison.name}: {bad} of {len(runs)} runs of {arm.name} diverged or failed; "
                              "they are missing from its means.")
+        found += _failed_checks(comparison, mine)
         if len(comparison.seeds) < 6:
             found.append(f"{comparison.name}: {len(comparison.seeds)} seeds can never show p < 0.05; "
                          "it takes 6.")
+    return found
+
+
+def _failed_checks(comparison: Comparison, records: Records) -> list[str]:
+    """Return a sentence for every check of a probe (unit "check": 1 holds, 0 fails) that some models fail."""
+    found = []
+    for metric in (m for probe in comparison.probes for m in probe.metrics if m.unit == "check"):
+        for arm in comparison.arms:
+            failed = sum(value == 0 for value in records.by_seed(arm.name, metric.name).values())
+            if failed:
+                found.append(f'{comparison.name}: the check "{metric.name}" fails for {failed} model(s) of '
+                             f"{arm.name}: {metric.text}")
     return found
 
 

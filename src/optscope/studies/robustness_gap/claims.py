@@ -240,8 +240,8 @@ def _claims() -> tuple[Claim, ...]:
          "a standard risk above 1e-5"),
         ("C4 risk", "signGD ends with a larger adversarial risk than GD", "figure 5", sign_is_less_robust,
          "an interval below 0"),
-        ("C4 numbers", "GD and signGD end at the adversarial risks of figure 5 (123, 141), Adam and RMSProp at those "
-         "of an independent simulation (149.1, 153.8)", "figure 5; pilot",
+        ("C4 numbers", "GD and signGD end at the adversarial risks of figure 5 (123, 141), Adam and RMSProp at "
+         "those of an independent simulation (149.1, 153.8)", "figure 5; pilot",
          risks_as_known, "a seed outside the bands"),
         ("C4 empty", "GD leaves the weight on the empty frequency at its initial value", "linear analysis",
          empty_weight_stays, "a move above 1e-9"),
