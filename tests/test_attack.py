@@ -77,15 +77,14 @@ def least_radius(model: nn.Linear, x: Tensor, y: Tensor, norm: str) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("attack", GRADIENT, ids=repr)
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(("attack", "classes"), [
+    *((attack, 2) for attack in GRADIENT), (SHORT, 3), (TargetedAPGD(steps=10), 3), (TargetedAPGD(steps=10), 6),
+], ids=repr)
 def test_linear_models_match_the_closed_form(attack: Attack, norm: str, classes: int) -> None:
     model, x, y = linear(classes)
     distance = least_radius(model, x, y, norm)
     radii = torch.tensor([0.2, 0.5, 1.0])
     away = ((distance[:, None] / radii - 1).abs() > 0.02).all(1)
-    if classes > 2 and not isinstance(attack, (TargetedAPGD, Ensemble)):
-        pytest.skip("with three classes one ascent may run to the farther plane")
     reading = robust(model, x, y, None, norm=norm, eps=tuple(radii.tolist()), attack=attack)
     correct = torch.as_tensor(reading.arrays[f"correct under {norm} attack"])
     assert away.sum() > 150
@@ -96,22 +95,22 @@ def test_linear_models_match_the_closed_form(attack: Attack, norm: str, classes:
 def test_a_curved_problem_matches_exhaustive_search(norm: str) -> None:
     class Rings(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            value = torch.sin(5 * x[:, 0]) * torch.cos(4 * x[:, 1]) + 0.3 * x[:, 0]
+            value = torch.sin(5 * x[:, 0] + 0.7) * torch.cos(4 * x[:, 1]) + 0.3 * x[:, 0]
             return torch.stack([value, -value], 1)
 
     model, eps = Rings(), 0.15
-    x = torch.rand(150, 2, generator=torch.Generator().manual_seed(1))
+    x = torch.rand(100, 2, generator=torch.Generator().manual_seed(1))
     y = model(x).argmax(1)
-    ticks = torch.linspace(-1, 1, 121)
+    ticks = torch.linspace(-1, 1, 61)
     grid = eps * torch.cartesian_prod(ticks, ticks)
     grid = grid[grid.norm(dim=1) <= eps] if norm == "l2" else grid
     points = x[:, None] + grid
     allowed = ((points >= 0) & (points <= 1)).all(2)
     wrong = (model(points.flatten(0, 1)).argmax(1).view(len(x), -1) != y[:, None]) & allowed
     truth = ~wrong.any(1)
-    reading = robust(model, x, y, norm=norm, eps=eps, attack=Ensemble((APGD(restarts=3), RandomSearch(100))))
+    reading = robust(model, x, y, norm=norm, eps=eps, attack=APGD(steps=30, restarts=12))
     correct = torch.as_tensor(reading.arrays[f"correct under {norm} attack"][0])
-    assert 20 < int(truth.sum()) < 130
+    assert 20 < int(truth.sum()) < 80
     assert not (correct & ~truth).any()  # the attack finds all that the grid finds
     assert int((~correct & truth).sum()) <= 1  # and hardly more: only slivers between the grid's points
 
@@ -381,9 +380,9 @@ def test_settings_that_make_no_sense(make, sentence: str) -> None:
 
 def test_models_and_labels_that_do_not_fit() -> None:
     x, y = torch.rand(8, 3), torch.arange(8) % 4
-    with pytest.raises(UserError, match="labels must be class numbers from 0 to 2, .* they reach from 0 to 3"):
+    with pytest.raises(UserError, match=r"labels must be class numbers from 0 to 2, .* they reach from 0 to 3"):
         PGD().run(nn.Linear(3, 3), x, y, 0.1)
-    with pytest.raises(UserError, match="one logit a class, .* returns shape"):
+    with pytest.raises(UserError, match=r"one logit a class, .* returns shape"):
         PGD().run(nn.Linear(3, 1), x, y, 0.1)
     with pytest.raises(UserError, match="labels of shape"):
         PGD().run(nn.Linear(3, 4), x, y.float(), 0.1)

@@ -144,7 +144,8 @@ TASKS = [
          "does not depend on the model's parameters"),
     made("a loss that raises", "T = task(loss=lambda a, b: a.nothing)",
          "task: its data, model or loss stopped with AttributeError"),
-    made("an infinite loss", "T = task(loss=lambda a, b: a.detach().sum() / 0)", "loss of a fresh model is", "finite"),
+    made("an infinite loss", "T = task(loss=lambda a, b: a.detach().sum() / 0)", "loss of a fresh model is",
+         "finite"),
     made("two passes differ", "T = task(Sampling)", "two passes of the same inputs differ", "self.training"),
     made("labels too large", "T = task(y=Y + 1)", "labels must lie in 0 … 1", "reach from 1 to 2"),
     made("labels negative", "T = task(y=Y - 1)", "labels must lie in 0 … 1", "reach from -1 to 0"),
@@ -253,7 +254,7 @@ def process(argv, place):
                           env=os.environ | {"OPTSCOPE_DATA": str(place / "data"), "COLUMNS": "80"})
 
 
-@pytest.mark.parametrize("row", [COMMANDS[2], CONFIGS[2], TASKS[0]], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [COMMANDS[2], TASKS[0]], ids=lambda row: row.name)
 def test_so_it_is_in_a_process_of_its_own(row, place):
     write(place, row.files)
     done = process(row.argv, place)
@@ -327,6 +328,6 @@ def test_names_and_paths_with_brackets_are_printed_whole(place, monkeypatch, cap
     Store(place / folder)
     assert call(monkeypatch, f"report {folder}") == 0
     out, err = capsys.readouterr()
-    assert out.splitlines() == [f"records: {folder}/records.csv (0 rows)",
+    assert out.splitlines() == [f"every number: {folder}/summary.csv",
                                 "no report yet: the command that made the folder continues"]
     assert err == ""

@@ -93,12 +93,12 @@ def show(study: str) -> None:
 def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long or paper.")] = "desk",
         out: Out = None, slots: Slots = 0) -> None:
     """Run a paper's study and write its report; the same command again continues."""
+    found = _study(study)
     from optscope.engine.execute import Local
     from optscope.lab import run_study
     from optscope.progress import Display
     from optscope.study.study import check_scale
 
-    found = _study(study)
     known = check_scale(scale, found)
     _say(f"{found.name} at {known} scale: {found.costs[known]}", _err)
     result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", engine=Local(slots),

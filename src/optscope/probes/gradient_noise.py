@@ -47,8 +47,8 @@ class GradientNoise(Probe):
     Both are unbiased, the first possibly negative. B, in examples, is the batch size at which noise and signal are
     equally strong; as a ratio of unbiased numbers it is itself biased, and infinite where |G|² is estimated <= 0.
     Arrays: a 95 % interval (low, high) for each, "gradient square interval", "gradient noise interval" (jackknife
-    over the parts, Student's t) and "noise scale interval" (Fieller's, which is unbounded above unless |G|² differs
-    from 0).
+    over the parts, Student's t, the second on a log scale) and "noise scale interval" (Fieller's, unbounded above
+    unless |G|² differs from 0).
 
     The loss must be a mean over examples. Of n examples k ⌊n/k⌋ are used, and k gradients are held in memory.
 
@@ -79,7 +79,7 @@ class GradientNoise(Probe):
         square, noise = pseudo_values(signal_and_noise, _array(gradients @ gradients.T)).T
         noise = noise * len(batches[0][0])
         found = {"gradient square": mean_interval(square, CONFIDENCE),
-                 "gradient noise": mean_interval(noise, CONFIDENCE),
+                 "gradient noise": positive_interval(noise, CONFIDENCE),
                  "noise scale": ratio_interval(noise, square, CONFIDENCE)}
         return _reading(found)
 
@@ -208,6 +208,20 @@ def pseudo_values(statistic: Callable[[Array], Array], products: Array) -> Array
     kept = [np.delete(np.arange(k), part) for part in range(k)]
     without = np.stack([statistic(products[np.ix_(*[rest] * products.ndim)]) for rest in kept])
     return k * statistic(products) - (k - 1) * without
+
+
+def positive_interval(values: Array, confidence: float = 0.95) -> Interval:
+    """Return the mean of pseudo-values of a statistic >= 0, m, with the interval m exp(± t se / m).
+
+    It is Student's t on a log scale, which suits variances: they spread in proportion to their size.
+
+    >>> positive_interval(np.array([1.0, 2.0, 3.0]))
+    Interval(estimate=2.0, low=0.57..., high=6.9..., n=3, missing=0)
+    """
+    plain = mean_interval(values, confidence)
+    m = plain.estimate
+    factor = math.exp((plain.high - m) / m) if m > 0 else 1.0
+    return Interval(m, m / factor, m * factor, plain.n)
 
 
 def ratio_interval(numerator: Array, denominator: Array, confidence: float = 0.95) -> Interval:

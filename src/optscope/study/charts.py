@@ -22,10 +22,9 @@ def by_arm(records: Records, places: Sequence[tuple[Metric, float | None, str]],
            y_label: str, title: str = "") -> Panel:
     """Return a panel with one group a (metric, coordinate, name) and one mark an arm, with 95 % intervals."""
     series = []
-    for i, arm in enumerate(arms):
+    for arm in arms:
         found = [mean_interval(records.values(arm, metric.name, at)) for metric, at, _ in places]
-        shift = (i - (len(arms) - 1) / 2) * 0.6 / len(arms)
-        series.append(Series(arm, [x + shift for x in range(len(places))], [f.estimate for f in found],
+        series.append(Series(arm, list(range(len(places))), [f.estimate for f in found],
                              [f.low for f in found], [f.high for f in found], mark="points"))
     return Panel("", y_label, series, title, categories=[name for _, _, name in places])
 

@@ -1,0 +1,79 @@
+"""Run bars and keep what they found: `python -m benchmarks B8 [B4 ...]`, or all of them without an argument."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch loads, which reads it once
+
+import argparse
+import datetime
+import importlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# A bar is the function of its name, in lower case, in one of these modules. It checks answers before it times
+# anything, and returns {"bar", "work", "rows", "ratio"}, and "limit" where a ratio has one.
+MODULES = {"B1": "curvature", "B2": "curvature", "B4": "attack", "B5": "attack", "B8": "optimiser_step"}
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, str | int]:
+    """Return what a time depends on besides the program."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"cpu": names[0] if names else platform.processor() or platform.machine(),
+            "capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count() or 1,
+            "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__}
+
+
+def measure(bar: str) -> dict[str, Any]:
+    """Return a bar's result with the machine and the day."""
+    module = importlib.import_module(f"benchmarks.{MODULES[bar]}")
+    result: dict[str, Any] = getattr(module, bar.lower())()
+    today = datetime.datetime.now(datetime.UTC).date()
+    return {**result, "machine": machine(), "date": today.isoformat()}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return a result as text: who took how long, then the ratios and what they may be."""
+    width = max(len(row["who"]) for row in result["rows"])
+    lines = [f"{result['bar']}: {result['work']}"]
+    for row in result["rows"]:
+        said = [f"{name} {value:g}" for name, value in row["counts"].items()]
+        said += [str(row["answer"])] if row["answer"] != "" else []
+        lines.append(f"  {row['who']:{width}}  {row['median_s'] * 1e3:10.2f} ms  {', '.join(said)}".rstrip())
+    ratios = result["ratio"] if isinstance(result["ratio"], Mapping) else {"ratio": result["ratio"]}
+    limits = result.get("limit", {})
+    for name, value in ratios.items():
+        limit = limits.get(name)
+        bound = "" if limit is None else f"  at most {limit:g}: {'met' if value <= limit else 'MISSED'}"
+        lines.append(f"  {name:{width}}  {value:10.2f}{bound}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the bars named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("bars", nargs="*", metavar="BAR", help=f"one of {', '.join(MODULES)}; all by default")
+    bars = [bar.upper() for bar in parser.parse_args().bars] or list(MODULES)
+    unknown = sorted(set(bars) - set(MODULES))
+    if unknown:
+        parser.error(f"no bar {', '.join(unknown)}; there are {', '.join(MODULES)}")
+    torch.set_num_threads(1)
+    RESULTS.mkdir(exist_ok=True)
+    for bar in bars:
+        result = measure(bar)
+        print(table(result), end="\n\n", flush=True)
+        text = json.dumps(result, indent=1, ensure_ascii=False)
+        (RESULTS / f"{bar}.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

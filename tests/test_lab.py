@@ -1,0 +1,197 @@
+"""The two doors from end to end: a user's own task, the report it leaves, and the study that ships."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+
+import pytest
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from optscope import cli, lab
+from optscope.engine.execute import Inline
+from optscope.engine.run import Run
+from optscope.engine.store import Store
+from optscope.engine.train import Plan
+from optscope.errors import UserError
+from optscope.evidence.records import Records
+from optscope.optim import SGD, Adam
+from optscope.probes.accuracy import Accuracy
+from optscope.studies import STUDIES
+from optscope.studies.robustness_gap import STUDY
+from optscope.study.comparison import Arm, Comparison
+from optscope.study.conduct import Silence, conduct
+from optscope.study.search import Grid
+from optscope.study.settings import Settings
+from optscope.study.study import check_scale
+from optscope.tasks.task import Task
+from tiny import TASK, Blobs, Net
+
+ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
+SETTINGS = Settings(seeds=2, epochs=2, batch=32, examples=24)
+
+
+def test_a_comparison_leaves_a_report_and_the_same_verdicts_anywhere(tmp_path):
+    results = [lab.compare(TASK, tmp_path / name, arms=ARMS, settings=SETTINGS, engine=Inline(), command="c")
+               for name in "ab"]
+    a, b = (tmp_path / name for name in "ab")
+    assert results[0].report == a / "report.html"
+    page = results[0].report.read_text()
+    assert "Which optimiser for blobs?" in page
+    assert "2 seeds can never show p &lt; 0.05" in page
+    assert results[0].failures == ()
+    assert results[0].summary == results[1].summary
+    assert results[0].summary.startswith("SGD against Adam: clean accuracy ")
+    assert (a / "verdicts.json").read_bytes() == (b / "verdicts.json").read_bytes()
+    verdicts = json.loads((a / "verdicts.json").read_text())
+    assert [v["claim"] for v in verdicts] == [claim.id for claim, _ in results[0].verdicts]
+    assert {v["outcome"] for v in verdicts} <= {"holds", "fails", "undecided"}
+    assert {v["text"] for v in verdicts} >= {"SGD and Adam reach the same accuracy (within 1.5 points)"}
+    numbers = [[(r.arm, r.seed, r.phase, r.metric, r.at, r.step, repr(r.value)) for r in result.records
+                if r.metric != "seconds"] for result in results]
+    assert numbers[0] == numbers[1]
+    assert all((a / name).is_file() for name in ("report.md", "summary.csv", "run.json", "index.sqlite"))
+
+
+def test_a_comparison_in_which_every_rate_diverges_is_a_report_that_says_so(tmp_path):
+    arms = (ARMS[0], Arm("wild", SGD(lr=1.0), Grid((1e30, 1e31))))
+    task = Task.from_tensors(Net(), Blobs()().train, Blobs()().test, name="wild", bounds=None)
+    result = lab.compare(task, tmp_path / "out", arms=arms, settings=SETTINGS, engine=Inline())
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "every learning rate tried for wild diverged or failed; the smallest (1e+30) stands for it" in text
+    assert "2 of 2 runs of wild diverged or failed" in text
+    assert result.summary.startswith("SGD against wild: wild diverged or failed on 2 of 2 seeds")
+    assert {v.outcome for _, v in result.verdicts} <= {"undecided"}
+    assert result.failures == ()
+
+
+def test_an_arm_with_a_bad_task_is_refused_before_anything_is_made(tmp_path):
+    bad = Task("bad", nn.Flatten, Blobs())
+    with pytest.raises(UserError, match="bad: the model has no parameters"):
+        lab.compare(TASK, tmp_path / "out", arms=(ARMS[0], Arm("bad", SGD(lr=0.1), Grid((0.1, 0.2)), task=bad)))
+    assert not (tmp_path / "out").exists()
+
+
+# A user's own data
+
+def test_tensors_a_data_set_and_a_loader_are_the_same_task(tmp_path):
+    x, y = Blobs()().train.inputs, Blobs()().train.targets
+    sources = [(x, y), TensorDataset(x, y), DataLoader(TensorDataset(x, y), batch_size=10)]
+    runs = []
+    for i, source in enumerate(sources):
+        task = Task.from_tensors(lambda: nn.Linear(2, 3), source, source)
+        assert len(task.data().validation) == 19
+        given = Comparison("own", task, (Arm("SGD", SGD(lr=0.1)),), Plan(2, 16), (Accuracy(),), (1,))
+        found = conduct([given], Store(tmp_path / str(i)), Inline(), Silence())
+        assert found.failures == ()
+        runs.append([(r.run, r.metric, r.step, r.value) for r in found.records if r.metric != "seconds"])
+    assert runs[0] == runs[1] == runs[2]
+    assert all(math.isfinite(value) for _, _, _, value in runs[0])
+
+
+MY_TASK = """
+import torch
+from torch import nn
+from torch.nn import functional
+from optscope.tasks.task import Task
+
+class Small(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(1, width), nn.Linear(width, 1)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.hidden(x)))
+
+x = torch.linspace(-2, 2, 80)[:, None]
+task = Task.from_tensors(lambda: Small(4), (x, x ** 2), (x, x ** 2), name="parabola", loss=functional.mse_loss,
+                         kind="regression", bounds=None)
+
+def make():
+    return task
+"""
+
+
+def command(monkeypatch, argv):
+    monkeypatch.setattr(sys, "argv", ["optscope", *argv.split()])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_task.py").write_text(MY_TASK)
+    (tmp_path / "settings.toml").write_text(
+        "seeds = 5\nepochs = 1\n[optimisers.sgd]\nlr = [0.1, 0.3]\n[optimisers.adam]\nlr = [0.01, 0.03]\n")
+    line = "compare my_task.py:task --config settings.toml --seeds 2 --slots 1 --out out"
+    assert command(monkeypatch, line) == 0
+    first = capsys.readouterr()
+    assert first.out.splitlines()[-1] == "report: out/report.html"
+    assert first.out.startswith("SGD against Adam: ")
+    assert "tuning: 4 runs to do" in first.err
+    assert "training and measuring: 4 of 8 runs are there already" in first.err
+    assert "optscope " + line in (tmp_path / "out" / "report.md").read_text()
+    results = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
+    assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 4 + 4
+
+    assert command(monkeypatch, line.replace(":task", ":make")) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert again.err == ""
+    assert results == {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
+
+    assert command(monkeypatch, "report out") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == ["every number: out/summary.csv", "report: out/report.html"]
+    assert told[0].startswith("F1    ")
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["metric"] for row in rows} >= {"loss", "learning rate", "training loss"}
+    assert "accuracy" not in {row["metric"] for row in rows}
+    assert all(math.isfinite(float(row["value"])) for row in rows if row["metric"] == "loss")
+    sys.modules.pop("my_task")
+
+
+# The study that ships
+
+def test_the_study_is_listed_and_shown(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert command(monkeypatch, "list") == 0
+    assert all(name in capsys.readouterr().out for name in STUDIES)
+    assert command(monkeypatch, "show robustness_gap") == 0
+    shown = capsys.readouterr().out
+    assert STUDY.paper.arxiv in shown
+    assert all(f"{claim.id} {claim.text}" in " ".join(shown.split()) for claim in STUDY.claims)
+    assert all(f"--scale {scale}" in shown for scale in STUDY.costs)
+
+
+@pytest.mark.parametrize("scale", list(STUDY.costs))
+def test_every_scale_can_be_made(scale):
+    experiments = STUDY.experiments(check_scale(scale, STUDY))
+    assert len({e.name for e in experiments}) == len(experiments)
+    for comparison in (e for e in experiments if isinstance(e, Comparison)):
+        first = comparison.jobs(Records())
+        assert first
+        assert all(isinstance(job.work, Run) for job in first)
+        assert len({(j.entry.arm, j.entry.rule, j.entry.seed) for j in first}) == len(first)
+
+
+def test_claims_have_names_of_their_own_and_say_what_would_refute_them():
+    assert len({claim.id for claim in STUDY.claims}) == len(STUDY.claims)
+    assert all(claim.text and claim.source and claim.falsified for claim in STUDY.claims)
+
+
+@pytest.mark.parametrize("scale", list(STUDY.costs))
+def test_without_records_every_claim_is_undecided_and_nothing_is_drawn(scale):
+    verdicts = STUDY.judge(Records(), scale)
+    assert len(verdicts) == len(STUDY.claims)
+    assert {claim.id: v.outcome for claim, v in verdicts if v.outcome != "undecided"} == {}
+    assert all(verdict.note for _, verdict in verdicts)
+    assert STUDY.pictures(Records(), {}) == []
