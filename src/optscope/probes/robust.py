@@ -64,7 +64,7 @@ class RobustAccuracy(Probe):
         """The accuracy at each radius, and the attack's checks."""
         accuracy = Metric(f"accuracy under {self.norm} attack", "%", "higher",
                           f"upper bound on robust accuracy, by {self.attack!r}", axis="eps")
-        checks = (Metric(f"{self.norm} attack: {name}", "", "higher", f"1: yes; 0: {failure}")
+        checks = (Metric(f"{self.norm} attack: {name}", "", "neither", f"1: yes; 0: {failure}")
                   for name, failure in CHECKS.items())
         return (accuracy, *checks) if self.checked else (accuracy,)
 
