@@ -279,10 +279,36 @@ class Mystery(nn.Module):
     (nn.AvgPool2d(3, padding=1), "average pooling"),
     (nn.AdaptiveAvgPool2d(3), "average pooling"),
 ], ids=["unknown", "inner", "padding", "statistics", "padded pool", "uneven pool"])
-def test_what_cannot_be_bounded_is_named(model, message):
-    shape = (3, 4) if isinstance(model, (nn.Sequential, Residual)) else (3, 1, 5, 5)
+def test_what_cannot_be_bounded_is_named_and_keeps_its_lower_bound(model, message):
+    x = torch.rand((3, 4) if isinstance(model, (nn.Sequential, Residual)) else (3, 1, 5, 5))
+    found, arrays = bounds_of(model, x)
     with pytest.raises(UserError, match=message):
-        bounds_of(model, torch.rand(shape))
+        pieces(ready(model), x[:1])
+    assert found == {"lipschitz lower": pytest.approx(steepest_slope(ready(model), x, (0.0, 1.0), generator()))}
+    assert not arrays
+
+
+class Doubled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+def test_a_forward_of_its_own_has_the_lower_bound():
+    torch.manual_seed(0)
+    model = Doubled()
+    found, _ = bounds_of(model, torch.rand(6, 4))
+    truth = 2 * float(torch.linalg.matrix_norm(model.inner.weight.detach().double(), 2))
+    assert found == {"lipschitz lower": pytest.approx(truth, rel=1e-6)}
+
+
+def test_whole_numbers_have_no_slope():
+    with pytest.raises(UserError, match=r"must be floating point to have a slope; got torch\.int64"):
+        bounds_of(nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)), torch.tensor([[0, 1], [2, 3]]),
+                  bounds=None)
 
 
 @pytest.mark.parametrize("settings", [{"climb": -1}, {"tolerance": 0.0}], ids=str)

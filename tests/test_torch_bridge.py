@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
+
+import cloudpickle
 import pytest
 import torch
 from torch import nn
 
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Foreign, Graft, NormalizedSGD, SignSGD
+from optscope.study.arms import arm_named
 from optscope.vector import Layout
 
 ZOO = ["Lion", "AdaBelief", "AdaBound", "AdamP", "AdEMAMix", "Lamb", "LARS", "NovoGrad", "RAdam", "Ranger",
@@ -29,6 +34,56 @@ def train(model, loss, optimizer, steps=10):
         loss().backward()
         optimizer.step()
     return Layout.of(dict(model.named_parameters())).flatten([p.detach() for p in model.parameters()])
+
+
+class Strict(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+
+
+class Open(torch.optim.SGD):
+    def __init__(self, params, **settings):
+        super().__init__(params, **{"lr": 0.02} | settings)
+
+
+def test_the_learning_rate_is_the_optimisers_own():
+    assert Foreign(Open).lr == 0.02
+    assert Foreign(Open, lr=0.3).lr == 0.3
+    assert Foreign(Strict, lr=0.1).with_(lr=0.2).lr == 0.2
+
+
+OPTIMISER_FILE = """
+import torch
+
+class MyOpt(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+
+number = 3
+"""
+
+
+def test_an_arm_is_made_around_a_file_or_a_module_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "arm_in_file.py").write_text(OPTIMISER_FILE)
+    (tmp_path / "arm_in_module.py").write_text(OPTIMISER_FILE)
+    for place in ("arm_in_file.py:MyOpt", "arm_in_module:MyOpt"):
+        arm = arm_named(place, lr=[0.1, 0.2])
+        assert arm.name == "MyOpt"
+        assert [rule.lr for rule in arm.candidates()] == [0.1, 0.2]
+        assert pickle.loads(cloudpickle.dumps(arm.rule)).lr == 0.1
+        with pytest.raises(UserError, match="refused the options"):
+            arm_named(place)
+    with pytest.raises(UserError, match=r"arm_in_file\.py:number must be a torch\.optim\.Optimizer class; got int"):
+        arm_named("arm_in_file.py:number")
+    nadam = torch.optim.NAdam([nn.Parameter(torch.zeros(1))])
+    assert arm_named("torch.optim:NAdam").rule.lr == nadam.defaults["lr"]
+
+
+def test_adams_counter_lives_where_its_parameter_does():
+    params = torch.zeros(3, device="meta")
+    assert Adam(lr=0.1).init(params, Layout.of([params]))["step"].device == params.device
 
 
 PATHS = [f"torch.optim:{name}" for name in TORCH] + [f"pytorch_optimizer:{name}" for name in ZOO]
@@ -131,6 +186,9 @@ def test_channels_last_parameters_move_like_contiguous_ones():
     (lambda: Foreign("no_such_module:Adam"), "no module 'no_such_module'"),
     (lambda: Foreign("torch.optim:Adam", lr=-1.0), "refused the options"),
     (lambda: Foreign(lambda params: None), "at the top of a module"),
+    (lambda: Foreign("torch.optim:LBFGS", lr=0.1), "LBFGS must step from a dense gradient alone"),
+    (lambda: Foreign("torch.optim:SparseAdam"), "SparseAdam must step from a dense gradient alone"),
+    (lambda: Foreign(Strict), "refused the options {}: .*'lr'"),
     (lambda: SGD(lr=0.1).with_(beta1=0.5), "has no hyperparameter 'beta1'; it has lr, momentum, nesterov"),
     (lambda: SGD(lr=(0.1, 0.2)).optimizer([nn.Parameter(torch.zeros(1))]), "one number a hyperparameter"),
 ])

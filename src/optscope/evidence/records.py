@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from optscope.errors import UserError
+
 Direction = Literal["higher", "lower", "neither"]
 Phase = Literal["tune", "final"]
 
@@ -92,10 +94,19 @@ class Records(Sequence[Record]):
         return sorted({row.at for row in self._rows if row.metric == metric and row.at is not None})
 
     def by_seed(self, arm: str, metric: str, at: float | None = None) -> dict[int, float]:
-        """Return seed to value for the final phase of one arm and metric, measured after the last step."""
-        return {row.seed: row.value for row in self._rows
+        """Return seed to value for the final phase of one arm and metric, measured after the last step.
+
+        Raises:
+            UserError: without `at`, when the metric was measured at several coordinates.
+        """
+        rows = [row for row in self._rows
                 if row.arm == arm and row.metric == metric and row.phase == "final" and row.step is None
-                and (at is None or (row.at is not None and math.isclose(row.at, at)))}
+                and (at is None or (row.at is not None and math.isclose(row.at, at)))]
+        if at is None and len({row.at for row in rows}) > 1:
+            places = sorted({row.at for row in rows if row.at is not None})
+            raise UserError(f'"{metric}" was measured at several coordinates; say which with at=: '
+                            f"{', '.join(f'{place:g}' for place in places)}")
+        return {row.seed: row.value for row in rows}
 
     def seeds(self, *arms: str) -> list[int]:
         """Return the seeds on which any of the arms was trained in the final phase, well or not."""

@@ -81,7 +81,8 @@ class Adam(Fused):
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return zero moments "m" and "v", and the number of steps made, "step"."""
-        return {"m": torch.zeros_like(params), "v": torch.zeros_like(params), "step": torch.tensor(0.0)}
+        return {"m": torch.zeros_like(params), "v": torch.zeros_like(params),
+                "step": torch.zeros((), device=params.device)}  # where the fused kernel wants it
 
     def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
         """Return −lr · m̂ / (√v̂ + eps) and the new moments."""

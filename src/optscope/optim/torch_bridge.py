@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self, cast, overload
@@ -98,7 +97,8 @@ class Foreign(Rule):
     Foreign('torch.optim.nadam:NAdam', lr=0.002)
 
     Raises:
-        UserError: when the class cannot be found, is not at the top of a module, or refuses its options.
+        UserError: when the class cannot be found, is not at the top of a module, refuses its options, or cannot
+            step from a dense gradient alone (it wants a closure, or sparse gradients).
     """
 
     make: Callable[..., torch.optim.Optimizer]
@@ -111,18 +111,23 @@ class Foreign(Rule):
         if "<" in _path(found):
             raise UserError(f"Foreign needs a class or function at the top of a module; got {_path(found)}: "
                             "move it there, so that other processes can find it")
+        weight = nn.Parameter(torch.zeros(2, 2))
+        weight.grad = torch.ones(2, 2)
         try:
-            group = self.optimizer([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
-        except (TypeError, ValueError, AssertionError) as error:
+            optimizer = self.optimizer([weight])
+        except Exception as error:  # whatever the author of the class chose to raise
             raise UserError(f"{_path(found)} refused the options {options}: {error}") from error
-        check_hyper(_path(found), "lr", group.get("lr"), open_low=True)
+        check_hyper(_path(found), "lr", optimizer.param_groups[0].get("lr"), open_low=True)
+        try:
+            optimizer.step()
+        except Exception as error:
+            raise UserError(f"{_path(found)} must step from a dense gradient alone, without a closure; a trial "
+                            f"step stopped with {type(error).__name__}: {error}") from error
 
     @property
     def lr(self) -> Hyper:
         """The learning rate: the option of that name, or the optimiser's default."""
-        options = dict(self.options)
-        default = inspect.signature(self.make).parameters["lr"].default
-        return float(options.get("lr", default))
+        return float(self.optimizer([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]["lr"])
 
     def with_(self, **changes: Any) -> Self:
         """Return the same optimiser with some options changed."""

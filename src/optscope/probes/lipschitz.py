@@ -43,8 +43,11 @@ class Lipschitz(Probe):
     Arrays: "operator norms" and "kernel norms" (reshaped), one a run of affine layers in the order of the
     model (branches before shortcuts). A constant network has L = 0 and log10 -inf.
 
+    The products need a network made of known layers, see `pieces`. For any other, such as a module with a
+    `forward` of its own, there is no upper bound, and "lipschitz lower" is all that a reading holds.
+
     Raises:
-        UserError: naming a module whose Lipschitz constant is not known.
+        UserError: when inputs are whole numbers, or the model cannot be differentiated twice.
     """
 
     climb: int = 40
@@ -62,26 +65,41 @@ class Lipschitz(Probe):
         return (
             Metric("lipschitz lower", "log10", "lower", "steepest slope seen: L is at least this"),
             Metric("lipschitz upper", "log10", "lower", "product of exact operator norms: L is at most this"),
-            Metric("sqrt(kh kw) bound", "log10", "lower", "a cruder upper bound, from the kernels alone"),
-            Metric("paper's spectral product", "log10", "lower", "reshaped kernels; bounds nothing"),
+            Metric("sqrt(kh kw) bound", "log10", "neither", "a cruder upper bound, from the kernels alone"),
+            Metric("paper's spectral product", "log10", "neither", "reshaped kernels; bounds nothing"),
         )
 
     def measure(self, subject: Subject) -> Reading:
-        """Measure all four."""
-        chain, _ = pieces(subject.model, subject.inputs[:1])
+        """Measure all four, or the lower bound alone where the model's structure is unknown."""
+        if not subject.inputs.is_floating_point():
+            raise UserError(f"Lipschitz: inputs must be floating point to have a slope; got {subject.inputs.dtype}")
+        try:
+            chain, _ = pieces(subject.model, subject.inputs[:1])
+        except UserError:
+            return Reading({"lipschitz lower": _log10(self._lower(subject))})
         norms = {run: operator_norm(nn.Sequential(*run.layers), run.shape, subject.generator, self.tolerance)
                  for run in runs(chain)}
         kernels = {run: kernel_norm(run, taps=False) for run in norms}
-        lower = steepest_slope(subject.model, subject.inputs, subject.bounds, subject.generator, self.climb)
         values = {
-            "lipschitz lower": lower,
+            "lipschitz lower": self._lower(subject),
             "lipschitz upper": product(chain, lambda run: norms[run].upper),
             "sqrt(kh kw) bound": product(chain, lambda run: kernel_norm(run, taps=True)),
             "paper's spectral product": product(chain, kernels.__getitem__, pooling=False),
         }
-        return Reading({name: math.log10(v) if v > 0 else -math.inf for name, v in values.items()},
+        return Reading({name: _log10(v) for name, v in values.items()},
                        {"operator norms": np.array([norm.lower for norm in norms.values()]),
                         "kernel norms": np.array(list(kernels.values()))})
+
+    def _lower(self, subject: Subject) -> float:
+        try:
+            return steepest_slope(subject.model, subject.inputs, subject.bounds, subject.generator, self.climb)
+        except RuntimeError as error:  # some operations of torch have no second derivative, or no float64
+            raise UserError(f"Lipschitz: the model must be twice differentiable and run in float64; "
+                            f"torch said: {str(error).splitlines()[0]}") from error
+
+
+def _log10(value: float) -> float:
+    return math.log10(value) if value > 0 else -math.inf
 
 
 def steepest_slope(model: nn.Module, inputs: Tensor, bounds: Bounds, generator: torch.Generator,

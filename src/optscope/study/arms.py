@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from optscope.errors import UserError, nearest
 from optscope.optim import SGD, Adam, AdamW, Foreign, Graft, NormalizedSGD, RMSProp, Rule, SignSGD
 from optscope.study.comparison import Arm
+from optscope.study.resolve import named_at
 from optscope.study.search import Grid
 
 TRIALS = 6
@@ -33,20 +34,23 @@ DEFAULT = ("sgd", "adam", "rmsprop", "graft")
 
 
 def arm_named(name: str, lr: Sequence[float] | None = None) -> Arm:
-    """Return a ready arm, or one around "module:Class", any `torch.optim.Optimizer`.
+    """Return a ready arm, or one around "module:Class" or "file.py:Class", any `torch.optim.Optimizer`.
 
     `lr` are the learning rates to try; by default half-decades around what is usual for the rule, or around
-    the optimiser's own default.
+    the optimiser's own default (one without a default needs `lr`).
 
     Raises:
-        UserError: naming the nearest arm there is.
+        UserError: naming the nearest arm there is, or what is wrong with the class.
     """
     if ":" in name:
-        foreign = Foreign(name)
+        found = named_at(name)
+        if not callable(found):
+            raise UserError(f"{name} must be a torch.optim.Optimizer class; got {type(found).__name__}")
+        foreign = Foreign(found, lr=lr[0]) if lr else Foreign(found)
         rates = [float(f"{foreign.lr * factor:.3g}") for factor in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)]  # type: ignore[operator]
         return Arm(name.rpartition(":")[2], foreign, Grid(tuple(lr or rates)))
     if name not in _READY:
         raise UserError(f'no optimiser "{name}"; {nearest(name, NAMES)} '
-                        '(or "module:Class" for any torch.optim.Optimizer)')
+                        '(or "module:Class" or "my_opt.py:Class" for any torch.optim.Optimizer)')
     label, rule, grid = _READY[name]
     return Arm(label, rule, Grid(tuple(lr or grid)))

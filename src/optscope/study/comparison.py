@@ -78,7 +78,8 @@ class Comparison:
     the test part, if they do not say otherwise).
 
     Raises:
-        UserError: fewer than one arm, two arms of one name, unequal budgets, or seeds that serve twice.
+        UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, unequal budgets,
+            or seeds that serve twice.
     """
 
     name: str
@@ -97,6 +98,13 @@ class Comparison:
         if double or not names:
             raise UserError(f"arms need different names, at least one; got {', '.join(double) or 'none'}"
                             + (" more than once" if double else ""))
+        measured: dict[str, Probe] = {}
+        for probe in self.probes:
+            for metric in probe.metrics:
+                if metric.name in measured:
+                    raise UserError(f'two probes cannot both measure "{metric.name}", as {measured[metric.name]} '
+                                    f"and {probe} do: their numbers would be mixed up; use two comparisons")
+                measured[metric.name] = probe
         for field_name, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
             if not seeds or len(set(seeds)) != len(seeds):
                 raise UserError(f"{field_name} must be different whole numbers, at least one; got {seeds}")

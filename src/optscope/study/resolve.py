@@ -1,4 +1,4 @@
-"""Finding the task a user means: one of ours by name, or theirs by file or module."""
+"""Finding what a user means: one of our tasks by name, or anything of theirs by file or module."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cloudpickle
 
@@ -31,18 +32,28 @@ def task_at(place: str) -> Task:
         if place not in TASKS:
             raise UserError(f'no task "{place}"; {nearest(place, TASKS)} (or "my_task.py:NAME" for your own)')
         return task_named(place)
-    source, _, name = place.rpartition(":")
-    module = _load_file(Path(source)) if source.endswith(".py") else _import(source)
-    found = getattr(module, name, None)
-    if found is None:
-        public = [n for n in vars(module) if not n.startswith("_")]
-        raise UserError(f'{source} has no "{name}"; {nearest(name, public)}')
+    found = named_at(place)
     if callable(found) and not isinstance(found, Task):
         with _blaming(place):
             found = found()
     if not isinstance(found, Task):
         raise UserError(f"{place} must be an optscope Task, or a function that returns one; "
                         f"got {type(found).__name__}: make one with Task.from_tensors(model, train, test)")
+    return found
+
+
+def named_at(place: str) -> Any:
+    """Return what is called NAME at "file.py:NAME" or "module:NAME"; the user's file is run.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    source, _, name = place.rpartition(":")
+    module = _load_file(Path(source)) if source.endswith(".py") else _import(source)
+    found = getattr(module, name, None)
+    if found is None:
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise UserError(f'{source} has no "{name}"; {nearest(name, public)}')
     return found
 
 

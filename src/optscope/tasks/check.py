@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
-from optscope.tasks.task import Split, Task
+from optscope.tasks.task import Data, Split, Task
 
 
 def check_task(task: Task) -> None:
     """Raise unless the task can be trained and measured.
 
-    Its data load; inputs are finite, inside the bounds and float; the model has parameters, gives the same
-    output twice in eval mode, and a batch of outputs; labels lie within the classes; the loss is one finite
-    number that reaches the parameters.
+    Its data load, the same each time; inputs and targets are finite, inputs inside the bounds and float (whole
+    numbers will do where there are no bounds); the model is a new one each time, has parameters, gives the same
+    output twice in eval mode, and a batch of outputs; labels lie within the classes, and regression targets
+    are shaped like the outputs; the loss is one finite number that reaches the parameters.
 
     Raises:
         UserError: naming the first of these that is not so.
@@ -28,27 +31,40 @@ def check_task(task: Task) -> None:
         if not any(p.requires_grad for p in model.parameters()):
             raise UserError(f"{task.name}: the model has no parameters to train; "
                             "register its tensors as nn.Parameter")
+        if not {id(p) for p in model.parameters()}.isdisjoint(id(p) for p in task.model().parameters()):
+            raise UserError(f"{task.name}: model() must return a new model each time; two calls gave the same "
+                            "parameters: build every layer inside it, or one run goes on where another ended")
         for name, part in vars(data).items():
             _check_inputs(task, name, part)
+        _check_same(task, data, task.data())
         batch = data.train.first(8)
         outputs = _eval_outputs(task, model, batch)
-        if task.kind == "classification":
-            for name, part in vars(data).items():
-                _check_labels(task, name, part, outputs)
+        check_targets = _check_labels if task.kind == "classification" else _check_shape
+        for name, part in vars(data).items():
+            check_targets(task, name, part, outputs)
         _check_loss(task, model.train(), batch)
 
 
 def _check_inputs(task: Task, name: str, part: Split) -> None:
-    if not part.inputs.is_floating_point():
+    if task.bounds is not None and not part.inputs.is_floating_point():
         raise UserError(f"{task.name}: inputs must be floating point; the {name} part's are "
                         f"{part.inputs.dtype}: convert them, for example with .float() / 255")
-    if not bool(torch.isfinite(part.inputs).all()):
-        raise UserError(f"{task.name}: the {name} part's inputs hold nan or inf; clean them first")
+    for what, values in (("inputs", part.inputs), ("targets", part.targets)):
+        if not bool(torch.isfinite(values).all()):
+            raise UserError(f"{task.name}: the {name} part's {what} hold nan or inf; clean them first")
     low, high = float(part.inputs.min()), float(part.inputs.max())
     if task.bounds and name != "train" and (low < task.bounds[0] or high > task.bounds[1]):
         raise UserError(f"{task.name}: inputs must lie in the bounds {task.bounds}; the {name} part's reach "
                         f"from {low:g} to {high:g}: put normalisation inside the model, or give other bounds "
                         "(None for unbounded)")
+
+
+def _check_same(task: Task, data: Data, again: Data) -> None:
+    for name, part in vars(data).items():
+        other: Split = getattr(again, name)
+        if not (torch.equal(part.inputs, other.inputs) and torch.equal(part.targets, other.targets)):
+            raise UserError(f"{task.name}: data() must return the same tensors each time; the {name} part differs "
+                            "between two calls: draw with a torch.Generator().manual_seed(0) made inside it")
 
 
 def _eval_outputs(task: Task, model: nn.Module, batch: Split) -> Tensor:
@@ -78,6 +94,16 @@ def _check_labels(task: Task, name: str, part: Split, outputs: Tensor) -> None:
     if low < 0 or high >= classes:
         raise UserError(f"{task.name}: labels must lie in 0 … {classes - 1} (the model has {classes} "
                         f"outputs); the {name} part's reach from {low} to {high}")
+
+
+def _check_shape(task: Task, name: str, part: Split, outputs: Tensor) -> None:
+    targets, expected = part.targets, (len(part), *outputs.shape[1:])
+    # Whole numbers may be labels in several places, as of pixels: those have one axis less than the outputs.
+    labels = not targets.is_floating_point() and targets.numel() < math.prod(expected)
+    if targets.shape != expected and not labels:
+        raise UserError(f"{task.name}: regression needs targets shaped like the outputs {expected}; the {name} "
+                        f"part's are {tuple(targets.shape)}, which broadcasts or fails in the loss: "
+                        "reshape one of them, for example with .unsqueeze(1)")
 
 
 def _check_loss(task: Task, model: nn.Module, batch: Split) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from optscope.errors import UserError
 
@@ -41,20 +42,23 @@ class Split:
     def of(cls, source: Any) -> Split:
         """Gather a pair of tensors, a `Dataset` or a `DataLoader` into memory, once.
 
-        A data loader is read through once, in its own order: augmentation and shuffling in it are frozen
-        (give `Task` an `augment` function instead).
+        Of a data loader the examples that its sampler visits are read in the order of their index, through its
+        collate function: shuffling and `drop_last` do not count. One that makes no batches of its own (over an
+        iterable data set, or with `batch_size=None`) is read through once, in its own order. Random
+        augmentation in the data is frozen (give `Task` an `augment` function instead).
 
         Raises:
-            UserError: when `source` is none of these, or its examples are not pairs.
+            UserError: when `source` is none of these, its examples are not pairs, or its sampler visits other
+                examples each time.
         """
         if isinstance(source, Split):
             return source
         if isinstance(source, (tuple, list)) and len(source) == 2 and all(
                 isinstance(part, Tensor) for part in source):
             return cls(source[0], source[1])
-        if isinstance(source, torch.utils.data.DataLoader):
-            return cls._joined(source, torch.cat)
-        if isinstance(source, torch.utils.data.Dataset) and isinstance(source, Sized):
+        if isinstance(source, DataLoader):
+            return cls._joined(_in_index_order(source), torch.cat)
+        if isinstance(source, Dataset) and isinstance(source, Sized):
             return cls._joined((source[i] for i in range(len(source))), torch.stack)
         raise UserError("data must be a pair of tensors (inputs, targets), a torch Dataset or a DataLoader; "
                         f"got {type(source).__name__}")
@@ -69,6 +73,25 @@ class Split:
             inputs.append(torch.as_tensor(pair[0]))
             targets.append(torch.as_tensor(pair[1]))
         return cls(join(inputs), join(targets))
+
+
+def _in_index_order(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a loader of the same examples in the order of their index, so that every process reads the same."""
+    batches = loader.batch_sampler
+    if isinstance(loader.dataset, IterableDataset) or batches is None:
+        return loader
+
+    def visited() -> list[int]:
+        if isinstance(batches, BatchSampler):
+            return sorted(batches.sampler)
+        return sorted(index for batch in batches for index in batch)
+
+    indices = visited()
+    if visited() != indices:
+        raise UserError("a DataLoader must visit the same examples in every pass, in whatever order; its sampler "
+                        "picks others: give the Dataset itself")
+    return DataLoader(loader.dataset, loader.batch_size or 1, sampler=indices, collate_fn=loader.collate_fn,
+                      num_workers=loader.num_workers)
 
 
 @dataclass(frozen=True)
@@ -102,10 +125,12 @@ class Task:
     @classmethod
     def from_tensors(cls, model: Callable[[], nn.Module], train: Any, test: Any, *, validation: Any = None,
                      name: str = "task", loss: Loss = functional.cross_entropy,
-                     kind: Kind = "classification", bounds: tuple[float, float] | None = (0.0, 1.0)) -> Task:
+                     kind: Kind = "classification", bounds: tuple[float, float] | None = (0.0, 1.0),
+                     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None) -> Task:
         """Return a task over data in memory: pairs of tensors, `Dataset`s or `DataLoader`s.
 
-        Without `validation`, the last fifth of `train` is held out for choosing learning rates.
+        Without `validation`, a fifth of `train` is held out for choosing learning rates: the same random fifth
+        each time (seed 0), so that data sorted by class leave no class out.
 
         >>> x, y = torch.rand(100, 4), torch.arange(100) % 2
         >>> task = Task.from_tensors(lambda: nn.Linear(4, 2), (x, y), (x, y))
@@ -114,11 +139,13 @@ class Task:
         """
         whole = Split.of(train)
         if validation is None:
-            cut = len(whole) - max(1, len(whole) // 5)
-            parts = whole.first(cut), Split(whole.inputs[cut:], whole.targets[cut:])
+            order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+            held_out, kept = order.tensor_split([max(1, len(whole) // 5)])
+            parts = (Split(whole.inputs[kept], whole.targets[kept]),
+                     Split(whole.inputs[held_out], whole.targets[held_out]))
         else:
             parts = whole, Split.of(validation)
-        return cls(name, model, InMemory(Data(*parts, Split.of(test))), loss, kind, bounds)
+        return cls(name, model, InMemory(Data(*parts, Split.of(test))), loss, kind, bounds, augment)
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,7 +75,7 @@ SIZES: dict[Scale, Size] = {
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; every claim stays undecided",
     "desk": "about 40 minutes on two cores; needs Fashion-MNIST and CIFAR-10 (optscope data ...)",
-    "paper": "the authors' networks and 200 epochs: about 130 trainings of up to a GPU-hour each",
+    "paper": "the authors' networks and 200 epochs; no GPU support yet: about 190 trainings; days on many cores",
 }
 
 SMALL = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
