@@ -208,7 +208,8 @@ def _foreign(thing: Any) -> bool:
 
 
 def _constants(block: types.CodeType) -> list[Any]:
-    constants = [_constants(c) if isinstance(c, types.CodeType) else repr(c) for c in block.co_consts]
+    constants = [_constants(c) if isinstance(c, types.CodeType) else repr(sorted(c, key=str)) if isinstance(c, frozenset) else repr(c)
+                 for c in block.co_consts]
     return [block.co_code.hex(), constants, list(block.co_names)]
 
 
