@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
 from torch import nn
 from torch.nn import functional
 
@@ -29,6 +28,7 @@ from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.tasks.task import Task
+from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
 
 PLAN = Plan(epochs=3, batch=16)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optscope.engine.identity import THREADS, code
-from optscope.engine.run import ProbesFailed, Work, explained
+from optscope.engine.run import ProbesError, Work, explained
 from optscope.engine.store import RunFolder
 from optscope.errors import DISK_ERRORS, UserError
 
@@ -153,7 +153,7 @@ def _perform(work: Work, folder: Path) -> Outcome:
     start = time.perf_counter()
     try:
         status, reason = work.perform(RunFolder(folder / work.id)), ""
-    except (UserError, ProbesFailed) as error:
+    except (UserError, ProbesError) as error:
         status, reason = "failed", str(error)
     except Exception as error:
         if isinstance(error, OSError) and _is_of_disk(error, folder):

@@ -188,7 +188,8 @@ def _bytecode(thing: Any, seen: set[int]) -> Any:
     if id(thing) in seen:
         return "again"
     seen.add(id(thing))
-    found: list[Any] = [[_bytecode(base, seen) for base in getattr(thing, "__bases__", ()) if not _foreign(base)]]
+    bases = getattr(thing, "__bases__", ())
+    found: list[Any] = [[_bytecode(base, seen) for base in bases if not _foreign(base)]]
     for name, function in sorted(_functions(thing).items()):
         globals_ = [function.__globals__.get(n) for n in _names(function.__code__)]
         found.append([name, _constants(function.__code__), describe(function.__defaults__),

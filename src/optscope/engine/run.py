@@ -36,7 +36,7 @@ class Work(Protocol):
         """Do what is not done yet, write it to `folder`, and return a status: "ok" or "diverged"."""
 
 
-class ProbesFailed(RuntimeError):
+class ProbesError(RuntimeError):
     """Some probes of a run stopped with errors, which it names; what the others found is kept."""
 
 
@@ -93,7 +93,7 @@ class Run:
         """Train unless that is done, then take the probes that are not.
 
         Raises:
-            ProbesFailed: when some probes stopped with errors; after all the others were taken.
+            ProbesError: when some probes stopped with errors; after all the others were taken.
         """
         names = dict(zip((*self.probes, *self.watch), self.readings, strict=True))
         missing = {each: name for each, name in names.items() if not folder.has_reading(name)}
@@ -117,7 +117,7 @@ class Run:
                     if not error:
                         folder.write_reading(name, repr(probe), [(None, reading)], silence)
         if errors:
-            raise ProbesFailed("; ".join(dict.fromkeys(errors)))
+            raise ProbesError("; ".join(dict.fromkeys(errors)))
         return str(result["status"])
 
     def _train(self, task: Task, folder: RunFolder, watch: Mapping[Watch, str]) -> list[str]:
