@@ -209,9 +209,11 @@ def _foreign(thing: Any) -> bool:
 
 
 def _constants(block: types.CodeType) -> list[Any]:
-    constants = [_constants(c) if isinstance(c, types.CodeType) else repr(sorted(c, key=str)) if isinstance(c, frozenset) else repr(c)
-                 for c in block.co_consts]
-    return [block.co_code.hex(), constants, list(block.co_names)]
+    def plain(c: object) -> Any:
+        if isinstance(c, types.CodeType):
+            return _constants(c)
+        return repr(sorted(c, key=str) if isinstance(c, frozenset) else c)  # sets have no order of their own
+    return [block.co_code.hex(), [plain(c) for c in block.co_consts], list(block.co_names)]
 
 
 def _names(block: types.CodeType) -> list[str]:
