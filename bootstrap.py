@@ -13,7 +13,6 @@ virtual environments) instead of installing the CPU build.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shlex
@@ -23,6 +22,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # What each command runs inside the environment, in order, until one fails; and what is said at the end.
 COMMANDS = {
@@ -41,6 +45,7 @@ CPU_INDEX = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"] if sys
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 STAMP = VENV / "bootstrap.stamp"
 LOG = VENV / "install.log"
 UNFINISHED = "unfinished"
@@ -65,7 +70,7 @@ def main(arguments: list[str]) -> int:
     commands, closing = COMMANDS[arguments[0]]
     for command in commands:
         print("$", shlex.join(command), flush=True)
-        code = subprocess.run([VENV / "bin" / command[0], *command[1:]], cwd=ROOT).returncode
+        code = subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT).returncode
         if code:
             print(f"{command[0]} failed with exit code {code}", file=sys.stderr)
             return code
@@ -104,6 +109,9 @@ def is_installed(wanted: str) -> bool:
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Make a second command, started while the first still installs, wait for it."""
+    if fcntl is None:
+        yield
+        return
     place = os.open(ROOT, os.O_RDONLY)
     with contextlib.suppress(OSError):  # some network disks cannot lock
         fcntl.flock(place, fcntl.LOCK_EX)
@@ -126,10 +134,10 @@ def install(system_torch: bool) -> None:
     constraints.write_text("".join(pin for pin in pins if not (system_torch and pin.startswith("torch=="))))
     extra = ["--system-site-packages"] if system_torch else []
     logged([sys.executable, "-m", "venv", *extra, str(VENV)])
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
+    pip = [str(BIN / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
            "-c", str(constraints), *shlex.split(os.environ.get("PIP_ARGS", ""))]
     if system_torch:
-        logged([str(VENV / "bin" / "python"), "-c", "import torch"])
+        logged([str(BIN / "python"), "-c", "import torch"])
     else:
         logged([*pip, "--no-deps", "--timeout", "15", "--retries", "2", *CPU_INDEX, "torch"])
     logged([*pip, "-e", ".[test]"])

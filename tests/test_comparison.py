@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import optscope.engine.run
 from optscope.engine.execute import Inline
-from optscope.engine.run import Computation, probe_id
+from optscope.engine.run import Computation
 from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.errors import UserError
@@ -144,7 +144,7 @@ def test_final_runs_share_seeds_and_carry_the_chosen_rule_and_all_probes():
     assert [(j.work.seed, j.work.rule) for j in final] == [
         (seed, rule) for seed in (1, 2, 3) for rule in (SGD(lr=0.3), Adam(lr=0.01))]
     assert {j.work.probes for j in final} == {(Accuracy(),)}
-    assert all(j.entry.probes == (probe_id(Accuracy()),) and j.entry.run == j.work.id for j in final)
+    assert all(j.entry.probes == j.work.readings and j.entry.run == j.work.id for j in final)
 
 
 def test_nothing_is_chosen_before_every_tuning_run_of_this_very_plan_is_there():
@@ -207,7 +207,7 @@ class Counted:
 
     def run(self, works, folder):
         for outcome in Inline().run(works, folder):
-            self.done.append(outcome.work.id)
+            self.done.append(outcome.id)
             yield outcome
 
     def begin(self, stage, total, done):

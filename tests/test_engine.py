@@ -5,28 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
 from torch import nn
 from torch.nn import functional
 
 from optscope.engine.execute import Inline, Local
 from optscope.engine.identity import code, describe
-from optscope.engine.run import Computation, Run, probe_id
+from optscope.engine.run import Computation, Run, Watch, probe_id
 from optscope.engine.store import Entry, RunFolder, Store, write_atomically
-from optscope.engine.train import Plan, epoch_permutation, train
+from optscope.engine.train import Plan, epoch_permutation, fresh_model, train
 from optscope.errors import UserError
-from optscope.optim import SGD, Adam, Graft, StepDecay
+from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.tasks.task import Task
+from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
 
 PLAN = Plan(epochs=3, batch=16)
 
@@ -142,9 +144,9 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
 
 def test_records_are_made_from_files_and_indexed(tmp_path):
     store = Store(tmp_path / "out")
-    run = Run(TASK, SGD(lr=0.1), PLAN, 1, (Accuracy(),), (Accuracy(split="validation"),), moments=3)
+    run = Run(TASK, SGD(lr=0.1), PLAN, 1, (Accuracy(),), (Watch(Accuracy(split="validation"), 3),))
     run.perform(store.run_folder(run.id))
-    entry = Entry("demo", "SGD", "final", 1, repr(run.rule), run.id, (probe_id(Accuracy()),))
+    entry = Entry("demo", "SGD", "final", 1, repr(run.rule), run.id, run.readings)
     store.add_entries([entry, entry])
     assert store.entries() == [entry]
     records = store.records()
@@ -192,7 +194,7 @@ def test_a_folder_serves_one_process_at_a_time(tmp_path):
 # Execution
 
 def outcomes(engine, works, folder):
-    return {o.work.id: o for o in engine.run(works, folder)}
+    return {o.id: o for o in engine.run(works, folder)}
 
 
 def test_local_equals_inline_bit_for_bit(tmp_path):
@@ -244,12 +246,11 @@ def test_killed_at_any_moment_the_same_command_continues_to_the_same_bits(tmp_pa
         script = SWEEP.format(paths=[str(Path(__file__).parent)], out=str(out))
         return subprocess.Popen([sys.executable, "-W", "error", "-c", script])
     assert start(tmp_path / "whole").wait(120) == 0
-    for moment in (4.0, 5.0):
-        process = start(tmp_path / "cut")
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        time.sleep(1.2)  # orphans leave within half a second
+    process = start(tmp_path / "cut")
+    time.sleep(5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1.2)  # orphans leave within half a second
     finished = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("cut/runs/*/result.json")}
     assert start(tmp_path / "cut").wait(120) == 0
     for run, stamp in finished.items():
@@ -264,3 +265,145 @@ def test_killed_at_any_moment_the_same_command_continues_to_the_same_bits(tmp_pa
 def test_json_keeps_what_is_not_finite(tmp_path):
     from optscope.engine.store import to_json
     assert json.loads(to_json({"a": float("nan"), "b": [float("-inf"), 1.5]})) == {"a": "nan", "b": ["-inf", 1.5]}
+
+
+# What users bring
+
+def test_a_users_module_and_what_it_imports_count_by_code(tmp_path, monkeypatch):
+    (tmp_path / "mine_helper.py").write_text("WIDTH = 3\n")
+    source = "from mine_helper import WIDTH\ndef model(width=2):\n    return WIDTH + width\n"
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import mine
+
+    def identity():
+        code.cache_clear()
+        return describe(mine.model)
+    first = identity()
+    (tmp_path / "mine.py").write_text("# said\n" + source)
+    assert identity() == first
+    (tmp_path / "mine_helper.py").write_text("WIDTH = 4\n")
+    second = identity()
+    assert second != first
+    mine.model.__defaults__ = (5,)
+    assert identity() != second
+    code.cache_clear()
+
+
+def test_code_without_source_counts_by_bytecode():
+    def typed(text):
+        names = {"__name__": "__main__"}
+        exec(text, names)
+        return describe(names["f"])
+    text = "def g():\n    return 1\ndef f():\n    return (lambda: g() + 2)()\n"
+    assert typed(text) == typed(text)
+    assert typed(text) != typed(text.replace("+ 2", "+ 3"))
+    assert typed(text) != typed(text.replace("return 1", "return 2"))
+
+
+class Drawn(nn.Module):
+    """A network whose constants are no part of its state dict, drawn by all three global generators."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.register_buffer("fixed", torch.randn(4 * 36, 2) * np.random.rand() * random.random(),
+                             persistent=False)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        return x.view(x.size(0), -1) @ self.fixed  # not possible in channels-last
+
+
+def test_models_are_made_alike_everywhere_and_flatten_as_they_like(tmp_path):
+    x, y = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    task = Task.from_tensors(Drawn, (x, y), (x, y))
+    states = np.random.get_state()[1].copy(), random.getstate()
+    trained = train(task, SGD(lr=0.01), Plan(2, 8), seed=0)
+    assert trained.diverged_at is None
+    assert (np.random.get_state()[1] == states[0]).all()
+    assert random.getstate() == states[1]
+    assert int(trained.snapshot.model.norm.num_batches_tracked) == 8  # the trial of formats left no trace
+    assert torch.equal(fresh_model(task, 0).fixed, trained.snapshot.model.fixed)
+    folder = RunFolder(tmp_path / "r")
+    run = Run(task, SGD(lr=0.01), Plan(2, 8), 0, (Accuracy(),), (Watch(Accuracy(), 1),))
+    run.perform(folder)
+    final, watched = (json.loads((folder.path / f"probe-{r}.json").read_text())["values"] for r in run.readings)
+    assert [row[:3] for row in final] == [row[:3] for row in watched]
+
+
+def test_watching_is_no_part_of_a_runs_identity_and_can_be_added(tmp_path):
+    folder, run = RunFolder(tmp_path / "r"), Run(TASK, SGD(lr=0.1), PLAN, 1)
+    run.perform(folder)
+    stamp = (folder.path / "result.json").stat().st_mtime_ns
+    later = dataclasses.replace(run, watch=(Watch(Accuracy(), 2),))
+    assert later.id == run.id
+    later.perform(folder)
+    assert (folder.path / "result.json").stat().st_mtime_ns == stamp
+    assert all(folder.has_reading(name) for name in later.readings)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Crash(Accuracy):
+    """Always stops."""
+
+    def measure(self, subject):
+        raise RuntimeError("shapes")
+
+
+def test_one_probes_crash_costs_no_other(tmp_path):
+    run = Run(TASK, SGD(lr=0.1), PLAN, 1, (Crash(), Accuracy()), (Watch(Crash(), 2),))
+    (outcome,) = Inline().run([run], tmp_path)
+    assert outcome.status == "failed"
+    assert "Crash() stopped with RuntimeError: shapes (test_engine.py" in outcome.reason
+    assert RunFolder(tmp_path / run.id).has_reading(probe_id(Accuracy()))
+    assert not RunFolder(tmp_path / run.id).has_reading(probe_id(Crash()))
+
+
+def stop(number, place):
+    """Raise an error of the operating system."""
+    raise OSError(number, "on purpose", place)
+
+
+def test_only_the_runs_own_disk_stops_everything(tmp_path):
+    for number, place in ((28, "/elsewhere"), (2, str(tmp_path / "x"))):
+        (outcome,) = Inline().run([Computation(stop, {"number": number, "place": place})], tmp_path)
+        assert outcome.status == "failed"
+    with pytest.raises(OSError, match="on purpose"):
+        list(Inline().run([Computation(stop, {"number": 28, "place": str(tmp_path / "x")})], tmp_path))
+
+
+def test_what_cannot_be_sent_is_said_before_anything_is_done(tmp_path):
+    with pytest.raises(UserError, match="cannot be sent to another process"):
+        list(Local(1).run([Computation(succeed, {"value": threading.Lock()})], tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_with_another_program_refuses(tmp_path):
+    from optscope.engine.execute import _perform_there
+    with pytest.raises(UserError, match="was edited during this command"):
+        _perform_there(Computation(succeed, {"value": 1.0}), tmp_path, "another")
+
+
+def test_an_earlier_failure_chooses_nothing_before_it_is_tried_again(tmp_path):
+    from optscope.study.comparison import Arm, Comparison
+    from optscope.study.conduct import Silence, conduct
+    from optscope.study.search import Grid
+    comparison = Comparison("c", TASK, (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))),), PLAN, (), (1,))
+    store = Store(tmp_path / "out")
+    jobs = comparison.jobs(store.records())
+    store.add_entries(job.entry for job in jobs)
+    for job in jobs:
+        store.run_folder(job.work.id).write_failure("lost", "once")
+    conduct([comparison], store, Inline(), Silence())
+    assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 3
+    assert not list(tmp_path.glob("out/runs/*/failed.json"))
+
+
+def test_a_gradient_that_is_not_a_number_shows_in_normalised_steps():
+    for rule in (NormalizedSGD(lr=0.1), Graft(SGD(lr=0.1), SGD(lr=0.1))):
+        weight = nn.Parameter(torch.ones(2))
+        weight.grad = torch.tensor([torch.nan, 1.0])
+        rule.optimizer([weight]).step()
+        assert torch.isnan(weight).all()

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from optscope.errors import UserError, nearest
+from optscope.errors import DISK_ERRORS, UserError, nearest
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="See what the choice of optimiser does to a trained model, beyond its loss curve.")
@@ -32,6 +32,8 @@ def main() -> None:
     except UserError as error:
         _stop(str(error), 2, debug)
     except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            _stop(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
         _stop(f"{error.filename or 'disk'}: {error.strerror}; what was measured is kept: free space or rights "
               "there, and run the same command again", 74, debug)
     except (KeyboardInterrupt, typer.Abort):

@@ -6,29 +6,31 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from optscope.engine.identity import THREADS
-from optscope.engine.run import Work
+from optscope.engine.identity import THREADS, code
+from optscope.engine.run import ProbesError, Work, explained
 from optscope.engine.store import RunFolder
-from optscope.errors import UserError
+from optscope.errors import DISK_ERRORS, UserError
 
 TRIES = 3
 """How often a run whose worker dies is started before it is given up as lost."""
+
+PROGRAM = ("optscope.engine.execute", "optscope.optim", "optscope.probes.accuracy", "optscope.tasks.catalog")
+"""The modules that, with all they import, train and measure."""
 
 _ENVIRONMENT = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a piece of work ended: "ok", "diverged", "failed" (with the reason) or "lost" (its worker died)."""
+    """How the work of that id ended: "ok", "diverged", "failed" (with the reason) or "lost" (its worker died)."""
 
-    work: Work
+    id: str
     status: str
     seconds: float = 0.0
     reason: str = ""
@@ -67,9 +69,12 @@ class Local:
 
     def run(self, works: Sequence[Work], folder: Path) -> Iterator[Outcome]:
         """Do every piece of work in a worker; one whose worker dies is tried again, at most three times."""
-        from loky.process_executor import TerminatedWorkerError
+        import loky
+        from loky.process_executor import BrokenProcessPool
 
-        count = min(self.slots or os.cpu_count() or 1, max(1, len(works)))
+        _check_can_be_sent(works)
+        program = code(*PROGRAM)
+        count = min(self.slots or loky.cpu_count(), max(1, len(works)))
         slots: list[Any] = [_start_slot() for _ in range(count)]
         waiting = [(work, 1) for work in reversed(works)]
         running: dict[Future[Outcome], tuple[int, Work, int]] = {}
@@ -78,19 +83,25 @@ class Local:
             while waiting or running:
                 while idle and waiting:
                     slot, (work, attempt) = idle.pop(), waiting.pop()
-                    running[slots[slot].submit(_perform, work, folder)] = (slot, work, attempt)
+                    try:
+                        future = slots[slot].submit(_perform_there, work, folder, program)
+                    except BrokenProcessPool:  # its worker died while it had nothing to do
+                        slots[slot].shutdown(kill_workers=True)
+                        slots[slot] = _start_slot()
+                        future = slots[slot].submit(_perform_there, work, folder, program)
+                    running[future] = (slot, work, attempt)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     slot, work, attempt = running.pop(future)
                     idle.append(slot)
                     try:
                         yield future.result()
-                    except TerminatedWorkerError as error:
+                    except BrokenProcessPool as error:
                         slots[slot].shutdown(kill_workers=True)
                         slots[slot] = _start_slot()
                         if attempt < TRIES:
                             waiting.append((work, attempt + 1))
                         else:
-                            yield Outcome(work, "lost", reason=str(error).partition("\n")[0], tries=attempt)
+                            yield Outcome(work.id, "lost", reason=str(error).partition("\n")[0], tries=attempt)
         finally:
             for executor in slots:
                 executor.shutdown(kill_workers=True)
@@ -118,17 +129,40 @@ def _start_worker(parent: int, path: list[str]) -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
+def _check_can_be_sent(works: Sequence[Work]) -> None:
+    """Raise unless the works can be pickled; together, so that what they share is looked at once."""
+    import cloudpickle
+
+    try:
+        cloudpickle.dumps(list(works))
+    except Exception as error:
+        raise UserError(f"the task, an optimiser or a probe cannot be sent to another process ({error}): give "
+                        "functions and dataclasses that make models and data, not open files or locks") from error
+
+
+def _perform_there(work: Work, folder: Path, program: str) -> Outcome:
+    """Do one piece of work in a worker, unless its program is not the one that named the work."""
+    if code(*PROGRAM) != program:
+        raise UserError(f"the source of optscope in {Path(__file__).parent.parent} was edited during this "
+                        "command: run it again, so that all runs are made by the same program")
+    return _perform(work, folder)
+
+
 def _perform(work: Work, folder: Path) -> Outcome:
-    """Do one piece of work; an error in it is an outcome, except a full or read-only disk."""
+    """Do one piece of work; an error in it is an outcome, except a full or read-only disk below `folder`."""
     start = time.perf_counter()
     try:
         status, reason = work.perform(RunFolder(folder / work.id)), ""
-    except OSError:
-        raise
-    except UserError as error:
+    except (UserError, ProbesError) as error:
         status, reason = "failed", str(error)
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        status = "failed"
-        reason = f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-    return Outcome(work, status, time.perf_counter() - start, reason)
+        if isinstance(error, OSError) and _is_of_disk(error, folder):
+            raise
+        status, reason = "failed", explained(error)
+    return Outcome(work.id, status, time.perf_counter() - start, reason)
+
+
+def _is_of_disk(error: OSError, folder: Path) -> bool:
+    """Return whether the folder of the runs cannot be written any more."""
+    return (error.errno in DISK_ERRORS and isinstance(error.filename, str)
+            and Path(error.filename).is_relative_to(folder))

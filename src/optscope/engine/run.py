@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,12 +17,12 @@ from numpy.typing import NDArray
 
 from optscope.engine.identity import code, describe, digest, numerics
 from optscope.engine.store import RunFolder
-from optscope.engine.train import Plan, Trained, train
+from optscope.engine.train import Plan, Trained, fresh_model, seeded, train
 from optscope.errors import UserError
 from optscope.optim.rule import Rule
 from optscope.probes.probe import Probe, Reading
 from optscope.tasks.snapshot import Snapshot
-from optscope.tasks.task import Task
+from optscope.tasks.task import InMemory, Task
 
 
 class Work(Protocol):
@@ -33,12 +36,28 @@ class Work(Protocol):
         """Do what is not done yet, write it to `folder`, and return a status: "ok" or "diverged"."""
 
 
+class ProbesError(RuntimeError):
+    """Some probes of a run stopped with errors, which it names; what the others found is kept."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A probe that is taken during training, `moments` times, evenly spaced, the end included."""
+
+    probe: Probe
+    moments: int = 10
+
+    def steps(self, total: int) -> frozenset[int]:
+        """Return after how many of all steps it is taken."""
+        return frozenset(round(total * (i + 1) / self.moments) for i in range(self.moments))
+
+
 @dataclass(frozen=True)
 class Run:
-    """Train `task` by `rule` from `seed`, then take every probe.
+    """Train `task` by `rule` from `seed`, watched by some probes, then take the others.
 
-    `watch` are probes taken during training too, `moments` times, evenly spaced, the end included. Probes
-    can be added later without training again: each keeps its own file.
+    Measuring changes no bits of the training, so it is no part of the identity: each reading keeps its own
+    file. Probes added later do not train again; what shall be watched later does, to the same bits.
     """
 
     task: Task
@@ -46,15 +65,23 @@ class Run:
     plan: Plan
     seed: int
     probes: tuple[Probe, ...] = ()
-    watch: tuple[Probe, ...] = ()
-    moments: int = 10
+    watch: tuple[Watch, ...] = ()
 
     @cached_property
     def id(self) -> str:
         """Return the digest of everything that changes the training's bits."""
         return digest({"task": describe(self.task), "rule": describe(self.rule), "plan": describe(self.plan),
-                       "seed": self.seed, "numerics": numerics(), "code": self._code(),
-                       "watch": [probe_id(p) for p in self.watch] + [self.moments]})
+                       "seed": self.seed, "numerics": numerics(), "code": self._code()})
+
+    @cached_property
+    def readings(self) -> tuple[str, ...]:
+        """The names of what is read, first by `probes`, then by `watch`."""
+        return (*map(probe_id, self.probes),
+                *(digest({"watched": probe_id(w.probe), "moments": w.moments}) for w in self.watch))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take the identities along: a worker may not have the sources they are made of."""
+        return vars(self) | {"id": self.id, "readings": self.readings}
 
     def _code(self) -> str:
         task = self.task
@@ -63,41 +90,62 @@ class Run:
         return code("optscope.engine.train", "optscope.optim", *sorted(modules))
 
     def perform(self, folder: RunFolder) -> str:
-        """Train unless that is done, then take the probes that are not."""
-        if not folder.has_result():
-            self._train(folder)
+        """Train unless that is done, then take the probes that are not.
+
+        Raises:
+            ProbesError: when some probes stopped with errors; after all the others were taken.
+        """
+        names = dict(zip((*self.probes, *self.watch), self.readings, strict=True))
+        missing = {each: name for each, name in names.items() if not folder.has_reading(name)}
+        trained = folder.has_result()
+        if trained and (not missing or folder.result()["status"] != "ok"):
+            return str(folder.result()["status"])
+        # Loaded once, and here: data that cannot be had is no reading of a probe.
+        task = dataclasses.replace(self.task, data=InMemory(self.task.data()))
+        errors: list[str] = []
+        if not trained or any(isinstance(each, Watch) for each in missing):
+            errors += self._train(task, folder, {w: name for w, name in missing.items() if isinstance(w, Watch)})
         result = folder.result()
-        missing = [p for p in self.probes if not folder.has_reading(probe_id(p))]
-        if missing and result["status"] == "ok":
-            model = self.task.model()
+        if result["status"] == "ok" and any(isinstance(each, Probe) for each in missing):
+            model = fresh_model(task, self.seed)
             model.load_state_dict(folder.weights())
-            snapshot = Snapshot(model, self.task, self.seed, int(result["steps"]), self.rule)
-            for probe in missing:
-                try:
-                    reading, reason = probe(snapshot), ""
-                except UserError as error:  # the probe does not fit this model: that is a result too
-                    reading, reason = Reading({}), str(error)
-                folder.write_reading(probe_id(probe), repr(probe), reading, reason)
+            snapshot = Snapshot(model, task, self.seed, int(result["steps"]), self.rule)
+            for probe, name in missing.items():
+                if isinstance(probe, Probe):
+                    reading, silence, error = _take(probe, snapshot)
+                    errors += [error] if error else []
+                    if not error:
+                        folder.write_reading(name, repr(probe), [(None, reading)], silence)
+        if errors:
+            raise ProbesError("; ".join(dict.fromkeys(errors)))
         return str(result["status"])
 
-    def _train(self, folder: RunFolder) -> None:
-        watched: list[tuple[int, str, Reading]] = []
+    def _train(self, task: Task, folder: RunFolder, watch: Mapping[Watch, str]) -> list[str]:
+        """Train, write what the watching probes found and the result, and return the errors of probes."""
+        total = self.plan.steps(len(task.data().train))
+        seen: dict[Watch, list[tuple[int | None, Reading]]] = {w: [] for w in watch}
+        silences: dict[Watch, str] = {}
+        errors: dict[Watch, str] = {}
 
-        def take(snapshot: Snapshot) -> None:
-            assert snapshot.step is not None
-            watched.extend((snapshot.step, repr(probe), probe(snapshot)) for probe in self.watch)
+        def look(snapshot: Snapshot) -> None:
+            for w in watch:
+                if w not in errors and snapshot.step in w.steps(total):
+                    reading, silence, error = _take(w.probe, snapshot)
+                    seen[w].append((snapshot.step, reading))
+                    silences.update({w: silence} if silence else {})
+                    errors.update({w: error} if error else {})
 
         wall, cpu = time.perf_counter(), time.process_time()
-        trained = train(self.task, self.rule, self.plan, self.seed, watch=take, at=self._moments())
+        moments = frozenset[int]().union(*(w.steps(total) for w in watch))
+        trained = train(task, self.rule, self.plan, self.seed, watch=look, at=moments)
         spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-        folder.write_result(self._summary(trained) | spent, {"losses": trained.losses.numpy()},
-                            trained.snapshot.model.state_dict(), watched)
-
-    def _moments(self) -> frozenset[int]:
-        if not self.watch:
-            return frozenset()
-        steps = self.plan.steps(len(self.task.data().train))
-        return frozenset(round(steps * (i + 1) / self.moments) for i in range(self.moments))
+        for w, name in watch.items():
+            if w not in errors:
+                folder.write_reading(name, repr(w.probe), seen[w], silences.get(w, ""))
+        if not folder.has_result():
+            folder.write_result(self._summary(trained) | spent, {"losses": trained.losses.numpy()},
+                                trained.snapshot.model.state_dict())
+        return list(errors.values())
 
     def _summary(self, trained: Trained) -> dict[str, Any]:
         tail = trained.losses[-max(1, len(trained.losses) // self.plan.epochs):]
@@ -136,6 +184,10 @@ class Computation:
         return digest({"function": describe(self.function), "arguments": describe(dict(self.arguments)),
                        "numerics": numerics(), "code": code(self.function.__module__)})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Take the identity along."""
+        return vars(self) | {"id": self.id}
+
     def perform(self, folder: RunFolder) -> str:
         """Call the function unless that is done."""
         if not folder.has_result():
@@ -144,10 +196,28 @@ class Computation:
                 rows, arrays = self.function(**self.arguments)
             summary = {"status": "ok", "seconds": time.perf_counter() - start, "rule": "", "seed": 0,
                        "rows": [[r.arm, r.seed, r.metric, r.value, r.at, r.step] for r in rows]}
-            folder.write_result(summary, {k: np.asarray(v) for k, v in arrays.items()}, {}, [])
+            folder.write_result(summary, {k: np.asarray(v) for k, v in arrays.items()}, {})
         return "ok"
 
 
 def probe_id(probe: Probe) -> str:
     """Return the digest of a probe's settings and of the code that measures."""
-    return digest({"probe": describe(probe), "code": code(type(probe).__module__)})
+    modules = {kind.__module__ for kind in type(probe).__mro__} - {"builtins", "abc"}
+    return digest({"probe": describe(probe), "code": code(*sorted(modules))})
+
+
+def _take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:
+    """Return a reading, why the probe does not fit the model, and how it failed: "" for what is not so."""
+    with seeded(snapshot.seed):
+        try:
+            return probe(snapshot), "", ""
+        except UserError as error:  # the probe does not fit this model: that is a result too
+            return Reading({}), str(error), ""
+        except Exception as error:
+            return Reading({}), "", f"{probe!r} stopped with {explained(error)}"
+
+
+def explained(error: Exception) -> str:
+    """Return an error's kind, words and place."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"

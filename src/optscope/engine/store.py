@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import fcntl
 import io
 import json
 import math
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import safetensors
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as numpy_bytes
@@ -40,14 +40,28 @@ SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that after any crash it is whole, or as it was before."""
+    """Write a file so that after any crash it is whole, or as it was before.
+
+    Raises:
+        OSError: with the path as its `filename`, so that a full disk is told from errors of others.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _sync_folder(path: Path) -> None:
+    """Force a folder's names to disk, where the system can."""
+    if os.name == "nt":
+        return
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
@@ -98,6 +112,10 @@ class RunFolder:
         path = self.path / "failed.json"
         return read_json(path) if path.is_file() else None
 
+    def forget_failure(self) -> None:
+        """Remove what an earlier command wrote of a failure: it is tried anew."""
+        (self.path / "failed.json").unlink(missing_ok=True)
+
     def write_failure(self, status: str, reason: str) -> None:
         """Write that the run failed or was lost; the next command tries it again."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -118,7 +136,7 @@ class RunFolder:
                             "run the same command again") from error
 
     def write_result(self, summary: Mapping[str, Any], series: Mapping[str, NDArray[Any]],
-                     weights: Mapping[str, Tensor], watched: Sequence[tuple[int, str, Reading]]) -> None:
+                     weights: Mapping[str, Tensor]) -> None:
         """Write all that training left; the summary last."""
         self.path.mkdir(parents=True, exist_ok=True)
         if series:
@@ -128,22 +146,24 @@ class RunFolder:
             # Clones, because tied weights share memory, which the format refuses.
             tensors = {name: t.detach().clone().contiguous() for name, t in weights.items()}
             write_atomically(self.path / "weights.safetensors", torch_bytes(tensors))
-        values = [[step, probe, _values(reading)] for step, probe, reading in watched]
-        write_atomically(self.path / "result.json",
-                         to_json({"schema": SCHEMA, **summary, "watched": values}))
+        write_atomically(self.path / "result.json", to_json({"schema": SCHEMA, **summary}))
 
     def has_reading(self, probe: str) -> bool:
         """Return whether a probe has been taken."""
         return (self.path / f"probe-{probe}.json").is_file()
 
-    def write_reading(self, probe: str, label: str, reading: Reading, reason: str = "") -> None:
-        """Write what a probe found, or the reason why it found nothing."""
-        if reading.arrays:
-            arrays = {name: np.ascontiguousarray(a) for name, a in reading.arrays.items()}
+    def write_reading(self, probe: str, label: str, readings: Sequence[tuple[int | None, Reading]],
+                      reason: str = "") -> None:
+        """Write what a probe found, after which step (None: on the trained model), or why it found nothing."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        arrays = {name: np.ascontiguousarray(a) for step, reading in readings if step is None
+                  for name, a in reading.arrays.items()}
+        if arrays:
             write_atomically(self.path / f"probe-{probe}.safetensors", numpy_bytes(arrays))
         write_atomically(self.path / f"probe-{probe}.json",
                          to_json({"schema": SCHEMA, "probe": label, "reason": reason,
-                                  "values": _values(reading)}))
+                                  "values": [[*row, step] for step, reading in readings
+                                             for row in _values(reading)]}))
 
 
 def _values(reading: Reading) -> list[list[Any]]:
@@ -204,19 +224,20 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for one writing process; leftovers of a killed one are swept first."""
-        with (self.folder / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                raise UserError(f"{self.folder} is in use by process {file.read().strip() or '?'}: "
-                                "wait for it, or give --out another folder") from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        lock, owner = FileLock(self.folder / ".lock"), self.folder / ".owner"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            name = owner.read_text().strip() if owner.is_file() else "?"
+            raise UserError(f"{self.folder} is in use by process {name}: "
+                            "wait for it, or give --out another folder") from error
+        try:
+            owner.write_text(str(os.getpid()))
             for stray in self.folder.glob("runs/*/.*.tmp"):
                 stray.unlink()
             yield
+        finally:
+            lock.release()
 
     def add_entries(self, entries: Iterable[Entry]) -> None:
         """Add entries that are not there yet; they are kept in `entries.json`."""
@@ -261,13 +282,10 @@ class Store:
         for metric, name in SUMMARY.items():
             if isinstance(result.get(name), (int, float, str)):
                 yield row(metric, result[name])
-        for step, _, values in result.get("watched", []):
-            for metric, at, value in values:
-                yield row(metric, value, at, step)
         for probe in entry.probes:
             path = folder.path / f"probe-{probe}.json"
-            for metric, at, value in read_json(path)["values"] if path.is_file() else []:
-                yield row(metric, value, at)
+            for metric, at, value, step in read_json(path)["values"] if path.is_file() else []:
+                yield row(metric, value, at, step)
 
     def index(self, records: Records) -> Path:
         """Write records to `index.sqlite`, for anyone's SQL, and return its path."""

@@ -68,5 +68,5 @@ class Graft(Combinator):
         self.direction.add_step_(steps, grads, [s["direction"] for s in states], params)
         norms = list_norms(steps, self.per)
         for target, step, length, norm in zip(targets, steps, lengths, norms, strict=True):
-            if norm > 0:
+            if norm != 0:  # nan too: a broken gradient must show
                 target.add_(step, alpha=scale * length / norm)

@@ -37,7 +37,7 @@ def block_norms(vector: Tensor, layout: Layout, per: Per) -> Tensor:
 
 def safe_inverse(norm: Tensor) -> Tensor:
     """Return 1/norm, and 0 where the norm is 0: a zero gradient has no direction and makes no step."""
-    return torch.where(norm > 0, norm.reciprocal(), torch.zeros_like(norm))
+    return torch.where(norm != 0, norm.reciprocal(), torch.zeros_like(norm))
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,7 +105,7 @@ class NormalizedSGD(Fused):
         """Add the step in place: one pass for the norms, one for the step."""
         alpha = -self.lr * scale  # type: ignore[operator]
         for target, grad, norm in zip(targets, grads, list_norms(grads, self.per), strict=True):
-            if norm > 0:
+            if norm != 0:  # nan too: a broken gradient must show
                 target.add_(grad, alpha=alpha / norm)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from optscope.engine.run import Computation, Run, Work, probe_id
+from optscope.engine.run import Computation, Run, Watch, Work
 from optscope.engine.store import Entry
 from optscope.engine.train import Plan
 from optscope.errors import UserError
@@ -148,9 +148,9 @@ class Comparison:
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task
         probes = self.probes if phase == "final" else (VALIDATION,)
-        watch = (VALIDATION,) if phase == "final" else ()
-        run = Run(task, rule, self.plan, seed, probes, watch, self.moments)
-        entry = Entry(self.name, arm.name, phase, seed, repr(rule), run.id, tuple(map(probe_id, probes)))
+        watch = (Watch(VALIDATION, self.moments),) if phase == "final" else ()
+        run = Run(task, rule, self.plan, seed, probes, watch)
+        entry = Entry(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings)
         return Job(run, entry)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from optscope.engine.execute import Engine, Outcome
-from optscope.engine.run import Run, probe_id
+from optscope.engine.run import Run
 from optscope.engine.store import Store
 from optscope.evidence.records import Records
 from optscope.study.comparison import Experiment, Job
@@ -55,6 +55,10 @@ def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, lis
     """Do every job of the experiments that is not done; the same call again repeats no finished run."""
     failures: dict[str, str] = {}
     with store.locked():
+        # Failures of earlier commands are tried again: until then nothing may be chosen by them.
+        for job in (job for experiment in experiments for job in experiment.jobs(store.records())):
+            if not is_done(job, store):
+                store.run_folder(job.work.id).forget_failure()
         for _ in range(2):  # the first stage chooses learning rates, the second uses them
             records = store.records()
             jobs = [job for experiment in experiments for job in experiment.jobs(records)]
@@ -67,9 +71,9 @@ def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, lis
             try:
                 for outcome in engine.run([job.work for job in todo], store.folder / "runs"):
                     if outcome.status in ("failed", "lost"):
-                        store.run_folder(outcome.work.id).write_failure(outcome.status, outcome.reason)
-                        entry = unique[outcome.work.id].entry
-                        failures[outcome.work.id] = (f"{entry.arm or entry.experiment} {entry.rule} seed "
+                        store.run_folder(outcome.id).write_failure(outcome.status, outcome.reason)
+                        entry = unique[outcome.id].entry
+                        failures[outcome.id] = (f"{entry.arm or entry.experiment} {entry.rule} seed "
                                                      f"{entry.seed}: {outcome.status}, {outcome.reason}")
                     listener.end_of_job(outcome)
             finally:
@@ -92,7 +96,8 @@ def _merged(jobs: Sequence[Job]) -> list[Job]:
         if known is not None and isinstance(job.work, Run) and isinstance(known.work, Run):
             run = job.work
             probes = tuple(dict.fromkeys((*known.work.probes, *run.probes)))
-            job = Job(Run(run.task, run.rule, run.plan, run.seed, probes, run.watch, run.moments), job.entry)
+            watch = tuple(dict.fromkeys((*known.work.watch, *run.watch)))
+            job = Job(replace(run, probes=probes, watch=watch), job.entry)
         merged[job.work.id] = job
     return list(merged.values())
 
@@ -104,4 +109,4 @@ def is_done(job: Job, store: Store) -> bool:
         return False
     if not isinstance(job.work, Run) or folder.result()["status"] != "ok":
         return True
-    return all(folder.has_reading(probe_id(probe)) for probe in job.work.probes)
+    return all(folder.has_reading(name) for name in job.work.readings)
