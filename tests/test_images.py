@@ -52,7 +52,7 @@ def python2_pickle(value: object) -> bytes:
 
 def write_idx(path: Path, values: np.ndarray) -> None:
     header = b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    path.write_bytes(gzip.compress(header + values.tobytes()))
+    path.write_bytes(gzip.compress(header + values.tobytes(), mtime=0))
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -173,10 +173,10 @@ def test_missing_data_names_the_folder_and_the_command(folder: Path, name: str) 
 
 
 @pytest.mark.parametrize("content", [
-    b"not gzip", b"", gzip.compress(bytes(100))[:-12],  # no gzip, nothing, cut short
-    gzip.compress(b""), gzip.compress(b"\0\0\x08\x03"),  # no header, half a header
-    gzip.compress(b"\0\0\x0d\x01\0\0\0\x01?"),  # floats
-    gzip.compress(b"\0\0\x08\x01\0\0\0\x02?"),  # one value where the header says two
+    b"not gzip", b"", gzip.compress(bytes(100), mtime=0)[:-12],  # no gzip, nothing, cut short
+    gzip.compress(b"", mtime=0), gzip.compress(b"\0\0\x08\x03", mtime=0),  # no header, half a header
+    gzip.compress(b"\0\0\x0d\x01\0\0\0\x01?", mtime=0),  # floats
+    gzip.compress(b"\0\0\x08\x01\0\0\0\x02?", mtime=0),  # one value where the header says two
 ])
 def test_damaged_idx_files(fashion: Made, folder: Path, content: bytes) -> None:
     path = folder / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz"

@@ -58,7 +58,11 @@ def _say(text: str, console: Console = _out) -> None:
 
 
 def _command() -> str:
-    return shlex.join(["optscope", *sys.argv[1:]])
+    """Return what a reader types for the same numbers: the call without the folder it wrote to."""
+    words = sys.argv[1:]
+    kept = [w for i, w in enumerate(words)
+            if not w.startswith("--out") and (i == 0 or words[i - 1] != "--out")]
+    return shlex.join(["optscope", *kept])
 
 
 @app.command("list")

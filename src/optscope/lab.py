@@ -73,7 +73,7 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
         tables=[metric_table(conducted.records, [p.metric for p in places(comparison, conducted.records)],
                              comparison.arms[0].name)],
         checklist=_checklist(comparison, conducted.records),
-        environment=environment(time.perf_counter() - start), command=command,
+        environment=environment(time.perf_counter() - start, conducted.records), command=command,
         runs_table=runs_table(conducted.records))
     return _finish(document, conducted, store)
 
@@ -101,7 +101,7 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
                              c.arms[0].name) for c in comparisons],
         checklist=[check for c in comparisons if any(arm.search for arm in c.arms)
                    for check in _checklist(c, conducted.records)],
-        environment=environment(time.perf_counter() - start)
+        environment=environment(time.perf_counter() - start, conducted.records)
         | {"paper": f"{study.paper.authors}, {study.paper.venue}, arXiv {study.paper.arxiv}",
            "reproduced": study.reproduced},
         command=command, runs_table=runs_table(conducted.records))
@@ -119,14 +119,19 @@ def _by_family(verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
         for outcome, members in found.items()) + "." for family, found in families.items())
 
 
-def environment(seconds: float) -> dict[str, object]:
+def environment(seconds: float, records: Records) -> dict[str, object]:
     """Return what a reader needs to get the same numbers: versions, processor, threads, time."""
     packages = ("torch", "numpy", "scipy")
     return {"optscope": __version__, "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},
             "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
             "threads a run": numerics()["threads"], "system": platform.system(),
-            "time of this call [s]": round(seconds, 1)}
+            "time of this call [s]": round(seconds, 1), "time of all trainings [s]": round(_spent(records), 1)}
+
+
+def _spent(records: Records) -> float:
+    """Return the seconds all runs took, each counted once."""
+    return sum({row.run: row.value for row in records.where(metric="seconds")}.values())
 
 
 def _check(task: Task) -> None:
