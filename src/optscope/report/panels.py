@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.report.points import Points, drawable, thin
@@ -195,6 +195,8 @@ def _ticks(axes: Axes, panel: Panel, width: float) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             _log_ticks(axis)
+    if width < 4 and not panel.categories and axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # more labels than that run into each other
 
 
 def _log_ticks(axis: Axis) -> None:
