@@ -20,7 +20,7 @@ class Layout:
     >>> layout = Layout(("w", "b"), (torch.Size([2, 3]), torch.Size([3])))
     >>> layout.size, layout.sizes
     (9, (6, 3))
-    >>> layout.norms(torch.ones(9)).square()
+    >>> layout.norms(torch.ones(9)).square().round()
     tensor([6., 3.])
     """
 

@@ -74,7 +74,7 @@ class Halton(Search):
 
     >>> from optscope.optim import SGD
     >>> [rule.lr for rule in Halton(3, Log(0.01, 1.0)).candidates(SGD(lr=1.0))]
-    [0.1034, 0.01669, 0.3598]
+    [0.2597, 0.02597, 0.8212]
     """
 
     trials: int
