@@ -21,8 +21,6 @@ from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
 BATCH, SHUFFLES = 256, 30
-MOST = 1.3
-"""What the noise scale may cost, in gradients of the same batch."""
 
 
 def one_gradient(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -78,7 +76,7 @@ def contenders(name: str, make: Callable[[], nn.Module]) -> list[Contender]:
     ]
 
 
-def b13(rounds: int = 15) -> dict[str, Any]:
+def b13(rounds: int = 7) -> dict[str, Any]:
     """Measure the noise scale against one gradient of the same batch, for two networks."""
     networks: dict[str, Callable[[], nn.Module]] = {"MLP": MLP(), "ResNet-8": ResNet(8, channels=1)}
     found = {name: contenders(name, make) for name, make in networks.items()}

@@ -40,7 +40,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, repr=False)
 class GradientNoise(Probe):
-    """Measure |G|², tr Σ and the simple noise scale B = tr Σ / |G|², at the cost of about one gradient.
+    """Measure |G|², tr Σ and the simple noise scale B = tr Σ / |G|² from one gradient, taken in k parts.
 
         |G|²  = mean over i ≠ j of g_i · g_j            tr Σ = b (mean over i of |g_i|² - |G|²)
 
@@ -97,8 +97,8 @@ class DescentSplit(Probe):
 
         GᵀHG = mean over i ≠ j ≠ m ≠ i of g_iᵀ H_m g_j        tr(HΣ) = b (mean over i ≠ m of g_iᵀ H_m g_i - GᵀHG)
 
-    which takes k - 1 Hessian products over all examples. Arrays: "<metric> interval" for each, 95 % (low, high), by
-    jackknife over the parts. The rest is as in `GradientNoise`.
+    which takes k - 1 Hessian products over all examples, most of the cost. Arrays: "<metric> interval" for each,
+    95 % (low, high), by jackknife over the parts. The rest is as in `GradientNoise`.
 
     Reference: Wang et al. 2023, arXiv 2307.15196, lemma 2.4.
 
