@@ -130,6 +130,12 @@ def test_in_place_path_equals_pure_path(rule, dtype, atol):
     torch.testing.assert_close(run_optimizer(rule.optimizer, start), pure, rtol=0, atol=atol)
 
 
+def test_sign_descent_is_the_same_in_chunks(monkeypatch):
+    whole = run_optimizer(SignSGD(lr=0.01).optimizer, tensors())
+    monkeypatch.setattr("optscope.optim.sign.CHUNK", 5)
+    assert torch.equal(run_optimizer(SignSGD(lr=0.01).optimizer, tensors()), whole)
+
+
 @rules
 def test_step_added_to_zeros_is_the_step(rule):
     params, grads = tensors(1), tensors(2)
