@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import re
 import sys
 
 import pytest
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from optscope import cli, lab
-from optscope.engine.execute import Inline
-from optscope.engine.run import Run
+from optscope.engine.execute import Inline, Outcome
+from optscope.engine.run import Computation, Run
 from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
+from optscope.progress import Display
 from optscope.studies import STUDIES
 from optscope.studies.robustness_gap import STUDY
 from optscope.study.comparison import Arm, Comparison
@@ -28,7 +32,7 @@ from optscope.study.search import Grid
 from optscope.study.settings import Settings
 from optscope.study.study import check_scale
 from optscope.tasks.task import Task
-from tiny import TASK, Blobs, Net
+from tiny import TASK, Blobs, Net, succeed
 
 ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
 SETTINGS = Settings(seeds=2, epochs=2, batch=32, examples=24)
@@ -137,7 +141,8 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     assert first.out.startswith("SGD against Adam: ")
     assert "tuning: 4 runs to do" in first.err
     assert "training and measuring: 4 of 8 runs are there already" in first.err
-    assert "optscope " + line in (tmp_path / "out" / "report.md").read_text()
+    assert "optscope compare my_task.py:task --config settings.toml --seeds 2" in (
+        tmp_path / "out" / "report.md").read_text()
     results = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
     assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 4 + 4
 
@@ -157,6 +162,35 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     assert "accuracy" not in {row["metric"] for row in rows}
     assert all(math.isfinite(float(row["value"])) for row in rows if row["metric"] == "loss")
     sys.modules.pop("my_task")
+
+
+# Progress
+
+def told_on(console):
+    display, long = Display(console), "KeyError: " + 30 * "word " + "[b]end[/b]"
+    display.begin("tuning", 4, 1)
+    for status in ("ok", "diverged", "failed"):
+        display.end_of_job(Outcome(Computation(succeed), status, reason=long if status == "failed" else ""))
+    display.finish()
+    display.begin("training", 4, 4)  # nothing to do: nothing to say
+    display.finish()
+    return console.file.getvalue(), f"failed: {long}"
+
+
+def test_progress_is_plain_lines_in_a_file():
+    text, failed = told_on(Console(file=io.StringIO(), width=80))
+    lines = text.splitlines()
+    assert lines[:3] == ["tuning: 1 of 4 runs are there already", "tuning: 3 runs to do", failed]
+    assert re.fullmatch(r"tuning: 4/4 runs, \d+ runs/min, 0\.0 min left, 2 diverged or failed", lines[3])
+    assert len(lines) == 4
+
+
+def test_progress_is_a_bar_on_a_terminal_and_the_cursor_comes_back(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    text, failed = told_on(Console(file=io.StringIO(), width=80, force_terminal=True))
+    assert "4/4" in text
+    assert failed in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
 # The study that ships

@@ -117,7 +117,7 @@ def _check_loss(task: Task, model: nn.Module, batch: Split) -> None:
         raise UserError(f"{task.name}: the loss must be one number (a tensor of shape ()); got {shape}: "
                         "take its mean over the batch")
     if not bool(torch.isfinite(loss)):
-        raise UserError(f"{task.name}: the loss of a fresh model is {float(loss)}; it must be finite")
+        raise UserError(f"{task.name}: the loss of a fresh model is {float(loss.detach())}; it must be finite")
     if not loss.requires_grad:
         raise UserError(f"{task.name}: the loss does not depend on the model's parameters; "
                         "compute it from the outputs without .detach() or .item()")
