@@ -28,6 +28,7 @@ GRADIENT = [FGSM(), BIM(5), PGD(10), PGD(5, restarts=2), APGD(steps=20), APGD(DL
             TargetedAPGD(steps=10), SHORT]
 ATTACKS = [*GRADIENT, RandomSearch(queries=30)]
 NORMS = ["l2", "linf"]
+RADIUS = {"l2": 0.25, "linf": 0.06}  # leaves about half of the trained net's accuracy
 
 
 def task(model: nn.Module, x: Tensor, y: Tensor, bounds: tuple[float, float] | None = (0.0, 1.0)) -> Task:
@@ -41,19 +42,21 @@ def robust(model: nn.Module, x: Tensor, y: Tensor, bounds=(0.0, 1.0), checked=0,
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small net that has learned a curved problem with four classes in six dimensions."""
+    """A small net that has learned five clusters in thirty dimensions, and 200 points it has not seen."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(500, 6, generator=generator)
-    y = (x[:, 0] > x[:, 1] ** 2 + 0.3).long() + 2 * (x[:, 2] + 0.5 * torch.sin(6 * x[:, 3]) > 0.7).long()
+    y = torch.arange(800) % 5
+    centres = 0.5 + 0.12 * torch.randn(5, 30, generator=generator)
+    x = (centres[y] + 0.2 * torch.randn(800, 30, generator=generator)).clamp(0, 1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(200):
-        optimiser.zero_grad()
-        functional.cross_entropy(model(x), y).backward()
-        optimiser.step()
-    return model, x[:200], y[:200]
+        model = nn.Sequential(nn.Linear(30, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
+    weights = list(model.parameters())
+    for _ in range(300):
+        slopes = torch.autograd.grad(functional.cross_entropy(model(x[:600]), y[:600]), weights)
+        with torch.no_grad():
+            for w, slope in zip(weights, slopes, strict=True):
+                w -= 0.5 * slope
+    return model, x[600:], y[600:]
 
 
 def linear(classes: int = 2, dimension: int = 5, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor]:
@@ -170,14 +173,15 @@ def test_losses_against_their_formulas() -> None:
     z = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     y = torch.arange(50) % 6
     goals = (y + 1) % 6
+    margin, ratio, targeted = (loss.detach() for loss in (Margin()(z, y), DLR()(z, y), TargetedDLR()(z, y, goals)))
     for i in range(50):
         row, label, goal = z[i].tolist(), int(y[i]), int(goals[i])
         top = sorted(row, reverse=True)
         rest = max(v for k, v in enumerate(row) if k != label)
-        assert Margin()(z, y)[i] == pytest.approx(rest - row[label])
-        assert DLR()(z, y)[i] == pytest.approx((rest - row[label]) / (top[0] - top[2]))
+        assert margin[i] == pytest.approx(rest - row[label])
+        assert ratio[i] == pytest.approx((rest - row[label]) / (top[0] - top[2]))
         expected = (row[goal] - row[label]) / (top[0] - (top[2] + top[3]) / 2)
-        assert TargetedDLR()(z, y, goals)[i] == pytest.approx(expected)
+        assert targeted[i] == pytest.approx(expected)
     # the log-odds are a monotone function of cross-entropy, and their gradients are parallel
     odds, entropy = CrossEntropy()(z, y), functional.cross_entropy(z, y, reduction="none")
     assert torch.allclose(functional.softplus(odds), entropy)
@@ -204,7 +208,7 @@ def test_checkpoints_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_accuracy_falls_with_the_radius_and_matches_single_radii(trained, norm: str) -> None:
-    radii = (0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16)
+    radii = tuple(k * RADIUS[norm] / 4 for k in range(1, 9))
     settings = {"norm": norm, "attack": PGD(20)}
     reading = robust(*trained, eps=radii[::-1], **settings)
     correct = reading.arrays[f"correct under {norm} attack"]
@@ -214,7 +218,9 @@ def test_accuracy_falls_with_the_radius_and_matches_single_radii(trained, norm: 
     assert (correct[:-1] >= correct[1:]).all()
     for k, eps in enumerate(radii):
         alone = robust(*trained, eps=eps, **settings).arrays[f"correct under {norm} attack"][0]
-        assert (alone != correct[k]).mean() <= 0.01
+        # The starts are random, so each search finds a few that the other misses; together they miss no more.
+        assert (~alone & correct[k]).mean() <= 0.02
+        assert correct[k].mean() <= alone.mean() + 0.01 + 1e-9
     fooled_by = reading.arrays[f"fooled by {norm} radius"]
     model, x, y = trained
     assert np.array_equal(fooled_by == 0, (model(x).argmax(1) != y).numpy())
@@ -252,7 +258,7 @@ def test_model_is_left_as_it_was(trained) -> None:
         assert not found.requires_grad
         assert [m.training for m in model.modules()] == modes
         assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
-        assert all(p.grad is None or not p.grad.any() for p in model[1][0].parameters() if not p.requires_grad)
+        assert all(p.grad is None for p in model.parameters())
         assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
         # dropout was off: the same seed gives the same result
         assert torch.equal(found, PGD(3).run(model, *trained[1:], 0.1, "linf"))
@@ -282,7 +288,7 @@ class Saturated(Quantised):
 @pytest.mark.parametrize("norm", NORMS)
 def test_checks_catch_masked_gradients(trained, masked: type[Quantised], norm: str) -> None:
     model, x, y = trained
-    probe = RobustAccuracy(norm=norm, eps=(0.05, 0.1), checked=50)
+    probe = RobustAccuracy(norm=norm, eps=(RADIUS[norm] / 2, RADIUS[norm]), checked=50)
     open_, shut = (probe(Snapshot(m, task(m, x, y))) for m in (model, masked(model)))
     assert [open_.values[f"{norm} attack: {name}"] for name in CHECKS] == [1.0] * 4
     assert probe.complaints(open_) == ()
@@ -293,7 +299,7 @@ def test_checks_catch_masked_gradients(trained, masked: type[Quantised], norm: s
 
 
 def test_checks_catch_an_attack_that_is_too_short(trained) -> None:
-    probe = RobustAccuracy(norm="l2", eps=0.1, attack=FGSM(), checked=200)
+    probe = RobustAccuracy(norm="l2", eps=0.25, attack=FGSM(), checked=200)
     model, x, y = trained
     curved = nn.Sequential(Waves(), model)
     reading = probe(Snapshot(curved, task(curved, x, y)))
@@ -315,8 +321,8 @@ def test_scaled_logits_do_not_hide_the_gradient(trained) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 1e4 * self.model(x)
 
-    plain, sure = (robust(m, x, y, eps=0.1, attack=PGD(20)) for m in (model, Sure(model)))
-    a, b = (r.values["accuracy under linf attack"][0.1] for r in (plain, sure))
+    plain, sure = (robust(m, x, y, eps=0.06, attack=PGD(20)) for m in (model, Sure(model)))
+    a, b = (r.values["accuracy under linf attack"][0.06] for r in (plain, sure))
     assert abs(a - b) <= 1.0
 
 
@@ -327,7 +333,7 @@ def test_pgd_matches_foolbox(trained, norm: str) -> None:
     attacks = {"l2": foolbox.attacks.L2ProjectedGradientDescentAttack,
                "linf": foolbox.attacks.LinfProjectedGradientDescentAttack}
     theirs = attacks[norm](steps=20, rel_stepsize=2.5 / 20)
-    radii = [0.05, 0.1]
+    radii = [RADIUS[norm] / 2, RADIUS[norm]]
     torch.manual_seed(0)
     _, _, fooled = theirs(foolbox.PyTorchModel(model.eval(), (0.0, 1.0), device="cpu"), x, y, epsilons=radii)
     ours = robust(model, x, y, norm=norm, eps=tuple(radii), attack=PGD(20)).arrays[f"correct under {norm} attack"]
@@ -340,18 +346,18 @@ def test_ensemble_matches_autoattack(trained, norm: str) -> None:
     model, x, y = trained
     x, y = x[:100], y[:100]
     flat = nn.Sequential(nn.Flatten(), model)
-    theirs = pyautoattack.AutoAttack(flat, norm={"l2": "L2", "linf": "Linf"}[norm], eps=0.08, seed=0,
+    theirs = pyautoattack.AutoAttack(flat, norm={"l2": "L2", "linf": "Linf"}[norm], eps=RADIUS[norm], seed=0,
                                      version="custom", attacks=["apgd-ce", "apgd-t"])
-    theirs.apgd_targeted.n_target_classes = 3
-    found, _ = theirs.run_standard_evaluation(x.view(-1, 1, 1, 6), y)
+    theirs.apgd_targeted.n_target_classes = 4
+    found, _ = theirs.run_standard_evaluation(x.view(-1, 1, 1, 30), y)
     expected = (flat(found).argmax(1) == y).numpy()
-    ours = robust(model, x, y, norm=norm, eps=0.08, attack=Ensemble()).arrays[f"correct under {norm} attack"][0]
+    ours = robust(model, x, y, norm=norm, eps=RADIUS[norm], attack=Ensemble()).arrays[f"correct under {norm} attack"][0]
     assert not (ours & ~expected).any()  # whatever AutoAttack fools, ours does
     assert (ours != expected).sum() <= 1
 
 
 def test_results_do_not_depend_on_radii_being_listed_in_order(trained) -> None:
-    ascending, descending = (robust(*trained, eps=radii).values for radii in ((0.05, 0.1), (0.1, 0.05)))
+    ascending, descending = (robust(*trained, eps=radii).values for radii in ((0.03, 0.06), (0.06, 0.03)))
     assert ascending == descending
 
 

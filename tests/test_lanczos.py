@@ -68,7 +68,7 @@ def test_the_printed_error_and_limit_keep_their_word_over_many_starts(dtype, rel
     operator = Dense(matrix(eigenvalues).to(dtype))
     top = float(eigenvalues.max())
     missed = above = 0
-    for seed in range(200):
+    for seed in range(100):
         found = largest(operator, rel=rel, generator=generator(seed))
         value, error = float(found.values[0]), float(found.errors[0])
         assert found.converged
@@ -77,17 +77,17 @@ def test_the_printed_error_and_limit_keep_their_word_over_many_starts(dtype, rel
         assert float((eigenvalues - value).abs().min()) <= error  # always: an eigenvalue lies there
         missed += abs(value - top) > error  # rarely: it is not the top one
         above += found.limit < top  # and then the limit still covers the top one
-    assert missed <= (0 if rel == 1e-3 else 20)
-    assert above <= 5  # 2 expected at most; more than 5 of 200 has probability 2 %
+    assert missed <= (0 if rel == 1e-3 else 10)
+    assert above <= 4  # 1 expected at most; more than 4 of 100 has probability 0.3 %
 
 
 def test_the_limit_fails_about_as_often_as_it_says_when_the_top_is_hard_to_see():
     """The top eigenvalue hides behind the second: stopped early, Lanczos sees only that one in most starts."""
     eigenvalues = torch.cat([torch.zeros(398), torch.tensor([1.0, 1.02])]).double()
     operator = Dense(torch.diag(eigenvalues))
-    found = [largest(operator, rel=0.5, most=2, generator=generator(seed)) for seed in range(1000)]
+    found = [largest(operator, rel=0.5, most=2, generator=generator(seed)) for seed in range(400)]
     tight = sum(f.limit < 1.02 for f in found)
-    assert tight <= 20  # at most 10 expected; more than 20 of 1000 has probability 0.1 %
+    assert tight <= 10  # at most 4 expected; more than 10 of 400 has probability 0.3 %
     assert np.median([f.limit for f in found]) < 100  # and it says something
     converged = [largest(operator, rel=1e-6, generator=generator(seed)) for seed in range(20)]
     assert max(f.limit for f in converged) < 1.021
@@ -130,12 +130,14 @@ def test_any_small_matrix_is_solved_in_full(eigenvalues, seed):
 def test_a_good_guess_saves_products_and_a_bad_one_is_overcome():
     a = matrix(outliers())
     values, vectors = torch.linalg.eigh(a)
-    cold = largest(Dense(a), generator=generator(0))
-    warm = largest(Dense(a), start=vectors[:, -1] + 0.01 * vectors[:, 3], generator=generator(0))
-    assert warm.products < cold.products
-    wrong = largest(Dense(a), start=vectors[:, -2], generator=generator(0))  # exactly the second eigenvector
-    for found in (warm, wrong):
-        assert abs(float(found.values[0]) - float(values[-1])) <= float(found.errors[0])
+    near = vectors[:, -1] + 0.01 * vectors[:, 3]
+    for seed in range(20):
+        cold = largest(Dense(a), margin=np.inf, generator=generator(seed))
+        warm = largest(Dense(a), margin=np.inf, start=near, generator=generator(seed))
+        assert warm.products < cold.products
+        wrong = largest(Dense(a), start=vectors[:, -2], generator=generator(seed))  # exactly the second eigenvector
+        for found in (warm, wrong):
+            assert abs(float(found.values[0]) - float(values[-1])) <= float(found.errors[0])
 
 
 def test_products_are_counted_and_limited():

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
@@ -236,7 +237,7 @@ def _search(probe: TopEigenvalues | PreconditionedSharpness, subject: Subject, o
             gradient: Tensor, k: int) -> lanczos.Eigenpairs:
     """Run Lanczos from the gradient and the sum of the vectors this probe last found for the model."""
     kept = _LAST.setdefault(subject.model, {})
-    start = gradient / max(float(gradient.norm()), math.ulp(0.0))
+    start = functional.normalize(gradient, dim=0)
     if probe in kept:
         start = start + torch.copysign(torch.ones(()), kept[probe] @ start) * kept[probe]
     found = lanczos.largest(operator, k, rel=probe.rel, margin=probe.margin, start=start,

@@ -112,10 +112,9 @@ def smallest_fooling(attack: Attack, subject: Subject, norm: Norm, radii: Tensor
     rank = torch.full((len(subject.inputs),), len(radii), device=subject.inputs.device)
     rank[~verdicts(subject.model, subject.inputs, subject.targets)] = -1
     left = (rank > 0).nonzero().squeeze(1)
-    first: tuple[Attack, ...] = (BIM(steps=4),) if len(radii) > 1 else ()
-    for by in first:
-        rank[left] = _attacked(by, subject, norm, radii, rank, left)
-    left = left[rank[left] > 0]
+    if len(radii) > 1 and len(left):
+        rank[left] = _attacked(BIM(steps=4), subject, norm, radii, rank, left)
+        left = left[rank[left] > 0]
     while len(left):
         now = _attacked(attack, subject, norm, radii, rank, left)
         again = (now < rank[left]) & (now > 0)
