@@ -351,7 +351,8 @@ def test_ensemble_matches_autoattack(trained, norm: str) -> None:
     theirs.apgd_targeted.n_target_classes = 4
     found, _ = theirs.run_standard_evaluation(x.view(-1, 1, 1, 30), y)
     expected = (flat(found).argmax(1) == y).numpy()
-    ours = robust(model, x, y, norm=norm, eps=RADIUS[norm], attack=Ensemble()).arrays[f"correct under {norm} attack"][0]
+    reading = robust(model, x, y, norm=norm, eps=RADIUS[norm], attack=Ensemble())
+    ours = reading.arrays[f"correct under {norm} attack"][0]
     assert not (ours & ~expected).any()  # whatever AutoAttack fools, ours does
     assert (ours != expected).sum() <= 1
 
