@@ -10,17 +10,31 @@ import argparse
 import datetime
 import importlib
 import json
+import pkgutil
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# A bar is the function of its name, in lower case, in one of these modules. It checks answers before it times
-# anything, and returns {"bar", "work", "rows", "ratio"}, and "limit" where a ratio has one.
-MODULES = {"B1": "curvature", "B2": "curvature", "B4": "attack", "B5": "attack", "B8": "optimiser_step"}
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def all_bars() -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return every bar by its name: the functions b1, b2, ... of the modules here.
+
+    A bar imports its rivals itself, checks answers before it times anything, and returns {"bar", "work",
+    "rows", "ratio"}, and "limit" with the most that ratios of the same names may be, where that is settled.
+    """
+    found = {}
+    for info in pkgutil.iter_modules([str(HERE)]):
+        if info.name != "__main__":
+            members = vars(importlib.import_module(f"benchmarks.{info.name}"))
+            found |= {name.upper(): member for name, member in members.items() if re.fullmatch(r"b\d+", name)}
+    return dict(sorted(found.items(), key=lambda bar: int(bar[0][1:])))
 
 
 def machine() -> dict[str, str | int]:
@@ -31,14 +45,6 @@ def machine() -> dict[str, str | int]:
     return {"cpu": names[0] if names else platform.processor() or platform.machine(),
             "capability": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count() or 1,
             "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__}
-
-
-def measure(bar: str) -> dict[str, Any]:
-    """Return a bar's result with the machine and the day."""
-    module = importlib.import_module(f"benchmarks.{MODULES[bar]}")
-    result: dict[str, Any] = getattr(module, bar.lower())()
-    today = datetime.datetime.now(datetime.UTC).date()
-    return {**result, "machine": machine(), "date": today.isoformat()}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -60,16 +66,18 @@ def table(result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Run the bars named on the command line."""
+    bars = all_bars()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("bars", nargs="*", metavar="BAR", help=f"one of {', '.join(MODULES)}; all by default")
-    bars = [bar.upper() for bar in parser.parse_args().bars] or list(MODULES)
-    unknown = sorted(set(bars) - set(MODULES))
+    parser.add_argument("bars", nargs="*", metavar="BAR", help=f"one of {', '.join(bars)}; all by default")
+    chosen = [bar.upper() for bar in parser.parse_args().bars] or list(bars)
+    unknown = [bar for bar in chosen if bar not in bars]
     if unknown:
-        parser.error(f"no bar {', '.join(unknown)}; there are {', '.join(MODULES)}")
+        parser.error(f"no bar {', '.join(unknown)}; there are {', '.join(bars)}")
     torch.set_num_threads(1)
     RESULTS.mkdir(exist_ok=True)
-    for bar in bars:
-        result = measure(bar)
+    for bar in chosen:
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        result = {**bars[bar](), "machine": machine(), "date": today}
         print(table(result), end="\n\n", flush=True)
         text = json.dumps(result, indent=1, ensure_ascii=False)
         (RESULTS / f"{bar}.json").write_text(text + "\n", encoding="utf-8")

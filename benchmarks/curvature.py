@@ -8,6 +8,7 @@ wadler-lindig opt-einsum`.
 from __future__ import annotations
 
 import copy
+import importlib
 import time
 import warnings
 from collections.abc import Callable
@@ -40,8 +41,7 @@ Find = Callable[[nn.Module, Split], tuple[float, int]]
 
 def pyhessian(model: nn.Module, part: Split) -> tuple[float, int]:
     """Run PyHessian's power iteration as it comes: a relative change of 1e-3, at most 100 iterations."""
-    import pyhessian.hessian as module
-
+    module = importlib.import_module("pyhessian.hessian")  # the package's own name for it is the class inside
     product, count = module.hessian_vector_product, 0
 
     def counted(*args: Any) -> Any:

@@ -96,6 +96,6 @@ def _lay_cells(canvas: Canvas, axes: Axes, rows: Sequence[str], columns: Sequenc
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     width = float(canvas.get_size_inches()[0])
-    cell = min(largest, (width - 0.4 - 0.075 * max(map(len, beside), default=0)) / across)
+    cell = min(largest, (width - 0.4 - 0.1 * max(map(len, beside), default=0)) / across)
     lines = max((label.count("\n") + 1 for label in above), default=1)
     canvas.set_size_inches(width, math.ceil(10 * (cell * down + 0.4 + 0.16 * lines)) / 10)

@@ -122,22 +122,27 @@ def _spectrum(arrays: Arrays) -> Picture:
             diagonal = np.diagonal(np.asarray(arrays[f"images/energy {data}"], dtype=np.float64))
             series.append(Series(data, list(range(len(diagonal))), diagonal.tolist()))
     return Picture("spectrum", "Spectral energy along the diagonal of the DCT",
-                   [Panel("frequency along the diagonal", "mean |DCT coefficient|", series, log_y=True)])
+                   [Panel("frequency along the diagonal", "mean |DCT coefficient|", series, log_y=True)],
+                   "A straight line here is an exponential fall; the coefficient at 0 is the mean brightness.")
 
 
 def _filters(arrays: Arrays) -> ImageGrid:
-    rows = ["original", *(f"{kind}, keep {keep} %" for kind in ("low energy removed", "high frequencies removed")
+    keys = ["original", *(f"{kind}, keep {keep} %" for kind in ("low energy removed", "high frequencies removed")
                           for keep in (50, 10, 3))]
+    rows = ["original", *(f"{kind} {keep} %" for kind in ("strongest", "lowest") for keep in (50, 10, 3))]
     return ImageGrid("filters", "What filtered training images look like", rows, [""] * 6,
-                     [list(np.asarray(arrays[f"images/{row}"], dtype=np.float64)) for row in rows])
+                     [list(np.asarray(arrays[f"images/{key}"], dtype=np.float64)) for key in keys],
+                     "Strongest: the DCT coefficients of largest size are kept, image by image; lowest: those of "
+                     "lowest frequency. With half of them nothing seems to be missing.")
 
 
 def _attacked(arrays: Arrays) -> ImageGrid:
     names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
     classes = {who: [names[int(c)] for c in np.asarray(arrays[f"images/classes {who}"])]
                for who in ("clean", "SGD", "Adam")}
-    rows = ["clean", *(f"attack on {who}'s model: {', '.join(classes[who])}" for who in ("SGD", "Adam"))]
-    return ImageGrid("attacked", "Images attacked within l2 radius 1, and what the models call them", rows,
-                     classes["clean"],
+    called = "; ".join(f"{who}'s model calls its row {', '.join(classes[who])}" for who in ("SGD", "Adam"))
+    return ImageGrid("attacked", "Images attacked within l2 radius 1 look the same and are called something else",
+                     ["clean", "SGD", "Adam"], classes["clean"],
                      [list(np.asarray(arrays[f"images/{key}"], dtype=np.float64))
-                      for key in ("clean", "attacked SGD", "attacked Adam")])
+                      for key in ("clean", "attacked SGD", "attacked Adam")],
+                     f"First row: test images with their classes. Then attacked, each against one model: {called}.")
