@@ -29,7 +29,7 @@ def all_bars() -> dict[str, Callable[[], dict[str, Any]]]:
     A bar imports its rivals itself, checks answers before it times anything, and returns {"bar", "work",
     "rows", "ratio"}, and "limit" with the most that ratios of the same names may be, where that is settled.
     """
-    found = {}
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
     for info in pkgutil.iter_modules([str(HERE)]):
         if info.name != "__main__":
             members = vars(importlib.import_module(f"benchmarks.{info.name}"))

@@ -19,8 +19,8 @@ from optscope.probes.attack_losses import DLR, CrossEntropy, Margin, TargetedDLR
 from optscope.probes.black_box import RandomSearch
 from optscope.probes.ensemble import Ensemble
 from optscope.probes.perturbation import L2, Linf, ball_of, per_example
-from optscope.probes.probe import Snapshot
 from optscope.probes.robust import RobustAccuracy
+from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
 SHORT = Ensemble((APGD(steps=20), TargetedAPGD(steps=10), RandomSearch(queries=30)))
@@ -134,18 +134,33 @@ def test_results_lie_in_ball_and_bounds(trained, attack: Attack, norm: str, boun
     assert (model(found).argmax(1) != y).float().mean() > wrong.float().mean() + 0.1
 
 
+class Viewing(nn.Module):
+    """A network that calls `view`, which images in channels-last format do not bear."""
+
+    def __init__(self, convolution: nn.Conv2d, last: nn.Linear) -> None:
+        super().__init__()
+        self.convolution, self.last = convolution, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.convolution(x).relu().view(len(x), -1))
+
+
 @pytest.mark.parametrize("norm", NORMS)
-def test_images_and_their_batches(norm: str) -> None:
+def test_images_in_batches_and_either_memory_format(norm: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+        viewing = Viewing(nn.Conv2d(2, 4, 3), nn.Linear(4 * 36, 3))
+    model = nn.Sequential(viewing.convolution, nn.ReLU(), nn.Flatten(), viewing.last)
     x = torch.rand(300, 2, 8, 8, generator=torch.Generator().manual_seed(0))  # three batches of at most 128
     y = model(x).argmax(1)
     for attack in (PGD(5), SHORT):
-        found = attack.run(model, x, y, 0.2, norm, (0.0, 1.0))
-        assert (ball_of(norm).size(found - x) <= 0.2 + 1e-6).all()
-        again = attack.run(model, x, y, 0.2, norm, (0.0, 1.0))
-        assert torch.equal(found, again)
+        found = attack.run(model, x, y, 0.1, norm)
+        assert found.is_contiguous()
+        assert (ball_of(norm).size(found - x) <= 0.1 + 1e-6).all()
+        assert torch.equal(found, attack.run(model, x, y, 0.1, norm))
+        other = attack.run(viewing, x, y, 0.1, norm)
+        fooled, also = ((m(f).argmax(1) != y).float().mean() for m, f in ((model, found), (viewing, other)))
+        assert abs(fooled - also) <= 0.01
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -135,7 +135,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
     chosen: dict[str, Any] | None = {name: {} for name in optimiser} if optimiser else None
     settings = read_settings(config, optimisers=chosen, seeds=seeds, epochs=epochs)
     found = task_at(task)
-    result = door(found, out or Path("runs") / f"compare-{found.name}", settings=settings, engine=Local(slots),
+    result = door(found, out or Path("runs") / f"compare-{_slug(task)}", settings=settings, engine=Local(slots),
                   listener=Display(_err), command=_command())
     _say(result.summary)
     _close(result)
@@ -162,6 +162,11 @@ def data(name: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")])
     from optscope.tasks.files import fetch
 
     _say(f"{name}: {fetch(name)}")
+
+
+def _slug(place: str) -> str:
+    """Return a task's place as part of a folder's name: my_task.py:task is my_task-task."""
+    return place.replace(".py", "").replace(":", "-").replace("/", "-").strip("-.")
 
 
 def _study(name: str) -> Any:

@@ -99,16 +99,17 @@ class Attack(ABC):
         radii = torch.as_tensor(eps, dtype=inputs.dtype, device=inputs.device).expand(len(inputs)).contiguous()
         if not bool((torch.isfinite(radii) & (radii > 0)).all()):
             raise UserError(f"the radius of an attack must be a finite number above 0; got {eps!r}")
-        size = 128 if inputs.dim() == 4 else 512  # keeps what a network holds for its gradient in cache
         with frozen(model) as still:
-            balls = ball_of(norm)(inputs, per_example(radii, inputs), bounds)
+            check_logits(still, inputs, targets)
+            laid, size = laid_out(still, inputs)
+            balls = ball_of(norm)(laid, per_example(radii, inputs), bounds)
             whole = Batch(still, balls, targets, generator or torch.Generator().manual_seed(0))
-            check_logits(whole)
             found = inputs.clone()
             for where in torch.arange(len(inputs), device=inputs.device).split(size):
-                right = where[~whole.take(where).fooled(inputs[where])]
-                if len(right):
-                    found[right] = self.search(whole.take(right))
+                part = whole.take(where)
+                right = ~part.fooled(part.inputs)
+                if right.any():
+                    found[where[right]] = self.search(part.take(right))
         return found
 
     def __repr__(self) -> str:
@@ -116,9 +117,27 @@ class Attack(ABC):
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
 
-def check_logits(batch: Batch) -> None:
+def laid_out(model: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
+    """Return the inputs in the memory format, and the batch size, in which a model's gradient is fastest.
+
+    Convolutions run 1.2 to 1.5 times as fast on channels-last images, and in batches whose activations stay in
+    cache. Models that need the ordinary format (they call `view`) get it.
+    """
+    if inputs.dim() != 4 or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return inputs, 512
+    laid = inputs.to(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            model(laid[:2])
+    except RuntimeError:
+        return inputs, 128
+    return laid, 128
+
+
+def check_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
     """Raise unless the model gives one logit a class, and the labels are among its classes."""
-    logits, labels = batch.logits(batch.inputs[:1]), batch.labels
+    with torch.no_grad():
+        logits = model(inputs[:1])
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise UserError("an attack needs a classifier with one logit a class, of shape (n, C) with C >= 2; "
                         f"the model returns shape {tuple(logits.shape)} for one input: give two logits to a "
