@@ -67,7 +67,7 @@ def eigsh(model: nn.Module, part: Split) -> tuple[float, int]:
     from scipy.sparse.linalg import eigsh as arpack
 
     data = [(part.inputs, part.targets)]
-    matrix = curvlinops.HessianLinearOperator(model, nn.CrossEntropyLoss(), dict(model.named_parameters()), data,
+    matrix = curvlinops.HessianLinearOperator(model, nn.CrossEntropyLoss(), list(model.parameters()), data,
                                               check_deterministic=False)
     inner, count = matrix.to_scipy(), 0
 
