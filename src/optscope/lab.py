@@ -187,9 +187,10 @@ def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[s
 def _failed_checks(comparison: Comparison, records: Records) -> list[str]:
     """Return a sentence for every check of a probe (unit "check": 1 holds, 0 fails) that some models fail."""
     found = []
-    for metric in (m for probe in comparison.probes for m in probe.metrics if m.unit == "check"):
+    probes = (*comparison.probes, *comparison.watched)
+    for metric in (m for probe in probes for m in probe.metrics if m.unit == "check"):
         for arm in comparison.arms:
-            failed = sum(value == 0 for value in records.by_seed(arm.name, metric.name).values())
+            failed = len(records.where(arm=arm.name, metric=metric.name, phase="final", value=0.0).seeds(arm.name))
             if failed:
                 found.append(f'{comparison.name}: the check "{metric.name}" fails for {failed} model(s) of '
                              f"{arm.name}: {metric.text}")

@@ -75,7 +75,8 @@ class Comparison:
     The learning rate of each arm is the candidate with the best mean validation `criterion` at the end of
     training over `tuning_seeds`; one with a diverged run counts as the worst, and of equals (all may have
     diverged) the smallest is taken. Then every arm is trained on `seeds`, and `probes` measure the result (on
-    the test part, if they do not say otherwise).
+    the test part, if they do not say otherwise); `watched` are taken during training, at as many `moments` as
+    validation, with the live optimiser.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, unequal budgets,
@@ -91,6 +92,7 @@ class Comparison:
     tuning_seeds: tuple[int, ...] = (1001,)
     criterion: Criterion = field(default_factory=Criterion)
     moments: int = 10
+    watched: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -99,7 +101,7 @@ class Comparison:
             raise UserError(f"arms need different names, at least one; got {', '.join(double) or 'none'}"
                             + (" more than once" if double else ""))
         measured: dict[str, Probe] = {}
-        for probe in self.probes:
+        for probe in (*self.probes, *self.watched):
             for metric in probe.metrics:
                 if metric.name in measured:
                     raise UserError(f'two probes cannot both measure "{metric.name}", as {measured[metric.name]} '
@@ -148,7 +150,8 @@ class Comparison:
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task
         probes = self.probes if phase == "final" else (VALIDATION,)
-        watch = (Watch(VALIDATION, self.moments),) if phase == "final" else ()
+        watched = (VALIDATION, *self.watched) if phase == "final" else ()
+        watch = tuple(Watch(probe, self.moments) for probe in watched)
         run = Run(task, rule, self.plan, seed, probes, watch)
         entry = Entry(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings)
         return Job(run, entry)
