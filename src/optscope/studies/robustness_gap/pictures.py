@@ -20,7 +20,7 @@ BANDS = Metric("drop under band noise", "points", axis="band, low to high freque
 CLEAN = Metric("accuracy", "%")
 LIPSCHITZ = {"lipschitz lower": "lower bound:\nsteepest slope seen",
              "lipschitz upper": "upper bound:\nproduct of exact norms",
-             "paper's spectral product": "the paper's product:\nbounds nothing"}
+             "paper's spectral product": "the paper's product:\nno bound in general"}
 
 
 def pictures(records: Records, arrays: Arrays) -> list[Figure]:
