@@ -140,7 +140,7 @@ def install(system_torch: bool) -> None:
         logged([str(BIN / "python"), "-c", "import torch"])
     else:
         logged([*pip, "--no-deps", "--timeout", "15", "--retries", "2", *CPU_INDEX, "torch"])
-    logged([*pip, "-e", ".[test]"])
+    logged([*pip, "-e", ".[test,oracle]"])
     print(f"installed in {time.monotonic() - start:.0f} s", flush=True)
 
 
