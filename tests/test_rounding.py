@@ -87,8 +87,8 @@ def test_bad_input_gets_a_sentence(make, words):
 
 # Contrasts
 
-def two(rule, *ks, plan=Plan(20, 16), seed=0, **how):
-    return contrast(TASK, [Rounded(rule, k) for k in (1, *ks)], plan, seed, **how)
+def two(rule, *ks, epochs=20, **how):
+    return contrast(TASK, [Rounded(rule, k) for k in (1, *ks)], Plan(epochs, 16), seed=0, **how)
 
 
 def test_a_contrast_is_two_trainings_compared():
@@ -130,7 +130,7 @@ def test_a_twin_that_diverges_leaves_nan():
 
 def test_everyone_is_watched():
     seen = []
-    two(Foreign("torch.optim:SGD", lr=0.1), 3, plan=Plan(1, 16), at=(2, 6),
+    two(Foreign("torch.optim:SGD", lr=0.1), 3, epochs=1, at=(2, 6),
         watch=lambda i, snapshot: seen.append((i, snapshot.step)))
     assert seen == [(0, 2), (0, 6), (1, 2), (1, 6)]
 
