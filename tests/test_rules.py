@@ -21,6 +21,7 @@ from optscope.optim import (
     Graft,
     NormalizedSGD,
     RMSProp,
+    Rounded,
     Rule,
     Scheduled,
     SignSGD,
@@ -72,6 +73,9 @@ ROWS = [
     Row(Graft(Adam(lr=0.01), Adam(lr=0.5)), lambda p: T.Adam(p, lr=0.01)),
     Row(Scheduled(Adam(lr=0.01), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),
     Row(Scheduled(Graft(RMSProp(lr=0.01), SignSGD(lr=1.0)), Cosine(warmup=0.2), steps=STEPS)),
+    Row(Rounded(SGD(lr=0.05, momentum=0.9), k=3), lambda p: T.SGD(p, lr=0.05, momentum=0.9)),
+    Row(Rounded(Scheduled(AdamW(lr=0.01), Cosine(), steps=STEPS), k=7, steps=10)),
+    Row(Rounded(Foreign("torch.optim:NAdam", lr=0.01), k=5), lambda p: T.NAdam(p, lr=0.01)),
     Row(Foreign("torch.optim:RAdam", lr=0.01), lambda p: T.RAdam(p, lr=0.01)),
     Row(Foreign(SignTwin, lr=0.02), lambda p: SignTwin(p, lr=0.02)),
 ]

@@ -91,7 +91,7 @@ class Foreign(Rule):
     """Any `torch.optim.Optimizer` as a rule: a class (or "module:Class") and its options.
 
     Used by itself it *is* that optimiser. Inside a combinator, or purely, its step is the difference of the
-    weights after and before, so it is exact to the rounding of the weights.
+    weights after and before, taken in float64: in float32 it would be a multiple of a weight's last bit.
 
     >>> Foreign("torch.optim:NAdam", lr=0.002)
     Foreign('torch.optim.nadam:NAdam', lr=0.002)
@@ -146,16 +146,17 @@ class Foreign(Rule):
         steps, saved = [], []
         rows = grad.reshape(-1, layout.size), params.reshape(-1, layout.size)
         for g, p, before in zip(*rows, state["members"], strict=True):
-            weights = [nn.Parameter(view.clone()) for view in layout.views(p.detach())]
+            start = p.detach().double()
+            weights = [nn.Parameter(view.clone()) for view in layout.views(start)]
             optimizer = self.optimizer(weights)
             if before is not None:
                 optimizer.load_state_dict(copy.deepcopy(before))
                 for i, kept in copy.deepcopy(before["state"]).items():
                     optimizer.state[weights[i]] = kept  # as it was: loading casts it to the weights' dtype
-            for weight, part in zip(weights, layout.views(g), strict=True):
+            for weight, part in zip(weights, layout.views(g.double()), strict=True):
                 weight.grad = part.clone()
             optimizer.step()
-            steps.append(layout.flatten([w.detach() for w in weights]) - p)
+            steps.append((layout.flatten([w.detach() for w in weights]) - start).to(p.dtype))
             saved.append(copy.deepcopy(optimizer.state_dict()))
         return torch.stack(steps).reshape(params.shape), {"members": saved}
 

@@ -1,0 +1,73 @@
+"""Rounding: any rule's step, made with other rounding errors and nothing else changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optscope.errors import UserError
+from optscope.optim.rule import Combinator, Rule, State, per_member
+from optscope.vector import Layout
+
+
+@dataclass(frozen=True, repr=False)
+class Rounded(Combinator):
+    """Divide the inner rule's step by `k` times its learning rate, round, and multiply by the same.
+
+        w ← w + (lr · k) · fl(s / (lr · k))        s the inner step, fl rounding to the dtype
+
+    In exact arithmetic nothing changes. In floating point every step differs from that of another `k` by about
+    its last bit: two trainings that differ in `k` alone are *rounding twins*, and part as far as rounding errors
+    grow. Powers of two only shift exponents, so k = 1, 2, 4, ... give the same bits. Momentum, decay and schedules
+    belong to the inner rule and come first. With `steps`, only so many steps are divided by `k`, the later ones
+    as with k = 1.
+
+    Sun et al. 2022, arXiv 2206.02001: w ← w − (lr · k) · fl(d / k) with the update direction d = −s / lr.
+
+    >>> from optscope.optim import SGD
+    >>> Rounded(SGD(lr=0.1), k=3)
+    Rounded(rule=SGD(lr=0.1), k=3)
+
+    Raises:
+        UserError: unless k >= 1 and steps >= 1.
+    """
+
+    rule: Rule
+    k: int
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("steps", 1 if self.steps is None else self.steps)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"Rounded: {name} must be a whole number >= 1; got {value!r}")
+
+    def _k(self, made: Tensor) -> int:
+        return self.k if self.steps is None or float(made) < self.steps else 1
+
+    def init(self, params: Tensor, layout: Layout) -> State:
+        """Return the inner state and the number of steps made, "step"."""
+        return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0)}
+
+    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
+        """Return (lr · k) · fl(s / (lr · k)) and the inner rule's new state."""
+        step, inner = self.rule.update(grad, state["rule"], params, layout)
+        divisor = per_member(self.lr, grad) * self._k(state["step"])
+        return step / divisor * divisor, {"rule": inner, "step": state["step"] + 1}
+
+    def begin(self, params: Sequence[Tensor]) -> list[State]:
+        """Return the inner in-place states, each with its count of steps and "scratch", room for a step."""
+        return [{"rule": state, "step": torch.tensor(0.0), "scratch": torch.zeros_like(p)}
+                for state, p in zip(self.rule.begin(params), params, strict=True)]
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Let the inner rule step from zero, divide, and add the multiple in place."""
+        divisor: float = self.lr * self._k(states[0]["step"])  # type: ignore[assignment]
+        parts = [state["scratch"].zero_() for state in states]
+        self.rule.add_step_(parts, grads, [state["rule"] for state in states], params)
+        for target, part, state in zip(targets, parts, states, strict=True):
+            target.add_(part.div_(divisor), alpha=scale * divisor)
+            state["step"] += 1
