@@ -13,12 +13,14 @@ from torch import Tensor, nn
 import optscope.optim as optim
 from optscope.optim import (
     SGD,
+    SVAG,
     Adam,
     AdamW,
     Cosine,
     Decayed,
     Foreign,
     Graft,
+    Momentum,
     NormalizedSGD,
     RMSProp,
     Rounded,
@@ -55,6 +57,10 @@ ROWS = [
     Row(SGD(lr=0.05), lambda p: T.SGD(p, lr=0.05)),
     Row(SGD(lr=0.05, momentum=0.9), lambda p: T.SGD(p, lr=0.05, momentum=0.9)),
     Row(SGD(lr=0.05, momentum=0.9, nesterov=True), lambda p: T.SGD(p, lr=0.05, momentum=0.9, nesterov=True)),
+    Row(Momentum(lr=0.5), lambda p: T.SGD(p, lr=0.05, momentum=0.9)),
+    Row(Momentum(lr=0.05, beta=0.0), lambda p: T.SGD(p, lr=0.05)),
+    Row(SVAG(Momentum(lr=0.5), level=3)),
+    Row(SVAG(Decayed(Adam(lr=0.01), decay=0.1), level=2)),
     Row(SignSGD(lr=0.01), SignTwin),
     Row(NormalizedSGD(lr=0.01)),
     Row(NormalizedSGD(lr=0.01, per="model")),
@@ -217,6 +223,7 @@ def test_learning_rate_can_be_changed_and_scales_the_first_step(rule):
 
 @pytest.mark.parametrize("make", [
     lambda v: SGD(lr=v), lambda v: SGD(lr=v, momentum=0.9), lambda v: SignSGD(lr=v),
+    lambda v: Momentum(lr=0.1, beta=v), lambda v: SVAG(Momentum(lr=v), level=2),
     lambda v: NormalizedSGD(lr=v), lambda v: RMSProp(lr=v), lambda v: Adam(lr=v), lambda v: AdamW(lr=v),
     lambda v: Graft(Adam(lr=v), SGD(lr=1.0)), lambda v: Adam(lr=0.01, beta1=v),
 ])

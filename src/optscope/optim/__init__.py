@@ -2,12 +2,15 @@
 
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.graft import Graft
+from optscope.optim.momentum import Momentum, matched
 from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.optim.schedules import Constant, Cosine, Decayed, Schedule, Scheduled, StepDecay
 from optscope.optim.sgd import SGD
 from optscope.optim.sign import NormalizedSGD, SignSGD
+from optscope.optim.svag import SVAG
 from optscope.optim.torch_bridge import Foreign
 
-__all__ = ["SGD", "Adam", "AdamW", "Constant", "Cosine", "Decayed", "Foreign", "Graft", "NormalizedSGD",
-           "RMSProp", "Rounded", "Rule", "Schedule", "Scheduled", "SignSGD", "StepDecay"]
+__all__ = ["SGD", "SVAG", "Adam", "AdamW", "Constant", "Cosine", "Decayed", "Foreign", "Graft", "Momentum",
+           "NormalizedSGD", "RMSProp", "Rounded", "Rule", "Schedule", "Scheduled", "SignSGD", "StepDecay",
+           "matched"]

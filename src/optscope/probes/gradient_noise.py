@@ -24,6 +24,7 @@ from torch.func import functional_call
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.evidence.stats import Interval, mean_interval
+from optscope.optim.momentum import Momentum, matched
 from optscope.optim.rule import Rule
 from optscope.optim.schedules import Scheduled
 from optscope.optim.sgd import SGD
@@ -247,7 +248,9 @@ def ratio_interval(numerator: Array, denominator: Array, confidence: float = 0.9
 
 
 def effective_rate(rule: Rule | None, step: int = 0) -> float | None:
-    """Return η = lr / (1 - momentum) of SGD after `step` steps, also inside Scheduled, or None for other rules.
+    """Return the rate η of SGD that moves alike after `step` steps, lr / (1 - momentum), or None for other rules.
+
+    Known are SGD and Momentum, also inside Scheduled.
 
     >>> round(effective_rate(SGD(lr=0.01, momentum=0.9)), 12)
     0.1
@@ -255,9 +258,12 @@ def effective_rate(rule: Rule | None, step: int = 0) -> float | None:
     if isinstance(rule, Scheduled):
         inner = effective_rate(rule.rule, step)
         return None if inner is None else inner * rule.schedule(min(step, rule.steps - 1) / rule.steps)
-    if not isinstance(rule, SGD) or isinstance(rule.lr, tuple) or isinstance(rule.momentum, tuple):
+    if not isinstance(rule, (SGD, Momentum)):
         return None
-    return rule.lr / (1 - rule.momentum)
+    try:
+        return float(matched(rule).lr)  # type: ignore[arg-type]
+    except UserError:  # one rule a member
+        return None
 
 
 def _curved_products(subject: Subject, batches: Sequence[Batch], gradients: Tensor) -> Array:

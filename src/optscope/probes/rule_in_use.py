@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
+from optscope.optim.momentum import Momentum
 from optscope.optim.rule import Hyper, Rule
 from optscope.optim.schedules import Decayed, Scheduled
 from optscope.optim.sgd import SGD
@@ -37,14 +38,19 @@ def threshold(rule: Rule, step: int = 0) -> float:
     Raises:
         UserError: when no threshold is known in closed form, or the rule holds several learning rates.
     """
-    raise UserError(f"no stability threshold is known for {rule!r}; there is one for SGD, Adam, AdamW, RMSProp, "
-                    "and for these inside Scheduled, and SGD inside Decayed")
+    raise UserError(f"no stability threshold is known for {rule!r}; there is one for SGD, Momentum, Adam, "
+                    "AdamW, RMSProp, and for these inside Scheduled, and SGD inside Decayed")
 
 
 @threshold.register
 def _(rule: SGD, step: int = 0) -> float:
     form = stability.nesterov if rule.nesterov else stability.heavy_ball
     return form(_one(rule.lr), _one(rule.momentum))
+
+
+@threshold.register
+def _(rule: Momentum, step: int = 0) -> float:
+    return stability.averaged(_one(rule.lr), _one(rule.beta))
 
 
 @threshold.register
