@@ -113,7 +113,7 @@ def _loop(task: Task, model: nn.Module, rule: Rule, plan: Plan, seed: int, order
     inputs, targets = part.inputs, part.targets
     memory_format = fast_format(model, inputs[:plan.batch])
     model.to(memory_format=memory_format).train()  # type: ignore[call-overload]
-    optimizer = rule.optimizer(model.parameters())
+    optimizer = rule.optimizer_of(model)
     base = [group["lr"] for group in optimizer.param_groups]
     per_epoch, total = plan.steps_per_epoch(len(inputs)), plan.steps(len(inputs))
     losses = torch.full((total,), torch.nan)

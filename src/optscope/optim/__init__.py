@@ -2,6 +2,7 @@
 
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.graft import Graft
+from optscope.optim.players import Players
 from optscope.optim.rule import Rule
 from optscope.optim.schedules import Constant, Cosine, Decayed, Schedule, Scheduled, StepDecay
 from optscope.optim.sgd import SGD
@@ -9,4 +10,4 @@ from optscope.optim.sign import NormalizedSGD, SignSGD
 from optscope.optim.torch_bridge import Foreign
 
 __all__ = ["SGD", "Adam", "AdamW", "Constant", "Cosine", "Decayed", "Foreign", "Graft", "NormalizedSGD",
-           "RMSProp", "Rule", "Schedule", "Scheduled", "SignSGD", "StepDecay"]
+           "Players", "RMSProp", "Rule", "Schedule", "Scheduled", "SignSGD", "StepDecay"]
