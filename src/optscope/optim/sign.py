@@ -29,7 +29,8 @@ def check_per(owner: str, per: object) -> None:
     """Raise unless `per` is "layer", "module" or "model"."""
     known = get_args(Per)
     if per not in known:
-        raise UserError(f'{owner}: per must be "layer", "module" or "model"; got {per!r}, {nearest(str(per), known)}')
+        raise UserError(f'{owner}: per must be "layer", "module" or "model"; got {per!r}, '
+                        f"{nearest(str(per), known)}")
 
 
 def block_norms(vector: Tensor, layout: Layout, per: Per) -> Tensor:
