@@ -44,6 +44,17 @@ class Layout:
         """How many numbers the whole vector holds, P."""
         return sum(self.sizes)
 
+    @property
+    def modules(self) -> tuple[int, ...]:
+        """The number of each layer's module: layers whose names agree up to the last dot share one.
+
+        >>> Layout(("0.weight", "0.bias", "2.weight"), (torch.Size([2]),) * 3).modules
+        (0, 0, 1)
+        """
+        owners = [name.rpartition(".")[0] for name in self.names]
+        numbers = {owner: i for i, owner in enumerate(dict.fromkeys(owners))}
+        return tuple(numbers[owner] for owner in owners)
+
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the layers joined into one new vector `(P,)`."""
         return torch.cat([t.reshape(-1) for t in tensors])

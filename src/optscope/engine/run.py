@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from optscope.engine.identity import code, describe, digest, numerics
+from optscope.engine.play import play
 from optscope.engine.store import RunFolder
 from optscope.engine.train import Plan, Trained, fresh_model, seeded, train
 from optscope.errors import UserError
 from optscope.optim.rule import Rule
 from optscope.probes.probe import Probe, Reading
+from optscope.tasks.game import Game
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import InMemory, Task
 
@@ -84,10 +86,10 @@ class Run:
         return vars(self) | {"id": self.id, "readings": self.readings}
 
     def _code(self) -> str:
-        task = self.task
-        parts = (task.model, task.data, task.loss, task.augment, self.rule)
+        parts = (*self.task.parts, self.rule)
         modules = {getattr(part, "__module__", None) or type(part).__module__ for part in parts}
-        return code("optscope.engine.train", "optscope.optim", *sorted(modules))
+        loop = "optscope.engine.play" if isinstance(self.task, Game) else "optscope.engine.train"
+        return code(loop, "optscope.optim", *sorted(modules))
 
     def perform(self, folder: RunFolder) -> str:
         """Train unless that is done, then take the probes that are not.
@@ -137,13 +139,17 @@ class Run:
 
         wall, cpu = time.perf_counter(), time.process_time()
         moments = frozenset[int]().union(*(w.steps(total) for w in watch))
-        trained = train(task, self.rule, self.plan, self.seed, watch=look, at=moments)
+        if isinstance(task, Game):
+            trained = play(task, self.rule, self.plan, self.seed, watch=look, at=moments)
+        else:
+            trained = train(task, self.rule, self.plan, self.seed, watch=look, at=moments)
         spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
         for w, name in watch.items():
             if w not in errors:
                 folder.write_reading(name, repr(w.probe), seen[w], silences.get(w, ""))
         if not folder.has_result():
-            folder.write_result(self._summary(trained) | spent, {"losses": trained.losses.numpy()},
+            series = {name: trace.numpy() for name, trace in trained.traces.items()}
+            folder.write_result(self._summary(trained) | spent, {"losses": trained.losses.numpy(), **series},
                                 trained.snapshot.model.state_dict())
         return list(errors.values())
 
@@ -152,7 +158,7 @@ class Run:
         return {"status": "ok" if trained.diverged_at is None else "diverged",
                 "diverged_at": trained.diverged_at, "steps": len(trained.losses), "seed": self.seed,
                 "rule": repr(self.rule), "lr": self.rule.lr, "task": self.task.name, "plan": repr(self.plan),
-                "numerics": numerics(), "train_loss": float(tail.mean()),
+                "numerics": numerics(), "train_loss": float(tail.mean()), "metrics": dict(trained.metrics),
                 "parameters": sum(p.numel() for p in trained.snapshot.model.parameters())}
 
 

@@ -282,6 +282,8 @@ class Store:
         for metric, name in SUMMARY.items():
             if isinstance(result.get(name), (int, float, str)):
                 yield row(metric, result[name])
+        for metric, value in result.get("metrics", {}).items():
+            yield row(metric, value)
         for probe in entry.probes:
             path = folder.path / f"probe-{probe}.json"
             for metric, at, value, step in read_json(path)["values"] if path.is_file() else []:

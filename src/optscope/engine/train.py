@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,14 +50,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training left: the last snapshot, and the step at which it went non-finite (None: it did not)."""
+    """What training left: the last snapshot, and the step at which it went non-finite (None: it did not).
+
+    Of a game also `traces`, numbers of every round, and `metrics`, what they come to.
+    """
 
     snapshot: Snapshot
     diverged_at: int | None
+    traces: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def losses(self) -> Tensor:
-        """The training loss of every step, `(steps,)`; nan after divergence."""
+        """The training loss of every step, `(steps,)`, of a game `(rounds, players)`; nan after divergence."""
         assert self.snapshot.losses is not None
         return self.snapshot.losses
 
@@ -73,7 +78,12 @@ def train(task: Task, rule: Rule, plan: Plan, seed: int, *, watch: Callable[[Sna
     Initialisation, data order and training noise (dropout, augmentation) are three streams that depend on
     `seed` alone, never on the rule: runs with the same seed are paired. The global random state is left as it
     was. Same seed, thread count, torch and CPU kind give the same bits.
+
+    Raises:
+        UserError: when the task is a game, which `play` plays.
     """
+    if task.kind == "game":
+        raise UserError(f"{task.name} is a game: play it with optscope.engine.play.play and a rule for each player")
     _, order, noise = streams(seed)
     model = fresh_model(task, seed)
     with seeded(noise):
@@ -113,7 +123,7 @@ def _loop(task: Task, model: nn.Module, rule: Rule, plan: Plan, seed: int, order
     inputs, targets = part.inputs, part.targets
     memory_format = fast_format(model, inputs[:plan.batch])
     model.to(memory_format=memory_format).train()  # type: ignore[call-overload]
-    optimizer = rule.optimizer(model.parameters())
+    optimizer = rule.optimizer_of(model)
     base = [group["lr"] for group in optimizer.param_groups]
     per_epoch, total = plan.steps_per_epoch(len(inputs)), plan.steps(len(inputs))
     losses = torch.full((total,), torch.nan)

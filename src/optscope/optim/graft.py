@@ -17,7 +17,7 @@ from optscope.vector import Layout
 class Graft(Combinator):
     """Step as far as `magnitude` would, where `direction` would go.
 
-        step = ‖M‖ · D / ‖D‖                       over each layer, or the whole model; 0 where D = 0
+        step = ‖M‖ · D / ‖D‖                       over each layer, module, or the model; 0 where D = 0
 
     with M and D the two rules' steps from the same gradient and weights; each keeps its own state. Momentum
     and weight decay of a part belong to its step. Agarwal et al. 2020, arXiv 2002.11803, algorithm 1; used

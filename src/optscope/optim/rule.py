@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optscope.errors import UserError
 from optscope.vector import Layout
@@ -102,6 +102,31 @@ class Rule(ABC):
         from optscope.optim.torch_bridge import RuleOptimizer
 
         return RuleOptimizer(params, self)
+
+    def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimiser of a model's parameters, in one param group a module where norms run over modules.
+
+        Raises:
+            UserError: when norms over modules and norms over the model are mixed: a param group is one or other.
+        """
+        scopes = set(self._scopes())
+        if "module" not in scopes:
+            return self.optimizer(model.parameters())
+        if "model" in scopes:
+            raise UserError(f'{self!r} takes norms over modules and over the model: give both per="module" or '
+                            'both per="model"')
+        from optscope.optim.torch_bridge import by_module
+
+        return self.optimizer(by_module(model))
+
+    def _scopes(self) -> Iterator[str]:
+        """Yield what the norms of this rule, and of those it holds, run over."""
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Rule):
+                yield from value._scopes()
+            elif f.name == "per":
+                yield value
 
     def with_(self, **changes: Any) -> Self:
         """Return the same rule with some hyperparameters changed.

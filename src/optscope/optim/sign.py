@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,26 +14,47 @@ from optscope.errors import UserError, nearest
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
-Per = Literal["layer", "model"]
-"""What a norm is taken over: each parameter tensor, or all of them together."""
+Per = Literal["layer", "module", "model"]
+"""What a norm is taken over: each parameter tensor, those of one module, or all of them together.
+
+In place, where tensors have no names, those that are handed over together are one module: `Rule.optimizer_of`
+makes a param group of each.
+"""
 
 CHUNK = 1 << 19
 """Numbers whose signs are held at once: 2 MB of float32 stay in the shared cache, and in the process."""
 
 
 def check_per(owner: str, per: object) -> None:
-    """Raise unless `per` is "layer" or "model"."""
-    if per not in ("layer", "model"):
-        hint = nearest(str(per), ["layer", "model"])
-        raise UserError(f'{owner}: per must be "layer" or "model"; got {per!r}, {hint}')
+    """Raise unless `per` is "layer", "module" or "model"."""
+    known = get_args(Per)
+    if per not in known:
+        raise UserError(f'{owner}: per must be "layer", "module" or "model"; got {per!r}, '
+                        f"{nearest(str(per), known)}")
 
 
 def block_norms(vector: Tensor, layout: Layout, per: Per) -> Tensor:
-    """Return for every number of `vector` `(..., P)` the l2 norm of its layer, or `(..., 1)` of the model."""
+    """Return for every number of `vector` `(..., P)` the l2 norm of its block, `(..., P)` or (model) `(..., 1)`."""
     if per == "model":
         norm: Tensor = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
         return norm
-    return layout.spread(layout.norms(vector))
+    norms = layout.norms(vector)
+    return layout.spread(norms if per == "layer" else _joined(norms.square(), layout).sqrt())
+
+
+def block_sizes(like: Tensor, layout: Layout, per: Per) -> Tensor:
+    """Return for every number of a vector how many there are in its block, `(P,)` or (model) `(1,)`."""
+    sizes = like.new_tensor(layout.sizes)
+    if per == "model":
+        return sizes.sum(-1, keepdim=True)
+    return layout.spread(sizes if per == "layer" else _joined(sizes, layout))
+
+
+def _joined(values: Tensor, layout: Layout) -> Tensor:
+    """Return for each layer the sum of `values` `(..., L)` over its module."""
+    module = torch.tensor(layout.modules, device=values.device)
+    sums = values.new_zeros((*values.shape[:-1], len(layout.names)))
+    return sums.index_add(-1, module, values).index_select(-1, module)
 
 
 def safe_inverse(norm: Tensor) -> Tensor:
@@ -76,16 +98,21 @@ class SignSGD(Fused):
 
 @dataclass(frozen=True, repr=False)
 class NormalizedSGD(Fused):
-    """Normalised gradient descent: a step of length `lr` a layer, or `lr` for the whole model.
+    """Normalised gradient descent: a step of one length, whatever the gradient's, for each block of weights.
 
-        step = −lr · g / ‖g‖₂                      over a layer or the model; 0 where ‖g‖ = 0
+        step = −lr · c · g / ‖g‖₂                  over a layer, a module or the model; 0 where ‖g‖ = 0
+
+    with c = 1: a block moves by `lr`; or with `rms` c = √n for a block of n weights: they move by `lr` in root
+    mean square, as they do by about Adam's rate under Adam. Used for GANs in arXiv 2210.04319 (nSGDA); the
+    factor √n is ours.
 
     Raises:
-        UserError: unless lr > 0 and per is "layer" or "model".
+        UserError: unless lr > 0 and per is "layer", "module" or "model".
     """
 
     lr: Hyper
     per: Per = "layer"
+    rms: bool = False
 
     def __post_init__(self) -> None:
         check_hyper("NormalizedSGD", "lr", self.lr, open_low=True)
@@ -96,22 +123,25 @@ class NormalizedSGD(Fused):
         return {}
 
     def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
-        """Return −lr · g/‖g‖."""
-        return -per_member(self.lr, grad) * grad * safe_inverse(block_norms(grad, layout, self.per)), state
+        """Return −lr · c · g/‖g‖."""
+        step = -per_member(self.lr, grad) * grad * safe_inverse(block_norms(grad, layout, self.per))
+        return step * block_sizes(grad, layout, self.per).sqrt() if self.rms else step, state
 
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Add the step in place: one pass for the norms, one for the step."""
         alpha = -self.lr * scale  # type: ignore[operator]
+        everything = sum(grad.numel() for grad in grads)
         for target, grad, norm in zip(targets, grads, list_norms(grads, self.per), strict=True):
             if norm != 0:  # nan too: a broken gradient must show
-                target.add_(grad, alpha=alpha / norm)
+                n = grad.numel() if self.per == "layer" else everything
+                target.add_(grad, alpha=alpha * (math.sqrt(n) if self.rms else 1.0) / norm)
 
 
 def list_norms(tensors: Sequence[Tensor], per: Per) -> list[float]:
-    """Return one l2 norm a tensor: its own, or (per="model") that of all of them together."""
+    """Return one l2 norm a tensor: its own, or (unless per="layer") that of all of them together."""
     norms = torch.stack([torch.linalg.vector_norm(t) for t in tensors])
-    if per == "model":
+    if per != "layer":
         return [float(torch.linalg.vector_norm(norms))] * len(tensors)
     return [float(n) for n in norms]
 

@@ -86,6 +86,18 @@ class RuleOptimizer(torch.optim.Optimizer):
         return self.rule.with_(**changed) if changed else self.rule
 
 
+def by_module(model: nn.Module) -> list[dict[str, Any]]:
+    """Return one param group for each module that holds parameters of its own; tied ones stand once."""
+    seen: set[nn.Parameter] = set()
+    groups = []
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p not in seen]
+        seen.update(own)
+        if own:
+            groups.append({"params": own})
+    return groups
+
+
 @dataclass(frozen=True, repr=False, init=False)
 class Foreign(Rule):
     """Any `torch.optim.Optimizer` as a rule: a class (or "module:Class") and its options.

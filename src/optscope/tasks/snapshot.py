@@ -16,7 +16,8 @@ class Snapshot:
     """One model at one moment of its training.
 
     `seed` seeds the randomness of probes, so that arms which share a seed see the same noise. `step` counts
-    the steps made; `losses` holds the training loss of each of them, `(step,)`.
+    the steps made; `losses` holds the training loss of each of them, `(step,)`, in games of each player,
+    `(step, players)`.
     """
 
     model: nn.Module

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 from optscope.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "game"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,11 @@ class Task:
     kind: Kind = "classification"
     bounds: tuple[float, float] | None = (0.0, 1.0)
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What, besides the rule, a training is made of: the code behind these belongs to a run's identity."""
+        return self.model, self.data, self.loss, self.augment
 
     @classmethod
     def from_tensors(cls, model: Callable[[], nn.Module], train: Any, test: Any, *, validation: Any = None,
