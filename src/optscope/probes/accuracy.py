@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.evidence.stats import wilson
-from optscope.probes.probe import Probe, Reading, Subject, in_batches
+from optscope.probes.probe import Probe, Reading, Subject, check_examples, in_batches
 
 BINS = 15
 
@@ -36,8 +36,7 @@ class Accuracy(Probe):
     def measure(self, subject: Subject) -> Reading:
         """Measure on all inputs, in one pass."""
         task = subject.snapshot.task
-        if task.kind == "classification":
-            check_classifier(subject)
+        (check_classifier if task.kind == "classification" else check_examples)(subject)
         outputs = in_batches(subject.model, subject.inputs)
         loss = float(subject.loss(outputs, subject.targets))
         if task.kind == "regression":
@@ -77,10 +76,7 @@ def check_classifier(subject: Subject) -> None:
         raise UserError("accuracy needs a classification task with logits (n, classes) and class numbers "
                         f"(n,); the {task.kind} task {task.name!r} has outputs of shape {shape} an example "
                         f"and {targets.dtype} targets {tuple(targets.shape)}")
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= shape[0]:
-        raise UserError(f"the labels must be from 0 to {shape[0] - 1}, the model's classes; in the task "
-                        f"{task.name!r} they reach from {low} to {high}")
+    check_examples(subject)
 
 
 def calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS) -> float:

@@ -21,7 +21,7 @@ from optscope.evidence.records import Metric
 from optscope.optim.rule import Rule
 from optscope.probes import lanczos
 from optscope.probes.hessian import GaussNewton, Hessian, Preconditioned, SymmetricOperator
-from optscope.probes.probe import Probe, Reading, Subject, Value
+from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
 from optscope.probes.rule_in_use import adaptive, preconditioner, rule_in_use, threshold
 
 _LAST: WeakKeyDictionary[nn.Module, dict[Probe, Tensor]] = WeakKeyDictionary()
@@ -40,7 +40,8 @@ class CurvatureProbe(Probe):
     split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
 
     def matrix(self, subject: Subject) -> Hessian | GaussNewton:
-        """Return the matrix at the subject's weights."""
+        """Return the matrix at the subject's weights, once the examples are checked."""
+        check_examples(subject)
         kind = GaussNewton if self.gauss_newton else Hessian
         return kind(subject.model, subject.loss, subject.inputs, subject.targets)
 

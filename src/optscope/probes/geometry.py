@@ -15,7 +15,7 @@ from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier
 from optscope.probes.hessian import Hessian
-from optscope.probes.probe import Probe, Reading, Subject, Value
+from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.tasks.task import Task
 from optscope.vector import Layout
@@ -96,6 +96,7 @@ class FirstStep(Probe):
         rule = rule_in_use(subject.snapshot) or subject.snapshot.rule
         if rule is None:
             return Reading({})
+        check_examples(subject)
         hessian = Hessian(subject.model, subject.loss, subject.inputs, subject.targets)  # it sums over chunks
         layout, gradient = hessian.layout, hessian.gradient()
         weights = layout.flatten([p.detach() for p in subject.model.parameters()])

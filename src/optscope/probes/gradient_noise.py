@@ -29,7 +29,7 @@ from optscope.optim.rule import Rule
 from optscope.optim.schedules import Scheduled
 from optscope.optim.sgd import SGD
 from optscope.probes.hessian import Hessian
-from optscope.probes.probe import Probe, Reading, Subject
+from optscope.probes.probe import Probe, Reading, Subject, check_examples
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.vector import Layout
 
@@ -146,8 +146,9 @@ def shuffled_parts(subject: Subject, parts: int) -> list[Batch]:
     """Return the examples shuffled and cut into `parts` of equal size; the few left over are not used.
 
     Raises:
-        UserError: when there are fewer examples than parts.
+        UserError: when there are fewer examples than parts, or they will not do (`check_examples`).
     """
+    check_examples(subject)
     size = len(subject.inputs) // parts
     if size == 0:
         raise UserError(f"the noise of a gradient is read from {parts} parts of the examples; got "

@@ -106,6 +106,35 @@ def check_bounds(inputs: Tensor, bounds: tuple[float, float] | None) -> None:
                         f"reach from {low:g} to {high:g}: put normalisation inside the model, or set bounds")
 
 
+def check_examples(subject: Subject) -> None:
+    """Raise unless a model gives the same finite outputs twice, its labels are classes, and its loss is one number.
+
+    Authors call it where `measure` uses the outputs; a few examples tell.
+
+    Raises:
+        UserError: naming the first of these that is not so.
+    """
+    task, x, y = subject.snapshot.task, subject.inputs[:8], subject.targets[:8]
+    with torch.no_grad():
+        outputs, again = subject.model(x), subject.model(x)
+    if not bool(torch.isfinite(outputs).all()):
+        raise UserError("the model's outputs are not finite, though its parameters are: look at its buffers, such as "
+                        "the running statistics of batch normalisation")
+    if not torch.equal(outputs, again):
+        raise UserError("two passes of the same inputs differ in eval mode, so nothing measured would mean anything: "
+                        "make dropout and the like depend on self.training")
+    labelled = task.kind == "classification" and outputs.dim() == 2 and not subject.targets.is_floating_point()
+    low, high = (int(subject.targets.min()), int(subject.targets.max())) if labelled else (0, 0)
+    if labelled and (low < 0 or high >= outputs.shape[1]):
+        raise UserError(f"the labels must be from 0 to {outputs.shape[1] - 1}, the model's classes; in the task "
+                        f"{task.name!r} they reach from {low} to {high}")
+    with torch.no_grad():
+        loss = subject.loss(outputs, y)
+    if loss.dim() != 0:
+        raise UserError(f"the loss must be one number (a tensor of shape ()); got shape {tuple(loss.shape)}: take its "
+                        "mean over the examples")
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Put a model in eval mode with frozen parameters, and restore both afterwards."""
