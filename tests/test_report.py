@@ -262,15 +262,19 @@ def test_the_metric_table_agrees_with_scipy():
     metrics = [Metric("accuracy", "%", "higher"), Metric("robust", "", "lower", axis="ε")]
     table = metric_table(rows, [*metrics, metrics[1]], "SGD")
     assert table.title == "Arms and metrics: demo"
-    assert table.header == ("arm", "accuracy [%]\u00a0↑", "robust at ε = 0.5\u00a0↓", "robust at ε = 1\u00a0↓")
-    for column, (metric, at) in enumerate((("accuracy", None), ("robust", 0.5), ("robust", 1.0)), 1):
+    assert table.header == ("metric", *ARMS)
+    places = {"accuracy [%]\u00a0↑": ("accuracy", None), "robust at ε = 0.5\u00a0↓": ("robust", 0.5),
+              "robust at ε = 1\u00a0↓": ("robust", 1.0)}
+    assert [row[0] for row in table.rows] == list(places)
+    for name, sgd_cell, adam_cell in table.rows:
+        metric, at = places[name]
         sgd, adam = (rows.values(arm, metric, at) for arm in ARMS)
-        for values, cell in ((sgd, table.rows[0][column]), (adam, table.rows[1][column].split("\n")[0])):
+        for values, cell in ((sgd, sgd_cell), (adam, adam_cell.split("\n")[0])):
             mean, half = (float(v.replace("−", "-")) for v in cell.split(" ± "))
             low, high = stats.t.interval(0.95, 7, values.mean(), stats.sem(values))
             assert [mean, half] == pytest.approx([values.mean(), (high - low) / 2], abs=0.05 * (high - low) / 2)
         low, high = stats.ttest_rel(adam, sgd).confidence_interval(0.95)
-        shown = re.findall(r"[+−][\d.]+", table.rows[1][column].split("\n")[1])
+        shown = re.findall(r"[+−][\d.]+", adam_cell.split("\n")[1])
         assert [float(v.replace("−", "-")) for v in shown] == pytest.approx(
             [(adam - sgd).mean(), low, high], abs=0.05 * (high - low) / 2)
 

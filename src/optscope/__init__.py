@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from optscope.engine.checkpoint import load_snapshot
     from optscope.engine.train import Plan, train
     from optscope.errors import UserError
     from optscope.lab import compare, run_study
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 _HOMES = {"Arm": "study.comparison", "Grid": "study.search", "Halton": "study.search", "Log": "study.search",
           "Plan": "engine.train", "Probe": "probes.probe", "Rule": "optim.rule", "Settings": "study.settings",
           "Snapshot": "tasks.snapshot", "Task": "tasks.task", "UserError": "errors", "compare": "lab",
-          "run_study": "lab", "train": "engine.train"}
+          "load_snapshot": "engine.checkpoint", "run_study": "lab", "train": "engine.train"}
 __all__ = ["Arm", "Grid", "Halton", "Log", "Plan", "Probe", "Rule", "Settings", "Snapshot", "Task", "UserError",
-           "compare", "run_study", "train"]
+           "compare", "load_snapshot", "run_study", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.records import Records
 from optscope.report.document import Check, Document, write
-from optscope.report.tables import metric_table, runs_table
+from optscope.report.tables import Table, metric_table, runs_table
 from optscope.study.charts import comparison_figures
 from optscope.study.compare import comparison_of
 from optscope.study.comparison import Arm, Comparison
@@ -70,8 +70,7 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
         verdicts=verdicts, scale="desk", next_steps=_next_steps(comparison, conducted.records, store),
         figures=comparison_figures(comparison, conducted.records,
                                    places(comparison, conducted.records)),
-        tables=[metric_table(conducted.records, [p.metric for p in places(comparison, conducted.records)],
-                             comparison.arms[0].name)],
+        tables=[_measured(comparison, conducted.records)],
         checklist=_checklist(comparison, conducted.records),
         environment=environment(time.perf_counter() - start, conducted.records), command=command,
         runs_table=runs_table(conducted.records))
@@ -96,9 +95,7 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
         title=study.paper.title, question=study.question, verdict_sentence=summary,
         warnings=[*_warnings(comparisons, conducted), study.left_out], verdicts=verdicts, scale=scale,
         figures=study.pictures(conducted.records, conducted.arrays),
-        tables=[metric_table(conducted.records.where(experiment=c.name),
-                             [p.metric for p in places(c, conducted.records.where(experiment=c.name))],
-                             c.arms[0].name) for c in comparisons],
+        tables=[_measured(c, conducted.records) for c in comparisons],
         checklist=[check for c in comparisons if any(arm.search for arm in c.arms)
                    for check in _checklist(c, conducted.records)],
         environment=environment(time.perf_counter() - start, conducted.records)
@@ -106,6 +103,12 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
            "reproduced": study.reproduced},
         command=command, runs_table=runs_table(conducted.records))
     return _finish(document, conducted, store)
+
+
+def _measured(comparison: Comparison, records: Records) -> Table:
+    """Return the table of all that was measured on the trained models of a comparison."""
+    metrics, found = comparison.measured(records)
+    return metric_table(found, metrics, comparison.arms[0].name)
 
 
 def _by_family(verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
@@ -187,7 +190,7 @@ def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[s
 def _failed_checks(comparison: Comparison, records: Records) -> list[str]:
     """Return a sentence for every check of a probe (unit "check": 1 holds, 0 fails) that some models fail."""
     found = []
-    probes = (*comparison.probes, *comparison.watched)
+    probes = (*comparison.probes, *comparison.described, *comparison.watched)
     for metric in (m for probe in probes for m in probe.metrics if m.unit == "check"):
         for arm in comparison.arms:
             failed = len(records.where(arm=arm.name, metric=metric.name, phase="final", value=0.0).seeds(arm.name))

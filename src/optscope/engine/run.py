@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import code, describe, digest, numerics
 from optscope.engine.play import play
 from optscope.engine.store import RunFolder
-from optscope.engine.train import Plan, Trained, fresh_model, seeded, train
+from optscope.engine.train import Plan, Trained, seeded, train
 from optscope.errors import UserError
 from optscope.optim.rule import Rule
 from optscope.probes.probe import Probe, Reading
@@ -44,13 +45,30 @@ class ProbesError(RuntimeError):
 
 @dataclass(frozen=True)
 class Watch:
-    """A probe that is taken during training, `moments` times, evenly spaced, the end included."""
+    """A probe that is taken during training, `moments` times, the end included.
+
+    They are evenly spaced, or, if `logarithmic`, in the logarithm of the step, from the first step on.
+
+    >>> from optscope.probes.accuracy import Accuracy
+    >>> sorted(Watch(Accuracy(), 4).steps(100)), sorted(Watch(Accuracy(), 4, logarithmic=True).steps(100))
+    ([25, 50, 75, 100], [1, 5, 22, 100])
+
+    Raises:
+        UserError: unless moments >= 1.
+    """
 
     probe: Probe
     moments: int = 10
+    logarithmic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.moments < 1:
+            raise UserError(f"Watch: moments, how often the probe is taken, must be at least 1; got {self.moments}")
 
     def steps(self, total: int) -> frozenset[int]:
-        """Return after how many of all steps it is taken."""
+        """Return after how many of all steps it is taken; moments that fall together are one."""
+        if self.logarithmic and self.moments > 1:
+            return frozenset(round(float(step)) for step in np.geomspace(1, total, self.moments))
         return frozenset(round(total * (i + 1) / self.moments) for i in range(self.moments))
 
 
@@ -79,7 +97,8 @@ class Run:
     def readings(self) -> tuple[str, ...]:
         """The names of what is read, first by `probes`, then by `watch`."""
         return (*map(probe_id, self.probes),
-                *(digest({"watched": probe_id(w.probe), "moments": w.moments}) for w in self.watch))
+                *(digest({"watched": probe_id(w.probe), "moments": w.moments, "log": w.logarithmic})
+                  for w in self.watch))
 
     def __getstate__(self) -> dict[str, Any]:
         """Take the identities along: a worker may not have the sources they are made of."""
@@ -109,9 +128,7 @@ class Run:
             errors += self._train(task, folder, {w: name for w, name in missing.items() if isinstance(w, Watch)})
         result = folder.result()
         if result["status"] == "ok" and any(isinstance(each, Probe) for each in missing):
-            model = fresh_model(task, self.seed)
-            model.load_state_dict(folder.weights())
-            snapshot = Snapshot(model, task, self.seed, int(result["steps"]), self.rule)
+            snapshot = dataclasses.replace(load_snapshot(task, folder.path), rule=self.rule)
             for probe, name in missing.items():
                 if isinstance(probe, Probe):
                     reading, silence, error = _take(probe, snapshot)

@@ -172,7 +172,7 @@ class HessianTrace(CurvatureProbe):
     def metrics(self) -> tuple[Metric, ...]:
         """The trace and its standard error."""
         return (Metric("Hessian trace", "", "neither", "sum of the Hessian's eigenvalues"),
-                Metric("Hessian trace error", "", "lower", "standard error over the random vectors"))
+                Metric("Hessian trace error", "", "neither", "standard error over the random vectors"))
 
     def measure(self, subject: Subject) -> Reading:
         """Run Hutch++."""
@@ -227,7 +227,7 @@ def _check(probe: Probe, rel: float, margin: float = 1.0, k: int = 1) -> None:
 def _metrics(name: str, limit: str, text: str) -> tuple[Metric, ...]:
     return (
         Metric(name, "", "neither", text),
-        Metric(f"{name} error", "", "lower", f"an eigenvalue lies within this of the {name}"),
+        Metric(f"{name} error", "", "neither", f"an eigenvalue lies within this of the {name}"),
         Metric(f"{name} limit", "", "neither", "no eigenvalue lies above this, for 99 random starts in 100"),
         Metric(limit, "", "neither", "above this the rule in use is unstable on the quadratic model"),
         Metric(f"{name} / threshold", "", "neither", "1 is the edge of stability"),

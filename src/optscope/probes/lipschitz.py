@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
@@ -93,7 +94,8 @@ class Lipschitz(Probe):
 
     def _lower(self, subject: Subject) -> float:
         try:
-            return steepest_slope(subject.model, subject.inputs, subject.bounds, subject.generator, self.climb)
+            with sdpa_kernel(SDPBackend.MATH):  # of the attention kernels it alone has a second derivative
+                return steepest_slope(subject.model, subject.inputs, subject.bounds, subject.generator, self.climb)
         except RuntimeError as error:  # some operations of torch have no second derivative, or no float64
             raise UserError(f"Lipschitz: the model must be twice differentiable and run in float64; "
                             f"torch said: {str(error).splitlines()[0]}") from error

@@ -71,8 +71,11 @@ class Probe(ABC):
         """Check the snapshot, measure it, and leave its model exactly as it was.
 
         Raises:
-            UserError: weights that are not finite, or inputs outside the task's bounds.
+            UserError: no examples, weights that are not finite, or inputs outside the task's bounds.
         """
+        if self.examples is not None and self.examples < 1:
+            raise UserError(f"{type(self).__name__}: examples must be at least 1, or None for all; "
+                            f"got {self.examples}")
         split: Split = getattr(snapshot.task.data(), self.split)
         split = split.first(self.examples)
         check_finite(snapshot.model)
@@ -118,10 +121,10 @@ def check_examples(subject: Subject) -> None:
     with torch.no_grad():
         outputs, again = subject.model(x), subject.model(x)
     if not bool(torch.isfinite(outputs).all()):
-        raise UserError("the model's outputs are not finite, though its parameters are: look at its buffers, such as "
-                        "the running statistics of batch normalisation")
+        raise UserError("the model's outputs are not finite, though its parameters are: look at its inputs and at "
+                        "its buffers, such as the running statistics of batch normalisation")
     if not torch.equal(outputs, again):
-        raise UserError("two passes of the same inputs differ in eval mode, so nothing measured would mean anything: "
+        raise UserError("two passes of the same inputs differ in eval mode, so no measurement can be trusted: "
                         "make dropout and the like depend on self.training")
     labelled = task.kind == "classification" and outputs.dim() == 2 and not subject.targets.is_floating_point()
     low, high = (int(subject.targets.min()), int(subject.targets.max())) if labelled else (0, 0)
@@ -131,8 +134,8 @@ def check_examples(subject: Subject) -> None:
     with torch.no_grad():
         loss = subject.loss(outputs, y)
     if loss.dim() != 0:
-        raise UserError(f"the loss must be one number (a tensor of shape ()); got shape {tuple(loss.shape)}: take its "
-                        "mean over the examples")
+        raise UserError("the loss must be one number (a tensor of shape ()); got shape "
+                        f"{tuple(loss.shape)}: take its mean over the examples")
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def metric_table(records: Records, metrics: Sequence[Metric], baseline: str = ""
     """Return arms against metrics: mean ± half the 95 % t interval over seeds, final phase, last step.
 
     With a `baseline` each other arm has a second line: the paired difference to it, arm - baseline, with its
-    95 % interval. Metrics with an axis take one column a coordinate; each experiment has its own rows.
+    95 % interval. Metrics with an axis stand once for each coordinate, arms once for each experiment; rows are
+    those of the two of which there are more.
     """
     columns = [(m, at) for m in dict.fromkeys(metrics) for at in _places(records, m)]
     by_metric = {m.name: records.where(metric=m.name) for m in metrics}
@@ -94,7 +95,10 @@ def metric_table(records: Records, metrics: Sequence[Metric], baseline: str = ""
              "interval that holds 0 is no evidence of a difference." if baseline else "") +
             " ↑ higher is better, ↓ lower is better.")
     title = ": ".join(["Arms and metrics", *(experiments if len(experiments) == 1 else [])])
-    return Table(title, ("arm", *(_heading(m, at) for m, at in columns)), rows, note)
+    header = ("arm", *(_heading(m, at) for m, at in columns))
+    if len(columns) > len(rows):
+        header, *rows = zip(("metric", *header[1:]), *rows, strict=True)
+    return Table(title, header, rows, note)
 
 
 def _places(records: Records, metric: Metric) -> list[float | None]:

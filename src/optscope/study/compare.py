@@ -9,6 +9,9 @@ from optscope.errors import UserError
 from optscope.optim import StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.attack import PGD
+from optscope.probes.edge import EdgeOfStability
+from optscope.probes.geometry import FirstStep, Geometry, Margin
+from optscope.probes.gradient_noise import GradientNoise
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.noise import BandNoise, GaussianNoise
 from optscope.probes.probe import Probe
@@ -35,7 +38,8 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     return Comparison(
         task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
         fitting_probes(task, settings.examples), tuple(range(1, settings.seeds + 1)),
-        tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)))
+        tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
+        watched=(EdgeOfStability(),), described=describing_probes(task, settings.examples))
 
 
 def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
@@ -59,3 +63,9 @@ def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
         if inputs.dim() == 4 and min(inputs.shape[-2:]) >= 8:
             probes.append(BandNoise(variance=0.1 * width**2))
     return (*probes, Lipschitz(examples=64))
+
+
+def describing_probes(task: Task, examples: int) -> tuple[Probe, ...]:
+    """Return cheap probes of what a model is like, in which more is neither better nor worse."""
+    margin = (Margin(examples=examples),) if task.kind == "classification" else ()
+    return (*margin, Geometry(), FirstStep(), GradientNoise())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from optscope.engine.run import Computation, Run, Watch, Work
 from optscope.engine.store import Entry
 from optscope.engine.train import Plan
 from optscope.errors import UserError
-from optscope.evidence.records import Direction, Phase, Records
+from optscope.evidence.records import Direction, Metric, Phase, Records
 from optscope.optim.rule import Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.probe import Probe
@@ -75,8 +75,9 @@ class Comparison:
     The learning rate of each arm is the candidate with the best mean validation `criterion` at the end of
     training over `tuning_seeds`; one with a diverged run counts as the worst, and of equals (all may have
     diverged) the smallest is taken. Then every arm is trained on `seeds`, and `probes` measure the result (on
-    the test part, if they do not say otherwise); `watched` are taken during training, at as many `moments` as
-    validation, with the live optimiser.
+    the test part, if they do not say otherwise), and so do `described`, of which no difference is tested: what
+    they find is shown. `watched` are taken during training, at as many `moments` as validation, with the live
+    optimiser.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, unequal budgets,
@@ -93,6 +94,7 @@ class Comparison:
     criterion: Criterion = field(default_factory=Criterion)
     moments: int = 10
     watched: tuple[Probe, ...] = ()
+    described: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -101,7 +103,7 @@ class Comparison:
             raise UserError(f"arms need different names, at least one; got {', '.join(double) or 'none'}"
                             + (" more than once" if double else ""))
         measured: dict[str, Probe] = {}
-        for probe in (*self.probes, *self.watched):
+        for probe in (*self.probes, *self.described, *self.watched):
             for metric in probe.metrics:
                 if metric.name in measured:
                     raise UserError(f'two probes cannot both measure "{metric.name}", as {measured[metric.name]} '
@@ -147,9 +149,24 @@ class Comparison:
             return math.inf  # diverged or failed: it has no final validation metric, or an infinite one
         return statistics.fmean(values[seed] for seed in self.tuning_seeds)
 
+    def measured(self, records: Records) -> tuple[list[Metric], Records]:
+        """Return every metric of the trained models, checks of probes apart, and its final records.
+
+        Metrics of `watched` probes are those of the last step: their records look like those of the others.
+        """
+        mine = records.where(experiment=self.name, phase="final")
+        watched = {metric.name for probe in self.watched for metric in probe.metrics}
+        last = {row.run: row.step for row in sorted(mine, key=lambda row: row.step or 0)
+                if row.metric in watched and row.step is not None}
+        rows = Records(row if row.step is None else replace(row, step=None) for row in mine
+                       if row.step is None or (row.metric in watched and row.step == last[row.run]))
+        found = [metric for probe in (*self.probes, *self.described, *self.watched) for metric in probe.metrics
+                 if metric.unit != "check" and rows.where(metric=metric.name)]
+        return found, rows
+
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task
-        probes = self.probes if phase == "final" else (VALIDATION,)
+        probes = (*self.probes, *self.described) if phase == "final" else (VALIDATION,)
         watched = (VALIDATION, *self.watched) if phase == "final" else ()
         watch = tuple(Watch(probe, self.moments) for probe in watched)
         run = Run(task, rule, self.plan, seed, probes, watch)
