@@ -57,7 +57,7 @@ class Cell:
 class Size:
     """How large everything is at one scale.
 
-    `edge` is (depths, learning rates, decays at depth 3 and the middle rate, seeds, steps); `spread` is (task,
+    `edge` is (depths, learning rates, weight decays at depth 3 and rate 0.3, seeds, steps); `spread` is (task,
     plan, seeds, divisors in the first step only, last epochs that count).
     """
 
@@ -93,10 +93,10 @@ _COLOURS = Task("cifar10", ResNet(8), CIFAR10(10_000, 1000, 10_000), augment=Fli
 _RESNET = Task("cifar10", ResNet(56), CIFAR10(49_000, 1000, 10_000), augment=FlipCrop(pad=4))
 _SMOOTH_RESNET = Task("cifar10", Smooth(ResNet(56), BETA), CIFAR10(49_000, 1000, 10_000), augment=FlipCrop(pad=4))
 SIZES: dict[Scale, Size] = {
-    "smoke": Size(2, 200, 60, _cells({1: (0.1, 0.001)}, 2, 12), ((1, 3), (0.3,), (0.0,), 2, 80),
+    "smoke": Size(2, 200, 60, _cells({1: (0.1, 0.001)}, 2, 12), ((1, 3), (0.3,), (), 2, 80),
                   (_SMOKE, Plan(2, 128), 2, (3,), 1)),
     "desk": Size(20, 1000, 800, _cells({9: RATES, 4: RATES[:5:2], 1: RATES[:5:2]}, 5, 300),
-                 ((1, 2, 3, 4), (0.1, 0.15, 0.3, 0.45), (0.0, 1e-3, 3e-3), 10, 1200),
+                 ((1, 2, 3, 4), (0.15, 0.3, 0.45), (1e-3, 3e-3), 10, 1200),
                  (*_spread(5000, 5000, 12), 20, FIRST, 3)),
     "long": Size(20, 1000, 800, (), None, (_COLOURS, Plan(20, 128, StepDecay(at=(0.4, 0.8))), 10, FIRST, 5)),
     "paper": Size(20, 1000, 800, tuple(
@@ -145,7 +145,7 @@ def _edge(size: Size) -> list[Experiment]:
         return []
     depths, rates, decays, seeds, steps = size.edge
     grid = [(depth, lr, 0.0) for depth in depths for lr in rates]
-    grid += [(3, 0.3, decay) for decay in decays if decay]
+    grid += [(3, 0.3, decay) for decay in decays]
     works = []
     for seed in range(1, seeds + 1):
         for depth, lr, decay in grid:

@@ -74,13 +74,13 @@ def _window(records: Records) -> Picture:
               Series("across it, theory", decays.tolist(), across.tolist(), mark="theory")]
     images = [arm for arm in mine.arms() if arm not in ("", "checkerboard")]
     ends = [Series(f"{end} end", list(range(len(images))),
-                   [mine.by_seed(arm, f"measured {end} end").get(0, np.nan)
-                    / mine.by_seed(arm, f"predicted {end} end").get(0, np.nan) for arm in images], mark="points")
-            for end in ("lower", "upper")]
+                   [100 * mine.by_seed(arm, f"measured {end} end").get(0, np.nan)
+                    / mine.by_seed(arm, f"predicted {end} end").get(0, np.nan) - 100 for arm in images],
+                   mark="points") for end in ("lower", "upper")]
     return Picture("window", f"Weight decay must lie between {low:.4g} and {high:.4g} at learning rate 1e-8", [
         Panel("weight decay α", "factor a step", series, "the paper's image", log_x=True,
               levels={"stable below": 1.0}),
-        Panel("", "measured end / end by the patch Gram matrix", ends, "other images", categories=images)],
+        Panel("", "measured − predicted end [%]", ends, "other images", categories=images)],
         "Linear equation of the one-layer network. Below the window it grows along the image's patches, above it "
         "its explicit steps grow across them.")
 

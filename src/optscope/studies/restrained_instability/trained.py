@@ -85,7 +85,7 @@ def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, t
     first half, if it never does). Steps that are never reached are reported as one reading beyond the last.
     """
     sharpness: list[float] = []
-    probe = TopEigenvalues(rel=0.01, margin=2.0, examples=None, split="train")
+    probe = TopEigenvalues(rel=0.05, margin=2.0, examples=None, split="train")
 
     def look(i: int, snapshot: Snapshot) -> None:
         if i == 0:
