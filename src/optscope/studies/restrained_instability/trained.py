@@ -50,7 +50,7 @@ def part_ways(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, control: 
 
 def _shared(total: int) -> list[int]:
     """Return the steps at which learning rates of different runs are compared at equal lr · steps."""
-    return [step for step in (30, 100, 300, 1000) if step <= total]
+    return [step for step in (30, 100, 300) if step <= total]
 
 
 def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int], first_only: Sequence[int],
