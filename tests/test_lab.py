@@ -35,7 +35,7 @@ from optscope.tasks.task import Task
 from tiny import TASK, Blobs, Net, succeed
 
 ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
-SETTINGS = Settings(seeds=2, epochs=2, batch=32, examples=24)
+SETTINGS = Settings(seeds=2, twin_seeds=1, epochs=2, batch=32, examples=24)
 
 
 def test_a_comparison_leaves_a_report_and_the_same_verdicts_anywhere(tmp_path):
@@ -140,11 +140,11 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     assert first.out.splitlines()[-1] == "report: out/report.html"
     assert first.out.startswith("SGD against Adam: ")
     assert "tuning: 4 runs to do" in first.err
-    assert "training and measuring: 4 of 8 runs are there already" in first.err
+    assert "training and measuring: 4 of 16 runs are there already" in first.err
     assert "optscope compare my_task.py:task --config settings.toml --seeds 2" in (
         tmp_path / "out" / "report.md").read_text()
     results = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
-    assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 4 + 4
+    assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 4 + 4 + 8  # tuning, final, twins
 
     assert command(monkeypatch, line.replace(":task", ":make")) == 0
     again = capsys.readouterr()

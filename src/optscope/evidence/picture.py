@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Mark = Literal["line", "points", "theory", "bars"]
+Mark = Literal["line", "points", "theory", "bars", "cloud"]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One labelled set of points with optional intervals; `theory` is drawn as a thin dashed line.
+    """One labelled set of points with optional intervals.
+
+    A `theory` is drawn as a thin dashed line, a `cloud` as thousands of dots without intervals.
 
     `x` holds numbers, or indices into the panel's `categories`. Series with the same label share a colour and
     a marker in all panels of a picture.
@@ -44,12 +46,16 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: `title` states the finding, `caption` how to read it, `name` is its file name."""
+    """A figure: `title` states the finding, `caption` how to read it, `name` is its file name.
+
+    Panels stand in so many `columns` (0: as suits their number); in one column they share their x axis.
+    """
 
     name: str
     title: str
     panels: Sequence[Panel]
     caption: str = ""
+    columns: int = 0
 
 
 @dataclass(frozen=True)

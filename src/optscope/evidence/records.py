@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from optscope.errors import UserError
 
 Direction = Literal["higher", "lower", "neither"]
-Phase = Literal["tune", "final"]
+Phase = Literal["tune", "final", "twin"]
+"""Why a run was made: to choose a learning rate, to compare arms, or to see what rounding alone changes."""
 
 
 @dataclass(frozen=True)

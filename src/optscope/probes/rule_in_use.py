@@ -14,6 +14,7 @@ from torch import Tensor
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.momentum import Momentum
+from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Hyper, Rule
 from optscope.optim.schedules import Decayed, Scheduled
 from optscope.optim.sgd import SGD
@@ -72,6 +73,11 @@ def _(rule: Scheduled, step: int = 0) -> float:
 
 
 @threshold.register
+def _(rule: Rounded, step: int = 0) -> float:
+    return threshold(rule.rule, step)
+
+
+@threshold.register
 def _(rule: Decayed, step: int = 0) -> float:
     if not isinstance(rule.rule, SGD):  # the penalty's curvature is then preconditioned, no longer a shift
         raise UserError(f"no stability threshold is known for {rule!r}: L2 regularisation has one with SGD; "
@@ -116,8 +122,8 @@ def _from_torch(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> 
 
 
 def adaptive(rule: Rule | None) -> Adam | RMSProp | None:
-    """Return the rule inside schedules and decay when it divides by a second moment, else None."""
-    while isinstance(rule, (Scheduled, Decayed)):
+    """Return the rule inside schedules, decay and rounding when it divides by a second moment, else None."""
+    while isinstance(rule, (Scheduled, Decayed, Rounded)):
         rule = rule.rule
     return rule if isinstance(rule, (Adam, RMSProp)) else None
 

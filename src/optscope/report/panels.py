@@ -25,9 +25,9 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def draw_picture(canvas: Canvas, picture: Picture, styles: Styles) -> None:
     """Draw all panels of a picture, and one legend for them."""
     count = max(len(picture.panels), 1)
-    columns = count if count <= 2 else 2 if count == 4 else 3
+    columns = picture.columns or (count if count <= 2 else 2 if count == 4 else 3)
     rows = math.ceil(count / columns)
-    height = {1: 4.3, 2: 3.6, 3: 3.2}[columns] * rows
+    height = {1: 4.3 if rows == 1 else 2.9, 2: 3.6}.get(columns, 3.2) * rows
     handles: dict[tuple[str, bool], Artist] = {}
     for i, panel in enumerate(picture.panels):
         axes = canvas.add_subplot(rows, columns, i + 1)
@@ -78,7 +78,8 @@ def draw_panel(axes: Axes, panel: Panel, styles: Styles, width: float) -> None:
         if series.label in side_by_side:
             points = _shifted(points, (side_by_side.index(series.label) - (len(side_by_side) - 1) / 2) * slot,
                               panel.log_x)
-        _MARKS[series.mark](axes, thin(points, panel.log_x), style, slot or 0.8 * _gap(drawn))
+        shown = points if series.mark == "cloud" else thin(points, panel.log_x)
+        _MARKS[series.mark](axes, shown, style, slot or 0.8 * _gap(drawn))
     for name, value in panel.levels.items():
         if np.isfinite(drawable(np.array([value]), panel.log_y)).all():
             _level(axes, name, float(value), inside=width < 4)
@@ -163,8 +164,15 @@ def _draw_bars(axes: Axes, points: Points, style: Style, slot: float) -> None:
     _draw_points(axes, points, style, slot)
 
 
+def _draw_cloud(axes: Axes, points: Points, style: Style, slot: float) -> None:
+    """Draw dots as one image within the picture: as shapes, thousands would make a file of megabytes."""
+    axes.plot(points.x, points.y, color=style.colour, linestyle="", marker=".", markersize=2, markeredgewidth=0,
+              alpha=0.5, zorder=3, rasterized=True, gid=f"series-{style.index}")
+
+
 _MARKS: dict[str, Callable[[Axes, Points, Style, float], None]] = {
-    "line": _draw_line, "theory": _draw_theory, "points": _draw_points, "bars": _draw_bars}
+    "line": _draw_line, "theory": _draw_theory, "points": _draw_points, "bars": _draw_bars,
+    "cloud": _draw_cloud}
 
 
 def _level(axes: Axes, name: str, value: float, inside: bool) -> None:

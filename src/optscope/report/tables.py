@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from optscope.evidence.floor import floor
 from optscope.evidence.picture import Figure, Heatmap, Panel, Picture
 from optscope.evidence.records import Metric, Record, Records
 from optscope.evidence.stats import Interval, mean_interval, paired_difference
@@ -93,6 +94,8 @@ def metric_table(records: Records, metrics: Sequence[Metric], baseline: str = ""
     note = ("Mean over seeds ± half of the 95 % t interval." +
             (f" Second line: paired difference to {baseline} on the same seeds, with its 95 % interval; an "
              "interval that holds 0 is no evidence of a difference." if baseline else "") +
+            (" ≈ marks a difference smaller than what rounding alone does to two runs (95 %)."
+             if baseline and records.where(phase="twin") else "") +
             " ↑ higher is better, ↓ lower is better.")
     title = ": ".join(["Arms and metrics", *(experiments if len(experiments) == 1 else [])])
     header = ("arm", *(_heading(m, at) for m, at in columns))
@@ -122,6 +125,7 @@ def _cell(records: Records, arm: str, metric: str, at: float | None, baseline: s
         paired = paired_difference(_finite(ours), _finite(theirs))
         if paired.n:
             text += f"\n{interval(paired.estimate, paired.low, paired.high, signed=True)}"
+            text += " ≈" if floor(records, arm, baseline, metric, at).covers(paired.estimate) else ""
     return text
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from optscope.evidence.floor import floor
 from optscope.evidence.picture import Figure, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
-from optscope.evidence.stats import mean_interval
+from optscope.evidence.stats import mean_interval, paired_difference
 from optscope.study.comparison import Comparison
 from optscope.study.findings import Place
 
@@ -110,6 +111,27 @@ def _over_time(rows: Records, label: str) -> Series:
                   [f.high for f in found])
 
 
+def rounding_floor(records: Records, percent: Sequence[Place], arms: Sequence[str]) -> Picture:
+    """Return differences to the first arm with 95 % intervals, beside what rounding alone does to two runs."""
+    first, *others = arms
+    x, series, drowned = list(range(len(percent))), [], 0
+    floors = [[floor(records, arm, first, p.metric.name, p.at) for p in percent] for arm in others]
+    for arm, own in zip(others, floors, strict=True):
+        found = [paired_difference(*records.pairs(arm, first, p.metric.name, p.at)) for p in percent]
+        drowned += sum(f.covers(d.estimate) for f, d in zip(own, found, strict=True))
+        series.append(Series(arm, x, [d.estimate for d in found], [d.low for d in found], [d.high for d in found],
+                             mark="points"))
+    highest = [max((f.value for f in column), default=np.nan) for column in zip(*floors, strict=True)]
+    series.append(Series("rounding alone, two runs", x, [0.0] * len(x), [-h for h in highest], highest,
+                         mark="points"))
+    return Picture("rounding-floor", f"{drowned} of {len(x) * len(others)} differences to {first} are smaller than "
+                   "what rounding alone does",
+                   [Panel("", f"accuracy − that of {first} [points]", series, levels={"equal": 0.0},
+                          categories=[p.text.replace(" (", "\n(") for p in percent])],
+                   "Mean paired differences with 95 % t intervals. Last: the range in which 95 of 100 differences "
+                   "of two single runs lie that differ in rounding alone, the widest over the arms.")
+
+
 def comparison_figures(comparison: Comparison, records: Records, shown: Sequence[Place]) -> list[Figure]:
     """Return what any comparison shows: accuracies by arm, metrics along their axes, rates, training."""
     mine = records.where(experiment=comparison.name)
@@ -123,6 +145,8 @@ def comparison_figures(comparison: Comparison, records: Records, shown: Sequence
                                [by_arm(final, named, arms, "accuracy [%]")],
                                "Mean over seeds with 95 % t intervals. Differences between arms are surer than "
                                "these intervals suggest, because arms share seeds: see the table."))
+        if mine.where(phase="twin"):
+            figures.append(rounding_floor(mine, percent, arms))
     for place in (p for p in shown if p.at is not None):
         metric = place.metric
         figures.append(Picture(metric.name.replace(" ", "-"), _leader(final, place, arms),

@@ -35,11 +35,13 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     if len(chosen) < 2:
         raise UserError(f"a comparison needs two optimisers or more; got {chosen[0].name} alone: add another, "
                         'for example "sgd" or "adam"')
+    seeds = tuple(range(1, settings.seeds + 1))
     return Comparison(
         task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
-        fitting_probes(task, settings.examples), tuple(range(1, settings.seeds + 1)),
+        fitting_probes(task, settings.examples), seeds,
         tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
-        watched=(EdgeOfStability(),), described=describing_probes(task, settings.examples))
+        watched=(EdgeOfStability(),), described=describing_probes(task, settings.examples),
+        twin_seeds=seeds[:settings.twin_seeds])
 
 
 def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:

@@ -14,6 +14,7 @@ from optscope.engine.store import Entry
 from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Direction, Metric, Phase, Records
+from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.probe import Probe
@@ -21,6 +22,8 @@ from optscope.study.search import Search
 from optscope.tasks.task import Task
 
 VALIDATION = Accuracy(split="validation")
+TWINS = (3, 5)
+"""The divisors k of rounding twins (see `optscope.optim.rounding`)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Comparison:
     diverged) the smallest is taken. Then every arm is trained on `seeds`, and `probes` measure the result (on
     the test part, if they do not say otherwise), and so do `described`, of which no difference is tested: what
     they find is shown. `watched` are taken during training, at as many `moments` as validation, with the live
-    optimiser.
+    optimiser. On `twin_seeds` every arm is trained and measured twice more, with its steps rounded otherwise: what
+    then differs, rounding alone has done.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, unequal budgets,
@@ -95,6 +99,7 @@ class Comparison:
     moments: int = 10
     watched: tuple[Probe, ...] = ()
     described: tuple[Probe, ...] = ()
+    twin_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -112,6 +117,9 @@ class Comparison:
         for field_name, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
             if not seeds or len(set(seeds)) != len(seeds):
                 raise UserError(f"{field_name} must be different whole numbers, at least one; got {seeds}")
+        if set(self.twin_seeds) - set(self.seeds):
+            raise UserError(f"twins are compared with runs of their own seed: twin_seeds must be among the seeds; "
+                            f"got {sorted(set(self.twin_seeds) - set(self.seeds))} beside {self.seeds}")
         if set(self.seeds) & set(self.tuning_seeds):
             raise UserError("seeds that choose learning rates cannot also compare arms; "
                             f"got {sorted(set(self.seeds) & set(self.tuning_seeds))} in both")
@@ -120,7 +128,7 @@ class Comparison:
             raise UserError(f"every tuned arm needs the same number of trials; got {budgets}")
 
     def jobs(self, records: Records) -> list[Job]:
-        """Return the tuning runs and, as soon as they are known, the final ones."""
+        """Return the tuning runs and, as soon as they are known, the final ones and their rounding twins."""
         tuning = [self._job(arm, rule, "tune", seed) for arm in self.arms for rule in arm.candidates()
                   for seed in self.tuning_seeds]
         # By the run, not by rule and seed: the folder may hold the same rules under another plan.
@@ -129,8 +137,9 @@ class Comparison:
         if {(job.entry.arm, job.entry.run) for job in tuning} - {(row.arm, row.run) for row in known}:
             return tuning
         chosen = self.chosen(known)
-        return tuning + [self._job(arm, chosen[arm.name], "final", seed) for seed in self.seeds
-                         for arm in self.arms]
+        final = [self._job(arm, chosen[arm.name], "final", seed) for seed in self.seeds for arm in self.arms]
+        return tuning + final + [self._job(arm, Rounded(chosen[arm.name], k), "twin", seed)
+                                 for seed in self.twin_seeds for arm in self.arms for k in TWINS]
 
     def chosen(self, records: Records) -> dict[str, Rule]:
         """Return the rule of every arm, the best of its candidates."""
@@ -166,7 +175,7 @@ class Comparison:
 
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task
-        probes = (*self.probes, *self.described) if phase == "final" else (VALIDATION,)
+        probes = (VALIDATION,) if phase == "tune" else (*self.probes, *self.described)
         watched = (VALIDATION, *self.watched) if phase == "final" else ()
         watch = tuple(Watch(probe, self.moments) for probe in watched)
         run = Run(task, rule, self.plan, seed, probes, watch)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optscope.evidence.claims import Claim, Verdict
+from optscope.evidence.floor import Floor, floor
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import paired_t_p
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected
@@ -50,13 +51,22 @@ def places(comparison: Comparison, records: Records) -> list[Place]:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing a comparison says about an arm and the first one; `lead` is the better arm of the two."""
+    """One thing a comparison says about an arm and the first one.
+
+    `lead` is the better arm of the two, `floor` what rounding alone does to their difference.
+    """
 
     claim: Claim
     verdict: Verdict
     place: Place
     arm: str
     lead: str
+    floor: Floor
+
+    @property
+    def drowned(self) -> bool:
+        """Whether the mean difference is smaller than what rounding alone does to two single runs."""
+        return self.floor.covers(self.verdict.effect)
 
 
 def findings(comparison: Comparison, records: Records) -> list[Finding]:
@@ -67,14 +77,25 @@ def findings(comparison: Comparison, records: Records) -> list[Finding]:
     metrics and arms), does not take that back. The t test, because eight seeds give a sign-flip test no p small
     enough for such a family; the note has the sign-flip p too.
     """
-    mine = records.where(experiment=comparison.name, phase="final")
+    mine = records.where(experiment=comparison.name, phase=("final", "twin"))
     first, *others = [arm.name for arm in comparison.arms]
     shown = places(comparison, mine)
     equal = [_equal(mine, place, first, other) for place in shown if place.metric.name == CLEAN for other in others]
     better = [_better(mine, place, first, other) for place in shown for other in others]
     corrected = holm_corrected([finding.verdict for finding in better])
     found = [*equal, *(replace(f, verdict=verdict) for f, verdict in zip(better, corrected, strict=True))]
-    return [replace(f, claim=replace(f.claim, id=f"F{i}")) for i, f in enumerate(found, start=1)]
+    return [replace(_floored(f), claim=replace(f.claim, id=f"F{i}")) for i, f in enumerate(found, start=1)]
+
+
+def _floored(finding: Finding) -> Finding:
+    """Return a finding whose note names the rounding floor, when there are twins to measure it."""
+    floor, unit = finding.floor, finding.place.difference_unit
+    if not np.isfinite(floor.value):
+        return finding
+    side = "smaller" if finding.drowned else "larger"
+    note = (f"{finding.verdict.note} Rounding alone moves two single runs apart by up to {floor.value:.3g}"
+            f"{f' {unit}' if unit else ''} (95 %, from {floor.runs} runs): the mean difference is {side}.")
+    return replace(finding, verdict=replace(finding.verdict, note=note))
 
 
 def _equal(records: Records, place: Place, first: str, other: str) -> Finding:
@@ -82,7 +103,7 @@ def _equal(records: Records, place: Place, first: str, other: str) -> Finding:
     verdict = equivalent(a, b, MARGIN, what=f"{place.text}, {first} − {other}", unit="points")
     text = f"{first} and {other} reach the same {place.text} (within {MARGIN:g} points)"
     return Finding(_claim(text, "the difference's 95 % interval lies outside the margin"), verdict, place,
-                   other, "")
+                   other, "", floor(records, first, other, place.metric.name, place.at))
 
 
 def _better(records: Records, place: Place, first: str, other: str) -> Finding:
@@ -96,7 +117,8 @@ def _better(records: Records, place: Place, first: str, other: str) -> Finding:
     what = f"{place.text}, {lead} better than {trail} by"
     verdict = replace(greater(better, worse, what=what, unit=place.difference_unit), p=paired_t_p(a, b))
     text = f"{lead} has {side} {place.text} than {trail}"
-    return Finding(_claim(text, "the paired difference's 95 % interval reaches 0"), verdict, place, other, lead)
+    return Finding(_claim(text, "the paired difference's 95 % interval reaches 0"), verdict, place, other, lead,
+                   floor(records, first, other, place.metric.name, place.at))
 
 
 def _claim(text: str, falsified: str) -> Claim:
@@ -134,7 +156,7 @@ def _amount(finding: Finding) -> str:
     found = finding.verdict
     unit = finding.place.difference_unit
     return (f"{finding.place.text} by {found.effect:.3g} [{found.low:.3g}, {found.high:.3g}]"
-            + (f" {unit}" if unit else ""))
+            + (f" {unit}" if unit else "") + (", less than rounding alone can do" if finding.drowned else ""))
 
 
 _STATES = {"holds": "equal within", "fails": "differs by more than", "undecided": "not shown equal within"}

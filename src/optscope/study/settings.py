@@ -29,6 +29,7 @@ class Settings(BaseModel):
         default_factory=lambda: {name: OptimiserSettings() for name in DEFAULT}, min_length=1)
     seeds: int = Field(default=8, ge=1, le=10_000)
     tuning_seeds: int = Field(default=1, ge=1, le=1000)
+    twin_seeds: int = Field(default=2, ge=0, le=1000, description="seeds that also train rounding twins")
     epochs: int = Field(default=30, ge=1)
     batch: int = Field(default=128, ge=1)
     examples: int = Field(default=1000, ge=1, description="test examples that attacks look at")

@@ -1,0 +1,67 @@
+"""The paper's claims K1 to K10, each with its test, and what would refute it."""
+
+from __future__ import annotations
+
+from optscope.evidence.claims import Claim
+from optscope.studies.restrained_instability import exact_claims as exact
+from optscope.studies.restrained_instability import trained_claims as trained
+
+CLAIMS = tuple(Claim(*claim) for claim in (
+    ("K1 spread", "Rounding the steps otherwise spreads test accuracy about as much as another order of batches",
+     "abstract, table 1", trained.rounding_spreads_like_seeds, "the ratio of deviations lies below one half"),
+    ("K1 starts", "Rounding spreads test accuracy about as much as another start and order", "table 1",
+     trained.rounding_spreads_like_starts, "the ratio of deviations lies below one half"),
+    ("K1 first step", "Rounding one single step otherwise spreads accuracy as much as rounding all of them",
+     "a prediction of K1", trained.one_step_is_enough, "the ratio of deviations lies outside 1/2 to 2"),
+    ("control", "Divisors that are powers of two change no bit of any training", "a negative control",
+     trained.powers_of_two_are_equal, "any difference of weights or accuracy"),
+    ("K2 rate", "Rounding twins of a deep smooth network part further, the larger the learning rate", "figure 2",
+     trained.distance_rises_with_rate, "the slope's interval lies below zero"),
+    ("K2 small rate", "At the learning rate 0.001 they do not part, at any depth", "figure 2",
+     trained.small_rates_are_quiet, "a mean log10 distance above −5 after 300 steps"),
+    ("K2 equal travel", "They part further at the larger rate also at equal learning rate times steps",
+     "figure 2", trained.equal_travel, "the interval of the difference lies below zero"),
+    ("K3 smooth", "A deep network with a smooth activation parts too, so kinks are not the cause",
+     "the authors' code", trained.smooth_nets_part,
+     "a mean log10 distance below −3 after 300 steps at the usual rate"),
+    ("K3 kinks", "The kinks of ReLU part twins as well, at rates where smooth networks do not", "ours",
+     trained.kinks_part_at_small_rates, "ReLU's distance is less than ten times that of Swish"),
+    ("K4 limit", "Explicit steps of the heat equation are stable up to 2/λ_max, and grow beyond it",
+     "figure 1", exact.heat_limit, "a measured limit or factor off by more than 1e-6", "smoke"),
+    ("K4 feedback", "With a feedback of roughness on diffusion, a step beyond the limit tunes itself to the edge",
+     "ours", exact.feedback_finds_the_edge, "a diffusivity off 2/(dt λ_max) by more than 0.001", "smoke"),
+    ("K5 window", "The one-layer network's linear equation is stable between two weight decays, on the paper's "
+     "image 1.296e7 and 2e8", "figure 3, tables 2 and 3", exact.window_of_the_paper,
+     "an end off by more than 1 %", "smoke"),
+    ("K5 images", "On any image the window's ends follow from the patch Gram matrix",
+     "table 3, in its exact form", exact.window_of_images, "an end off by more than 1 %", "smoke"),
+    ("K5 Fourier", "The lower end is that of the Fourier transform of the whole image", "the authors' code",
+     exact.fourier_is_no_bound, "the two differ by more than 1 %", "smoke"),
+    ("K6 reduction", "The full computation, the two-patch network and the scalar map are the same to 1e-12",
+     "ours", exact.reductions_agree, "a larger difference", "smoke"),
+    ("K6 regimes", "Beyond the local bound the loss oscillates without blowing up; beyond 2/α it diverges",
+     "figure 4", exact.three_regimes, "any of seven rates in another regime, for any initial kernel", "smoke"),
+    ("K6 limits", "On the paper's image the regimes meet at 0.03226 and 0.1", "figure 4 and ours",
+     exact.limits_of_the_regimes, "another limit", "smoke"),
+    ("K6 images", "Other images have the same three regimes between their own two limits", "ours",
+     exact.regimes_of_images, "any run in another regime"),
+    ("K7 rounding", "Rounding differences stay small at rates 0.01 and 0.03, and are amplified at 0.05, 0.07 and "
+     "0.09", "figure 4", exact.rounding_in_the_one_layer_net, "any initial kernel that does otherwise"),
+    ("K7 exponent", "The distance grows by the Lyapunov exponent of the scalar map", "ours",
+     exact.growth_is_the_exponent, "a median rate off by more than 30 %"),
+    ("K7 windows", "Rounding is amplified where the exponent is positive, which oscillation alone does not imply",
+     "ours", exact.amplified_where_chaotic, "fewer than 95 % of runs agree"),
+    ("K8 printed", "The linear equation of the activated region has the constant 1/8", "table 3",
+     exact.printed_constant, "another constant", "smoke"),
+    ("K8 corrected", "It has the constant 1/4", "ours", exact.corrected_constant, "another constant", "smoke"),
+    ("K8 mechanism", "Over-driven in the unstable region, the iterate is thrown into a stable one, and comes back",
+     "table 3", exact.thrown_back, "no unstable steps, no stable ones, or a stay of more than 50 steps"),
+    ("K9", "Rounding is amplified in the trainings whose sharpness crosses the edge of stability, and in no others",
+     "abstract", trained.amplified_where_crossed, "more than 10 % exceptions in either direction"),
+    ("K10 decay", "More weight decay, within its window, delays the edge of stability",
+     "abstract, in our reading", trained.decay_delays, "a larger decay crosses earlier"),
+    ("K10 depth", "Deeper networks reach the edge of stability at smaller learning rates",
+     "abstract, in our reading", trained.depth_crosses_earlier, "deeper networks need larger rates"),
+    ("K10 divergence", "Deeper networks amplify rounding more at one learning rate", "abstract, in our reading",
+     trained.depth_amplifies, "a deeper network's twins part less"),
+))

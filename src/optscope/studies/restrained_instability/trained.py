@@ -1,0 +1,117 @@
+"""The trained half of the study: rounding twins of real networks, their accuracy, their sharpness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optscope.engine.contrast import contrast, log_spaced
+from optscope.engine.run import Row
+from optscope.engine.train import Plan
+from optscope.evidence.growth import growth_rate
+from optscope.optim import Rounded, Rule
+from optscope.probes.accuracy import Accuracy
+from optscope.probes.curvature import TopEigenvalues
+from optscope.tasks.snapshot import Snapshot
+from optscope.tasks.task import Task
+
+Found = tuple[list[Row], Mapping[str, NDArray[Any]]]
+
+RISE = (1e-6, 1e-3)
+"""Between these distances the growth rate of float32 twins is fitted."""
+EVERY = 20
+"""Steps between readings of the sharpness."""
+
+
+def part_ways(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, control: bool) -> Found:
+    """Train twins k = 1 and 3 (and the control 2), and follow the distance of their weights.
+
+    Rows: the distance after a hundred steps and at the end, the growth rate; coordinates are learning rates.
+    """
+    rules = [Rounded(rule, k) for k in (1, 3, *((2,) if control else ()))]
+    total = plan.steps(len(task.data().train))
+    found = contrast(task, rules, plan, seed, at={*log_spaced(total), *_shared(total)})
+    lr = float(rule.lr)  # type: ignore[arg-type]
+    distance = found.distance[0]
+    rows = [Row(arm, seed, "final distance", float(distance[-1]), at=lr),
+            Row(arm, seed, "final relative distance", float(found.relative[0, -1]), at=lr),
+            Row(arm, seed, "first distance", float(distance[0]), at=lr),
+            Row(arm, seed, "growth rate", growth_rate(found.steps, distance, *RISE).estimate, at=lr)]
+    rows += [Row(arm, seed, f"distance after {step} steps", float(distance[found.steps == step][0]), at=lr)
+             for step in _shared(total)]
+    if control:
+        rows.append(Row(arm, seed, "largest distance of the control", float(found.distance[1].max()), at=lr))
+    name = f"{arm}/{lr:g}/{seed}"
+    return rows, {f"{name}/steps": found.steps, f"{name}/distance": distance}
+
+
+def _shared(total: int) -> list[int]:
+    """Return the steps at which learning rates of different runs are compared at equal lr · steps."""
+    return [step for step in (30, 100, 300) if step <= total]
+
+
+def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int], first_only: Sequence[int],
+               last: int) -> Found:
+    """Train one network with every `k`, and take the mean test accuracy of the last epochs of each.
+
+    Arms are "k = 3", or "k = 3, first step only".
+    """
+    rules = {f"k = {k}": Rounded(rule, k) for k in ks}
+    rules |= {f"k = {k}, first step only": Rounded(rule, k, steps=1) for k in first_only}
+    examples = len(task.data().train)
+    total, epoch = plan.steps(examples), plan.steps_per_epoch(examples)
+    seen: list[list[float]] = [[] for _ in rules]
+
+    def look(i: int, snapshot: Snapshot) -> None:
+        seen[i].append(float(Accuracy()(snapshot).values["accuracy"]))  # type: ignore[arg-type]
+
+    found = contrast(task, list(rules.values()), plan, seed, at=range(total - (last - 1) * epoch, total + 1, epoch),
+                     watch=look)
+    rows = [Row(arm, seed, "accuracy", float(np.mean(values)) if values else float("nan"))
+            for arm, values in zip(rules, seen, strict=True)]
+    rows += [Row(arm, seed, "distance", float(apart))
+             for arm, apart in zip(list(rules)[1:], found.distance[:, -1], strict=True)]
+    return rows, {}
+
+
+def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, threshold: float) -> Found:
+    """Follow the sharpness of a full-batch training against `threshold`, and the distance of its rounding twin.
+
+    Coordinates are learning rates. A run crosses at the first reading whose sharpness is at least the threshold.
+    It amplifies if its distance ever is a hundred times the median of the readings before it crosses (of the
+    first half, if it never does). Steps that are never reached are reported as one reading beyond the last.
+    """
+    sharpness: list[float] = []
+    probe = TopEigenvalues(rel=0.05, margin=2.0, examples=None, split="train")
+
+    def look(i: int, snapshot: Snapshot) -> None:
+        if i == 0:
+            sharpness.append(float(probe(snapshot).values["sharpness"]))  # type: ignore[arg-type]
+
+    total = plan.steps(len(task.data().train))
+    found = contrast(task, [Rounded(rule, k) for k in (1, 3)], plan, seed, at=range(EVERY, total + 1, EVERY),
+                     watch=look)
+    lr = float(rule.lr)  # type: ignore[arg-type]
+    name = f"{arm}/{lr:g}/{seed}"
+    if found.trained[0].diverged_at is not None:
+        return [Row(arm, seed, "final loss", float("nan"), at=lr)], {}
+    ratio, distance = np.array(sharpness) / threshold, found.distance[0]
+    crossing = _first(ratio >= 1)
+    before = float(np.median(distance[:max(1, crossing) if crossing < len(ratio) else len(ratio) // 2]))
+    amplified = _first(distance >= 100 * before)
+    rows = [Row(arm, seed, metric, value, at=lr) for metric, value in (
+        ("final loss", float(found.trained[0].losses[-1])), ("largest sharpness / threshold", float(ratio.max())),
+        ("crossing step", float(EVERY * (crossing + 1))), ("amplifying step", float(EVERY * (amplified + 1))),
+        ("crossed", float(crossing < len(ratio))), ("amplified", float(amplified < len(ratio))),
+        ("distance before", before), ("largest distance", float(distance.max())),
+        ("final distance", float(distance[-1])))]
+    return rows, {f"{name}/steps": found.steps, f"{name}/distance": distance,
+                  f"{name}/sharpness": np.array(sharpness), f"{name}/threshold": np.array(threshold)}
+
+
+def _first(flags: NDArray[np.bool_]) -> int:
+    """Return the index of the first True, or the length if there is none."""
+    return int(np.argmax(flags)) if flags.any() else len(flags)

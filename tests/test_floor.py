@@ -1,0 +1,103 @@
+"""The rounding floor: what it is by definition, where it is measured, and what it says in a report."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from optscope import lab
+from optscope.engine.execute import Inline
+from optscope.engine.store import Store
+from optscope.engine.train import Plan
+from optscope.errors import UserError
+from optscope.evidence.floor import floor
+from optscope.evidence.records import Record, Records
+from optscope.optim import SGD, Adam, Rounded
+from optscope.probes.accuracy import Accuracy
+from optscope.report.tables import metric_table
+from optscope.study.comparison import TWINS, Arm, Comparison
+from optscope.study.conduct import Silence, conduct
+from optscope.study.search import Grid
+from optscope.study.settings import Settings
+from tiny import TASK
+
+
+def records(rng: np.random.Generator, deviations: dict[str, float], seeds: int, twins: int,
+            effect: float = 0.0) -> Records:
+    """Arms whose runs spread by `deviations` within a seed, by 1 over seeds, and differ by `effect`."""
+    rows, base = [], rng.normal(80, 1, seeds)
+    for i, (arm, sd) in enumerate(deviations.items()):
+        for seed in range(seeds):
+            for k in (1, *(TWINS if seed < twins else ())):
+                rows.append(Record("demo", arm, seed, "accuracy", base[seed] + i * effect + rng.normal(0, sd),
+                                   phase="final" if k == 1 else "twin", rule=f"k={k}"))
+    return Records(rows)
+
+
+def test_the_floor_is_what_rounding_does_to_two_runs():
+    rng, sd = np.random.default_rng(0), {"a": 0.2, "b": 0.5}
+    floors = [floor(records(rng, sd, 3, 2), "a", "b", "accuracy") for _ in range(2000)]
+    differences = rng.normal(0, math.hypot(*sd.values()), 2000)
+    assert 0.93 < np.mean([f.covers(d) for f, d in zip(floors, differences, strict=True)]) < 0.975
+    many = floor(records(rng, sd, 2000, 2000), "a", "b", "accuracy")
+    assert many.deviations == pytest.approx((0.2, 0.5), rel=0.05)
+    assert many.value == pytest.approx(1.96 * math.hypot(0.2, 0.5), rel=0.05)
+    assert many.runs == 2 * 2000 * 3
+
+
+def test_without_twins_there_is_no_floor():
+    found = floor(records(np.random.default_rng(0), {"a": 0.2, "b": 0.5}, 5, 0), "a", "b", "accuracy")
+    assert math.isnan(found.value)
+    assert not found.covers(0.0)
+
+
+def test_twins_that_agree_make_a_floor_of_zero_which_covers_nothing():
+    found = floor(records(np.random.default_rng(0), {"a": 0.0, "b": 0.0}, 3, 2), "a", "b", "accuracy")
+    assert found.value == 0
+    assert not found.covers(0.0)
+
+
+def test_a_diverged_twin_is_left_out_with_its_seed():
+    rows = records(np.random.default_rng(0), {"a": 0.2, "b": 0.5}, 3, 2)
+    broken = Records([*rows, Record("demo", "a", 0, "accuracy", math.nan, phase="twin", rule="k=7")])
+    assert floor(broken, "a", "b", "accuracy").runs == floor(rows, "a", "b", "accuracy").runs - 3
+
+
+def test_tables_mark_what_rounding_can_do():
+    small = records(np.random.default_rng(0), {"a": 0.5, "b": 0.5}, 8, 2, effect=0.1)
+    large = records(np.random.default_rng(0), {"a": 0.5, "b": 0.5}, 8, 2, effect=9.0)
+    metric = Accuracy().metrics[0]
+    assert "≈" in str(metric_table(small, [metric], "a").rows[1][1])
+    assert "≈" not in str(metric_table(large, [metric], "a").rows[1][1])
+    assert "≈" not in metric_table(small.where(phase="final"), [metric], "a").note
+
+
+ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
+
+
+def test_a_comparison_trains_twins_of_the_chosen_rules(tmp_path):
+    given = Comparison("c", TASK, ARMS, Plan(2, 32), (Accuracy(),), (1, 2, 3), twin_seeds=(1, 2))
+    found = conduct([given], Store(tmp_path), Inline(), Silence())
+    twins = found.records.where(phase="twin", metric="accuracy")
+    chosen = given.chosen(found.records)
+    assert {(r.arm, r.seed, r.rule) for r in twins} == {
+        (arm, seed, repr(Rounded(rule, k))) for arm, rule in chosen.items() for seed in (1, 2) for k in TWINS}
+    assert found.records.seeds("SGD") == [1, 2, 3]
+    assert floor(found.records, "SGD", "Adam", "loss").runs == 2 * 2 * 3
+
+
+def test_twins_need_a_run_of_their_seed():
+    with pytest.raises(UserError, match=r"twin_seeds must be among the seeds; got \[9\] beside \(1, 2\)"):
+        Comparison("c", TASK, ARMS, Plan(2, 32), (Accuracy(),), (1, 2), twin_seeds=(9,))
+
+
+def test_a_report_speaks_of_the_floor(tmp_path):
+    settings = Settings(seeds=2, twin_seeds=1, epochs=2, batch=32, examples=24)
+    lab.compare(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
+    notes = [v["note"] for v in json.loads((tmp_path / "verdicts.json").read_text())]
+    assert all("Rounding alone moves two single runs apart by up to" in note for note in notes)
+    assert "are smaller than what rounding alone does" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "figures" / "rounding-floor.svg").is_file()
