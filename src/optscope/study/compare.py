@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from optscope.engine.train import Plan
 from optscope.errors import UserError
-from optscope.optim import StepDecay
+from optscope.optim import PolarSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.attack import PGD
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.noise import BandNoise, GaussianNoise
+from optscope.probes.polar import PolarDrift
 from optscope.probes.probe import Probe
 from optscope.probes.robust import RobustAccuracy
 from optscope.study.arms import arm_named
@@ -35,7 +36,8 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     return Comparison(
         task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
         fitting_probes(task, settings.examples), tuple(range(1, settings.seeds + 1)),
-        tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)))
+        tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
+        watched=(PolarDrift(),) if any(isinstance(arm.rule, PolarSGD) for arm in chosen) else ())
 
 
 def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
