@@ -88,7 +88,7 @@ TARGETS = {"error 5 %": ("error", 0.05), "error 1 %": ("error", 0.01), "residual
 class Settings:
     """K ways to descend: `start` x(0) = α, `step` h in units of 1/‖A‖², each `(K,)` or `(S, K)`.
 
-    `ratio` is κ `(K,)` for polar descent, None for plain. With `tied` factors one vector stands for all `depth`
+    `ratio` is κ, `(K,)` or `(S, K)`, for polar descent, None for plain. With `tied` factors one vector stands for all `depth`
     of them; untied ones are computed one by one. `blocks` says what has a norm: "stack", (w; v) of a factor together,
     or "part", w and v apart.
 
@@ -158,7 +158,8 @@ class _Loop:
             self.axes = (-3, -2) if settings.blocks == "stack" else (-2,)
             self.r = np.sqrt((z * z).sum(self.axes, keepdims=True))
             self.u = z / self.r
-            self.h_u, self.h_r = h * np.minimum(self.ratio, 1), h / np.maximum(self.ratio, 1)
+            ratio = np.broadcast_to(self.ratio, (len(problems.A), z.shape[-1]))[:, None, None, :]
+            self.h_u, self.h_r = h * np.minimum(ratio, 1), h / np.maximum(ratio, 1)
 
     def look(self, iteration: int) -> tuple[Array, Array]:
         """Return residual and error, and note which targets are met for the first time."""
