@@ -4,8 +4,8 @@ from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.graft import Graft
 from optscope.optim.momentum import Momentum, matched
 from optscope.optim.players import Players
-from optscope.optim.rounding import Rounded
 from optscope.optim.polar import PolarSGD
+from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.optim.schedules import Constant, Cosine, Decayed, Schedule, Scheduled, StepDecay
 from optscope.optim.sgd import SGD

@@ -102,7 +102,7 @@ class C2:
 
 @dataclass(frozen=True)
 class StridedCNN:
-    """A small convolutional network for many trainings: 3x3 convolutions of stride 2 with ReLU, then a linear layer.
+    """A small network for many trainings: 3x3 convolutions of stride 2 with ReLU, then a linear layer.
 
     `widths` are the channels of the convolutions; each halves the sides, rounded up. Inputs are
     `(n, channels, size, size)`.

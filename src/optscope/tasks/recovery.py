@@ -1,4 +1,4 @@
-"""Real problems with more unknowns than measurements: polynomials of the diabetes data, and patches of photographs."""
+"""Real problems with more unknowns than measurements: products of medical numbers, and patches of photographs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Regression:
 
     A: Array
     y: Array
-    test_A: Array
-    test_y: Array
+    other_rows: Array
+    other_y: Array
 
     def r2(self, x: Array) -> float:
         """Return R² on the rows to predict, against the mean of the rows to fit."""
-        return float(1 - ((self.test_A @ x - self.test_y) ** 2).sum() / (self.test_y**2).sum())
+        return float(1 - ((self.other_rows @ x - self.other_y) ** 2).sum() / (self.other_y**2).sum())
 
 
 def diabetes(seed: int, rows: int = 60, degree: int = 3) -> Regression:
     """Return scikit-learn's diabetes data (442 people, ten numbers each): all products of up to `degree` of them.
 
-    `rows` random people are to be fitted, the others to be predicted. At degree 3 there are 285 columns, standardised
-    on the people to be fitted. Efron et al. 2004, Annals of Statistics 32, 407.
+    `rows` random people are to be fitted, the others to be predicted. At degree 3 there are 285 columns,
+    standardised on the people to be fitted. Efron et al. 2004, Annals of Statistics 32, 407.
 
     Raises:
         UserError: when scikit-learn is not installed.

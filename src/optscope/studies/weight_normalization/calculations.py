@@ -58,7 +58,7 @@ def _rows(arm: str, seeds: Sequence[int], at: float | None, **metrics: Array) ->
 def sweep(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Sequence[float]) -> Found:
     """Find the exact limits of plain and polar flows over starts α; "torch" is the ratio 1/r0².
 
-    Rows at α: excess E/Q, error, log10 of the effective start ρα, and the largest excess in units of its bound.
+    Rows at α: excess E/Q, error, log10 of the effective start ρα, and the excess less its bound.
     """
     problems = gaussian(seeds)
     Q = least(problems)
@@ -71,21 +71,22 @@ def sweep(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Seq
         for name, kappa in arms.items():
             limit = fit(problems.A, problems.y, alpha, depth=depth, ratio=kappa)
             excess = (limit.l1 - Q) / Q
-            bound = np.array([float(excess_bound(np.exp(s) * alpha, size, q, depth))
+            bound = np.array([float(excess_bound(np.exp(s) * alpha, size, q, depth))  # 0 where ρ underflows
                               for s, q in zip(limit.log_rho, Q, strict=True)])
             if kappa is not None and depth == 2:
                 bound = np.minimum(bound, [float(robust_bound(alpha, size, q, kappa)) for q in Q])
             rows += _rows(f"L={depth}, {name}", seeds, alpha, excess=excess, error=error(problems, limit.x),
                           log10_effective_start=limit.log_rho / np.log(10) + np.log10(alpha),
-                          excess_over_bound=excess / bound)
+                          excess_less_bound=excess - np.minimum(bound, 1e9))
     return rows, {}
 
 
 def cells(depth: int, seeds: Sequence[int], sparsities: Sequence[int], measurements: Sequence[int],
           shares: Sequence[float], strength: float) -> Found:
-    """Find exact limits over sparsities s, measurements M and shares of the threshold; polar at κ Σ|x*|^{2/L} = `strength`.
+    """Find exact limits over sparsities s, measurements M and shares of the threshold.
 
-    Arms are called "L=2, s=5, M=40, plain"; rows at the share: excess, error, and whether basis pursuit finds x*.
+    Polar flow has κ Σ|x*|^{2/L} = `strength`. Arms are called "L=2, s=5, M=40, plain"; rows at the share: excess, error,
+    and whether basis pursuit finds x*.
     """
     rows: list[Row] = []
     for s in sparsities:
@@ -94,7 +95,7 @@ def cells(depth: int, seeds: Sequence[int], sparsities: Sequence[int], measureme
             Q = least(problems)
             recovered = np.abs(Q - 1) < 1e-8
             name = f"L={depth}, s={s}, M={m}"
-            rows += _rows(name, seeds, None, l1_minimiser_is_the_target=recovered)
+            rows += _rows(name, seeds, None, l1_minimiser_is_the_target=recovered.astype(np.float64))
             ratio = strength / target_square(problems, depth)
             for share, alpha in zip(shares, starts(problems, depth, shares).T, strict=True):
                 for arm, kappa in (("plain", None), ("polar", ratio)):
@@ -105,7 +106,7 @@ def cells(depth: int, seeds: Sequence[int], sparsities: Sequence[int], measureme
 
 
 def dose(depth: int, seeds: Sequence[int], share: float, strengths: Sequence[float]) -> Found:
-    """Find exact limits over κ Σ|x*|^{2/L} at one share of the threshold; rows at κ (r² − r0²)'s nominal strength."""
+    """Find exact limits over κ Σ|x*|^{2/L}, the strength, at one share of the threshold; rows at the strength."""
     problems = gaussian(seeds)
     Q, square, alpha = least(problems), target_square(problems, depth), starts(problems, depth, [share])[:, 0]
     rows = []
@@ -116,7 +117,7 @@ def dose(depth: int, seeds: Sequence[int], share: float, strengths: Sequence[flo
 
 
 def phase(depth: int, seeds: Sequence[int], shares: Sequence[float], strengths: Sequence[float]) -> Found:
-    """Find the median over seeds of log10 E of polar limits, less that of the plain ones, over (strength, share)."""
+    """Find log10 of polar over plain excess, median over seeds, at every strength (rows) and share (columns)."""
     problems = gaussian(seeds)
     Q, square = least(problems), target_square(problems, depth)
     every = starts(problems, depth, shares).T
@@ -127,7 +128,7 @@ def phase(depth: int, seeds: Sequence[int], shares: Sequence[float], strengths: 
     plain = [log_excess(fit(problems.A, problems.y, alpha, depth=depth)) for alpha in every]
     table = [[float(np.median(log_excess(fit(problems.A, problems.y, alpha, depth=depth, ratio=k / square)) - base))
               for alpha, base in zip(every, plain, strict=True)] for k in strengths]
-    return [], {f"L={depth}": np.array(table)}
+    return [], {f"L={depth}": np.array(table), "shares": np.array(shares), "strengths": np.array(strengths)}
 
 
 def table(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Sequence[float],
@@ -158,10 +159,10 @@ def _scored(arm: str, problems: Instances, Q: Array, seeds: Sequence[int], at: f
 
 
 def descents(depth: int, seeds: Sequence[int], shares: Sequence[float], strength: float, iterations: int) -> Found:
-    """Descend from shares of the threshold, plainly and at κ Σ|x*|^{2/L} = `strength`, h = 1/‖A‖²; rows at the share.
+    """Descend from shares of the threshold, plainly and at κ Σ|x*|^{2/L} = `strength`, h = 1/‖A‖²; rows at share.
 
     Besides the scores: how far x ends from the plain limit from ρ x0, with ρ from the measured r0 and r (in ‖x*‖),
-    log10 of the effective start ρα, and the excess of that plain limit. Arrays: residuals and errors of the first seed.
+    log10 of the effective start ρα, and the excess of that limit. Arrays: residuals, x and rates of the first seed.
     """
     problems = gaussian(seeds)
     Q, square, alphas = least(problems), target_square(problems, depth), starts(problems, depth, shares)
@@ -181,21 +182,22 @@ def descents(depth: int, seeds: Sequence[int], shares: Sequence[float], strength
             gap = np.linalg.norm(run.x[..., i] - limit.x, axis=-1) / np.linalg.norm(problems.x, axis=-1)
             arm = f"L={depth}, {name}"
             rows += _scored(arm, problems, Q, seeds, share, run, i)
-            rows += _rows(arm, seeds, share, distance_to_the_limit=gap * whole, excess_of_the_limit=(limit.l1 - Q) / Q,
+            rows += _rows(arm, seeds, share, distance_to_the_limit=gap * whole,
+                          excess_of_the_limit=(limit.l1 - Q) / Q,
                           log10_effective_start=(log_rho[:, i] + np.log(alphas[:, i])) / np.log(10))
             arrays[f"L={depth}/{name}/rate {share:g}"] = np.array([_per_step(problems, limit, depth, kappa, i)])
     return rows, arrays | {f"L={depth}/target": problems.x[0]}
 
 
 def _per_step(problems: Instances, limit: Limit, depth: int, kappa: Array | None, column: int) -> float:
-    """Return by how much the residual of the first problem is predicted to fall in a step of h = 1/‖A‖², in logs."""
+    """Return by how much the log residual of the first problem is predicted to fall in a step of h = 1/‖A‖²."""
     ratio = None if kappa is None else float(kappa[0, column])
     step = 1 / problems.gram_norm[0] / max(1.0, ratio or 1.0)  # h_r
     return float(rate(problems.A[0], limit.parts[0], limit.signs, depth, ratio) * step)
 
 
 def flows(seeds: Sequence[int]) -> Found:
-    """Integrate flows stiffly and compare them with theory, 30 unknowns: limits, invariants, rates, and a control."""
+    """Integrate flows of 30 unknowns and compare them with theory: limits, invariants, rates, and a control."""
     rows = []
     for seed in seeds:
         for depth in (2, 3, 4):
@@ -207,9 +209,9 @@ def flows(seeds: Sequence[int]) -> Found:
                 for kappa in (0.5, 3.0):
                     rows += [Row(arm, seed, name, value, kappa) for name, value in
                              _against_theory(A, y, start, depth, kappa, signed).items()]
-                for kappa in (None, 3.0):
-                    ratio = _measured_rate(A, y, start, depth, kappa, signed)
-                    rows.append(Row(arm, seed, f"rate over prediction, {'plain' if kappa is None else 'polar'}", ratio))
+                rows += [Row(arm, seed, f"rate over prediction, {name}",
+                             _measured_rate(A, y, start, depth, ratio, signed))
+                         for name, ratio in (("plain", None), ("polar", 3.0))]
                 plain = flow(A, y, start, depth, signed=signed)
                 same = flow(A, y, start, depth, lambda r: 1 / r**2, signed=signed)
                 gap = np.abs(plain.x(depth, signed)[-1] - same.x(depth, signed)[-1]).max()
@@ -255,12 +257,13 @@ def controls(seeds: Sequence[int], strength: float) -> Found:
 
 
 def tuned_speed(depth: int, tuning: Sequence[int], seeds: Sequence[int], iterations: int) -> Found:
-    """Tune start, step and ratio of plain and polar descent for the fewest iterations to an error, then take fresh seeds.
+    """Tune start, step and ratio of plain and polar descent for the fewest iterations to an error; take fresh seeds.
 
-    Chosen is the smallest median over `tuning`, one choice for 5 % and one for 1 %. Rows at the error in percent; the
-    arm names what was chosen in its array.
+    Chosen is the smallest median over `tuning`, once for 5 % and once for 1 %. Rows at the error in percent; arrays
+    hold what was chosen.
     """
-    alphas, steps, ratios = (1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3), (0.25, 1.0, 2.0, 4.0, 8.0), (1.0, 3.0, 10.0, 30.0)
+    alphas, steps = (1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3), (0.25, 1.0, 2.0, 4.0, 8.0)
+    ratios = (1.0, 3.0, 10.0, 30.0)
     grids: dict[str, list[Array]] = {"plain": [g.ravel() for g in np.meshgrid(alphas, steps)],
                                      "polar": [g.ravel() for g in np.meshgrid(alphas, steps, ratios)]}
     rows: list[Row] = []
@@ -268,7 +271,8 @@ def tuned_speed(depth: int, tuning: Sequence[int], seeds: Sequence[int], iterati
     for name, grid in grids.items():
         def run(problems: Instances, grid: list[Array]) -> Descent:
             with np.errstate(all="ignore"):  # the largest steps may diverge: they are never chosen
-                return descend(problems, Settings(depth, *grid[:2], *grid[2:]), iterations)
+                return descend(problems, Settings(depth, grid[0], grid[1], grid[2] if len(grid) > 2 else None),
+                               iterations)
         trials = run(gaussian(tuning), grid)
         for percent in (5, 1):
             best = int(np.argmin(np.median(trials.reached[f"error {percent} %"], axis=0)))

@@ -90,8 +90,8 @@ def _collapse(records: Records) -> Picture:
 
 
 def _phase(arrays: Arrays, depth: int) -> Heatmap:
-    values = np.asarray(arrays[f"phase/L={depth}"], dtype=np.float64)
-    shares, strengths = tuple(10 ** (k / 4) for k in range(-8, 5)), (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    values, shares, strengths = (np.asarray(arrays[f"phase/{key}"], dtype=np.float64)
+                                 for key in (f"L={depth}", "shares", "strengths"))
     return Heatmap(f"phase-{depth}", f"Depth {depth}: polar flow gains below the threshold when the norm is slow, and loses "
                    "when it is fast and the start small", [f"κ r∞² = {k:g}" for k in strengths],
                    [f"{s:.2g}" for s in shares], values, "log10 of polar over plain excess",

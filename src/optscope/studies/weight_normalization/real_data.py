@@ -18,21 +18,21 @@ from optscope.theory.diagonal import basis_pursuit, fit
 
 
 def photographs(seeds: Sequence[int]) -> Found:
-    """Recover patches of photographs from 100 measurements of 256 DCT coefficients, by five methods; rows: error, l1."""
+    """Recover patches of photographs from 100 measurements of 256 coefficients, by five methods; rows: error, l1."""
     rows: list[Row] = []
-    pictures: dict[str, Array] = {}
+    pictures: dict[str, list[Array]] = {}
     for seed in seeds:
         problem = patch(seed)
         for arm, x in solutions(problem.A, problem.y).items():
             rows += [Row(arm, seed, "error", float(np.linalg.norm(x - problem.x) / np.linalg.norm(problem.x))),
                      Row(arm, seed, "l1 over least", float(np.abs(x).sum()))]
-            pictures.setdefault(arm, []).append(problem.image(x))  # type: ignore[attr-defined, arg-type]
-        pictures.setdefault("original", []).append(problem.image(problem.x))  # type: ignore[attr-defined, arg-type]
+            pictures.setdefault(arm, []).append(problem.image(x))
+        pictures.setdefault("original", []).append(problem.image(problem.x))
     return _over_least(rows), {name: np.stack(images[:6]) for name, images in pictures.items()}
 
 
 def polynomials(seeds: Sequence[int]) -> Found:
-    """Predict diabetes from 60 people and 285 products of their numbers, by five methods; rows: R² of the others, l1."""
+    """Predict diabetes from 60 people and 285 products of their numbers, by five methods; rows: R², l1."""
     rows: list[Row] = []
     for seed in seeds:
         problem = diabetes(seed)
@@ -50,10 +50,10 @@ def _over_least(rows: list[Row]) -> list[Row]:
 def solutions(A: Array, y: Array) -> dict[str, Array]:
     """Solve a system by basis pursuit, plain and polar limits, the least l2 norm, and the cross-validated lasso.
 
-    Both limits start at α = 0.1 ‖x₂‖₁/(2N), a tenth of the threshold if the least-l2 solution x₂ were sparse; polar has
+    Both limits start at α = 0.1 ‖x₂‖₁/(2N), a tenth of the threshold of the least-l2 solution x₂; polar has
     κ = 30/‖x₂‖₁.
     """
-    nearest = np.linalg.lstsq(A, y, rcond=None)[0]
+    nearest: Array = np.linalg.lstsq(A, y, rcond=None)[0].astype(np.float64)
     size = np.abs(nearest).sum()
     alpha = 0.1 * size / (2 * A.shape[1])
     return {"basis pursuit": basis_pursuit(A, y), "plain limit": fit(A, y, alpha).x,
@@ -61,7 +61,7 @@ def solutions(A: Array, y: Array) -> dict[str, Array]:
 
 
 def identity(steps: int) -> Found:
-    """Train a small network by `PolarSGD` and its twin by SGD under torch's `weight_norm`, in float64; row: the gap."""
+    """Train a small network by `PolarSGD` and its twin by SGD under torch's `weight_norm`; row: the gap."""
     rows = []
     for per, dim in (("unit", 0), ("layer", None)):
         models = []
@@ -69,11 +69,12 @@ def identity(steps: int) -> Found:
             torch.manual_seed(0)
             model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).double()
             if wrap:
-                parametrizations.weight_norm(model[0], dim=dim)
-                parametrizations.weight_norm(model[3], dim=dim)
+                parametrizations.weight_norm(model[0], dim=dim)  # type: ignore[arg-type]
+                parametrizations.weight_norm(model[3], dim=dim)  # type: ignore[arg-type]
             models.append(model)
         ours, theirs = models
-        rules = PolarSGD(lr=0.3, per=per).optimizer(ours.parameters()), torch.optim.SGD(theirs.parameters(), lr=0.3)  # type: ignore[arg-type]
+        rules = (PolarSGD(lr=0.3, per=per).optimizer(ours.parameters()),  # type: ignore[arg-type]
+                 torch.optim.SGD(theirs.parameters(), lr=0.3))
         inputs, labels = torch.randn(50, 1, 8, 8, dtype=torch.float64), torch.arange(50) % 10
         for _ in range(steps):
             for model, optimizer in zip(models, rules, strict=True):
