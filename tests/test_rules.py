@@ -22,6 +22,7 @@ from optscope.optim import (
     Graft,
     Momentum,
     NormalizedSGD,
+    PolarSGD,
     RMSProp,
     Rounded,
     Rule,
@@ -37,6 +38,13 @@ STEPS = 25
 class Row(NamedTuple):
     rule: Rule
     torch_twin: Callable[[Any], torch.optim.Optimizer] | None = None
+
+
+def is_proportional(rule: Rule) -> bool:
+    """Whether a rule's step is proportional to its learning rate, not to first order only."""
+    while isinstance(rule, Decayed):
+        rule = rule.rule
+    return not isinstance(rule, PolarSGD)
 
 
 class SignTwin(torch.optim.Optimizer):
@@ -67,6 +75,9 @@ ROWS = [
     Row(NormalizedSGD(lr=0.01, per="module")),
     Row(NormalizedSGD(lr=0.01, rms=True)),
     Row(NormalizedSGD(lr=0.01, per="model", rms=True)),
+    Row(PolarSGD(lr=0.05)),
+    Row(PolarSGD(lr=0.05, ratio=2.0, per="layer")),
+    Row(Decayed(PolarSGD(lr=0.05, per="layer"), decay=0.1)),
     Row(RMSProp(lr=0.01), lambda p: T.RMSprop(p, lr=0.01)),
     Row(RMSProp(lr=0.01, alpha=0.9, eps=1e-4), lambda p: T.RMSprop(p, lr=0.01, alpha=0.9, eps=1e-4)),
     Row(Adam(lr=0.01), lambda p: T.Adam(p, lr=0.01)),
@@ -156,9 +167,14 @@ def test_step_added_to_zeros_is_the_step(rule):
     layout = Layout.of(params)
     flat, grad = layout.flatten(params), layout.flatten(grads)
     step, _ = rule.update(grad, rule.init(flat, layout), flat, layout)
+    if is_proportional(rule):
+        expected = 0.5 * step
+    else:
+        halved = rule.with_(lr=rule.lr / 2)
+        expected, _ = halved.update(grad, halved.init(flat, layout), flat, layout)
     zeros = [torch.zeros_like(p) for p in params]
     rule.add_step_(zeros, grads, rule.begin(params), params, scale=0.5)
-    torch.testing.assert_close(layout.flatten(zeros), 0.5 * step, rtol=0, atol=1e-13)
+    torch.testing.assert_close(layout.flatten(zeros), expected, rtol=0, atol=1e-13)
 
 
 @rules
@@ -222,13 +238,18 @@ def test_learning_rate_can_be_changed_and_scales_the_first_step(rule):
 
     def first(r):
         return r.update(grad, r.init(params, layout), params, layout)[0]
-    torch.testing.assert_close(first(changed), 2 * first(rule), rtol=0, atol=1e-12)
+    if is_proportional(rule):
+        torch.testing.assert_close(first(changed), 2 * first(rule), rtol=0, atol=1e-12)
+    else:
+        small = rule.with_(lr=1e-8)
+        torch.testing.assert_close(first(small.with_(lr=2e-8)), 2 * first(small), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("make", [
     lambda v: SGD(lr=v), lambda v: SGD(lr=v, momentum=0.9), lambda v: SignSGD(lr=v),
     lambda v: Momentum(lr=0.1, beta=v), lambda v: SVAG(Momentum(lr=v), level=2),
-    lambda v: NormalizedSGD(lr=v), lambda v: RMSProp(lr=v), lambda v: Adam(lr=v), lambda v: AdamW(lr=v),
+    lambda v: NormalizedSGD(lr=v), lambda v: PolarSGD(lr=v), lambda v: PolarSGD(lr=0.1, ratio=v),
+    lambda v: RMSProp(lr=v), lambda v: Adam(lr=v), lambda v: AdamW(lr=v),
     lambda v: Graft(Adam(lr=v), SGD(lr=1.0)), lambda v: Adam(lr=0.01, beta1=v),
 ])
 def test_one_hyperparameter_a_member(make):

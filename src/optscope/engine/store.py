@@ -156,12 +156,14 @@ class RunFolder:
                       reason: str = "") -> None:
         """Write what a probe found, after which step (None: on the trained model), or why it found nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.ascontiguousarray(a) for step, reading in readings if step is None
-                  for name, a in reading.arrays.items()}
+        found = {name: np.ascontiguousarray(a) for step, reading in readings if step is None
+                 for name, a in reading.arrays.items()}
+        names = {name: a.tolist() for name, a in found.items() if a.dtype.kind == "U"}  # no text in safetensors
+        arrays = {name: a for name, a in found.items() if name not in names}
         if arrays:
             write_atomically(self.path / f"probe-{probe}.safetensors", numpy_bytes(arrays))
         write_atomically(self.path / f"probe-{probe}.json",
-                         to_json({"schema": SCHEMA, "probe": label, "reason": reason,
+                         to_json({"schema": SCHEMA, "probe": label, "reason": reason, "names": names,
                                   "values": [[*row, step] for step, reading in readings
                                              for row in _values(reading)]}))
 

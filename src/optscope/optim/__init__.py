@@ -4,6 +4,7 @@ from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.graft import Graft
 from optscope.optim.momentum import Momentum, matched
 from optscope.optim.players import Players
+from optscope.optim.polar import PolarSGD
 from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.optim.schedules import Constant, Cosine, Decayed, Schedule, Scheduled, StepDecay
@@ -13,5 +14,5 @@ from optscope.optim.svag import SVAG
 from optscope.optim.torch_bridge import Foreign
 
 __all__ = ["SGD", "SVAG", "Adam", "AdamW", "Constant", "Cosine", "Decayed", "Foreign", "Graft", "Momentum",
-           "NormalizedSGD", "Players", "RMSProp", "Rounded", "Rule", "Schedule", "Scheduled", "SignSGD",
-           "StepDecay", "matched"]
+           "NormalizedSGD", "Players", "PolarSGD", "RMSProp", "Rounded", "Rule", "Schedule", "Scheduled",
+           "SignSGD", "StepDecay", "matched"]

@@ -60,7 +60,7 @@ class Rule(ABC):
     if TYPE_CHECKING:
         @property
         def lr(self) -> Hyper:
-            """The learning rate: every rule's step is proportional to it."""
+            """The learning rate: every rule's step is proportional to it, if only to first order (`PolarSGD`)."""
 
     @abstractmethod
     def init(self, params: Tensor, layout: Layout) -> State:

@@ -74,7 +74,8 @@ class Cosine(Schedule):
 class Scheduled(Combinator):
     """A rule whose step is multiplied by schedule(t/steps), t = 0, 1, ...; the last factor stays.
 
-    That equals changing the learning rate of every rule here, for steps are proportional to it.
+    That equals changing the learning rate of every rule here, for steps are proportional to it (`PolarSGD`'s only
+    to first order).
     """
 
     rule: Rule

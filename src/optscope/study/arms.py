@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optscope.errors import UserError, nearest
-from optscope.optim import SGD, Adam, AdamW, Foreign, Graft, NormalizedSGD, RMSProp, Rule, SignSGD
+from optscope.optim import SGD, Adam, AdamW, Foreign, Graft, NormalizedSGD, PolarSGD, RMSProp, Rule, SignSGD
 from optscope.study.comparison import Arm
 from optscope.study.resolve import named_at
 from optscope.study.search import Grid
@@ -27,6 +27,7 @@ _READY: dict[str, tuple[str, Rule, tuple[float, ...]]] = {
     "rmsprop": ("RMSProp", RMSProp(lr=1e-3), _SMALL),
     "signsgd": ("SignSGD", SignSGD(lr=1e-4), _TINY),
     "normalized": ("Normalised SGD", NormalizedSGD(lr=0.01), _MIDDLE),
+    "polar": ("Polar SGD", PolarSGD(lr=0.1), _LARGE),
     "graft": ("Adam length, SGD direction", Graft(Adam(lr=1e-3), SGD(lr=1.0)), _SMALL),
 }
 NAMES = tuple(_READY)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from optscope.engine.train import Plan
 from optscope.errors import UserError
-from optscope.optim import StepDecay
+from optscope.optim import PolarSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.attack import PGD
 from optscope.probes.edge import EdgeOfStability
@@ -14,6 +14,7 @@ from optscope.probes.geometry import FirstStep, Geometry, Margin
 from optscope.probes.gradient_noise import GradientNoise
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.noise import BandNoise, GaussianNoise
+from optscope.probes.polar import PolarDrift
 from optscope.probes.probe import Probe
 from optscope.probes.robust import RobustAccuracy
 from optscope.study.arms import arm_named
@@ -40,8 +41,8 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
         task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
         fitting_probes(task, settings.examples), seeds,
         tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
-        watched=(EdgeOfStability(),), described=describing_probes(task, settings.examples),
-        twin_seeds=seeds[:settings.twin_seeds])
+        watched=(EdgeOfStability(), *([PolarDrift()] if any(isinstance(arm.rule, PolarSGD) for arm in chosen) else [])),
+        described=describing_probes(task, settings.examples), twin_seeds=seeds[:settings.twin_seeds])
 
 
 def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:

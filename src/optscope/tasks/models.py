@@ -101,6 +101,35 @@ class C2:
 
 
 @dataclass(frozen=True)
+class StridedCNN:
+    """A small network for many trainings: 3x3 convolutions of stride 2 with ReLU, then a linear layer.
+
+    `widths` are the channels of the convolutions; each halves the sides, rounded up. Inputs are
+    `(n, channels, size, size)`.
+    """
+
+    channels: int = 1
+    size: int = 28
+    widths: tuple[int, ...] = (8, 16)
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        if not isinstance(self.widths, tuple) or not self.widths or not all(map(_is_count, self.widths)):
+            raise UserError("StridedCNN: widths must be a tuple of positive whole numbers, such as (8, 16); "
+                            f"got {self.widths!r}")
+
+    def __call__(self) -> nn.Sequential:
+        """Return a new network."""
+        layers: list[nn.Module] = []
+        side = self.size
+        for inside, outside in pairwise((self.channels, *self.widths)):
+            layers += [nn.Conv2d(inside, outside, 3, stride=2, padding=1), nn.ReLU()]
+            side = (side + 1) // 2
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(self.widths[-1] * side**2, self.classes))
+
+
+@dataclass(frozen=True)
 class ResNet:
     """The residual network for small images: `depth = 6n + 2`, three stages of n blocks, ReLU after the sum.
 

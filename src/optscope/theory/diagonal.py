@@ -87,10 +87,8 @@ def fit(A: ArrayLike, y: ArrayLike, start: ArrayLike = 1e-3, *, depth: int = 2, 
     if ratio is None:
         found = project(matrix, target, log_start, depth, signs)
         return Limit(found.parts, signs, depth, np.zeros(target.shape[:-1]))
+    check_ratio(ratio)
     kappa = np.broadcast_to(np.asarray(ratio, dtype=np.float64), target.shape[:-1])
-    if not (np.isfinite(kappa) & (kappa > 0)).all():
-        raise UserError("the ratio of the direction's rate to the norm's must be a finite number > 0; "
-                        f"got {ratio!r}: write ratio=None for plain flow")
     return _polar(matrix, target, log_start, depth, signs, kappa)
 
 
@@ -129,9 +127,7 @@ def _problem(A: ArrayLike, y: ArrayLike, start: ArrayLike, depth: int,
         raise UserError("A and y must be finite; got nan or inf: clean them first")
     if not target.any(-1).all():
         raise UserError("y must not be 0: the flow then ends at x = 0 whatever the start; got y = 0")
-    if not (np.isfinite(first) & (first > 0)).all():
-        raise UserError(f"the start of a multiplicative model must be finite and > 0; got {start!r}: write for "
-                        "example start=1e-3")
+    check_start(start)
     signs = np.array([1.0, -1.0] if signed else [1.0])
     if first.ndim == target.ndim - 1:
         first = first[..., None, None]
@@ -147,6 +143,22 @@ def check_depth(depth: object) -> None:
     """Raise unless depth is a whole number >= 2: with one factor there is nothing to normalise."""
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
         raise UserError(f"the depth L of a diagonal model must be a whole number >= 2; got {depth!r}")
+
+
+def check_start(start: ArrayLike) -> None:
+    """Raise unless a start x(0) is finite and positive: from 0 the weights never move."""
+    first = np.asarray(start, dtype=np.float64)
+    if not (np.isfinite(first) & (first > 0)).all():
+        raise UserError(f"the start of a diagonal model must be finite and > 0; got {start!r}: write for example "
+                        "start=1e-3")
+
+
+def check_ratio(ratio: ArrayLike) -> None:
+    """Raise unless the ratio κ of the direction's rate to the norm's is finite and positive."""
+    kappa = np.asarray(ratio, dtype=np.float64)
+    if not (np.isfinite(kappa) & (kappa > 0)).all():
+        raise UserError("the ratio of the direction's rate to the norm's must be a finite number > 0; "
+                        f"got {ratio!r}: write ratio=None for plain flow")
 
 
 def basis_pursuit(A: ArrayLike, y: ArrayLike, *, signed: bool = True) -> Array:
