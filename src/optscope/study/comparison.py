@@ -75,7 +75,8 @@ class Comparison:
     The learning rate of each arm is the candidate with the best mean validation `criterion` at the end of
     training over `tuning_seeds`; one with a diverged run counts as the worst, and of equals (all may have
     diverged) the smallest is taken. Then every arm is trained on `seeds`, and `probes` measure the result (on
-    the test part, if they do not say otherwise).
+    the test part, if they do not say otherwise); validation data and `watched` are read at `moments` on the way.
+    Large models need not keep their weights: to add a probe then trains again.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, unequal budgets,
@@ -91,6 +92,8 @@ class Comparison:
     tuning_seeds: tuple[int, ...] = (1001,)
     criterion: Criterion = field(default_factory=Criterion)
     moments: int = 10
+    watched: tuple[Probe, ...] = ()
+    keep_weights: bool = True
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -148,8 +151,8 @@ class Comparison:
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task
         probes = self.probes if phase == "final" else (VALIDATION,)
-        watch = (Watch(VALIDATION, self.moments),) if phase == "final" else ()
-        run = Run(task, rule, self.plan, seed, probes, watch)
+        watch = tuple(Watch(probe, self.moments) for probe in (VALIDATION, *self.watched) if phase == "final")
+        run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights)
         entry = Entry(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings)
         return Job(run, entry)
 
