@@ -147,6 +147,14 @@ def test_final_runs_share_seeds_and_carry_the_chosen_rule_and_all_probes():
     assert all(j.entry.probes == j.work.readings and j.entry.run == j.work.id for j in final)
 
 
+def test_what_is_watched_is_read_on_the_way_in_final_runs_alone():
+    c = comparison(arms=(Arm("SGD", SGD(lr=0.1)),), watched=(GaussianNoise(variances=(0.01,)),), moments=3)
+    for job in c.jobs(Records()):
+        assert [(w.probe, w.moments) for w in job.work.watch][1:] == [(GaussianNoise(variances=(0.01,)), 3)]
+    assert all(not job.work.watch for job in comparison(watched=(Accuracy(),)).jobs(Records())
+               if job.entry.phase == "tune")
+
+
 def test_nothing_is_chosen_before_every_tuning_run_of_this_very_plan_is_there():
     given, longer = comparison(), comparison(plan=Plan(epochs=3, batch=32))
     values = {("SGD", 0.1): 2.0, ("SGD", 0.3): 1.0, ("Adam", 0.01): 1.0, ("Adam", 0.03): 2.0}

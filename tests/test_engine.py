@@ -345,6 +345,22 @@ def test_watching_is_no_part_of_a_runs_identity_and_can_be_added(tmp_path):
     assert all(folder.has_reading(name) for name in later.readings)
 
 
+def test_weights_that_are_not_kept_are_made_again_for_a_later_probe(tmp_path):
+    folder, run = RunFolder(tmp_path / "r"), Run(TASK, SGD(lr=0.1), PLAN, 1, keep=False)
+    run.perform(folder)
+    assert folder.has_result()
+    assert not folder.has_weights()
+    assert run.id == dataclasses.replace(run, keep=True).id
+    probed, kept = (dataclasses.replace(run, probes=(Accuracy(),), keep=keep) for keep in (False, True))
+    probed.perform(folder)
+    assert not folder.has_weights()
+    assert folder.has_reading(probe_id(Accuracy()))
+    other = RunFolder(tmp_path / "other")
+    kept.perform(other)
+    name = f"probe-{probe_id(Accuracy())}.json"
+    assert (folder.path / name).read_bytes() == (other.path / name).read_bytes()
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class Crash(Accuracy):
     """Always stops."""

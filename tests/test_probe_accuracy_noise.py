@@ -13,7 +13,7 @@ from torch.nn import functional
 from optscope.dct import equal_count_bands
 from optscope.errors import UserError
 from optscope.probes import noise as noise_module
-from optscope.probes.accuracy import Accuracy, calibration_error
+from optscope.probes.accuracy import Accuracy, Checkpoint, calibration_error
 from optscope.probes.frequency import DCT, Fourier, SensitivityMap, spectral_energy
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.noise import BandNoise, GaussianNoise
@@ -75,6 +75,19 @@ def test_regression_has_only_its_loss():
     reading = Accuracy()(snapshot(model, x, y, loss=functional.mse_loss, kind="regression"))
     assert dict(reading.values) == {"loss": pytest.approx(float(((model(x) - y) ** 2).mean().detach()))}
     assert not reading.arrays
+
+
+def test_a_checkpoint_reads_validation_and_test_side_by_side():
+    x, y = images(60, 4), torch.arange(60) % 3
+    model = linear((4,))
+    task = Task.from_tensors(lambda: model, (x[:20], y[:20]), (x[40:], y[40:]), validation=(x[20:40], y[20:40]))
+    values = Checkpoint(examples=5)(Snapshot(model, task)).values
+    for part, rows in (("validation", slice(20, 40)), ("test", slice(40, 45))):
+        out = model(x[rows])
+        assert values[f"{part} loss at checkpoint"] == pytest.approx(float(functional.cross_entropy(out, y[rows])))
+        share = float((out.argmax(1) == y[rows]).double().mean())
+        assert values[f"{part} accuracy at checkpoint"] == pytest.approx(100 * share)
+    assert {m.name for m in Checkpoint().metrics} == set(values)
 
 
 def test_calibration_error_against_a_loop_over_bins():

@@ -1,4 +1,4 @@
-"""The command: list, show, run, compare, report, data. Torch is imported only by commands that need it."""
+"""The command: list, show, run, compare, advise, report, data. Torch is imported only by commands that need it."""
 
 from __future__ import annotations
 
@@ -139,6 +139,22 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
                   listener=Display(_err), command=_command())
     _say(result.summary)
     _close(result)
+
+
+@app.command()
+def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py:NAME.")],
+           lr: Annotated[float, typer.Option(help="Learning rate, as PyTorch's SGD takes it.")] = 0.01,
+           momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.9,
+           epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 5,
+           batch: Annotated[int, typer.Option(help="Examples a step.")] = 128) -> None:
+    """Foretell from one short run whether momentum is needed, and name the SGD to try instead."""
+    from optscope.engine.train import Plan
+    from optscope.optim import SGD
+    from optscope.study.advice import advise as foretell
+    from optscope.study.resolve import task_at
+
+    _say(str(foretell(task_at(task), SGD(lr=lr, momentum=momentum), Plan(epochs, batch))))
+    _say(f"to test it: optscope compare {task} -o momentum -o sgd")
 
 
 @app.command()

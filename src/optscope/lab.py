@@ -22,6 +22,7 @@ from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.records import Records
 from optscope.report.document import Check, Document, write
 from optscope.report.tables import Table, metric_table, runs_table
+from optscope.study.advice import earned
 from optscope.study.charts import comparison_figures
 from optscope.study.compare import comparison_of
 from optscope.study.comparison import Arm, Comparison
@@ -65,7 +66,8 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     document = Document(
         title=f"Which optimiser for {task.name}?",
         question=_question(comparison),
-        verdict_sentence=headline(comparison, conducted.records, found),
+        verdict_sentence="\n".join(filter(None, (headline(comparison, conducted.records, found),
+                                                 earned(comparison, conducted.records)))),
         warnings=_warnings([comparison], conducted),
         verdicts=verdicts, scale="desk", next_steps=_next_steps(comparison, conducted.records, store),
         figures=comparison_figures(comparison, conducted.records,

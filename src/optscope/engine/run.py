@@ -77,7 +77,8 @@ class Run:
     """Train `task` by `rule` from `seed`, watched by some probes, then take the others.
 
     Measuring changes no bits of the training, so it is no part of the identity: each reading keeps its own
-    file. Probes added later do not train again; what shall be watched later does, to the same bits.
+    file. Probes added later do not train again; what shall be watched later does, to the same bits. So do probes
+    added to a run that does not `keep` its weights (of large models, 4 bytes a parameter and run).
     """
 
     task: Task
@@ -86,6 +87,7 @@ class Run:
     seed: int
     probes: tuple[Probe, ...] = ()
     watch: tuple[Watch, ...] = ()
+    keep: bool = True
 
     @cached_property
     def id(self) -> str:
@@ -124,7 +126,7 @@ class Run:
         # Loaded once, and here: data that cannot be had is no reading of a probe.
         task = dataclasses.replace(self.task, data=InMemory(self.task.data()))
         errors: list[str] = []
-        if not trained or any(isinstance(each, Watch) for each in missing):
+        if not trained or not folder.has_weights() or any(isinstance(each, Watch) for each in missing):
             errors += self._train(task, folder, {w: name for w, name in missing.items() if isinstance(w, Watch)})
         result = folder.result()
         if result["status"] == "ok" and any(isinstance(each, Probe) for each in missing):
@@ -137,6 +139,8 @@ class Run:
                         folder.write_reading(name, repr(probe), [(None, reading)], silence)
         if errors:
             raise ProbesError("; ".join(dict.fromkeys(errors)))
+        if not self.keep:
+            folder.drop_weights()
         return str(result["status"])
 
     def _train(self, task: Task, folder: RunFolder, watch: Mapping[Watch, str]) -> list[str]:
@@ -164,7 +168,7 @@ class Run:
         for w, name in watch.items():
             if w not in errors:
                 folder.write_reading(name, repr(w.probe), seen[w], silences.get(w, ""))
-        if not folder.has_result():
+        if not folder.has_result() or not folder.has_weights():
             series = {name: trace.numpy() for name, trace in trained.traces.items()}
             folder.write_result(self._summary(trained) | spent, {"losses": trained.losses.numpy(), **series},
                                 trained.snapshot.model.state_dict())

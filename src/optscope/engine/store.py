@@ -135,6 +135,14 @@ class RunFolder:
             raise UserError(f"the weights in {self.path} cannot be read ({error}): delete that folder and "
                             "run the same command again") from error
 
+    def has_weights(self) -> bool:
+        """Return whether the trained weights are kept."""
+        return (self.path / "weights.safetensors").is_file()
+
+    def drop_weights(self) -> None:
+        """Remove the trained weights; training makes the same again."""
+        (self.path / "weights.safetensors").unlink(missing_ok=True)
+
     def write_result(self, summary: Mapping[str, Any], series: Mapping[str, NDArray[Any]],
                      weights: Mapping[str, Tensor]) -> None:
         """Write all that training left; the summary last."""

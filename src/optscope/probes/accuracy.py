@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
-from optscope.evidence.records import Metric
+from optscope.evidence.records import Direction, Metric
 from optscope.evidence.stats import wilson
 from optscope.probes.probe import Probe, Reading, Subject, check_examples, in_batches
 
@@ -47,6 +47,37 @@ class Accuracy(Probe):
                         "calibration error": 100 * calibration_error(outputs, subject.targets)},
                        {"correct": correct.cpu().numpy(),
                         "accuracy interval": 100 * np.array([interval.low, interval.high])})
+
+
+@dataclass(frozen=True, repr=False)
+class Checkpoint(Probe):
+    """Measure validation and test side by side, so that the test value at the best validation moment can be read.
+
+    Watched during training, it stands for keeping the checkpoint that does best on validation data: later choices
+    may look at the validation metrics alone. Accuracies are in percent, and left out of regression. `examples`
+    bounds the test part; `split` has no say.
+    """
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Loss and accuracy of both parts."""
+        return tuple(Metric(f"{part} {name} at checkpoint", unit, better) for part in ("validation", "test")
+                     for name, unit, better in _METRICS)
+
+    def measure(self, subject: Subject) -> Reading:
+        """Measure the whole validation part, and the first `examples` of the test part."""
+        task = subject.snapshot.task
+        data = task.data()
+        values = {}
+        for part, split in (("validation", data.validation), ("test", data.test.first(self.examples))):
+            outputs = in_batches(subject.model, split.inputs)
+            values[f"{part} loss at checkpoint"] = float(subject.loss(outputs, split.targets))
+            if task.kind == "classification":
+                values[f"{part} accuracy at checkpoint"] = percent(outputs.argmax(1) == split.targets)
+        return Reading(values)
+
+
+_METRICS: tuple[tuple[str, str, Direction], ...] = (("accuracy", "%", "higher"), ("loss", "", "lower"))
 
 
 def verdicts(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

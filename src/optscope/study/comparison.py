@@ -81,7 +81,8 @@ class Comparison:
     the test part, if they do not say otherwise), and so do `described`, of which no difference is tested: what
     they find is shown. `watched` are taken during training, at as many `moments` as validation, with the live
     optimiser. On `twin_seeds` every arm is trained and measured twice more, with its steps rounded otherwise: what
-    then differs, rounding alone has done.
+    then differs, rounding alone has done. Large models need not keep their weights: to add a probe then trains
+    again.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, unequal budgets,
@@ -100,6 +101,7 @@ class Comparison:
     watched: tuple[Probe, ...] = ()
     described: tuple[Probe, ...] = ()
     twin_seeds: tuple[int, ...] = ()
+    keep_weights: bool = True
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -178,7 +180,7 @@ class Comparison:
         probes = (VALIDATION,) if phase == "tune" else (*self.probes, *self.described)
         watched = (VALIDATION, *self.watched) if phase == "final" else ()
         watch = tuple(Watch(probe, self.moments) for probe in watched)
-        run = Run(task, rule, self.plan, seed, probes, watch)
+        run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights)
         entry = Entry(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings)
         return Job(run, entry)
 

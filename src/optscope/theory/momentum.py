@@ -133,18 +133,19 @@ def slow_limit(start: float, sigma: float, time: ArrayLike) -> Array:
 
 
 def regime(rate_times_sharpness: float, curvature_induced: float, noise_induced: float) -> Regime:
-    """Return what limits a run: gradient noise, curvature, or neither clearly.
+    """Return what limits a run with momentum, from its largest ηλ: gradient noise, curvature, or neither clearly.
 
-    "noise": ηλ <= 1, half of what SGD bears, and the noise-induced term of a step's loss is at least the
-    curvature-induced one. There momentum is predicted to change nothing. "curvature": ηλ > 2, where SGD at this
-    rate is unstable and momentum may not be. λ is the largest eigenvalue of the Hessian.
+    λ is the largest eigenvalue of the Hessian. "noise": ηλ <= 2, so SGD of the same rate is stable there too, and
+    the noise-induced term of a step is at least the curvature-induced one; momentum is predicted to change nothing.
+    "curvature": ηλ > 4, where SGD does not come back; momentum is predicted to help. In between SGD leaves for a
+    flatter place and trains on (Lewkowycz et al. 2020, arXiv 2003.02218: its catapult phase, 2 < ηλ < 4).
 
     >>> regime(0.3, 1e-4, 1e-3), regime(5.0, 1e-4, 1e-3)
     ('noise', 'curvature')
     """
-    if rate_times_sharpness > 2:
+    if rate_times_sharpness > 4:
         return "curvature"
-    calm = rate_times_sharpness <= 1 and noise_induced >= curvature_induced
+    calm = rate_times_sharpness <= 2 and noise_induced >= curvature_induced
     return "noise" if calm else "between"
 
 

@@ -59,7 +59,7 @@ def _normals(rng: np.random.Generator, paths: int) -> Array:
 
 
 def _signs(rng: np.random.Generator, paths: int) -> Array:
-    return 2.0 * rng.integers(0, 2, paths) - 1
+    return np.asarray(2.0 * rng.integers(0, 2, paths) - 1, dtype=np.float64)
 
 
 def quadratic(curvature: float, sigma: float) -> Oracle:

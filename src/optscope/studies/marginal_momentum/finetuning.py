@@ -1,0 +1,113 @@
+"""Fine-tuning of language models with SGD, momentum and AdamW: settings, runs, and the best dev checkpoint.
+
+Each subset of a few-shot setting is an experiment of its own, tuned on its own dev texts, so that a long run can be
+made in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from optscope.engine.train import Plan
+from optscope.evidence.records import Records
+from optscope.optim import SGD, AdamW, Cosine, Momentum
+from optscope.probes.accuracy import Accuracy, Checkpoint
+from optscope.studies.marginal_momentum.readings import BETAS, Pair, method
+from optscope.study.comparison import Arm, Comparison, Criterion
+from optscope.study.search import Grid
+from optscope.tasks.task import Task
+from optscope.tasks.text import MovieSnippets, RottenTomatoes, Shakespeare, TextFile
+from optscope.tasks.text_models import CharTransformer, Encoder, Pretrained
+
+MARGIN_FINE = 1.0
+"""Test accuracies after fine-tuning that differ by less than this, in points, count as equal."""
+SETTINGS: Mapping[str, type[RottenTomatoes] | type[MovieSnippets]] = {
+    "rotten-tomatoes": RottenTomatoes, "movie-snippets": MovieSnippets}
+CLASSES = {"rotten-tomatoes": 2, "movie-snippets": 5}
+SHOTS = (16, 128, None)
+FINE_TUNING = {f"{data} {shots or 'full'}": f"MiniLM on {data} ({f'{shots} a class' if shots else 'all texts'})"
+               for data in SETTINGS for shots in SHOTS}
+"""The settings by name, with what a claim calls them."""
+CHARACTERS = "shakespeare verse"
+STEPS, BATCH = 150, 8
+ARMS = (Arm(method(BETAS[0]), SGD(lr=0.03), Grid((0.01, 0.03, 0.1))),
+        Arm(method(BETAS[1]), Momentum(lr=0.03), Grid((0.01, 0.03, 0.1))),
+        Arm("AdamW", AdamW(lr=3e-5), Grid((1e-5, 3e-5, 1e-4))))
+CHARACTER_ARMS = (Arm(method(BETAS[0]), SGD(lr=0.1), Grid((0.03, 0.1, 0.3))),
+                  Arm(method(BETAS[1]), Momentum(lr=0.1), Grid((0.03, 0.1, 0.3))),
+                  Arm("AdamW", AdamW(lr=1e-3), Grid((3e-4, 1e-3, 3e-3))))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many subsets and seeds a setting gets, and which settings there are."""
+
+    subsets: int
+    seeds: int
+
+
+def language_models(size: Size) -> list[Comparison]:
+    """Return one comparison a subset of each few-shot setting, one each of the full sets, and one of characters."""
+    found = []
+    for data, source in SETTINGS.items():
+        for shots in SHOTS:
+            for subset in range(size.subsets if shots else 1):
+                examples = source(shots, subset)
+                task = Task(f"{data} {shots or 'full'}", Encoder(CLASSES[data]), examples, bounds=None)
+                plan = (Plan(max(1, STEPS * BATCH // (shots * CLASSES[data])), BATCH, Cosine(0.1)) if shots
+                        else Plan(1, 32, Cosine(0.1)))
+                found.append(_comparison(f"{task.name}, subset {subset}", task, plan,
+                                         size.seeds if shots else size.seeds + 1))
+    model = Pretrained(CharTransformer(), Shakespeare(), steps=2000)
+    task = Task(CHARACTERS, model, Shakespeare(verse=True), kind="regression", bounds=None)
+    found.append(_comparison(f"{CHARACTERS}, subset 0", task, Plan(4, 16, Cosine(0.1)), 8, CHARACTER_ARMS))
+    return found
+
+
+def of_the_paper() -> list[Comparison]:
+    """Return the paper's own fine-tuning, of RoBERTa-large on five sets that the user puts beside the others.
+
+    A classification head stands for the paper's prompts. Files: `lm/sst-2.tsv` and so on, the model in a folder
+    `roberta-large` where the command is run.
+    """
+    sets = {"sst-2": 2, "sst-5": 5, "snli": 3, "trec": 6, "mnli": 3}
+    found = []
+    for name, classes in sets.items():
+        for subset in range(5):
+            data = TextFile(512, subset, 256 if classes == 3 else 128, "roberta-large", f"lm/{name}.tsv")
+            task = Task(name, Encoder(classes, "roberta-large"), data, bounds=None)
+            plan = Plan(max(1, 1000 * BATCH // (512 * classes)), BATCH, Cosine())
+            found.append(_comparison(f"{name} 512, subset {subset}", task, plan, 1))
+    return found
+
+
+def _comparison(name: str, task: Task, plan: Plan, seeds: int, arms: tuple[Arm, ...] = ARMS) -> Comparison:
+    characters = task.kind == "regression"
+    return Comparison(name, task, arms, plan, () if characters else (Accuracy(),), tuple(range(1, seeds + 1)),
+                      criterion=Criterion() if characters else Criterion("accuracy", "higher"), moments=4,
+                      watched=(Checkpoint(examples=400),), keep_weights=False)
+
+
+def best_checkpoint(records: Records, setting: str, first: str, second: str,
+                    metric: str = "accuracy") -> Pair:
+    """Return the test metric of two arms at each run's best validation moment, over all subsets and seeds."""
+    found: tuple[list[float], list[float]] = ([], [])
+    subsets = sorted({row.experiment for row in records if row.experiment.startswith(f"{setting}, subset ")})
+    for subset in subsets:
+        mine = records.where(experiment=subset, phase="final")
+        for seed in mine.seeds(first, second):
+            for values, arm in zip(found, (first, second), strict=True):
+                values.append(_at_best(mine.where(arm=arm, seed=seed), metric))
+    return np.array(found[0]), np.array(found[1])
+
+
+def _at_best(records: Records, metric: str) -> float:
+    """Return one run's test metric at its best validation moment, nan if there is none."""
+    validation, test = ({row.step: row.value for row in records.where(metric=f"{part} {metric} at checkpoint")}
+                        for part in ("validation", "test"))
+    sign = 1.0 if metric == "accuracy" else -1.0
+    moments = sorted(validation, key=lambda step: sign * validation[step])
+    return test.get(moments[-1], np.nan) if moments else np.nan

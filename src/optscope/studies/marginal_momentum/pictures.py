@@ -1,0 +1,183 @@
+"""The pictures of the momentum study, from its records and arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optscope.evidence.picture import Figure, Heatmap, Panel, Picture, Series
+from optscope.evidence.records import Records
+from optscope.evidence.stats import mean_interval, paired_difference
+from optscope.studies.marginal_momentum.claims import ALPHAS, LEVELS, MARGINS, RATES, VALLEY
+from optscope.studies.marginal_momentum.finetuning import FINE_TUNING, best_checkpoint
+from optscope.studies.marginal_momentum.readings import (
+    BETAS,
+    batches,
+    cell_arm,
+    cells,
+    experiment,
+    method,
+    rates,
+    scores,
+    svag_experiment,
+    tuned_gap,
+)
+from optscope.study.study import Arrays
+from optscope.theory.momentum import stationary_variance
+
+SGD, MOMENTUM = (method(beta) for beta in BETAS)
+DRIFTERS = (SGD, MOMENTUM, "momentum 0.97", "momentum 1 − η")
+SEEDS = "Mean over seeds with 95 % t intervals; a diverged run counts with chance accuracy."
+
+
+def pictures(records: Records, arrays: Arrays) -> list[Figure]:
+    """Return all pictures for which there are records."""
+    found: list[Figure] = []
+    data = [name for name in MARGINS if batches(records, name)]
+    if data:
+        found.append(_gaps(records, data))
+    found += [_learning_rates(records, name) for name in data]
+    found += _svag(records, data)
+    judged = cells(records, MARGINS)
+    if judged:
+        found.append(_cells(records))
+    found += _valley(arrays)
+    if records.where(experiment="two wells"):
+        found.append(_orders(records))
+    if records.where(experiment="quadratic"):
+        found.append(_quadratic(records))
+    return found + _fine_tuning(records)
+
+
+def _points(label: str, x: Sequence[float], values: Sequence[np.ndarray], mark: str = "line") -> Series:
+    """Return the means of groups of values, one a place, with their intervals."""
+    means = [mean_interval(v) for v in values]
+    return Series(label, x, [m.estimate for m in means], [m.low for m in means], [m.high for m in means],
+                  mark="line" if mark == "line" else "points")
+
+
+def _gaps(records: Records, data: Sequence[str]) -> Picture:
+    panels, said = [], []
+    for name in data:
+        sizes = batches(records, name)
+        found = [paired_difference(*tuned_gap(records, name, size)) for size in sizes]
+        margin = MARGINS[name]
+        panels.append(Panel("batch size", "accuracy gained by momentum 0.9 [points]", [
+            Series(name, sizes, [f.estimate for f in found], [f.low for f in found], [f.high for f in found])],
+            name, log_x=True, levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
+        said.append(f"{name} {found[0].estimate:+.1f} → {found[-1].estimate:+.1f}")
+    return Picture("gap-against-batch", "What tuned momentum gains over tuned SGD, small batch → large: "
+                   + "; ".join(said).replace("-", "−").replace("fashion−", "fashion-"), panels,
+                   "Test accuracy, momentum 0.9 minus SGD, each at the rate that validation data chose from one "
+                   "grid of effective rates. Mean paired difference over seeds with 95 % t intervals.")
+
+
+def _learning_rates(records: Records, data: str) -> Picture:
+    panels = []
+    for size in batches(records, data):
+        both = records.where(experiment={experiment(data, size), experiment(data, size, "other momenta")})
+        series = []
+        for beta in (0.0, 0.5, 0.9, 0.99):
+            tried = rates(both, beta)
+            if tried:
+                series.append(_points(method(beta), tried, [scores(both, cell_arm(beta, rate)) for rate in tried]))
+        panels.append(Panel("effective learning rate η = γ/(1 − β)", "test accuracy [%]", series, f"batch {size}",
+                            log_x=True))
+    return Picture(f"learning-rates-{data}", f"{data}: accuracy over the effective rate, by batch size", panels,
+                   f"All methods on one axis, in the effective rate. {SEEDS}")
+
+
+def _svag(records: Records, data: Sequence[str]) -> list[Figure]:
+    panels = []
+    for name in data:
+        found = {level: records.where(experiment=svag_experiment(name, level)) for level in LEVELS}
+        levels = [level for level, rows in found.items() if rows]
+        series = [_points(arm, levels, [scores(found[level], arm) for level in levels])
+                  for arm in (SGD, MOMENTUM)]
+        if levels:
+            panels.append(Panel("SVAG level l", "test accuracy [%]", series, name, log_x=True))
+    return [Picture("svag", "Accuracy as SVAG amplifies the noise: do SGD and momentum meet?", panels,
+                    "At level l the noise has l times the variance and curvature 1/l of its part, in 2 l times the "
+                    f"epochs. A large effective rate, the same for both. {SEEDS}")] if panels else []
+
+
+def _cells(records: Records) -> Picture:
+    found = cells(records, MARGINS)
+    series = [Series(name, [c.product for c in found if c.data == name], [c.gap for c in found if c.data == name],
+                     mark="points") for name in dict.fromkeys(c.data for c in found)]
+    low, high = min(c.gap for c in found), max(c.gap for c in found)
+    series += [Series(f"ηλ = {limit}: {what}", [limit, limit], [low, high], mark="theory")
+               for limit, what in ((2, "SGD's stability limit"), (4, "end of its catapult phase"))]
+    judged = [c.agrees for c in found if c.agrees is not None]
+    return Picture("advice", f"Does one run foretell whether momentum pays? Right in {sum(judged)} of "
+                   f"{len(judged)} cells in which both prediction and test are decided", [
+                       Panel("largest ηλ along one run with momentum 0.9", "accuracy gained by momentum [points]",
+                             series, log_x=True)],
+                   "One point a batch size and rate: the gap at equal effective rate, mean over seeds, against the "
+                   "largest product of rate and sharpness along one watched run of another seed.")
+
+
+def _valley(arrays: Arrays) -> list[Figure]:
+    panels = []
+    for rate in VALLEY:
+        if f"valley/{rate:g}/time" not in arrays:
+            continue
+        seen = {name: np.asarray(arrays[f"valley/{rate:g}/{name}"], dtype=np.float64).tolist()
+                for name in ("time", "limit", *DRIFTERS)}
+        series = [Series(arm, seen["time"], seen[arm]) for arm in DRIFTERS]
+        series.append(Series("slow equation, η → 0", seen["time"], seen["limit"], mark="theory"))
+        panels.append(Panel("slow time, steps × η²", "mean of u² − v²", series, f"η = {rate:g}"))
+    return [Picture("valley", "Along a valley of minima all methods come to the same slow drift as η falls", panels,
+                    "Loss (uv − 1)²/2 with label noise ±1, from (2, 0.5); mean over 10,000 paths at desk scale.")
+            ] if panels else []
+
+
+def _orders(records: Records) -> Picture:
+    mine = records.where(experiment="two wells")
+    panels = []
+    for metric, text in (("coupled distance", "RMS distance of coupled paths"),
+                         ("weak distance", "|E x − E z|")):
+        series = []
+        for alpha in ALPHAS:
+            found = [(rate, mine.by_seed(f"alpha {alpha:g}", metric, rate).get(0)) for rate in RATES]
+            seen = [(rate, value) for rate, value in found if value is not None]
+            series.append(Series(f"1 − β ∝ η^{alpha:g}", [x for x, _ in seen], [y for _, y in seen]))
+            if metric == "coupled distance" and alpha < 1 and seen:
+                rate, value = seen[0]
+                series.append(Series("order (1 − α)/2", [x for x, _ in seen],
+                                     [value * (x / rate) ** ((1 - alpha) / 2) for x, _ in seen], mark="theory"))
+        panels.append(Panel("rate η", text, series, log_x=True, log_y=True))
+    return Picture("orders", "Momentum comes near SGD as η falls, unless 1 − β falls as fast", panels,
+                   "Two wells, noise of scale η^(−1/2), time 2; the largest distance over a run.")
+
+
+def _quadratic(records: Records) -> Picture:
+    series = []
+    for beta in (0.0, 0.5, 0.9):
+        rows = records.where(experiment="quadratic", arm=f"β {beta:g}", metric="variance")
+        places = sorted((row.at, row.value) for row in rows if row.at is not None)
+        series.append(Series(method(beta), [x for x, _ in places], [y * x / 0.01 for x, y in places],
+                             mark="points"))
+        x = np.geomspace(0.1, 1.98 if beta == 0 else 5.9 if beta == 0.5 else 20, 60)
+        closed = [stationary_variance(0.1, beta, p / 0.1) * p / 0.01 for p in x]
+        series.append(Series(f"closed form, {method(beta)}", x.tolist(), closed, mark="theory"))
+    return Picture("quadratic", "On a quadratic momentum changes nothing while ηh is small, and bears larger ηh",
+                   [Panel("ηh", "stationary variance · h/(ησ²)", series, log_x=True, log_y=True)],
+                   "Points are simulated. Noise alone gives 1/2 for every β; SGD's variance grows without bound as "
+                   "ηh goes to 2, that of momentum 0.9 at 38.")
+
+
+def _fine_tuning(records: Records) -> list[Figure]:
+    arms = (SGD, MOMENTUM, "AdamW")
+    rows, values = [], []
+    for setting, text in FINE_TUNING.items():
+        found = [best_checkpoint(records, setting, arm, arm)[0] for arm in arms]
+        if len(found[0]):
+            rows.append(text)
+            values.append([float(np.nanmean(v)) for v in found])
+    if not rows:
+        return []
+    return [Heatmap("fine-tuning", "Fine-tuned language models: test accuracy at the best dev checkpoint", rows,
+                    arms, np.array(values), "%",
+                    "Mean over subsets and seeds; each method at the rate that its dev texts chose.")]

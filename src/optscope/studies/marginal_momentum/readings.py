@@ -1,0 +1,157 @@
+"""What the claims and pictures of the momentum study read off its records: names, scores, gaps, cells."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optscope.evidence.records import Records
+from optscope.evidence.stats import equivalence, paired_difference
+from optscope.theory.momentum import Regime, regime
+
+Array = NDArray[np.float64]
+Pair = tuple[Array, Array]
+
+CHANCE = 10.0
+"""The accuracy in percent that a diverged run of a task with ten classes counts with."""
+BETAS = (0.0, 0.9)
+"""SGD and the momentum it is compared with."""
+
+
+def experiment(data: str, batch: int, part: str = "") -> str:
+    """Return the name of a grid's experiment, or of its part "tuned" or "watched"."""
+    return f"{data}, batch {batch}" + (f", {part}" if part else "")
+
+
+def svag_experiment(data: str, level: int) -> str:
+    """Return the name of the experiment at one SVAG level."""
+    return f"{data}, SVAG level {level}"
+
+
+def method(beta: float) -> str:
+    """Return what a rule with momentum β is called."""
+    return f"momentum {beta:g}" if beta else "SGD"
+
+
+def cell_arm(beta: float, rate: float) -> str:
+    """Return the name of the arm with momentum β at the effective rate η."""
+    return f"{method(beta)}, η {rate:g}"
+
+
+def batches(records: Records, data: str) -> list[int]:
+    """Return the batch sizes of a data set's grids, ascending."""
+    found = {re.fullmatch(rf"{re.escape(data)}, batch (\d+)", row.experiment) for row in records}
+    return sorted({int(match[1]) for match in found if match})
+
+
+def rates(records: Records, beta: float) -> list[float]:
+    """Return the effective rates at which an experiment tried momentum β, ascending."""
+    start = f"{method(beta)}, η "
+    return sorted(float(arm.removeprefix(start)) for arm in records.arms() if arm.startswith(start))
+
+
+def scores(records: Records, arm: str) -> Array:
+    """Return the test accuracy of an arm, one a seed; a diverged run has that of chance, a failed one nan."""
+    diverged = {row.seed for row in records.where(arm=arm, phase="final", status="diverged")}
+    values = records.values(arm, "accuracy")
+    return np.array([CHANCE if seed in diverged else value
+                     for seed, value in zip(records.seeds(arm), values, strict=True)])
+
+
+def gap(records: Records, first: str, second: str) -> Pair:
+    """Return the accuracies of two arms on the seeds that both were trained on."""
+    seeds = [sorted(records.seeds(arm)) for arm in (first, second)]
+    both = sorted(set(seeds[0]) & set(seeds[1]))
+    picked = [dict(zip(own, scores(records, arm), strict=True))
+              for own, arm in zip(seeds, (first, second), strict=True)]
+    return (np.array([picked[0][s] for s in both], dtype=np.float64),
+            np.array([picked[1][s] for s in both], dtype=np.float64))
+
+
+def tuned_gap(records: Records, data: str, batch: int) -> Pair:
+    """Return the accuracies of momentum and SGD, each at the rate that validation data chose."""
+    return gap(records.where(experiment=experiment(data, batch, "tuned")), method(BETAS[1]), method(BETAS[0]))
+
+
+def slopes(gaps: Sequence[Pair], at: Sequence[float]) -> Array:
+    """Return the least-squares slope of first - second on log2 of `at`, one a seed; nan where one is missing."""
+    count = min((len(first) for first, _ in gaps), default=0)
+    if len(gaps) < 2 or count == 0:
+        return np.array([])
+    differences = np.array([(first - second)[:count] for first, second in gaps])
+    x = np.log2(np.array(at, dtype=np.float64))
+    x = x - x.mean()
+    return np.asarray(x @ differences / (x @ x), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One batch size and rate of one data set: what one momentum run showed, and how the seeds came out.
+
+    `product` is the largest ηλ along that run, `ratio` the median there of curvature- over noise-induced term.
+    `outcome` is "equal" (shown within the margin), "helps" or "hurts" (shown outside), or "open".
+    """
+
+    data: str
+    batch: int
+    rate: float
+    product: float
+    ratio: float
+    gap: float
+    outcome: str
+
+    @property
+    def predicted(self) -> Regime:
+        """The regime that the one run predicts."""
+        return regime(self.product, self.ratio, 1.0)
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether prediction and test agree; None where either leaves the matter open."""
+        if self.predicted == "between" or self.outcome == "open":
+            return None
+        return (self.predicted == "noise") == (self.outcome == "equal")
+
+
+def along(records: Records, arm: str, metric: str) -> Array:
+    """Return a watched metric at each moment of an arm's run, in the order of steps."""
+    rows = sorted((row.step, row.value) for row in records.where(arm=arm, metric=metric) if row.step is not None)
+    return np.array([value for _, value in rows], dtype=np.float64)
+
+
+def products_and_ratios(records: Records, beta: float, rate: float) -> Pair:
+    """Return ηλ and |curvature-induced| / |noise-induced| at each moment of a watched run."""
+    arm = cell_arm(beta, rate)
+    curved, noisy = (np.abs(along(records, arm, f"{term}-induced")) for term in ("curvature", "noise"))
+    return rate * along(records, arm, "sharpness"), curved / np.maximum(noisy, 1e-300)
+
+
+def cells(records: Records, margins: dict[str, float]) -> list[Cell]:
+    """Return every cell of every grid that was watched."""
+    found = []
+    for data, margin in margins.items():
+        for batch in batches(records, data):
+            grid = records.where(experiment=experiment(data, batch))
+            watched = records.where(experiment=experiment(data, batch, "watched"))
+            for rate in rates(grid, BETAS[1]):
+                product, ratio = products_and_ratios(watched, BETAS[1], rate)
+                first, second = gap(grid, cell_arm(BETAS[1], rate), cell_arm(BETAS[0], rate))
+                if len(product) and len(first) > 1:
+                    found.append(Cell(data, batch, rate, float(product.max()), float(np.median(ratio)),
+                                      float(np.mean(first - second)), outcome(first, second, margin)))
+    return found
+
+
+def outcome(first: Array, second: Array, margin: float) -> str:
+    """Return how momentum's accuracies compare with SGD's: "equal", "helps", "hurts" or "open"."""
+    if equivalence(first, second, margin).equivalent:
+        return "equal"
+    wide = paired_difference(first, second)
+    if math.isfinite(wide.low) and (wide.low > margin or wide.high < -margin):
+        return "helps" if wide.low > margin else "hurts"
+    return "open"

@@ -1,0 +1,140 @@
+"""The momentum advisor: whether a task needs momentum, foretold by one short run, and judged by a comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from optscope.engine.run import Watch
+from optscope.engine.train import Plan, train
+from optscope.errors import UserError
+from optscope.evidence.records import Records
+from optscope.evidence.verdicts import equivalent, greater
+from optscope.optim import SGD, Momentum, Rule, matched
+from optscope.optim.momentum import momentum_of
+from optscope.probes.curvature import TopEigenvalues
+from optscope.probes.gradient_noise import DescentSplit
+from optscope.study.comparison import Comparison
+from optscope.study.findings import CLEAN, MARGIN
+from optscope.tasks.check import check_task
+from optscope.tasks.snapshot import Snapshot
+from optscope.tasks.task import Task
+from optscope.theory.momentum import Regime, regime
+
+MOMENTS = 8
+"""How often along the run curvature and noise are measured."""
+
+_FORETOLD: dict[Regime, str] = {
+    "noise": "gradient noise limits this run; SGD without momentum should do as well",
+    "between": "neither noise nor curvature clearly limits this run; only a comparison can tell",
+    "curvature": "curvature limits this run, and SGD without momentum would not bear the rate; keep momentum, or "
+                 "lower the rate"}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What one run with momentum showed.
+
+    `product` is the largest ηλ on the way, of the effective rate and the largest eigenvalue of the Hessian; the
+    terms are what curvature and noise add to the loss in one step, medians over the moments; `memory` is what the
+    buffer takes, in bytes; `instead` is the SGD that moves alike.
+    """
+
+    rule: Rule
+    instead: Rule
+    product: float
+    curvature_induced: float
+    noise_induced: float
+    memory: int
+
+    @property
+    def predicted(self) -> Regime:
+        """What limits the run."""
+        return regime(self.product, self.curvature_induced, self.noise_induced)
+
+    def __str__(self) -> str:
+        return (f"{self.rule!r}\n"
+                f"largest ηλ on the way: {self.product:.2g} (SGD is stable up to 2, and may come back up to 4)\n"
+                f"added to the loss in a step: {self.noise_induced:.2g} by noise, {self.curvature_induced:.2g} by "
+                f"curvature\n"
+                f"foretold: {_FORETOLD[self.predicted]}\n"
+                f"the buffer takes {size(self.memory)}; the SGD that moves alike is {self.instead!r}")
+
+
+def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
+    """Train once with momentum, and foretell whether SGD of the same effective rate would do as well.
+
+    It costs the run and eight looks at curvature and noise. How often the prediction was right is told by the study
+    `marginal_momentum`.
+
+    Raises:
+        UserError: when the task will not do, the rule has no momentum, or the run diverges.
+    """
+    if momentum_of(rule) == 0:
+        raise UserError(f"the advisor needs a rule with momentum, such as SGD(lr=0.01, momentum=0.9); got {rule!r}")
+    instead = matched(rule)
+    instead = instead.with_(lr=float(f"{instead.lr:.6g}"))  # a rate one can type again
+    check_task(task)
+    looks = TopEigenvalues(rel=0.05, margin=2), DescentSplit(batch=plan.batch)
+    products: list[float] = []
+    terms: list[tuple[float, float]] = []
+
+    def look(snapshot: Snapshot) -> None:
+        top, split = (probe(snapshot).values for probe in looks)
+        scale = plan.schedule(min(snapshot.step or 0, total - 1) / total)
+        products.append(float(instead.lr) * scale * float(top["sharpness"]))  # type: ignore[arg-type]
+        terms.append((float(split["curvature-induced"]), float(split["noise-induced"])))  # type: ignore[arg-type]
+
+    total = plan.steps(len(task.data().train))
+    trained = train(task, rule, plan, seed, watch=look, at=Watch(looks[0], MOMENTS).steps(total))
+    if trained.diverged_at is not None:
+        raise UserError(f"{rule!r} diverged at step {trained.diverged_at}: try a smaller learning rate")
+    curved, noisy = (statistics.median(values) for values in zip(*terms, strict=True))
+    return Advice(rule, instead, max(products), curved, noisy, buffer_bytes(trained.snapshot.model.parameters()))
+
+
+def buffer_bytes(parameters: Iterable[Tensor]) -> int:
+    """Return the memory of one number a trained weight."""
+    return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+
+
+def size(count: int) -> str:
+    """Return bytes as they are read.
+
+    >>> size(36_392), size(1_420_000_000)
+    ('36.4 kB', '1.42 GB')
+    """
+    value, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if value >= 1000:
+            value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
+def earned(comparison: Comparison, records: Records) -> str:
+    """Return one sentence on whether momentum earned its buffer; nothing without both kinds of SGD, or accuracy.
+
+    It did if the clean accuracy is shown to be higher than that of SGD without it, and did not if the two are shown
+    equal within 1.5 points.
+    """
+    arms = [arm for arm in comparison.arms if isinstance(arm.rule, (SGD, Momentum))]
+    plain = next((arm.name for arm in arms if momentum_of(arm.rule) == 0), "")
+    with_it = next((arm.name for arm in arms if momentum_of(arm.rule) > 0), "")
+    mine = records.where(experiment=comparison.name, phase="final")
+    if not plain or not with_it or not mine.where(metric=CLEAN):
+        return ""
+    pair = mine.pairs(with_it, plain, CLEAN)
+    equal = equivalent(*pair, MARGIN, what="clean accuracy", unit="points")
+    better = greater(*pair)
+    buffer = f"its buffer of {size(buffer_bytes(comparison.task.model().parameters()))}"
+    shown = f"{equal.effect:+.2g} points [{equal.low:+.2g}, {equal.high:+.2g}] against {plain}"
+    if equal.outcome == "holds":
+        return f"{with_it} did not earn {buffer}: its clean accuracy is equal within {MARGIN:g} points ({shown})."
+    if better.outcome == "holds":
+        return f"{with_it} earned {buffer}: its clean accuracy is higher ({shown})."
+    if better.outcome == "fails":
+        return f"{with_it} did not earn {buffer}: its clean accuracy is lower ({shown})."
+    return f"Whether {with_it} earned {buffer} is not shown ({shown})."

