@@ -22,16 +22,17 @@ N, DIMENSIONS, NEIGHBOURS = 3000, 64, 5
 MOST_MEGABYTES = 150.0
 
 PEAK = """
-import json, sys, threading, time
-import psutil
+import json, resource, sys, threading, time
 from benchmarks.coverage import WHO, clouds
 run, pair = WHO[sys.argv[1]], clouds()
 run(*(part[:400] for part in pair))  # libraries and their pools are there before the clock
-process, seen, done = psutil.Process(), [], threading.Event()
-start = process.memory_info().rss
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+seen, done, start = [], threading.Event(), resident()
 def look():
     while not done.is_set():
-        seen.append(process.memory_info().rss)
+        seen.append(resident())
         time.sleep(0.0005)
 thread = threading.Thread(target=look)
 thread.start()

@@ -86,15 +86,17 @@ def test_modes_are_counted():
     mixture = Ring()
     perfect = mixture().test.inputs
     found = {name: float(v) for name, v in count_modes(perfect, mixture.means, mixture.width).items()}
-    assert found["modes"] == 8
-    assert found["high quality"] == pytest.approx(100, abs=0.05)
     shares = np.bincount(mixture().test.targets) / 2000
+    assert found["modes"] == 8
+    assert found["high quality"] == pytest.approx(1, abs=5e-4)
+    assert found["missed mass"] == pytest.approx(float(np.clip(1 / 8 - shares, 0, None).sum()), abs=1e-3)
     assert found["KL to uniform"] == pytest.approx(float(np.sum(shares * np.log(8 * shares))), abs=1e-3)
     half = mixture.means[:4].repeat_interleave(500, 0)
     two = torch.stack([half, half + torch.tensor([0.0, 0.3])])
     found = count_modes(two, mixture.means, mixture.width)
     assert found["modes"].tolist() == [4, 0]
-    assert found["high quality"].tolist() == [100, 0]
+    assert found["high quality"].tolist() == [1, 0]
+    assert found["missed mass"].tolist() == [0.5, 1]
     assert found["KL to uniform"].tolist() == pytest.approx([math.log(2), math.log(8)])
     lost = count_modes(torch.full((10, 2), math.nan), mixture.means, mixture.width)
     assert lost["high quality"] == 0

@@ -25,20 +25,21 @@ CLASS_SHARE = 0.02
 class Modes(Probe):
     """Count the modes of a mixture that a generator recovers, from `samples` samples.
 
-    A blurred generator hits many modes with few good samples: read the count and the quality together. The
-    divergence is that of the good samples' histogram over modes from the uniform one, in nats; log(modes) when
-    there is no good sample.
+    A blurred generator hits many modes with few good samples: read count and quality together, or the missed mass,
+    Σ_k max(0, 1/K − p_k) over the K modes with p_k the share of all samples that is good and of mode k. The
+    divergence is that of the good samples' histogram over modes from the uniform one; log K when none is good.
     """
 
     samples: int = 2000
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Modes, high-quality share, divergence from uniform."""
+        """Modes, high-quality share, missed mass, divergence from uniform."""
         return (
             Metric("modes", "", "higher", f"those with at least {SHARE:.0%} of the samples within {WITHIN:g} "
                                           "standard deviations"),
-            Metric("high quality", "%", "higher", "samples within that distance of their nearest mode"),
+            Metric("high quality", "", "higher", "share of the samples within that distance of their nearest mode"),
+            Metric("missed mass", "", "lower", "probability that is missing at the modes, 0 … 1"),
             Metric("KL to uniform", "nats", "lower", "of the modes' histogram of the good samples"))
 
     def measure(self, subject: Subject) -> Reading:
@@ -51,7 +52,7 @@ class Modes(Probe):
 
 
 def count_modes(samples: Tensor, means: Tensor, width: float) -> dict[str, Tensor]:
-    """Return modes, high quality and KL to uniform, each `(...)`, of samples `(..., n, 2)` of a mixture.
+    """Return the metrics of `Modes`, each `(...)`, of samples `(..., n, 2)` of a mixture.
 
     Samples that are not finite are of no mode.
     """
@@ -63,8 +64,9 @@ def count_modes(samples: Tensor, means: Tensor, width: float) -> dict[str, Tenso
     shares = torch.where(total > 0, counts / total.clamp(min=1), 0.0)
     divergence = torch.special.xlogy(shares, shares * len(means)).sum(-1)
     none = torch.full_like(divergence, float(torch.tensor(float(len(means))).log()))
+    missed = (1 / len(means) - counts / samples.shape[-2]).clamp(min=0).sum(-1)
     return {"modes": (counts >= SHARE * samples.shape[-2]).sum(-1).double(),
-            "high quality": 100 * good.double().mean(-1),
+            "high quality": good.double().mean(-1), "missed mass": missed,
             "KL to uniform": torch.where(total.squeeze(-1) > 0, divergence, none)}
 
 
