@@ -149,10 +149,8 @@ def test_the_trace_is_what_happened():
     torch.testing.assert_close(steps, 0.1 * slopes, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(played.traces["steps generator"], torch.full((8, 4), 0.03), rtol=1e-4, atol=1e-6)
     assert played.metrics["path of the generator"] == pytest.approx(8 * 2 * 0.03, rel=1e-4)
-    start = fresh_model(tiny(), 1)
-    end = played.snapshot.model
-    moved = [(a - b).detach().square().sum() for a, b in zip(start["generator"].parameters(), end["generator"].parameters(),
-                                                    strict=True)]
+    start, end = (m["generator"].parameters() for m in (fresh_model(tiny(), 1), played.snapshot.model))
+    moved = [(a - b).detach().square().sum() for a, b in zip(start, end, strict=True)]
     assert played.metrics["distance of the generator"] == pytest.approx(float(sum(moved).sqrt()), rel=1e-5)
     logs = np.log10((steps.norm(dim=1) / played.traces["weights discriminator"].norm(dim=1)
                      / (played.traces["steps generator"].norm(dim=1)

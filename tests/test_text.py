@@ -51,7 +51,8 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("source", "classes"), [
-    (RottenTomatoes(4, length=12), 2), (MovieSnippets(4, length=12), 5), (TextFile(4, length=12, path="own.tsv"), 3)])
+    (RottenTomatoes(4, length=12), 2), (MovieSnippets(4, length=12), 5),
+    (TextFile(4, length=12, path="own.tsv"), 3)])
 def test_few_shot_parts_hold_so_many_of_each_class_and_share_no_text(folder, source, classes):
     data = source()
     assert torch.bincount(data.train.targets).tolist() == [4] * classes

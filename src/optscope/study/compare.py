@@ -37,11 +37,12 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
         raise UserError(f"a comparison needs two optimisers or more; got {chosen[0].name} alone: add another, "
                         'for example "sgd" or "adam"')
     seeds = tuple(range(1, settings.seeds + 1))
+    polar = any(isinstance(arm.rule, PolarSGD) for arm in chosen)
     return Comparison(
         task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
         fitting_probes(task, settings.examples), seeds,
         tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
-        watched=(EdgeOfStability(), *([PolarDrift()] if any(isinstance(arm.rule, PolarSGD) for arm in chosen) else [])),
+        watched=(EdgeOfStability(), PolarDrift()) if polar else (EdgeOfStability(),),
         described=describing_probes(task, settings.examples), twin_seeds=seeds[:settings.twin_seeds])
 
 

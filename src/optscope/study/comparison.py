@@ -12,7 +12,7 @@ from typing import Protocol
 from optscope.engine.run import Computation, Run, Watch, Work
 from optscope.engine.store import Entry
 from optscope.engine.train import Plan
-from optscope.errors import UserError
+from optscope.errors import UserError, nearest
 from optscope.evidence.records import Direction, Metric, Phase, Records
 from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
@@ -75,18 +75,18 @@ class Criterion:
 class Comparison:
     """Arms on one task under one plan, tuned on some seeds and compared on others.
 
-    The learning rate of each arm is the candidate with the best mean validation `criterion` at the end of
-    training over `tuning_seeds`; one with a diverged run counts as the worst, and of equals (all may have
-    diverged) the smallest is taken. Then every arm is trained on `seeds`, and `probes` measure the result (on
-    the test part, if they do not say otherwise), and so do `described`, of which no difference is tested: what
-    they find is shown. `watched` are taken during training, at as many `moments` as validation, with the live
-    optimiser. On `twin_seeds` every arm is trained and measured twice more, with its steps rounded otherwise: what
-    then differs, rounding alone has done. Large models need not keep their weights: to add a probe then trains
-    again.
+    The learning rate of each arm is the candidate with the best mean `criterion` at the end of training over
+    `tuning_seeds`, which the `validation` probe measures; one with a diverged run counts as the worst, and of
+    equals (all may have diverged) the smallest is taken. Then every arm is trained on `seeds`, and `probes` measure
+    the result (on the test part, if they do not say otherwise), and so do `described`, of which no difference is
+    tested: what they find is shown. `watched` are taken during training, at as many `moments` as `validation`, with
+    the live optimiser. On `twin_seeds` every arm is trained and measured twice more, with its steps rounded
+    otherwise: what then differs, rounding alone has done. Large models need not keep their weights: to add a probe
+    then trains again.
 
     Raises:
-        UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, unequal budgets,
-            or seeds that serve twice.
+        UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, a criterion that
+            validation does not measure, unequal budgets, or seeds that serve twice.
     """
 
     name: str
@@ -102,6 +102,7 @@ class Comparison:
     described: tuple[Probe, ...] = ()
     twin_seeds: tuple[int, ...] = ()
     keep_weights: bool = True
+    validation: Probe = VALIDATION
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -116,6 +117,10 @@ class Comparison:
                     raise UserError(f'two probes cannot both measure "{metric.name}", as {measured[metric.name]} '
                                     f"and {probe} do: their numbers would be mixed up; use two comparisons")
                 measured[metric.name] = probe
+        judged = [metric.name for metric in self.validation.metrics]
+        if self.criterion.metric not in judged:
+            raise UserError(f'the criterion "{self.criterion.metric}" is not measured by {self.validation!r}; '
+                            f"{nearest(self.criterion.metric, judged)}")
         for field_name, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
             if not seeds or len(set(seeds)) != len(seeds):
                 raise UserError(f"{field_name} must be different whole numbers, at least one; got {seeds}")
@@ -177,8 +182,8 @@ class Comparison:
 
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task
-        probes = (VALIDATION,) if phase == "tune" else (*self.probes, *self.described)
-        watched = (VALIDATION, *self.watched) if phase == "final" else ()
+        probes = (self.validation,) if phase == "tune" else (*self.probes, *self.described)
+        watched = (self.validation, *self.watched) if phase == "final" else ()
         watch = tuple(Watch(probe, self.moments) for probe in watched)
         run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights)
         entry = Entry(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from scipy.stats import qmc
 
 from optscope.errors import UserError
+from optscope.optim.players import Players
 from optscope.optim.rule import Rule
 
 
@@ -46,6 +48,42 @@ class Grid(Search):
     def at_edge(self, rule: Rule) -> bool:
         """Return whether the rule's learning rate is the grid's smallest or largest."""
         return len(self.lr) > 1 and rule.lr in (min(self.lr), max(self.lr))
+
+
+@dataclass(frozen=True, init=False)
+class PlayerGrid(Search):
+    """Every combination of the players' learning rates, for `Players`.
+
+    >>> from optscope.optim import SGD, Players
+    >>> rule = Players(generator=SGD(lr=1.0), discriminator=SGD(lr=1.0))
+    >>> [each.lr for each in PlayerGrid(generator=(0.1, 0.4), discriminator=(0.1,)).candidates(rule)]
+    [0.1, 0.2]
+
+    Raises:
+        UserError: when a player has no rate, or one twice.
+    """
+
+    rates: tuple[tuple[str, tuple[float, ...]], ...]
+
+    def __init__(self, **rates: tuple[float, ...]) -> None:
+        for name, values in rates.items():
+            if not values or len(set(values)) != len(values):
+                raise UserError(f"PlayerGrid: {name} needs different learning rates, at least one; got {values}")
+        object.__setattr__(self, "rates", tuple(sorted(rates.items())))
+
+    def candidates(self, rule: Rule) -> list[Rule]:
+        """Return the players' rules with each combination of rates."""
+        if not isinstance(rule, Players):
+            raise UserError(f"PlayerGrid searches the rates of Players; got {rule!r}: use Grid")
+        names = [name for name, _ in self.rates]
+        rule.check_players(names)
+        return [rule.with_(**{name: rule.by_name[name].with_(lr=lr) for name, lr in zip(names, point, strict=True)})
+                for point in itertools.product(*(values for _, values in self.rates))]
+
+    def at_edge(self, rule: Rule) -> bool:
+        """Return whether some player's rate is the smallest or largest of those tried for it."""
+        rules = rule.by_name if isinstance(rule, Players) else {}
+        return any(len(values) > 1 and rules[name].lr in (min(values), max(values)) for name, values in self.rates)
 
 
 @dataclass(frozen=True)

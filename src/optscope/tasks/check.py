@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
-from optscope.tasks.task import Data, Split, Task
+from optscope.tasks.check_game import check_game
+from optscope.tasks.check_inputs import check_inputs, check_same
+from optscope.tasks.game import Game
+from optscope.tasks.task import Split, Task
 
 
 def check_task(task: Task) -> None:
@@ -22,6 +25,9 @@ def check_task(task: Task) -> None:
     Raises:
         UserError: naming the first of these that is not so.
     """
+    if isinstance(task, Game):
+        check_game(task)
+        return
     data = task.data()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -35,36 +41,14 @@ def check_task(task: Task) -> None:
             raise UserError(f"{task.name}: model() must return a new model each time; two calls gave the same "
                             "parameters: build every layer inside it, or one run goes on where another ended")
         for name, part in vars(data).items():
-            _check_inputs(task, name, part)
-        _check_same(task, data, task.data())
+            check_inputs(task, name, part)
+        check_same(task, data, task.data())
         batch = data.train.first(8)
         outputs = _eval_outputs(task, model, batch)
         check_targets = _check_labels if task.kind == "classification" else _check_shape
         for name, part in vars(data).items():
             check_targets(task, name, part, outputs)
         _check_loss(task, model.train(), batch)
-
-
-def _check_inputs(task: Task, name: str, part: Split) -> None:
-    if task.bounds is not None and not part.inputs.is_floating_point():
-        raise UserError(f"{task.name}: inputs must be floating point; the {name} part's are "
-                        f"{part.inputs.dtype}: convert them, for example with .float() / 255")
-    for what, values in (("inputs", part.inputs), ("targets", part.targets)):
-        if not bool(torch.isfinite(values).all()):
-            raise UserError(f"{task.name}: the {name} part's {what} hold nan or inf; clean them first")
-    low, high = float(part.inputs.min()), float(part.inputs.max())
-    if task.bounds and name != "train" and (low < task.bounds[0] or high > task.bounds[1]):
-        raise UserError(f"{task.name}: inputs must lie in the bounds {task.bounds}; the {name} part's reach "
-                        f"from {low:g} to {high:g}: put normalisation inside the model, or give other bounds "
-                        "(None for unbounded)")
-
-
-def _check_same(task: Task, data: Data, again: Data) -> None:
-    for name, part in vars(data).items():
-        other: Split = getattr(again, name)
-        if not (torch.equal(part.inputs, other.inputs) and torch.equal(part.targets, other.targets)):
-            raise UserError(f"{task.name}: data() must return the same tensors each time; the {name} part differs "
-                            "between two calls: draw with a torch.Generator().manual_seed(0) made inside it")
 
 
 def _eval_outputs(task: Task, model: nn.Module, batch: Split) -> Tensor:

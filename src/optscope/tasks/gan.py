@@ -1,6 +1,7 @@
 """Generative adversarial networks: their losses, and a game of a generator against a discriminator.
 
-The discriminator's outputs are logits `(n, 1)` or `(n,)`: large means real. Every loss is minimised by its player.
+The discriminator's outputs are logits `(n, 1)` or `(n,)`: large means real. Every loss is minimised by its player,
+and is a function of all weights: whoever wants one player's gradient takes it by that player's weights.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ class LogisticDiscriminator:
     """
 
     def __call__(self, networks: Networks, real: Tensor, latent: Tensor) -> Tensor:
-        """Return the loss; the generator is not differentiated."""
-        with torch.no_grad():
-            fake = networks["generator"](latent)
+        """Return the loss."""
+        fake = networks["generator"](latent)
         on_real, on_fake = networks["discriminator"](torch.cat([real, fake])).tensor_split([len(real)])
         return softplus(-on_real).mean() + softplus(on_fake).mean()
 
@@ -86,10 +86,9 @@ class PenalisedCritic:
     penalty: float = 10.0
 
     def __call__(self, networks: Networks, real: Tensor, latent: Tensor) -> Tensor:
-        """Return the loss; the generator is not differentiated."""
+        """Return the loss."""
         judge = networks["discriminator"]
-        with torch.no_grad():
-            fake = networks["generator"](latent)[:len(real)]
+        fake = networks["generator"](latent)[:len(real)]
         mix = torch.rand((len(real), *(1,) * (real.dim() - 1)), device=real.device)
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         (slope,) = torch.autograd.grad(judge(between).sum(), between, create_graph=True)

@@ -104,8 +104,9 @@ class C2:
 class StridedCNN:
     """A small convolutional network without normalisation, for many trainings.
 
-    For each of `widths` a 3x3 convolution of stride 2, which halves the sides, rounded up, and ReLU; then one linear
-    layer. Strides take the place of pooling, at a quarter of its price. Inputs are `(n, channels, size, size)`.
+    For each of `widths` a 3x3 convolution of stride 2, which halves the sides, rounded up, and ReLU; then one
+    linear layer. Strides take the place of pooling, at a quarter of its price. Inputs are `(n, channels, size,
+    size)`.
 
     >>> sum(p.numel() for p in StridedCNN()().parameters())
     9098

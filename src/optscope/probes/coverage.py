@@ -1,0 +1,158 @@
+"""How well a generator covers what is real: Fréchet distance, precision, recall, density and coverage.
+
+Real and generated things are compared as clouds of features (`optscope.probes.embedding`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optscope.errors import UserError
+from optscope.evidence.records import Metric
+from optscope.probes.embedding import Embedding, Pixels
+from optscope.probes.probe import Probe, Reading, Subject, in_batches
+from optscope.tasks.game import Game
+
+BLOCK = 512
+"""Rows of a distance matrix that are held at once: 12 MB for 3,000 columns."""
+
+
+def generated(subject: Subject, n: int) -> Tensor:
+    """Return `n` things that the subject's generator makes, `(n, ...)`, from latent vectors of the probe's stream.
+
+    Raises:
+        UserError: when the subject is no game with a generator, or latent vectors or outputs are not finite.
+    """
+    game = subject.snapshot.task
+    if not isinstance(game, Game) or "generator" not in dict(subject.model.named_children()):
+        raise UserError(f'only a game with a player "generator" generates; {game.name} is none')
+    latent = game.latent(n, subject.generator)
+    if not bool(torch.isfinite(latent).all()):
+        raise UserError(f"{game.name}: latent(n, generator) gave nan or inf; it must draw finite numbers")
+    made = in_batches(subject.model.get_submodule("generator"), latent)
+    if not bool(torch.isfinite(made).all()):
+        raise UserError(f"{game.name}: the generator made nan or inf: training diverged; lower a learning rate")
+    return made
+
+
+@dataclass(frozen=True, repr=False)
+class Coverage(Probe):
+    """Compare `samples` generated things with the real ones of a split, in the features of `embedding`.
+
+    The Fréchet distance is biased upward by few samples: "Fréchet floor" is its expected value for a perfect
+    generator at these very numbers of samples, and differences near it mean nothing. The other four look at balls
+    about each thing that reach its k-th neighbour of the same kind (k = `neighbours`).
+
+    Heusel et al. 2017, arXiv 1706.08500; Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision, recall); Naeem et
+    al. 2020, arXiv 2002.09797 (density, coverage).
+
+    Raises:
+        UserError: unless there are more samples, of both kinds, than neighbours.
+    """
+
+    embedding: Embedding = field(default_factory=Pixels)
+    samples: int = 2000
+    neighbours: int = 5
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1 or self.samples <= self.neighbours:
+            raise UserError("Coverage needs one neighbour or more, and more samples than neighbours; got "
+                            f"{self.neighbours} neighbours and {self.samples} samples")
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The distance with its floor, and four shares."""
+        return (
+            Metric("Fréchet distance", "", "lower", "between Gaussians fitted to real and generated features"),
+            Metric("Fréchet floor", "", "neither", "what a perfect generator would have, from bias alone"),
+            Metric("precision", "", "higher", "share of the generated that lie within a ball about a real one"),
+            Metric("recall", "", "higher", "share of the real that lie within a ball about a generated one"),
+            Metric("density", "", "higher", "balls about real ones that a generated one lies in, by k"),
+            Metric("coverage", "", "higher", "share of the balls about real ones that hold a generated one"))
+
+    def measure(self, subject: Subject) -> Reading:
+        """Embed both clouds and compare them."""
+        if len(subject.inputs) <= self.neighbours:
+            raise UserError(f"Coverage needs more real examples than neighbours; the {self.split} part has "
+                            f"{len(subject.inputs)}, and there are {self.neighbours} neighbours: ask for fewer")
+        real = self.embedding(subject.inputs).double()
+        fake = self.embedding(generated(subject, self.samples)).double()
+        return Reading({"Fréchet distance": frechet_distance(real, fake),
+                        "Fréchet floor": frechet_floor(real, self.samples),
+                        **neighbourhoods(real, fake, self.neighbours)})
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Return the squared Fréchet distance of the Gaussians fitted to two clouds `(n, f)`.
+
+        ‖μ_r − μ_g‖² + tr(Σ_r + Σ_g − 2 (Σ_r^½ Σ_g Σ_r^½)^½)
+
+    Covariances are those of numpy (n − 1); the roots come from symmetric eigenvalues, in double precision.
+
+    >>> x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    >>> round(frechet_distance(x, x + 2.0), 6)
+    12.0
+    """
+    clouds = real.double(), fake.double()
+    means = [cloud.mean(0) for cloud in clouds]
+    covariances = [torch.cov(cloud.T).reshape(cloud.shape[1], -1) for cloud in clouds]
+    values, vectors = torch.linalg.eigh(covariances[0])
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    inner = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
+    traces = sum(covariance.diagonal().sum() for covariance in covariances)
+    return float((means[0] - means[1]).square().sum() + traces - 2 * inner)
+
+
+def frechet_floor(real: Tensor, samples: int, splits: int = 4) -> float:
+    """Return the distance that `samples` things as good as real ones would have from `real` `(n, f)`.
+
+    The bias falls like 1/n₁ + 1/n₂, so the distance between random halves of the real cloud, mean over `splits`
+    divisions, is scaled to the numbers at hand.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half, n = len(real) // 2, len(real)
+    between = []
+    for _ in range(splits):
+        order = torch.randperm(n, generator=generator)
+        between.append(frechet_distance(real[order[:half]], real[order[half:2 * half]]))
+    return float(np.mean(between)) * (1 / n + 1 / samples) / (2 / half)
+
+
+def neighbourhoods(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
+    """Return precision, recall, density and coverage of clouds `(n, f)` and `(m, f)` with k-th neighbour balls.
+
+    With r_i the distance of real i to its k-th real neighbour, and s_j that of generated j to its own kind's,
+
+        precision = mean_j 1[∃i: d_ij < r_i]            recall = mean_i 1[∃j: d_ij < s_j]
+        density = mean_j Σ_i 1[d_ij < r_i] / k          coverage = mean_i 1[min_j d_ij < r_i]
+    """
+    centre = real.mean(0)  # squares of large numbers would cancel in the distances
+    real, fake = real.double() - centre, fake.double() - centre
+    radii, radii_fake = _kth_squares(real, k), _kth_squares(fake, k)
+    precise, dense = 0, 0
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
+    for block, radius in zip(fake.split(BLOCK), radii_fake.split(BLOCK), strict=True):
+        squares = _squares(block, real)
+        inside = squares < radii
+        precise += int(inside.any(1).sum())
+        dense += int(inside.sum())
+        recalled |= (squares < radius[:, None]).any(0)
+        nearest = torch.minimum(nearest, squares.amin(0))
+    return {"precision": precise / len(fake), "recall": float(recalled.double().mean()),
+            "density": dense / (k * len(fake)), "coverage": float((nearest < radii).double().mean())}
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """Return the squared distances of the rows of `a` and `b`, `(len(a), len(b))`."""
+    lengths = a.square().sum(1)[:, None] + b.square().sum(1)
+    return torch.addmm(lengths, a, b.T, alpha=-2)
+
+
+def _kth_squares(cloud: Tensor, k: int) -> Tensor:
+    """Return for every row the squared distance to its k-th nearest other row."""
+    return torch.cat([_squares(block, cloud).kthvalue(k + 1, dim=1).values for block in cloud.split(BLOCK)])

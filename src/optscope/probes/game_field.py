@@ -1,0 +1,106 @@
+"""How a game turns: the leading eigenvalues of its Jacobian, whose imaginary parts make players circle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+from torch import Tensor
+
+from optscope.errors import UserError
+from optscope.evidence.records import Metric
+from optscope.probes.probe import Probe, Reading, Subject
+from optscope.tasks.game import Game
+
+
+@dataclass(frozen=True, repr=False)
+class Rotation(Probe):
+    """Measure the `count` eigenvalues of largest modulus of the game's Jacobian, and how far they turn.
+
+        v(θ) = (∇_{θ₁} L₁, ..., ∇_{θ_k} L_k),    J = ∂v/∂θ
+
+    J is symmetric, its eigenvalues real, when all players share one loss; in a zero-sum game its off-diagonal part
+    is antisymmetric, and imaginary parts appear. "rotation" is Σ|Im λ| / Σ|λ| over the eigenvalues found: 0 for
+    descent on one loss, 1 for pure circling. The networks are in eval mode (batch normalisation uses running
+    statistics), the batch is the first `examples` of the split, the latent vectors come from the probe's stream.
+
+    Mescheder et al. 2017, arXiv 1705.10461; Gidel et al. 2019, arXiv 1802.10551.
+
+    Raises:
+        UserError: when the subject is no game, or a loss has no second derivative by all weights.
+    """
+
+    count: int = 6
+    tolerance: float = 1e-3
+    examples: int | None = field(default=256, kw_only=True)
+    split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Rotation, and the leading eigenvalue's two parts."""
+        return (Metric("rotation", "", "neither", "Σ|Im λ| / Σ|λ| over the leading eigenvalues"),
+                Metric("leading eigenvalue, modulus", "", "neither", "of the game's Jacobian"),
+                Metric("leading eigenvalue, imaginary", "", "neither", "its imaginary part, not negative"))
+
+    def measure(self, subject: Subject) -> Reading:
+        """Run Arnoldi's iteration on vector products with Jᵀ, whose eigenvalues are J's."""
+        game = subject.snapshot.task
+        if not isinstance(game, Game):
+            raise UserError(f"Rotation needs a game; {game.name} is none: measure TopEigenvalues instead")
+        latent = game.latent(len(subject.inputs), subject.generator)
+        values = leading(Jacobian(game, subject.model, subject.inputs, latent), self.count, self.tolerance)
+        top = values[np.argmax(np.abs(values))]
+        total = float(np.abs(values).sum())
+        return Reading({"rotation": float(np.abs(values.imag).sum()) / total if total else 0.0,
+                        "leading eigenvalue, modulus": float(abs(top)),
+                        "leading eigenvalue, imaginary": float(abs(top.imag))},
+                       {"eigenvalues": np.stack([values.real, values.imag], axis=1)})
+
+
+class Jacobian:
+    """Products of vectors with the transposed Jacobian of a game's gradient field at one batch."""
+
+    def __init__(self, game: Game, table: torch.nn.Module, real: Tensor, latent: Tensor) -> None:
+        networks = dict(table.named_children())
+        self.params = [p for player in game.players for p in networks[player.name].parameters()]
+        with torch.enable_grad():
+            for p in self.params:
+                p.requires_grad_(True)
+            losses = [player.loss(networks, real, latent) for player in game.players]
+            self.field: list[Tensor] = []
+            for player, loss in zip(game.players, losses, strict=True):
+                own = list(networks[player.name].parameters())
+                self.field += torch.autograd.grad(loss, own, create_graph=True)
+        self.size = sum(p.numel() for p in self.params)
+
+    def product(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return Jᵀ u for u `(P,)`."""
+        whole = torch.as_tensor(vector.reshape(-1), dtype=self.params[0].dtype)
+        parts = whole.split([p.numel() for p in self.params])
+        # A component that is constant, such as that of a Wasserstein critic's last bias, has no graph.
+        moving = [(v, part.view_as(v)) for v, part in zip(self.field, parts, strict=True) if v.requires_grad]
+        grads = torch.autograd.grad([v for v, _ in moving], self.params, [u for _, u in moving], retain_graph=True,
+                                    materialize_grads=True, allow_unused=True)
+        return torch.cat([g.reshape(-1) for g in grads]).double().numpy()
+
+
+def leading(jacobian: Jacobian, count: int, tolerance: float) -> NDArray[np.complex128]:
+    """Return the eigenvalues of largest modulus, by decreasing modulus; those of them that converged."""
+    n = jacobian.size
+    values: NDArray[np.generic]
+    if n <= count + 2:
+        values = np.linalg.eigvals(np.column_stack([jacobian.product(row) for row in np.eye(n)]))
+    else:
+        operator = LinearOperator((n, n), matvec=jacobian.product, dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(n)
+        try:
+            values = eigs(operator, k=count, which="LM", tol=tolerance, v0=start, maxiter=30,
+                          return_eigenvectors=False)
+        except ArpackNoConvergence as error:
+            values = error.eigenvalues
+    found = np.asarray(values, dtype=np.complex128)
+    return found[np.argsort(-np.abs(found))]
