@@ -18,11 +18,13 @@ from optscope.evidence.records import Record, Records
 from optscope.optim import SGD, Adam, Rounded
 from optscope.probes.accuracy import Accuracy
 from optscope.report.tables import metric_table
+from optscope.study import rounding
 from optscope.study.comparison import TWINS, Arm, Comparison
 from optscope.study.conduct import Silence, conduct
 from optscope.study.search import Grid
 from optscope.study.settings import Settings
-from tiny import TASK
+from optscope.tasks.task import Task
+from tiny import TASK, Blobs, Net
 
 
 def records(rng: np.random.Generator, deviations: dict[str, float], seeds: int, twins: int,
@@ -101,3 +103,50 @@ def test_a_report_speaks_of_the_floor(tmp_path):
     assert all("Rounding alone moves two single runs apart by up to" in note for note in notes)
     assert "are smaller than what rounding alone does" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "figures" / "rounding-floor.svg").is_file()
+
+
+# At which learning rates is a training decided by rounding?
+
+def made(distance: float, rounding_sd: float, seeds_sd: float, seeds: int = 12) -> Records:
+    rng, rows = np.random.default_rng(0), []
+    for seed in range(seeds):
+        base = rng.normal(80, seeds_sd)
+        rows.append(Record("rounding", "SGD", seed, "distance", distance, at=0.1))
+        rows += [Record("rounding", f"SGD, k = {k}", seed, "accuracy", base + rng.normal(0, rounding_sd), at=0.1)
+                 for k in rounding.KS]
+    return Records(rows)
+
+
+@pytest.mark.parametrize(("distance", "rounding_sd", "seeds_sd", "verdict"), [
+    (0.1, 0.5, 0.01, "decided by rounding: results spread like over seeds"),
+    (0.1, 0.05, 1.0, "twins part"),
+    (1e-6, 1e-4, 1.0, "twins stay together"),
+    (math.nan, math.nan, 1.0, "36 runs diverged"),
+])
+def test_the_verdict_on_a_learning_rate(distance, rounding_sd, seeds_sd, verdict):
+    (level,) = rounding.levels(ARMS[:1], made(distance, rounding_sd, seeds_sd), "accuracy")
+    assert level.verdict == verdict
+    if rounding_sd == 0.5:
+        assert level.floor == pytest.approx(1.96 * math.sqrt(2) * 0.5, rel=0.25)
+    said = rounding.sentence("SGD", [level], TASK)
+    assert ("every learning rate diverged" in said) == math.isnan(distance)
+    assert ("twins part at learning rate 0.1" in said) == (distance == 0.1)
+
+
+def test_the_door_finds_rates_and_leaves_a_report(tmp_path):
+    settings = Settings(seeds=2, epochs=2, batch=32)
+    result = lab.floor(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
+    assert result.failures == ()
+    lines = result.summary.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["SGD", "Adam"]
+    assert "of validation accuracy may differ by rounding alone" in lines[0]
+    text = (tmp_path / "report.md").read_text()
+    assert "Does rounding decide the training of blobs?" in text
+    assert len(result.records.where(metric="accuracy", arm="SGD, k = 3")) == 2 * 2
+    again = lab.floor(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
+    assert again.summary == result.summary
+
+
+def test_a_game_has_no_floor():
+    with pytest.raises(UserError, match="is a game; rounding twins need one model and one rule"):
+        rounding.calculation(Task("g", Net(), Blobs(), kind="game"), Settings(), ARMS)

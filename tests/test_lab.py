@@ -198,7 +198,8 @@ def test_progress_is_a_bar_on_a_terminal_and_the_cursor_comes_back(monkeypatch):
 def test_the_study_is_listed_and_shown(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "300")
     assert command(monkeypatch, "list") == 0
-    assert all(name in capsys.readouterr().out for name in STUDIES)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in STUDIES)
     assert command(monkeypatch, "show robustness_gap") == 0
     shown = capsys.readouterr().out
     assert STUDY.paper.arxiv in shown

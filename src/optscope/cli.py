@@ -1,4 +1,7 @@
-"""The command: list, show, run, compare, advise, report, data. Torch is imported only by commands that need it."""
+"""The command: list, show, run, compare, floor, advise, report, data.
+
+Torch is imported only by commands that need it.
+"""
 
 from __future__ import annotations
 
@@ -123,22 +126,24 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
             slots: Slots = 0) -> None:
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
-    from optscope.engine.execute import Local
     from optscope.lab import compare as door
-    from optscope.progress import Display
-    from optscope.study.resolve import task_at
-    from optscope.study.settings import read_settings
 
-    double = sorted({name for name in optimiser or [] if (optimiser or []).count(name) > 1})
-    if double:
-        raise UserError(f"each optimiser stands once; got {', '.join(double)} more than once")
-    chosen: dict[str, Any] | None = {name: {} for name in optimiser} if optimiser else None
-    settings = read_settings(config, optimisers=chosen, seeds=seeds, epochs=epochs)
-    found = task_at(task)
-    result = door(found, out or Path("runs") / f"compare-{_slug(task)}", settings=settings, engine=Local(slots),
-                  listener=Display(_err), command=_command())
-    _say(result.summary)
-    _close(result)
+    _open(door, "compare", task, out, optimiser, seeds, epochs, config, slots)
+
+
+@app.command()
+def floor(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py:NAME.")], out: Out = None,
+          optimiser: Annotated[list[str] | None, typer.Option("--optimiser", "-o", help="Repeat for each.")] = None,
+          seeds: Annotated[int | None, typer.Option(help="Seeds, each with three rounding twins.")] = None,
+          epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+          config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
+          slots: Slots = 0) -> None:
+    """Find at which learning rates training is decided by rounding; the same command again continues."""
+    from optscope.lab import floor as door
+
+    if config is None:
+        optimiser, seeds = optimiser or ["sgd", "adam"], seeds or 5
+    _open(door, "floor", task, out, optimiser, seeds, epochs, config, slots)
 
 
 @app.command()
@@ -183,6 +188,25 @@ def data(name: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")])
 def _slug(place: str) -> str:
     """Return a task's place as part of a folder's name: my_task.py:task is my_task-task."""
     return place.replace(".py", "").replace(":", "-").replace("/", "-").strip("-.")
+
+
+def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[str] | None, seeds: int | None,
+          epochs: int | None, config: Path | None, slots: int) -> None:
+    """Read the settings of a command, go through its door, and say what came of it."""
+    from optscope.engine.execute import Local
+    from optscope.progress import Display
+    from optscope.study.resolve import task_at
+    from optscope.study.settings import read_settings
+
+    double = sorted({each for each in optimisers or [] if (optimisers or []).count(each) > 1})
+    if double:
+        raise UserError(f"each optimiser stands once; got {', '.join(double)} more than once")
+    chosen: dict[str, Any] | None = {each: {} for each in optimisers} if optimisers else None
+    settings = read_settings(config, optimisers=chosen, seeds=seeds, epochs=epochs)
+    result = door(task_at(task), out or Path("runs") / f"{name}-{_slug(task)}", settings=settings,
+                  engine=Local(slots), listener=Display(_err), command=_command())
+    _say(result.summary)
+    _close(result)
 
 
 def _study(name: str) -> Any:

@@ -21,10 +21,11 @@ from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.records import Records
 from optscope.report.document import Check, Document, write
-from optscope.report.tables import Table, metric_table, runs_table
+from optscope.report.tables import Table, interval, metric_table, runs_table
+from optscope.study import rounding
 from optscope.study.advice import earned
 from optscope.study.charts import comparison_figures
-from optscope.study.compare import comparison_of
+from optscope.study.compare import arms_of, comparison_of
 from optscope.study.comparison import Arm, Comparison
 from optscope.study.conduct import Conducted, Listener, Silence, conduct
 from optscope.study.findings import findings, headline, places
@@ -74,6 +75,44 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
                                    places(comparison, conducted.records)),
         tables=[_measured(comparison, conducted.records)],
         checklist=_checklist(comparison, conducted.records),
+        environment=environment(time.perf_counter() - start, conducted.records), command=command,
+        runs_table=runs_table(conducted.records))
+    return _finish(document, conducted, store)
+
+
+def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
+          engine: Engine | None = None, listener: Listener | None = None, command: str = "") -> Result:
+    """Find at which learning rates a task's training is decided by rounding, and write the report to `out`.
+
+    Every arm is trained at each of its learning rates, on every seed, three times: the same but for the rounding
+    of its steps (`optscope.optim.Rounded`). The same call again continues, and repeats no run.
+
+    Raises:
+        UserError: when the task, an arm or the folder will not do; before anything is trained.
+    """
+    _check(task)
+    settings = settings or Settings()
+    chosen = tuple(arms) or arms_of(settings)
+    store = Store(Path(out))
+    start = time.perf_counter()
+    conducted = conduct([rounding.calculation(task, settings, chosen)], store, engine or Local(),
+                        listener or Silence())
+    metric, unit = rounding.metric_of(task)
+    found = rounding.levels(chosen, conducted.records, metric)
+    unit = "points" if unit == "%" else "1"
+    rows = [(f.arm, f.lr, f.distance, f.mean, f.deviation, interval(f.ratio.estimate, f.ratio.low, f.ratio.high),
+             f.verdict) for f in found]
+    header = ("optimiser", "learning rate", "distance of twins", f"mean validation {metric}",
+              f"deviation among twins [{unit}]", "over that of single runs", "verdict")
+    document = Document(
+        title=f"Does rounding decide the training of {task.name}?",
+        question="At which learning rates do trainings that differ in the last bit of their steps end as different "
+                 "models, and how much does that alone change the result?",
+        verdict_sentence="\n".join(rounding.sentence(arm.name, found, task) for arm in chosen),
+        warnings=conducted.failures,
+        figures=rounding.figures(chosen, found, conducted.records, conducted.arrays, task),
+        tables=[Table("Rounding at every learning rate", header, rows,
+                      f"{settings.seeds} seeds, divisors 1, 3 and 5 each. In brackets 95 % F intervals.")],
         environment=environment(time.perf_counter() - start, conducted.records), command=command,
         runs_table=runs_table(conducted.records))
     return _finish(document, conducted, store)

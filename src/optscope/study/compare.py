@@ -32,7 +32,7 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     Raises:
         UserError: when there are fewer than two arms, or no optimiser of a name.
     """
-    chosen = tuple(arms) or tuple(arm_named(name, said.lr) for name, said in settings.optimisers.items())
+    chosen = tuple(arms) or arms_of(settings)
     if len(chosen) < 2:
         raise UserError(f"a comparison needs two optimisers or more; got {chosen[0].name} alone: add another, "
                         'for example "sgd" or "adam"')
@@ -43,7 +43,13 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
         fitting_probes(task, settings.examples), seeds,
         tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
         watched=(EdgeOfStability(), PolarDrift()) if polar else (EdgeOfStability(),),
-        described=describing_probes(task, settings.examples), twin_seeds=seeds[:settings.twin_seeds])
+        described=describing_probes(task, settings.examples),
+        twin_seeds=() if task.kind == "game" else seeds[:settings.twin_seeds])
+
+
+def arms_of(settings: Settings) -> tuple[Arm, ...]:
+    """Return the arms that settings name, with the learning rates they give or the usual ones."""
+    return tuple(arm_named(name, said.lr) for name, said in settings.optimisers.items())
 
 
 def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:

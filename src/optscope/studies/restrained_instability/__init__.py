@@ -92,8 +92,8 @@ _SMOOTH_RESNET = Task("cifar10", Smooth(ResNet(56), BETA), CIFAR10(49_000, 1000,
 SIZES: dict[Scale, Size] = {
     "smoke": Size(2, 200, 60, _cells({1: (0.1, 0.001)}, 2, 12), ((1, 3), (0.3,), (), 2, 80),
                   (_SMOKE, Plan(2, 128), 2, (3,), 1)),
-    "desk": Size(20, 1000, 800, _cells({9: RATES, 4: RATES[::2], 1: RATES[::2]}, 5, 300),
-                 ((1, 2, 3), (0.15, 0.3, 0.45), (1e-3, 3e-3), 8, 1000),
+    "desk": Size(20, 1000, 800, _cells({9: RATES, 4: RATES[::2], 1: RATES[::2]}, 4, 300),
+                 ((1, 2, 3), (0.15, 0.3, 0.45), (1e-3, 3e-3), 6, 1000),
                  (*_spread(4000, 2000, 6), 20, FIRST, 2)),
     "long": Size(20, 1000, 800, (), None, (_COLOURS, Plan(20, 128, StepDecay(at=(0.4, 0.8))), 10, FIRST, 5)),
     "paper": Size(20, 1000, 800, tuple(
@@ -103,7 +103,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; every claim of trained networks stays undecided",
-    "desk": "about 25 minutes on two cores; embedded images; needs scikit-learn",
+    "desk": "about 20 minutes on two idle cores; embedded images; needs scikit-learn",
     "long": "accuracy spread of ResNet-8 on 10,000 CIFAR-10 images, ten seeds: about four hours on two cores",
     "paper": "ResNet-56 on CIFAR-10 for 200 epochs, nine twins of six seeds, and five divergence curves; no GPU "
              "support yet: months of one core",

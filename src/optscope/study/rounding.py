@@ -1,0 +1,176 @@
+"""Where training is decided by rounding: twins of every learning rate, how far they part, and what that changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from optscope.engine.contrast import contrast, log_spaced
+from optscope.engine.run import Computation, Row
+from optscope.engine.train import Plan
+from optscope.errors import UserError
+from optscope.evidence.picture import Figure, Panel, Picture, Series
+from optscope.evidence.records import Records
+from optscope.evidence.stats import Interval, mean_interval
+from optscope.evidence.variance import spread_ratio
+from optscope.optim import Rounded, Rule, StepDecay
+from optscope.study.comparison import TWINS, VALIDATION, Arm, Calculation
+from optscope.study.settings import Settings
+from optscope.tasks.snapshot import Snapshot
+from optscope.tasks.task import Task
+
+KS = (1, *TWINS)
+PARTED = 1e-3
+"""A mean relative distance of weights at which twins are different networks."""
+LIKE_SEEDS = 0.5
+"""Rounding spreads results like seeds do if its share of a single run's standard deviation is above this."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What rounding does at one learning rate of one arm.
+
+    `distance` is the geometric mean over seeds of the distance of twins at the end; `mean` the metric over all
+    runs; `deviation` its standard deviation among twins; `ratio` that over the standard deviation of single runs.
+    """
+
+    arm: str
+    lr: float
+    distance: float
+    mean: float
+    deviation: float
+    ratio: Interval
+    diverged: int
+
+    @property
+    def floor(self) -> float:
+        """The difference that rounding alone keeps two single runs below in 95 of 100 cases."""
+        runs = self.ratio.n
+        return float(stats.t.ppf(0.975, max(1, runs * (len(KS) - 1)))) * math.sqrt(2) * self.deviation
+
+    @property
+    def verdict(self) -> str:
+        """What is to be said of the learning rate, in a few words."""
+        if self.diverged:
+            return f"{self.diverged} runs diverged"
+        if self.ratio.low > LIKE_SEEDS:
+            return "decided by rounding: results spread like over seeds"
+        if self.distance > PARTED:
+            return "twins part"
+        return "twins stay together"
+
+
+def metric_of(task: Task) -> tuple[str, str]:
+    """Return what is measured on validation data, and its unit."""
+    return ("accuracy", "%") if task.kind == "classification" else ("loss", "")
+
+
+def calculation(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calculation:
+    """Return the trainings of every arm at each of its learning rates, on every seed, with all divisors.
+
+    Raises:
+        UserError: when the task is a game, whose players have a rule each.
+    """
+    if task.kind == "game":
+        raise UserError(f"{task.name} is a game; rounding twins need one model and one rule: give another task")
+    plan = Plan(settings.epochs, settings.batch, StepDecay())
+    return Calculation("rounding", [
+        Computation(twins, {"arm": arm.name, "task": task, "rule": rule, "plan": plan, "seed": seed})
+        for seed in range(1, settings.seeds + 1) for arm in arms for rule in arm.candidates() or [arm.rule]])
+
+
+def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int) -> tuple[list[Row], Mapping[str, NDArray[Any]]]:
+    """Train one rule with every divisor from one seed; rows have the learning rate as their coordinate."""
+    total, lr = plan.steps(len(task.data().train)), float(rule.lr)  # type: ignore[arg-type]
+    metric, _ = metric_of(task)
+    results: dict[int, float] = dict.fromkeys(range(len(KS)), math.nan)
+
+    def look(i: int, snapshot: Snapshot) -> None:
+        if snapshot.step == total:
+            results[i] = float(VALIDATION(snapshot).values[metric])  # type: ignore[arg-type]
+
+    found = contrast(task, [Rounded(rule, k) for k in KS], plan, seed, at={*log_spaced(total), total}, watch=look)
+    mean = found.distance.mean(0)
+    rows = [Row(f"{arm}, k = {k}", seed, metric, results[i], at=lr) for i, k in enumerate(KS)]
+    return ([*rows, Row(arm, seed, "distance", float(mean[-1]), at=lr)],
+            {f"{arm}/{lr:g}/{seed}/steps": found.steps, f"{arm}/{lr:g}/{seed}/distance": mean})
+
+
+def levels(arms: Sequence[Arm], records: Records, metric: str) -> list[Level]:
+    """Return what rounding does at every learning rate of every arm."""
+    found = []
+    for arm in arms:
+        for lr in records.where(arm=arm.name).axis("distance"):
+            distances = records.values(arm.name, "distance", lr)
+            table = np.column_stack([records.values(f"{arm.name}, k = {k}", metric, lr) for k in KS])
+            whole = table[np.isfinite(table).all(1)]
+            kept = distances[np.isfinite(distances)]
+            found.append(Level(
+                arm.name, lr, float(np.exp(np.mean(np.log(np.maximum(kept, 1e-12))))) if len(kept) else math.nan,
+                float(np.mean(whole)) if len(whole) else math.nan,
+                math.sqrt(float(whole.var(1, ddof=1).mean())) if len(whole) else math.nan, spread_ratio(table),
+                int((~np.isfinite(table)).sum())))
+    return found
+
+
+def sentence(arm: str, found: Sequence[Level], task: Task) -> str:
+    """Return in a line from which learning rate on twins part, and what rounding does at the best of them."""
+    metric, unit = metric_of(task)
+    mine = [level for level in found if level.arm == arm and not level.diverged]
+    if not mine:
+        return f"{arm}: every learning rate diverged on some seed."
+    parted = [level.lr for level in mine if level.distance > PARTED]
+    decided = [level.lr for level in mine if level.ratio.low > LIKE_SEEDS]
+    best = (max if metric == "accuracy" else min)(mine, key=lambda level: level.mean)
+    unit = " points" if unit == "%" else ""
+    said = [f"twins part at {_rates(parted)}" if parted else "twins part at no learning rate tried",
+            f"rounding alone spreads results like seeds at {_rates(decided)}" if decided else
+            "nowhere is it shown that rounding spreads results like seeds",
+            f"at the best learning rate, {best.lr:g}, two runs that differ by less than {best.floor:.3g}{unit} of "
+            f"validation {metric} may differ by rounding alone"]
+    return f"{arm}: {'; '.join(said)}."
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return f"learning rate{'s' * (len(rates) > 1)} {', '.join(f'{lr:g}' for lr in rates)}"
+
+
+def figures(arms: Sequence[Arm], found: Sequence[Level], records: Records, arrays: Mapping[str, NDArray[Any]],
+            task: Task) -> list[Figure]:
+    """Return the distance and the spread over learning rates, and the distance over steps."""
+    metric, unit = metric_of(task)
+    shown = f"validation {metric}" + (f" [{unit}]" if unit else "")
+    apart, spread, means, curves = [], [], [], []
+    for arm in arms:
+        mine = [level for level in found if level.arm == arm.name]
+        rates = [level.lr for level in mine]
+        values = [records.values(arm.name, "distance", lr) for lr in rates]
+        apart.append(Series(arm.name, rates, [level.distance for level in mine],
+                            [float(v.min()) for v in values], [float(v.max()) for v in values]))
+        over_seeds = [level.deviation / level.ratio.estimate for level in mine]
+        spread += [Series(arm.name, rates, [level.deviation for level in mine]),
+                   Series(f"{arm.name}, over seeds", rates, over_seeds)]
+        results = [mean_interval(records.values(f"{arm.name}, k = 1", metric, lr)) for lr in rates]
+        means.append(Series(arm.name, rates, [r.estimate for r in results], [r.low for r in results],
+                            [r.high for r in results]))
+        series = [Series(f"lr {lr:g}", arrays[f"rounding/{arm.name}/{lr:g}/1/steps"].tolist(),
+                         arrays[f"rounding/{arm.name}/{lr:g}/1/distance"].tolist()) for lr in rates
+                  if f"rounding/{arm.name}/{lr:g}/1/steps" in arrays]
+        curves.append(Panel("step", "distance of twins", series, arm.name, log_x=True, log_y=True,
+                            levels={"parted above": PARTED}))
+    return [
+        Picture("rounding", "What rounding alone does, over learning rates", [
+            Panel("learning rate", "distance of twins at the end", apart, log_x=True, log_y=True,
+                  levels={"parted above": PARTED}),
+            Panel("learning rate", f"standard deviation of {shown}", spread, log_x=True),
+            Panel("learning rate", shown, means, log_x=True)],
+            "Left: mean over weights of 2|w − w'|/(|w| + |w'|), geometric mean over seeds with the lowest and "
+            "highest. Middle: among twins of one seed, and among single runs of different seeds. Right: with 95 % "
+            "t intervals."),
+        Picture("distance", "How twins part during training", curves, "Seed 1, mean over the divisors 3 and 5.")]
