@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optscope.errors import UserError
-from optscope.tasks.models import C2, MLP, PreActResNet18, Residual, ResNet
+from optscope.tasks.models import C2, MLP, PreActResNet18, Residual, ResNet, StridedCNN
 
 Factory = Callable[[], nn.Module]
 
@@ -21,6 +21,7 @@ PARAMETERS = [
     (MLP(), 784 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10),
     (MLP((3, 1)), 4),
     (C2(), (16 * 16 + 16) + (32 * 16 * 16 + 32) + (21632 * 100 + 100) + (100 * 10 + 10)),
+    (StridedCNN(), (8 * 9 + 8) + (16 * 8 * 9 + 16) + (16 * 49 * 10 + 10)),
     (ResNet(20), 269_722 + 2_752),
     (ResNet(56), 853_018 + 2_752),
     (PreActResNet18(norm=True), 11_171_146),
@@ -29,6 +30,7 @@ PARAMETERS = [
 SMALL = [
     (MLP((12, 7, 5, 3)), (3, 2, 2)),
     (C2(channels=2, size=9, classes=4), (2, 9, 9)),
+    (StridedCNN(channels=2, size=9, widths=(3, 4, 5), classes=4), (2, 9, 9)),
     (ResNet(8, channels=1, width=4), (1, 12, 9)),
     (ResNet(14, width=2, classes=3, norm=False), (3, 8, 8)),
     (PreActResNet18(channels=1, norm=True), (1, 16, 16)),
@@ -75,6 +77,10 @@ def twin(factory: object, weights: Iterator[Tensor], x: Tensor) -> Tensor:
         return linear(y)
     if isinstance(factory, C2):
         return linear(linear(conv(conv(x, bias=True).relu(), bias=True).relu().flatten(1)))
+    if isinstance(factory, StridedCNN):
+        for _ in factory.widths:
+            x = conv(x, stride=2, bias=True).relu()
+        return linear(x.flatten(1))
     if isinstance(factory, ResNet):
         y = norm(conv(x)).relu()
         for stage in range(3):
@@ -131,6 +137,8 @@ def test_the_seed_alone_draws_the_weights() -> None:
     (lambda: MLP([10, 2]), r"tuple .* got \[10, 2\]"),
     (lambda: MLP((10, 0)), "positive"),
     (lambda: C2(size=2), "at least 3"),
+    (lambda: StridedCNN(widths=()), "widths must be a tuple of positive whole numbers"),
+    (lambda: StridedCNN(size=0), "size must be a positive whole number; got 0"),
     (lambda: ResNet(18), "6n \\+ 2, such as 8, 20 or 56; got 18"),
     (lambda: ResNet(2), "6n \\+ 2"),
     (lambda: ResNet(8, width=0), "width must be a positive whole number; got 0"),
