@@ -139,6 +139,7 @@ def test_the_seed_alone_draws_the_weights() -> None:
     (lambda: MLP((10, 0)), "positive"),
     (lambda: C2(size=2), "at least 3"),
     (lambda: StridedCNN(widths=(8, 0)), "widths must be a tuple of positive whole numbers"),
+    (lambda: StridedCNN(widths=()), "widths must be a tuple of positive whole numbers"),
     (lambda: StridedCNN(size=0), "size must be a positive whole number; got 0"),
     (lambda: ResNet(18), "6n \\+ 2, such as 8, 20 or 56; got 18"),
     (lambda: ResNet(2), "6n \\+ 2"),

@@ -142,7 +142,7 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
         environment=environment(time.perf_counter() - start, conducted.records)
         | {"paper": f"{study.paper.authors}, {study.paper.venue}, arXiv {study.paper.arxiv}",
            "reproduced": study.reproduced},
-        command=command, runs_table=runs_table(conducted.records))
+        command=command, runs_table=runs_table(Records(row for row in conducted.records if row.rule)))
     return _finish(document, conducted, store)
 
 

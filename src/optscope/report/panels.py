@@ -200,19 +200,19 @@ def _ticks(axes: Axes, panel: Panel, width: float) -> None:
                 text.set(ha="right", rotation_mode="anchor")
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(-0.55, count - 0.45)
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis, most in ((axes.xaxis, 5 if width < 4 else 8), (axes.yaxis, 8)):
         if axis.get_scale() == "log":
-            _log_ticks(axis)
+            _log_ticks(axis, most)
     if width < 4 and not panel.categories and axes.get_xscale() == "linear":
         axes.xaxis.set_major_locator(MaxNLocator(4))  # more labels than that run into each other
 
 
-def _log_ticks(axis: Axis) -> None:
+def _log_ticks(axis: Axis, most: int) -> None:
     """Place ticks at powers of ten, at 1, 2, 5 between few of them, evenly where there is not even one."""
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
     axis.set_major_locator(AutoLocator() if decades < 0.5 else
-                           LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=8))
+                           LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=most))
     plain = low > 5e-4 and high < 5e4
     axis.set_major_formatter(FuncFormatter(lambda value, _: power(value, plain)))
     axis.set_minor_formatter(NullFormatter())

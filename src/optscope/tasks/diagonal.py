@@ -68,7 +68,7 @@ class Descent:
     """What descent left, one column a setting: all `(S, K)` but `x` `(S, N, K)` and the curves `(T, S, K)`.
 
     `error` is ‖x − x*‖/‖x*‖ and `residual` ‖A x − y‖/‖y‖ at the end; `norms` is r² of the first factor. `reached`
-    gives for each target the first step at which it was met, inf where it never was; `steps` are those of the curves.
+    gives for each target the first step at which it was met, inf where it never was; `steps` are the curves'.
     """
 
     x: Array
@@ -88,9 +88,9 @@ TARGETS = {"error 5 %": ("error", 0.05), "error 1 %": ("error", 0.01), "residual
 class Settings:
     """K ways to descend: `start` x(0) = α, `step` h in units of 1/‖A‖², each `(K,)` or `(S, K)`.
 
-    `ratio` is κ, `(K,)` or `(S, K)`, for polar descent, None for plain. With `tied` factors one vector stands for all
-    `depth` of them; untied ones are computed one by one. `blocks` says what has a norm: "stack", (w; v) of a factor
-    together, or "part", w and v apart.
+    `ratio` is κ, `(K,)` or `(S, K)`, for polar descent, None for plain. With `tied` factors one vector stands for
+    all `depth` of them; untied ones are computed one by one. `blocks` says what has a norm: "stack", (w; v) of a
+    factor together, or "part", w and v apart.
 
     Raises:
         UserError: for depth < 2, a start, step or ratio <= 0, or other blocks.

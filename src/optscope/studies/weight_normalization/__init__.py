@@ -1,10 +1,10 @@
 """Implicit bias of weight normalisation (arXiv 2305.05448).
 
 Gradient flow on a deep diagonal linear model fits an underdetermined system by a solution of small l1 norm, but
-only from a tiny start. The paper trains the norm and the direction of the weights apart, at two rates, and says: the
-bias then survives practically large starts, because the start is multiplied by a magnification factor that depends
-on the ratio of the rates; the flow has invariants that prove it; and descent converges faster. We know the abstract
-and summaries of the paper, not its theorems' constants or figures: formulas here are derived from the flow, exact.
+only from a tiny start. The paper trains norm and direction of the weights apart, at two rates, and says: the bias
+then survives practically large starts, because the start is multiplied by a magnification factor that depends on
+the ratio of the rates; the flow has invariants that prove it; and descent converges faster. We know the abstract
+and summaries of the paper, not its constants or figures: formulas here are derived from the flow, and exact.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from optscope.studies.weight_normalization.calculations import (
     table,
     tuned_speed,
 )
-from optscope.studies.weight_normalization.claims import ABOVE, BELOW, CLAIMS, DEPTHS, STRENGTH
+from optscope.studies.weight_normalization.claims import CLAIMS
+from optscope.studies.weight_normalization.judging import ABOVE, BELOW, DEPTHS, STRENGTH
 from optscope.studies.weight_normalization.pictures import pictures
 from optscope.studies.weight_normalization.real_data import identity, photographs, polynomials
 from optscope.study.comparison import Arm, Calculation, Comparison, Criterion, Experiment
@@ -58,6 +59,7 @@ class Size:
     iterations: int
     table_seeds: int
     flow_seeds: int
+    people: int
     alphas: tuple[float, ...]
     sparsities: tuple[int, ...]
     measurements: tuple[int, ...]
@@ -68,8 +70,8 @@ class Size:
 DECADES = tuple(float(f"{10 ** (half / 2):.3g}") for half in range(-16, -1))
 PHASE = tuple(float(f"{10 ** (k / 4):.2g}") for k in range(-8, 5))
 SIZES: dict[Scale, Size] = {
-    "smoke": Size(3, 300, 2, 1, (1e-8, 1e-3), (5,), (40,), (0.1, 1.0), (300, 1, 2, 20)),
-    "desk": Size(20, 40_000, 10, 3, DECADES, (2, 5, 8, 12), (20, 30, 40, 60), PHASE, (4000, 20, 8, 500)),
+    "smoke": Size(3, 300, 2, 1, 1, (1e-8, 1e-3), (5,), (40,), (0.1, 1.0), (300, 1, 2, 20)),
+    "desk": Size(20, 40_000, 10, 3, 20, DECADES, (2, 5, 8, 12), (20, 30, 40, 60), PHASE, (4000, 20, 10, 500)),
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under half a minute; embedded images; every claim stays undecided",
@@ -77,6 +79,8 @@ COSTS: dict[Scale, str] = {
 }
 TABLES = {2: (1e-6, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3: (1e-4, 1e-3, 3e-3, 1e-2)}
 FIRST_TUNING_SEED = 1000
+FIRST_NETWORK_SEED = 11
+"""A first run used seeds 1 to 8, with which Holm's correction of eight tests can decide nothing; it takes nine."""
 
 
 def experiments(scale: Scale) -> Sequence[Experiment]:
@@ -105,7 +109,7 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
             "depth": L, "seeds": seeds, "iterations": size.iterations // 8,
             "tuning": tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + size.table_seeds))}) for L in (2, 3)]),
         Calculation("photographs", [Computation(photographs, {"seeds": seeds})]),
-        Calculation("polynomials", [Computation(polynomials, {"seeds": seeds})]),
+        Calculation("polynomials", [Computation(polynomials, {"seeds": seeds[:size.people]})]),
         Calculation("identity", [Computation(identity, {"steps": 50})]),
         _network(*size.network),
     ]
@@ -123,20 +127,21 @@ def _network(images: int, epochs: int, count: int, attacked: int) -> Comparison:
         (Accuracy(), Geometry(), Margin(examples=1000), TopEigenvalues(examples=256),
          RobustAccuracy("l2", eps=(0.25, 0.5, 1.0), attack=attack, examples=attacked),
          RobustAccuracy("linf", eps=(0.01, 0.02, 0.04), attack=attack, examples=attacked)),
-        tuple(range(1, count + 1)), criterion=Criterion("accuracy", "higher"), watched=(PolarDrift(),))
+        tuple(range(FIRST_NETWORK_SEED, FIRST_NETWORK_SEED + count)), criterion=Criterion("accuracy", "higher"),
+        watched=(PolarDrift(),))
 
 
 STUDY = Study(
     name="weight_normalization", paper=PAPER,
     question="Gradient flow on a deep diagonal model finds sparse solutions, but only from tiny starts. Does "
-             "training norm and direction of the weights at two rates keep this bias at large starts, why, and is it "
-             "faster?",
-    reproduced="The abstract's claims, on the exact limits of both flows and on descent, at full size (100 unknowns, "
-               "40 measurements, depths 2 to 4); magnification and invariants in closed form, checked against stiff "
+             "training norm and direction of the weights at two rates keep this bias at large starts, why, and is "
+             "it faster?",
+    reproduced="The abstract's claims, on the exact limits of both flows and on descent, at full size (100 unknowns,"
+               " 40 measurements, depths 2 to 4); magnification and invariants in closed form, checked against stiff "
                "integration. Beyond the paper: a small CNN, photographs through random measurements, noisy data.",
     left_out="The paper's own numbers, settings and constants were not readable to us, so no figure of it is "
-             "reproduced: what is judged are the claims of its abstract. Which way up its ratio is "
-             "is unknown; κ here is the direction's rate over the norm's. Descents whose residual is above 1 % are "
-             "counted as unfinished, not scored. Factors start alike; unequal starts are not studied. The network "
-             "is small and shows a direction, not a law.",
+             "reproduced: what is judged are the claims of its abstract. Which of the two rates is on top in its "
+             "ratio is unknown; κ here is the direction's over the norm's. Descents whose residual is above 1 % are counted "
+             "as unfinished, not scored. Factors start alike; unequal starts are not studied. The network is small "
+             "and shows a direction, not a law.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)

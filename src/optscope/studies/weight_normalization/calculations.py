@@ -85,7 +85,8 @@ def cells(depth: int, seeds: Sequence[int], sparsities: Sequence[int], measureme
           shares: Sequence[float], strength: float) -> Found:
     """Find exact limits over sparsities s, measurements M and shares of the threshold.
 
-    Polar flow has κ Σ|x*|^{2/L} = `strength`. Arms are called "L=2, s=5, M=40, plain"; rows at the share: excess, error,
+    Polar flow has κ Σ|x*|^{2/L} = `strength`. Arms are called "L=2, s=5, M=40, "
+    "plain"; rows at the share: excess, error,
     and whether basis pursuit finds x*.
     """
     rows: list[Row] = []
@@ -257,7 +258,7 @@ def controls(seeds: Sequence[int], strength: float) -> Found:
 
 
 def tuned_speed(depth: int, tuning: Sequence[int], seeds: Sequence[int], iterations: int) -> Found:
-    """Tune start, step and ratio of plain and polar descent for the fewest iterations to an error; take fresh seeds.
+    """Tune start, step and ratio of plain and polar descent for the fewest iterations to an error; compare afresh.
 
     Chosen is the smallest median over `tuning`, once for 5 % and once for 1 %. Rows at the error in percent; arrays
     hold what was chosen.

@@ -18,7 +18,7 @@ from optscope.theory.diagonal import basis_pursuit, fit
 
 
 def photographs(seeds: Sequence[int]) -> Found:
-    """Recover patches of photographs from 100 measurements of 256 coefficients, by five methods; rows: error, l1."""
+    """Recover patches of photographs, 256 unknowns from 100 measurements, by five methods; rows: error, l1."""
     rows: list[Row] = []
     pictures: dict[str, list[Array]] = {}
     for seed in seeds:
