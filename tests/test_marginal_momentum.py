@@ -14,7 +14,6 @@ from optscope.studies.marginal_momentum.calculations import beyond_stability, id
 from optscope.studies.marginal_momentum.claims import (
     CALM,
     Calm,
-    Exact,
     FineTuned,
     Grows,
     Meet,
@@ -36,6 +35,7 @@ from optscope.studies.marginal_momentum.readings import (
     slopes,
     svag_experiment,
 )
+from optscope.studies.marginal_momentum.theory_claims import Exact
 from optscope.study.comparison import Comparison
 from optscope.study.study import check_scale
 

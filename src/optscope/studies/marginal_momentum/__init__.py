@@ -29,9 +29,10 @@ from optscope.studies.marginal_momentum.calculations import (
     on_quadratic,
     pure_noise,
 )
-from optscope.studies.marginal_momentum.claims import ALPHAS, CLAIMS, LEVELS, RATES, VALLEY
+from optscope.studies.marginal_momentum.claims import CLAIMS, LEVELS
 from optscope.studies.marginal_momentum.pictures import pictures
 from optscope.studies.marginal_momentum.readings import BETAS, cell_arm, experiment, method, svag_experiment
+from optscope.studies.marginal_momentum.theory_claims import ALPHAS, RATES, VALLEY
 from optscope.study.comparison import Arm, Calculation, Comparison, Criterion, Experiment
 from optscope.study.search import Grid
 from optscope.study.study import Paper, Study
@@ -132,7 +133,7 @@ def calculations(size: Size) -> list[Calculation]:
         Calculation("stability", [Computation(beyond_stability, {"product": 2.5, "betas": BETAS}),
                                   Computation(beyond_stability, {"product": 39.0, "betas": BETAS[1:]})]),
         Calculation("pure noise", [Computation(pure_noise, {"beta": BETAS[1], "horizons": (20, 200, 2000),
-                                                            "paths": size.paths})])]
+                                                            "paths": 5 * size.paths})])]
 
 
 def on_grid(data: str, grids: Grids, batch: int) -> list[Experiment]:

@@ -24,6 +24,8 @@ from optscope.tasks.text_models import CharTransformer, Encoder, Pretrained
 
 MARGIN_FINE = 1.0
 """Test accuracies after fine-tuning that differ by less than this, in points, count as equal."""
+MARGIN_NATS = 0.02
+"""Test losses of the character transformer that differ by less than this, in nats a character, count as equal."""
 SETTINGS: Mapping[str, type[RottenTomatoes] | type[MovieSnippets]] = {
     "rotten-tomatoes": RottenTomatoes, "movie-snippets": MovieSnippets}
 CLASSES = {"rotten-tomatoes": 2, "movie-snippets": 5}

@@ -9,7 +9,7 @@ import numpy as np
 from optscope.evidence.picture import Figure, Heatmap, Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, paired_difference
-from optscope.studies.marginal_momentum.claims import ALPHAS, LEVELS, MARGINS, RATES, VALLEY
+from optscope.studies.marginal_momentum.claims import LEVELS, MARGINS
 from optscope.studies.marginal_momentum.finetuning import FINE_TUNING, best_checkpoint
 from optscope.studies.marginal_momentum.readings import (
     BETAS,
@@ -23,6 +23,7 @@ from optscope.studies.marginal_momentum.readings import (
     svag_experiment,
     tuned_gap,
 )
+from optscope.studies.marginal_momentum.theory_claims import ALPHAS, RATES, VALLEY
 from optscope.study.study import Arrays
 from optscope.theory.momentum import stationary_variance
 
