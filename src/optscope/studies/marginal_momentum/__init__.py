@@ -154,7 +154,7 @@ def on_grid(data: str, grids: Grids, batch: int) -> list[Experiment]:
         Comparison(experiment(data, batch), grids.task, arms(*BETAS), plan, probes, seeds, moments=2),
         Comparison(experiment(data, batch, "tuned"), grids.task, tuned, plan, probes, seeds, TUNING_SEEDS,
                    Criterion("accuracy", "higher"), moments=2),
-        Comparison(experiment(data, batch, "watched"), grids.task, arms(*BETAS), plan, probes, TUNING_SEEDS[:1],
+        Comparison(experiment(data, batch, "watched"), grids.task, arms(*BETAS), plan, (), TUNING_SEEDS[:1],
                    TUNING_SEEDS[1:], moments=8, watched=looks)]
     if batch == sorted(grids.rates)[len(grids.rates) // 2] and len(grids.rates) > 2:
         found.append(Comparison(experiment(data, batch, "other momenta"), grids.task, arms(*OTHER_BETAS), plan,

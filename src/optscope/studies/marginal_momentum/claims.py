@@ -27,7 +27,7 @@ from optscope.studies.marginal_momentum.readings import (
     experiment,
     gap,
     method,
-    products_and_ratios,
+    on_the_way,
     slopes,
     svag_experiment,
     tuned_gap,
@@ -66,7 +66,8 @@ class NoiseRules:
         """Judge the largest ratio of the two terms along the watched run of momentum."""
         found = batches(records, self.data)
         watched = records.where(experiment=experiment(self.data, min(found, default=0), "watched"))
-        _, ratio = products_and_ratios(watched, BETAS[1], CALM[self.data])
+        _, curved, noisy = on_the_way(watched, BETAS[1], CALM[self.data])
+        ratio = np.abs(curved) / np.maximum(np.abs(noisy), 1e-300)
         return within(float(ratio.max()) if len(ratio) else math.nan, high=1.0,
                       what="largest curvature-induced over noise-induced term")
 
@@ -140,7 +141,7 @@ class Meet:
 def helps_where_curved(records: Records) -> Verdict:
     """C6: over all cells, momentum's gain goes with the curvature-induced term's share."""
     found = cells(records, MARGINS)
-    return within(rank_correlation([cell.ratio for cell in found], [cell.gap for cell in found]), low=0.0,
+    return within(rank_correlation([cell.share for cell in found], [cell.gap for cell in found]), low=0.0,
                   what="rank correlation of curvature- over noise-induced term with the accuracy gap, over cells")
 
 
