@@ -39,7 +39,7 @@ def test_what_is_foretold_is_said(product, words):
 
 
 def test_what_cannot_be_advised_is_refused():
-    with pytest.raises(UserError, match="needs a rule with momentum"):
+    with pytest.raises(UserError, match="needs SGD with momentum"):
         advise(TASK, Adam(lr=0.1), PLAN)
     with pytest.raises(UserError, match=r"diverged at step .* smaller learning rate"):
         advise(TASK, SGD(lr=1e30, momentum=0.9), PLAN)

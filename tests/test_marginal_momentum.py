@@ -14,7 +14,6 @@ from optscope.studies.marginal_momentum.calculations import beyond_stability, id
 from optscope.studies.marginal_momentum.claims import (
     CALM,
     Calm,
-    Exact,
     FineTuned,
     Grows,
     Meet,
@@ -36,6 +35,7 @@ from optscope.studies.marginal_momentum.readings import (
     slopes,
     svag_experiment,
 )
+from optscope.studies.marginal_momentum.theory_claims import Exact
 from optscope.study.comparison import Comparison
 from optscope.study.study import check_scale
 
@@ -104,7 +104,8 @@ def test_svag_curves_meet_or_do_not(last, expected):
 def watched(batch: int, rate: float, sharpness: float, ratio: float) -> list[Record]:
     name, arm = experiment("digits", batch, "watched"), cell_arm(0.9, rate)
     return [Record(name, arm, 1001, metric, value, step=step) for step in (10, 20)
-            for metric, value in (("sharpness", sharpness), ("curvature-induced", ratio), ("noise-induced", 1.0))]
+            for metric, value in (("sharpness / threshold", rate * sharpness / 38), ("curvature-induced", ratio),
+                                  ("noise-induced", 1.0))]
 
 
 def test_cells_hold_prediction_and_outcome():

@@ -16,7 +16,8 @@ from optscope.evidence.verdicts import equivalent, greater
 from optscope.optim import SGD, Momentum, Rule, matched
 from optscope.optim.momentum import momentum_of
 from optscope.probes.curvature import TopEigenvalues
-from optscope.probes.gradient_noise import DescentSplit
+from optscope.probes.gradient_noise import DescentSplit, effective_rate
+from optscope.probes.rule_in_use import rule_in_use
 from optscope.study.comparison import Comparison
 from optscope.study.findings import CLEAN, MARGIN
 from optscope.tasks.check import check_task
@@ -73,8 +74,8 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
     Raises:
         UserError: when the task will not do, the rule has no momentum, or the run diverges.
     """
-    if momentum_of(rule) == 0:
-        raise UserError(f"the advisor needs a rule with momentum, such as SGD(lr=0.01, momentum=0.9); got {rule!r}")
+    if not isinstance(rule, (SGD, Momentum)) or momentum_of(rule) == 0:
+        raise UserError(f"the advisor needs SGD with momentum, such as SGD(lr=0.01, momentum=0.9); got {rule!r}")
     instead = matched(rule)
     instead = instead.with_(lr=float(f"{instead.lr:.6g}"))  # a rate one can type again
     check_task(task)
@@ -84,8 +85,8 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
 
     def look(snapshot: Snapshot) -> None:
         top, split = (probe(snapshot).values for probe in looks)
-        scale = plan.schedule(min(snapshot.step or 0, total - 1) / total)
-        products.append(float(instead.lr) * scale * float(top["sharpness"]))  # type: ignore[arg-type]
+        rate = effective_rate(rule_in_use(snapshot)) or 0.0
+        products.append(rate * float(top["sharpness"]))  # type: ignore[arg-type]
         terms.append((float(split["curvature-induced"]), float(split["noise-induced"])))  # type: ignore[arg-type]
 
     total = plan.steps(len(task.data().train))

@@ -29,9 +29,10 @@ from optscope.studies.marginal_momentum.calculations import (
     on_quadratic,
     pure_noise,
 )
-from optscope.studies.marginal_momentum.claims import ALPHAS, CLAIMS, LEVELS, RATES, VALLEY
+from optscope.studies.marginal_momentum.claims import CLAIMS, LEVELS
 from optscope.studies.marginal_momentum.pictures import pictures
 from optscope.studies.marginal_momentum.readings import BETAS, cell_arm, experiment, method, svag_experiment
+from optscope.studies.marginal_momentum.theory_claims import ALPHAS, RATES, VALLEY
 from optscope.study.comparison import Arm, Calculation, Comparison, Criterion, Experiment
 from optscope.study.search import Grid
 from optscope.study.study import Paper, Study
@@ -51,7 +52,10 @@ OTHER_BETAS = (0.5, 0.99)
 
 @dataclass(frozen=True)
 class Grids:
-    """One data set: batch size to (epochs, effective rates); SVAG at (batch, epochs, rate); seeds of each."""
+    """One data set: batch size to (epochs, effective rates); SVAG at (batch, epochs, rate); seeds of each.
+
+    `moments` is how often watched runs are looked at.
+    """
 
     task: Task
     rates: Mapping[int, tuple[int, tuple[float, ...]]]
@@ -60,6 +64,7 @@ class Grids:
     levels: tuple[int, ...] = ()
     svag_seeds: int = 0
     decay: float = 0.0
+    moments: int = 8
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ DESK = {
 SIZES: dict[Scale, Size] = {
     "smoke": Size(200, {
         "fashion-mnist": Grids(Task("fashion-mnist", StridedCNN(), FashionMNIST(256, 100, 100)), {
-            16: (1, (0.05, 0.1)), 128: (2, (0.1, 0.4))}, 2, (32, 1, 0.4), (1, 2), 2)}),
+            16: (1, (0.05, 0.1)), 128: (2, (0.1, 0.4))}, 2, (32, 1, 0.4), (1, 2), 2, moments=2)}),
     "desk": Size(20_000, DESK),
     "long": Size(20_000, DESK, finetuning.Size(subsets=4, seeds=2)),
     "paper": Size(200_000, {
@@ -132,7 +137,7 @@ def calculations(size: Size) -> list[Calculation]:
         Calculation("stability", [Computation(beyond_stability, {"product": 2.5, "betas": BETAS}),
                                   Computation(beyond_stability, {"product": 39.0, "betas": BETAS[1:]})]),
         Calculation("pure noise", [Computation(pure_noise, {"beta": BETAS[1], "horizons": (20, 200, 2000),
-                                                            "paths": size.paths})])]
+                                                            "paths": 5 * size.paths})])]
 
 
 def on_grid(data: str, grids: Grids, batch: int) -> list[Experiment]:
@@ -153,8 +158,8 @@ def on_grid(data: str, grids: Grids, batch: int) -> list[Experiment]:
         Comparison(experiment(data, batch), grids.task, arms(*BETAS), plan, probes, seeds, moments=2),
         Comparison(experiment(data, batch, "tuned"), grids.task, tuned, plan, probes, seeds, TUNING_SEEDS,
                    Criterion("accuracy", "higher"), moments=2),
-        Comparison(experiment(data, batch, "watched"), grids.task, arms(*BETAS), plan, probes, TUNING_SEEDS[:1],
-                   TUNING_SEEDS[1:], moments=8, watched=looks)]
+        Comparison(experiment(data, batch, "watched"), grids.task, arms(*BETAS), plan, (), TUNING_SEEDS[:1],
+                   TUNING_SEEDS[1:], moments=grids.moments, watched=looks)]
     if batch == sorted(grids.rates)[len(grids.rates) // 2] and len(grids.rates) > 2:
         found.append(Comparison(experiment(data, batch, "other momenta"), grids.task, arms(*OTHER_BETAS), plan,
                                 probes, seeds[:4], moments=2))

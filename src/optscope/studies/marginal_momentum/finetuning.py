@@ -6,6 +6,7 @@ made in pieces.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 from optscope.engine.train import Plan
 from optscope.evidence.records import Records
 from optscope.optim import SGD, AdamW, Cosine, Momentum
-from optscope.probes.accuracy import Accuracy, Checkpoint
+from optscope.probes.accuracy import Checkpoint
 from optscope.studies.marginal_momentum.readings import BETAS, Pair, method
 from optscope.study.comparison import Arm, Comparison, Criterion
 from optscope.study.search import Grid
@@ -24,6 +25,8 @@ from optscope.tasks.text_models import CharTransformer, Encoder, Pretrained
 
 MARGIN_FINE = 1.0
 """Test accuracies after fine-tuning that differ by less than this, in points, count as equal."""
+MARGIN_NATS = 0.02
+"""Test losses of the character transformer that differ by less than this, in nats a character, count as equal."""
 SETTINGS: Mapping[str, type[RottenTomatoes] | type[MovieSnippets]] = {
     "rotten-tomatoes": RottenTomatoes, "movie-snippets": MovieSnippets}
 CLASSES = {"rotten-tomatoes": 2, "movie-snippets": 5}
@@ -57,7 +60,7 @@ def language_models(size: Size) -> list[Comparison]:
             for subset in range(size.subsets if shots else 1):
                 examples = source(shots, subset)
                 task = Task(f"{data} {shots or 'full'}", Encoder(CLASSES[data]), examples, bounds=None)
-                plan = (Plan(max(1, STEPS * BATCH // (shots * CLASSES[data])), BATCH, Cosine(0.1)) if shots
+                plan = (Plan(math.ceil(STEPS * BATCH / (shots * CLASSES[data])), BATCH, Cosine(0.1)) if shots
                         else Plan(1, 32, Cosine(0.1)))
                 found.append(_comparison(f"{task.name}, subset {subset}", task, plan,
                                          size.seeds if shots else size.seeds + 1))
@@ -79,16 +82,16 @@ def of_the_paper() -> list[Comparison]:
         for subset in range(5):
             data = TextFile(512, subset, 256 if classes == 3 else 128, "roberta-large", f"lm/{name}.tsv")
             task = Task(name, Encoder(classes, "roberta-large"), data, bounds=None)
-            plan = Plan(max(1, 1000 * BATCH // (512 * classes)), BATCH, Cosine())
+            plan = Plan(math.ceil(1000 * BATCH / (512 * classes)), BATCH, Cosine())
             found.append(_comparison(f"{name} 512, subset {subset}", task, plan, 1))
     return found
 
 
 def _comparison(name: str, task: Task, plan: Plan, seeds: int, arms: tuple[Arm, ...] = ARMS) -> Comparison:
-    characters = task.kind == "regression"
-    return Comparison(name, task, arms, plan, () if characters else (Accuracy(),), tuple(range(1, seeds + 1)),
-                      criterion=Criterion() if characters else Criterion("accuracy", "higher"), moments=4,
-                      watched=(Checkpoint(examples=400),), keep_weights=False)
+    criterion = (Criterion("validation loss at checkpoint") if task.kind == "regression"
+                 else Criterion("validation accuracy at checkpoint", "higher"))
+    return Comparison(name, task, arms, plan, (), tuple(range(1, seeds + 1)), criterion=criterion, moments=4,
+                      keep_weights=False, validation=Checkpoint(examples=400))
 
 
 def best_checkpoint(records: Records, setting: str, first: str, second: str,

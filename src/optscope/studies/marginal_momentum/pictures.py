@@ -9,7 +9,7 @@ import numpy as np
 from optscope.evidence.picture import Figure, Heatmap, Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, paired_difference
-from optscope.studies.marginal_momentum.claims import ALPHAS, LEVELS, MARGINS, RATES, VALLEY
+from optscope.studies.marginal_momentum.claims import LEVELS, MARGINS
 from optscope.studies.marginal_momentum.finetuning import FINE_TUNING, best_checkpoint
 from optscope.studies.marginal_momentum.readings import (
     BETAS,
@@ -23,6 +23,7 @@ from optscope.studies.marginal_momentum.readings import (
     svag_experiment,
     tuned_gap,
 )
+from optscope.studies.marginal_momentum.theory_claims import ALPHAS, RATES, VALLEY
 from optscope.study.study import Arrays
 from optscope.theory.momentum import stationary_variance
 
@@ -161,11 +162,11 @@ def _quadratic(records: Records) -> Picture:
                              mark="points"))
         x = np.geomspace(0.1, 1.98 if beta == 0 else 5.9 if beta == 0.5 else 20, 60)
         closed = [stationary_variance(0.1, beta, p / 0.1) * p / 0.01 for p in x]
-        series.append(Series(f"closed form, {method(beta)}", x.tolist(), closed, mark="theory"))
+        series.append(Series(method(beta), x.tolist(), closed, mark="theory"))
     return Picture("quadratic", "On a quadratic momentum changes nothing while ηh is small, and bears larger ηh",
                    [Panel("ηh", "stationary variance · h/(ησ²)", series, log_x=True, log_y=True)],
-                   "Points are simulated. Noise alone gives 1/2 for every β; SGD's variance grows without bound as "
-                   "ηh goes to 2, that of momentum 0.9 at 38.")
+                   "Points are simulated, lines the closed form. Noise alone gives 1/2 for every β; SGD's variance "
+                   "grows without bound as ηh goes to 2, that of momentum 0.9 at 38.")
 
 
 def _fine_tuning(records: Records) -> list[Figure]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from optscope.evidence.records import Records
 from optscope.evidence.stats import equivalence, paired_difference
+from optscope.theory import stability
 from optscope.theory.momentum import Regime, regime
 
 Array = NDArray[np.float64]
@@ -93,7 +94,7 @@ def slopes(gaps: Sequence[Pair], at: Sequence[float]) -> Array:
 class Cell:
     """One batch size and rate of one data set: what one momentum run showed, and how the seeds came out.
 
-    `product` is the largest ηλ along that run, `ratio` the median there of curvature- over noise-induced term.
+    `product` is the largest ηλ along that run, `curvature` and `noise` are the medians of the terms of a step.
     `outcome` is "equal" (shown within the margin), "helps" or "hurts" (shown outside), or "open".
     """
 
@@ -101,14 +102,20 @@ class Cell:
     batch: int
     rate: float
     product: float
-    ratio: float
+    curvature: float
+    noise: float
     gap: float
     outcome: str
 
     @property
     def predicted(self) -> Regime:
         """The regime that the one run predicts."""
-        return regime(self.product, self.ratio, 1.0)
+        return regime(self.product, self.curvature, self.noise)
+
+    @property
+    def share(self) -> float:
+        """The curvature-induced term's size over the noise-induced one's."""
+        return abs(self.curvature) / max(abs(self.noise), 1e-300)
 
     @property
     def agrees(self) -> bool | None:
@@ -124,11 +131,14 @@ def along(records: Records, arm: str, metric: str) -> Array:
     return np.array([value for _, value in rows], dtype=np.float64)
 
 
-def products_and_ratios(records: Records, beta: float, rate: float) -> Pair:
-    """Return ηλ and |curvature-induced| / |noise-induced| at each moment of a watched run."""
+def on_the_way(records: Records, beta: float, rate: float) -> tuple[Array, Array, Array]:
+    """Return ηλ, with η as it is then, and both terms of a step, at each moment of a watched run.
+
+    The terms are what curvature and noise add to the loss, as they are measured: around zero they may be negative.
+    """
     arm = cell_arm(beta, rate)
-    curved, noisy = (np.abs(along(records, arm, f"{term}-induced")) for term in ("curvature", "noise"))
-    return rate * along(records, arm, "sharpness"), curved / np.maximum(noisy, 1e-300)
+    product = along(records, arm, "sharpness / threshold") * stability.averaged(1.0, beta)
+    return product, along(records, arm, "curvature-induced"), along(records, arm, "noise-induced")
 
 
 def cells(records: Records, margins: dict[str, float]) -> list[Cell]:
@@ -139,11 +149,12 @@ def cells(records: Records, margins: dict[str, float]) -> list[Cell]:
             grid = records.where(experiment=experiment(data, batch))
             watched = records.where(experiment=experiment(data, batch, "watched"))
             for rate in rates(grid, BETAS[1]):
-                product, ratio = products_and_ratios(watched, BETAS[1], rate)
+                product, curved, noisy = on_the_way(watched, BETAS[1], rate)
                 first, second = gap(grid, cell_arm(BETAS[1], rate), cell_arm(BETAS[0], rate))
-                if len(product) and len(first) > 1:
-                    found.append(Cell(data, batch, rate, float(product.max()), float(np.median(ratio)),
-                                      float(np.mean(first - second)), outcome(first, second, margin)))
+                if len(product) and len(curved) and len(first) > 1:
+                    found.append(Cell(data, batch, rate, float(product.max()), float(np.median(curved)),
+                                      float(np.median(noisy)), float(np.mean(first - second)),
+                                      outcome(first, second, margin)))
     return found
 
 
