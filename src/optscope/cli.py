@@ -120,6 +120,8 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
                 "--optimiser", "-o", help="Repeat for each; the first is the baseline.")] = None,
             seeds: Annotated[int | None, typer.Option(help="Seeds that compare the arms.")] = None,
             epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+            graft: Annotated[bool | None, typer.Option(
+                "--graft", help="Compare every optimiser's step length on every one's direction.")] = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
             slots: Slots = 0) -> None:
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
@@ -133,7 +135,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
     if double:
         raise UserError(f"each optimiser stands once; got {', '.join(double)} more than once")
     chosen: dict[str, Any] | None = {name: {} for name in optimiser} if optimiser else None
-    settings = read_settings(config, optimisers=chosen, seeds=seeds, epochs=epochs)
+    settings = read_settings(config, optimisers=chosen, seeds=seeds, epochs=epochs, graft=graft)
     found = task_at(task)
     result = door(found, out or Path("runs") / f"compare-{_slug(task)}", settings=settings, engine=Local(slots),
                   listener=Display(_err), command=_command())

@@ -66,7 +66,10 @@ class ImageGrid:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A figure made of a matrix, `values[row, column]`, each cell labelled with its number."""
+    """A figure made of a matrix, `values[row, column]`, each cell labelled with its number.
+
+    `notes[row][column]`, where there are some, stand below the number in small print: an interval, a word.
+    """
 
     name: str
     title: str
@@ -75,6 +78,7 @@ class Heatmap:
     values: NDArray[np.float64]
     unit: str = ""
     caption: str = ""
+    notes: Sequence[Sequence[str]] = ()
 
 
 Figure = Picture | ImageGrid | Heatmap

@@ -98,6 +98,11 @@ def comparison_figures(comparison: Comparison, records: Records, shown: Sequence
                                [by_arm(final, named, arms, "accuracy [%]")],
                                "Mean over seeds with 95 % t intervals. Differences between arms are surer than "
                                "these intervals suggest, because arms share seeds: see the table."))
+    if comparison.task.kind == "game":
+        places = [(p.metric, p.at, "") for p in shown if p.at is None]
+        panels = [by_arm(final, [place], arms, f"{place[0].name}, {place[0].better} is better") for place in places]
+        figures.append(Picture("measures", "What the generators make, by arm", panels,
+                               "Mean over seeds with 95 % t intervals."))
     for place in (p for p in shown if p.at is not None):
         metric = place.metric
         figures.append(Picture(metric.name.replace(" ", "-"), _leader(final, place, arms),
@@ -105,7 +110,8 @@ def comparison_figures(comparison: Comparison, records: Records, shown: Sequence
                                "Mean over seeds with 95 % t intervals."
                                + (f" {metric.text[:1].upper()}{metric.text[1:]}." if metric.text else "")))
     figures.append(learning_rates(comparison, records))
-    curves = [m for m in comparison.probes[0].metrics if m.name in ("loss", "accuracy")]
+    wanted = ("loss", "accuracy", comparison.criterion.metric)
+    curves = [m for m in comparison.validation.metrics if m.name in wanted]
     figures.append(training_curves(comparison, records, curves))
     return figures
 

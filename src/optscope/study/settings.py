@@ -31,6 +31,7 @@ class Settings(BaseModel):
     tuning_seeds: int = Field(default=1, ge=1, le=1000)
     epochs: int = Field(default=30, ge=1)
     batch: int = Field(default=128, ge=1)
+    graft: bool = Field(default=False, description="cross every optimiser's step length with every direction")
     examples: int = Field(default=1000, ge=1, description="test examples that attacks look at")
 
 
