@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optscope.engine.fleet import Vectors, outputs, play_members
+from optscope.engine.fleet import outputs, play_members
 from optscope.engine.run import Row
 from optscope.engine.train import Plan
 from optscope.optim import SGD, Linear, NormalizedSGD, Players, Rule
@@ -28,6 +28,8 @@ Cells = Sequence[tuple[float, float]]
 MOMENTS = ("once D has fitted", "at the budget", "at the end")
 SAMPLES, SHOWN = 2000, 400
 BATCH = 64
+FLEET = 24
+"""Members that play together: so few that their activations stay in the cache."""
 BUDGET = 100.0
 """Of the theory: steps times η_D, within which normalised descent should have found both modes."""
 
@@ -95,9 +97,9 @@ def mixture(arm: str, data: Mixture, rule: Players, grid: PlayerGrid, epochs: in
             seeds: Sequence[int]) -> Found:
     """Tune a rule on a mixture by the missed mass, mean over the tuning seeds, then play the best pair on others.
 
-    Rows: the metrics of `Modes` by seed, and of the grid, by tuning seed, the share of cells with half of the modes
-    and 40 % of high quality. Arrays: the grid's mean missed mass and modes, `(η_D, η_G)`; samples of the first
-    seed.
+    Rows: the metrics of `Modes` by seed, and under the arm's grid, by tuning seed, the share of cells with half of
+    the modes and 40 % of high quality. Arrays: the grid's mean missed mass and modes, `(η_D, η_G)`; samples of the
+    first seed.
     """
     candidates = [each for each in grid.candidates(rule) if isinstance(each, Players)]
     tried = _scores(data, candidates, epochs, tuning, 0)
@@ -105,10 +107,10 @@ def mixture(arm: str, data: Mixture, rule: Players, grid: PlayerGrid, epochs: in
     missed = np.where(np.isfinite(missed), missed, np.inf)
     best = candidates[int(missed.argmin())]
     useful = (tried["modes"] >= len(data.means) / 2) & (tried["high quality"] >= 0.4)
-    rows = [Row(arm, seed, "useful cells", float(useful[i].mean())) for i, seed in enumerate(tuning)]
-    rows += [Row(arm, 0, f"best rate of the {name}", float(each.lr))  # type: ignore[arg-type]
+    rows = [Row(grid_of(arm), seed, "useful cells", float(useful[i].mean())) for i, seed in enumerate(tuning)]
+    rows += [Row(grid_of(arm), 0, f"best rate of the {name}", float(each.lr))  # type: ignore[arg-type]
              for name, each in best.rules]
-    rows.append(Row(arm, 0, "missed mass when tuned", float(missed.min())))
+    rows.append(Row(grid_of(arm), 0, "missed mass when tuned", float(missed.min())))
     final = _scores(data, [best], epochs, seeds, 1)
     samples = final.pop("samples")
     rows += [Row(arm, seed, name, float(values[i, 0])) for name, values in final.items()
@@ -118,18 +120,31 @@ def mixture(arm: str, data: Mixture, rule: Players, grid: PlayerGrid, epochs: in
                   f"{arm}/samples": samples[0, 0, :SHOWN]}
 
 
+def grid_of(arm: str) -> str:
+    """Return the name under which the tuning of an arm is filed, for its seeds are not those that compare."""
+    return f"{arm}, grid"
+
+
 def _scores(data: Mixture, candidates: Sequence[Players], epochs: int, seeds: Sequence[int],
             judge: int) -> dict[str, Array]:
     """Return the metrics of `Modes`, `(seeds, candidates)` each, and the samples they are of, drawn by `judge`."""
     game = gan("mixture", Perceptron((8, 64, 64, 2)), Perceptron((2, 64, 64, 1)), data, bounds=None)
-    rates = {name: tuple(float(each.by_name[name].lr) for each in candidates) * len(seeds)  # type: ignore[arg-type]
-             for name in candidates[0].by_name}
-    fleet = Players(**{name: each.with_(lr=rates[name]) for name, each in candidates[0].rules})
-    members = [seed for seed in seeds for _ in candidates]
-    vectors: Vectors = play_members(game, fleet, Plan(epochs, BATCH, Linear()), members)
     latent = game.latent(SAMPLES, torch.Generator().manual_seed(judge))
-    made = outputs(game, "generator", vectors, latent)
+    members = [(seed, rule) for seed in seeds for rule in candidates]
+    parts = []
+    for first in range(0, len(members), FLEET):
+        some, rules = zip(*members[first:first + FLEET], strict=True)
+        vectors = play_members(game, _together(rules), Plan(epochs, BATCH, Linear()), some)
+        parts.append(outputs(game, "generator", vectors, latent))
+    made = torch.cat(parts)
     shape = len(seeds), len(candidates)
     found = {name: values.numpy().reshape(shape) for name, values in count_modes(made, data.means,
                                                                                  data.width).items()}
     return found | {"samples": made.numpy().astype(np.float64).reshape(*shape, SAMPLES, 2)}
+
+
+def _together(rules: Sequence[Players]) -> Players:
+    """Return one rule whose members have the rates of `rules`, which differ in nothing else."""
+    def rates(name: str) -> tuple[float, ...]:
+        return tuple(float(rule.by_name[name].lr) for rule in rules)  # type: ignore[arg-type]
+    return Players(**{name: each.with_(lr=rates(name)) for name, each in rules[0].rules})

@@ -12,6 +12,7 @@ from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import median_interval, wilson
 from optscope.evidence.verdicts import all_of, at_least_k, equivalent, greater, holm_corrected, within
+from optscope.studies.gan_grafting.calculations import grid_of
 from optscope.study.grafts import graft_name, length_earns_more
 
 Array = NDArray[np.float64]
@@ -125,7 +126,7 @@ def normalised_finds_both(records: Records) -> Verdict:
         arm = normalised(f"d = {d}")
         found, seeds = _cells(records, arm, "both modes within the budget"), _one(records, arm, "seeds of the grid")
         total = round(seeds * len(found)) if len(found) else 0
-        share = wilson(float(np.sum(found)) * seeds, total) if total else wilson(0, 0)
+        share = wilson(round(float(np.sum(found)) * seeds), total) if total else wilson(0, 0)
         parts.append(within(share, low=0.5, what=f"seeds and rates at which nSGDA found both modes, d = {d}"))
     return all_of(parts)
 
@@ -137,7 +138,7 @@ def plain_collapses_when_fitted(records: Records) -> Verdict:
     counts = fitted * _one(records, arm, "seeds of the grid")
     kept = counts > 0
     n = round(float(counts[kept].sum()))
-    whole = within(wilson(float((shares * counts)[kept].sum()), n) if n else wilson(0, 0), low=0.9,
+    whole = within(wilson(round(float((shares * counts)[kept].sum())), n) if n else wilson(0, 0), low=0.9,
                    what="runs of SGDA without both modes once D had fitted, over all rates")
     worst = within(float(shares[kept].min()) if n else np.nan, low=0.5, what="the same at the least collapsed "
                                                                              "rates")
@@ -210,7 +211,8 @@ def length_earns(records: Records) -> Verdict:
 def wider_region(records: Records) -> Verdict:
     """K3: Adam's length on SGD's direction works at more learning rates than SGD itself."""
     mine = records.where(experiment="ring")
-    return greater(*mine.pairs(ADA, SGDA, "useful cells"), what="share of useful pairs of rates on the ring, "
+    return greater(*mine.pairs(grid_of(ADA), grid_of(SGDA), "useful cells"), what="share of useful pairs of rates "
+                                                                                  "on the ring, "
                    "Adam's length on SGD's direction − SGD")
 
 
