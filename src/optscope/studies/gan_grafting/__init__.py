@@ -1,4 +1,4 @@
-"""Dissecting adaptive methods in GANs (arXiv 2210.04319): is it Adam's step length that trains them.
+"""Dissecting adaptive methods in GANs (arXiv 2210.04319): the length of Adam's steps, or their direction.
 
 Adam trains GANs better than SGD. The paper takes its update apart into length and direction, grafts each on the
 other half of SGD's, and finds that the length is what counts; so plain normalised descent, without second moments,
@@ -157,16 +157,17 @@ def _mixture(data: Mixture, names: Sequence[str], size: Size) -> list[Computatio
 def _images(name: str, game: Game, plan: Plan, chosen: tuple[Arm, ...], embedding: Embedding, size: Size,
             tuning: int, fresh: int, extra: tuple[Probe, ...] = ()) -> Comparison:
     score = Coverage(embedding, samples=size.samples, split="train")
-    return Comparison(name, game, chosen, plan, (score, Rotation(examples=64), *extra), tuple(range(1, 1 + fresh)),
-                      tuple(range(1001, 1001 + max(1, tuning))), Criterion("Fréchet distance"), moments=4,
-                      watched=(Samples(),), validation=score)
+    return Comparison(name, game, chosen, plan, (score, *extra), tuple(range(1, 1 + fresh)),
+                      tuple(range(1001, 1001 + max(1, tuning))), Criterion("Fréchet distance"),
+                      moments=4 if chosen[0].search else 2, watched=(Samples(),), validation=score)
 
 
 def _digits(size: Size) -> list[Experiment]:
     if size.images is None:
         return []
     epochs, tuning, fresh = size.images
-    extra = (Classes("digits", samples=size.samples),)
+    extra: tuple[Probe, ...] = (Classes("digits", samples=size.samples),)
+    extra += (Rotation(examples=64),) if tuning else ()
 
     def digits(name: str, norm: bool, names: Sequence[str], tuning_seeds: int) -> Comparison:
         game = gan("digits", DCGenerator(norm=norm), DCDiscriminator(), Digits(), latent=Normal(16))

@@ -89,7 +89,7 @@ def _race(arrays: Arrays) -> Picture:
             x, y = (np.asarray(arrays[f"theory/{arm}/{what}"], dtype=np.float64) for what in ("steps", key))
             series.append(Series(arm.partition(",")[0], x.tolist(), y.tolist()))
         panels.append(Panel("step", label, series, log_x=True, log_y=log))
-    return Picture("race", "Who learns first: the discriminator's doubt, the generator's way, and both modes", panels,
+    return Picture("race", "Who learns first: the discriminator's doubt, the generator's way, both modes", panels,
                    "Two-mode theory, d = 1000, each rule at its best pair of rates; medians over fresh seeds.")
 
 
