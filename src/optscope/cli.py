@@ -123,12 +123,14 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
                 "--optimiser", "-o", help="Repeat for each; the first is the baseline.")] = None,
             seeds: Annotated[int | None, typer.Option(help="Seeds that compare the arms.")] = None,
             epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+            graft: Annotated[bool | None, typer.Option(
+                "--graft", help="Compare every optimiser's step length on every one's direction.")] = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
             slots: Slots = 0) -> None:
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
     from optscope.lab import compare as door
 
-    _open(door, "compare", task, out, optimiser, seeds, epochs, config, slots)
+    _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, graft=graft)
 
 
 @app.command()
@@ -143,7 +145,7 @@ def floor(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py
 
     if config is None:
         optimiser, seeds = optimiser or ["sgd", "adam"], seeds or 5
-    _open(door, "floor", task, out, optimiser, seeds, epochs, config, slots)
+    _open(door, "floor", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs)
 
 
 @app.command()
@@ -190,8 +192,8 @@ def _slug(place: str) -> str:
     return place.replace(".py", "").replace(":", "-").replace("/", "-").strip("-.")
 
 
-def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[str] | None, seeds: int | None,
-          epochs: int | None, config: Path | None, slots: int) -> None:
+def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[str] | None, config: Path | None,
+          slots: int, **overrides: Any) -> None:
     """Read the settings of a command, go through its door, and say what came of it."""
     from optscope.engine.execute import Local
     from optscope.progress import Display
@@ -202,7 +204,7 @@ def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[st
     if double:
         raise UserError(f"each optimiser stands once; got {', '.join(double)} more than once")
     chosen: dict[str, Any] | None = {each: {} for each in optimisers} if optimisers else None
-    settings = read_settings(config, optimisers=chosen, seeds=seeds, epochs=epochs)
+    settings = read_settings(config, optimisers=chosen, **overrides)
     result = door(task_at(task), out or Path("runs") / f"{name}-{_slug(task)}", settings=settings,
                   engine=Local(slots), listener=Display(_err), command=_command())
     _say(result.summary)

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from optscope.engine.identity import numerics
 from optscope.engine.store import Store, export_csv, to_json, write_atomically
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
-from optscope.evidence.records import Records
+from optscope.evidence.picture import Figure
+from optscope.evidence.records import Metric, Records
 from optscope.report.document import Check, Document, write
 from optscope.report.tables import Table, interval, metric_table, runs_table
 from optscope.study import rounding
@@ -29,6 +31,7 @@ from optscope.study.compare import arms_of, comparison_of
 from optscope.study.comparison import Arm, Comparison
 from optscope.study.conduct import Conducted, Listener, Silence, conduct
 from optscope.study.findings import findings, headline, places
+from optscope.study.grafts import graft_matrix, grafted_rules, length_earns_more
 from optscope.study.settings import Settings
 from optscope.study.study import Study
 from optscope.tasks.check import check_task
@@ -64,6 +67,10 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     conducted = conduct([comparison], store, engine or Local(), listener or Silence())
     found = findings(comparison, conducted.records)
     verdicts = [(f.claim, f.verdict) for f in found]
+    figures = comparison_figures(comparison, conducted.records, places(comparison, conducted.records))
+    if settings is not None and settings.graft:
+        matrices, claim = _grafts(comparison, conducted.records)
+        figures, verdicts = [*matrices, *figures], [claim, *verdicts]
     document = Document(
         title=f"Which optimiser for {task.name}?",
         question=_question(comparison),
@@ -71,9 +78,7 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
                                                  earned(comparison, conducted.records)))),
         warnings=_warnings([comparison], conducted),
         verdicts=verdicts, scale="desk", next_steps=_next_steps(comparison, conducted.records, store),
-        figures=comparison_figures(comparison, conducted.records,
-                                   places(comparison, conducted.records)),
-        tables=[_measured(comparison, conducted.records)],
+        figures=figures, tables=[_measured(comparison, conducted.records)],
         checklist=_checklist(comparison, conducted.records),
         environment=environment(time.perf_counter() - start, conducted.records), command=command,
         runs_table=runs_table(conducted.records))
@@ -198,10 +203,25 @@ def _finish(document: Document, conducted: Conducted, store: Store) -> Result:
                   conducted.failures)
 
 
+def _grafts(comparison: Comparison, records: Records) -> tuple[list[Figure], tuple[Claim, Verdict]]:
+    """Return the graft matrices of what is measured, and whether length or direction earns the result."""
+    final = records.where(experiment=comparison.name, phase="final")
+    rules = grafted_rules(comparison.arms)
+    metrics = [p.metric for p in places(comparison, final) if p.at is None]
+    named = ("accuracy", comparison.criterion.metric)
+    first = next((metric for metric in metrics if metric.name in named), Metric(comparison.criterion.metric))
+    claim = Claim("G", f"Step length explains more of the differences in {first.name} than direction",
+                  "this comparison", partial(length_earns_more, rules=rules, metric=first.name),
+                  "direction explains more", scale="smoke")
+    return [graft_matrix(final, rules, metric) for metric in metrics], (claim, claim.judge(final, "desk"))
+
+
 def _question(comparison: Comparison) -> str:
     names = [arm.name for arm in comparison.arms]
+    asked = ("whose generator covers what is real?" if comparison.task.kind == "game" else
+             "which model is more accurate, more robust, smoother?")
     return (f"{', '.join(names[1:])} against {names[0]}: at learning rates chosen alike on clean validation "
-            "data, which model is more accurate, more robust, smoother?")
+            f"data, {asked}")
 
 
 def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[str]:

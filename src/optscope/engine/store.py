@@ -160,12 +160,17 @@ class RunFolder:
         """Return whether a probe has been taken."""
         return (self.path / f"probe-{probe}.json").is_file()
 
+    def reading_arrays(self, probe: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays that a probe kept; those taken during training are named "NAME at STEP"."""
+        path = self.path / f"probe-{probe}.safetensors"
+        return load_arrays(path.read_bytes()) if path.is_file() else {}
+
     def write_reading(self, probe: str, label: str, readings: Sequence[tuple[int | None, Reading]],
                       reason: str = "") -> None:
         """Write what a probe found, after which step (None: on the trained model), or why it found nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        found = {name: np.ascontiguousarray(a) for step, reading in readings if step is None
-                 for name, a in reading.arrays.items()}
+        found = {name if step is None else f"{name} at {step}": np.ascontiguousarray(a)
+                 for step, reading in readings for name, a in reading.arrays.items()}
         names = {name: a.tolist() for name, a in found.items() if a.dtype.kind == "U"}  # no text in safetensors
         arrays = {name: a for name, a in found.items() if name not in names}
         if arrays:

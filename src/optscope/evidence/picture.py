@@ -72,7 +72,10 @@ class ImageGrid:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A figure made of a matrix, `values[row, column]`, each cell labelled with its number."""
+    """A figure made of a matrix, `values[row, column]`, each cell labelled with its number.
+
+    `notes[row][column]`, where there are some, stand below the number in small print: an interval, a word.
+    """
 
     name: str
     title: str
@@ -81,6 +84,7 @@ class Heatmap:
     values: NDArray[np.float64]
     unit: str = ""
     caption: str = ""
+    notes: Sequence[Sequence[str]] = ()
 
 
 Figure = Picture | ImageGrid | Heatmap

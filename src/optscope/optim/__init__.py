@@ -7,12 +7,12 @@ from optscope.optim.players import Players
 from optscope.optim.polar import PolarSGD
 from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
-from optscope.optim.schedules import Constant, Cosine, Decayed, Schedule, Scheduled, StepDecay
+from optscope.optim.schedules import Constant, Cosine, Decayed, Linear, Schedule, Scheduled, StepDecay
 from optscope.optim.sgd import SGD
 from optscope.optim.sign import NormalizedSGD, SignSGD
 from optscope.optim.svag import SVAG
 from optscope.optim.torch_bridge import Foreign
 
-__all__ = ["SGD", "SVAG", "Adam", "AdamW", "Constant", "Cosine", "Decayed", "Foreign", "Graft", "Momentum",
-           "NormalizedSGD", "Players", "PolarSGD", "RMSProp", "Rounded", "Rule", "Schedule", "Scheduled",
-           "SignSGD", "StepDecay", "matched"]
+__all__ = ["SGD", "SVAG", "Adam", "AdamW", "Constant", "Cosine", "Decayed", "Foreign", "Graft", "Linear",
+           "Momentum", "NormalizedSGD", "Players", "PolarSGD", "RMSProp", "Rounded", "Rule", "Schedule",
+           "Scheduled", "SignSGD", "StepDecay", "matched"]

@@ -70,6 +70,19 @@ class Cosine(Schedule):
         return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
 
 
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """Fall to zero along a straight line.
+
+    >>> [Linear()(done) for done in (0.0, 0.25, 0.5)]
+    [1.0, 0.75, 0.5]
+    """
+
+    def __call__(self, done: float) -> float:
+        """Return 1 − done."""
+        return 1 - done
+
+
 @dataclass(frozen=True, repr=False)
 class Scheduled(Combinator):
     """A rule whose step is multiplied by schedule(t/steps), t = 0, 1, ...; the last factor stays.

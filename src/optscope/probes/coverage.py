@@ -6,6 +6,7 @@ Real and generated things are compared as clouds of features (`optscope.probes.e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -79,10 +80,10 @@ class Coverage(Probe):
         if len(subject.inputs) <= self.neighbours:
             raise UserError(f"Coverage needs more real examples than neighbours; the {self.split} part has "
                             f"{len(subject.inputs)}, and there are {self.neighbours} neighbours: ask for fewer")
-        real = self.embedding(subject.inputs).double()
+        real, halves = _real_side(self.embedding, subject.inputs)
         fake = self.embedding(generated(subject, self.samples)).double()
         return Reading({"Fréchet distance": frechet_distance(real, fake),
-                        "Fréchet floor": frechet_floor(real, self.samples),
+                        "Fréchet floor": halves * _bias(len(real), self.samples),
                         **neighbourhoods(real, fake, self.neighbours)})
 
 
@@ -107,19 +108,33 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     return float((means[0] - means[1]).square().sum() + traces - 2 * inner)
 
 
-def frechet_floor(real: Tensor, samples: int, splits: int = 4) -> float:
+@lru_cache(maxsize=2)
+def _real_side(embedding: Embedding, inputs: Tensor) -> tuple[Tensor, float]:
+    """Return the features of real things, and the distance between their halves; kept, for moments come in rows."""
+    real = embedding(inputs).double()
+    return real, between_halves(real)
+
+
+def frechet_floor(real: Tensor, samples: int) -> float:
     """Return the distance that `samples` things as good as real ones would have from `real` `(n, f)`.
 
-    The bias falls like 1/n₁ + 1/n₂, so the distance between random halves of the real cloud, mean over `splits`
-    divisions, is scaled to the numbers at hand.
+    The bias falls like 1/n₁ + 1/n₂, so the distance between halves of the real cloud is scaled to the numbers at
+    hand.
     """
+    return between_halves(real) * _bias(len(real), samples)
+
+
+def between_halves(real: Tensor) -> float:
+    """Return the Fréchet distance between random halves of a cloud, mean over four divisions."""
     generator = torch.Generator().manual_seed(0)
     half, n = len(real) // 2, len(real)
-    between = []
-    for _ in range(splits):
-        order = torch.randperm(n, generator=generator)
-        between.append(frechet_distance(real[order[:half]], real[order[half:2 * half]]))
-    return float(np.mean(between)) * (1 / n + 1 / samples) / (2 / half)
+    orders = [torch.randperm(n, generator=generator) for _ in range(4)]
+    return float(np.mean([frechet_distance(real[order[:half]], real[order[half:2 * half]]) for order in orders]))
+
+
+def _bias(n: int, samples: int) -> float:
+    """Return the bias at n real and so many generated things, in that of two halves of n."""
+    return (1 / n + 1 / samples) / (2 / (n // 2))
 
 
 def neighbourhoods(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:

@@ -16,6 +16,9 @@ from optscope.evidence.records import Metric
 from optscope.probes.probe import Probe, Reading, Subject
 from optscope.tasks.game import Game
 
+RESTARTS = 10
+"""Arnoldi restarts, of about 20 products each; eigenvalues that have not converged by then are left out."""
+
 
 @dataclass(frozen=True, repr=False)
 class Rotation(Probe):
@@ -34,8 +37,8 @@ class Rotation(Probe):
         UserError: when the subject is no game, or a loss has no second derivative by all weights.
     """
 
-    count: int = 6
-    tolerance: float = 1e-3
+    count: int = 4
+    tolerance: float = 1e-2
     examples: int | None = field(default=256, kw_only=True)
     split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
 
@@ -98,7 +101,7 @@ def leading(jacobian: Jacobian, count: int, tolerance: float) -> NDArray[np.comp
         operator = LinearOperator((n, n), matvec=jacobian.product, dtype=np.float64)
         start = np.random.default_rng(0).standard_normal(n)
         try:
-            values = eigs(operator, k=count, which="LM", tol=tolerance, v0=start, maxiter=30,
+            values = eigs(operator, k=count, which="LM", tol=tolerance, v0=start, maxiter=RESTARTS,
                           return_eigenvectors=False)
         except ArpackNoConvergence as error:
             values = error.eigenvalues

@@ -62,7 +62,7 @@ def draw_matrix(canvas: Canvas, heatmap: Heatmap) -> None:
         colours = mpl.colormaps["PuOr" if diverging else "cividis"].with_extremes(bad="#DDDDDD")
         mesh = axes.imshow(shown, cmap=colours, vmin=low, vmax=high if high > low else low + 1,
                            interpolation="none", aspect="auto")
-        _write_cells(axes, values, mesh.to_rgba(shown))
+        _write_cells(axes, values, mesh.to_rgba(shown), heatmap.notes)
         bar = canvas.colorbar(mesh, ax=axes, pad=0.015, fraction=0.04, aspect=28)
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
@@ -72,15 +72,19 @@ def draw_matrix(canvas: Canvas, heatmap: Heatmap) -> None:
     axes.hlines(np.arange(values.shape[0] + 1) - 0.5, -0.5, values.shape[1] - 0.5, color="white", linewidth=2)
 
 
-def _write_cells(axes: Axes, values: Array, shades: Array) -> None:
-    """Write each cell's number in black or white, whichever stands out more from its shade."""
+def _write_cells(axes: Axes, values: Array, shades: Array, notes: Sequence[Sequence[str]]) -> None:
+    """Write each cell's number, and its note, in black or white, whichever stands out more from its shade."""
     size = float(np.clip(88 / max(values.shape[1], 1), 4.5, 10))
     linear = np.where(shades <= 0.04045, shades / 12.92, ((shades + 0.055) / 1.055) ** 2.4)
     luminance = linear[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
     for (r, c), value in np.ndenumerate(values):
         ink = "white" if 1.05 / (luminance[r, c] + 0.05) > (luminance[r, c] + 0.05) / 0.05 else "black"
         text = f"{value:.0f}" if 99.5 <= abs(value) < 1e5 else f"{value:.3g}"
-        axes.text(c, r, text.replace("-", "−"), ha="center", va="center", color=ink, fontsize=size)
+        axes.text(c, r - 0.15 * bool(notes), text.replace("-", "−"), ha="center", va="center", color=ink,
+                  fontsize=size)
+        if notes:
+            axes.text(c, r + 0.25, short(notes[r][c], 24), ha="center", va="center", color=ink,
+                      fontsize=0.75 * size)
 
 
 def _lay_cells(canvas: Canvas, axes: Axes, rows: Sequence[str], columns: Sequence[str],

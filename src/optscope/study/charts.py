@@ -147,6 +147,11 @@ def comparison_figures(comparison: Comparison, records: Records, shown: Sequence
                                "these intervals suggest, because arms share seeds: see the table."))
         if mine.where(phase="twin"):
             figures.append(rounding_floor(mine, percent, arms))
+    if comparison.task.kind == "game":
+        places = [(p.metric, p.at, "") for p in shown if p.at is None]
+        panels = [by_arm(final, [place], arms, f"{place[0].name}, {place[0].better} is better") for place in places]
+        figures.append(Picture("measures", "What the generators make, by arm", panels,
+                               "Mean over seeds with 95 % t intervals."))
     for place in (p for p in shown if p.at is not None):
         metric = place.metric
         figures.append(Picture(metric.name.replace(" ", "-"), _leader(final, place, arms),
@@ -154,7 +159,8 @@ def comparison_figures(comparison: Comparison, records: Records, shown: Sequence
                                "Mean over seeds with 95 % t intervals."
                                + (f" {metric.text[:1].upper()}{metric.text[1:]}." if metric.text else "")))
     figures.append(learning_rates(comparison, records))
-    curves = [m for m in comparison.probes[0].metrics if m.name in ("loss", "accuracy")]
+    wanted = ("loss", "accuracy", comparison.criterion.metric)
+    curves = [m for m in comparison.validation.metrics if m.name in wanted]
     figures.append(training_curves(comparison, records, curves))
     edge = edge_of_stability(comparison, records)
     return [*figures, edge] if edge else figures

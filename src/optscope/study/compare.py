@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from dataclasses import replace
 
 from optscope.engine.train import Plan
 from optscope.errors import UserError
-from optscope.optim import PolarSGD, StepDecay
+from optscope.optim import Graft, Players, PolarSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.attack import PGD
+from optscope.probes.coverage import Coverage
 from optscope.probes.edge import EdgeOfStability
+from optscope.probes.embedding import EfficientNetLite0, Embedding, OwnClassifier, Pixels
+from optscope.probes.game_field import Rotation
 from optscope.probes.geometry import FirstStep, Geometry, Margin
 from optscope.probes.gradient_noise import GradientNoise
 from optscope.probes.lipschitz import Lipschitz
+from optscope.probes.modes import Modes
 from optscope.probes.noise import BandNoise, GaussianNoise
 from optscope.probes.polar import PolarDrift
 from optscope.probes.probe import Probe
 from optscope.probes.robust import RobustAccuracy
 from optscope.study.arms import arm_named
-from optscope.study.comparison import Arm, Comparison
+from optscope.study.comparison import VALIDATION, Arm, Comparison, Criterion
+from optscope.study.grafts import graft_arms
 from optscope.study.settings import Settings
+from optscope.tasks.game import Game
+from optscope.tasks.mixtures import Mixture
 from optscope.tasks.task import Task
 
 FIRST_TUNING_SEED = 1001
@@ -36,15 +45,19 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     if len(chosen) < 2:
         raise UserError(f"a comparison needs two optimisers or more; got {chosen[0].name} alone: add another, "
                         'for example "sgd" or "adam"')
+    if settings.graft:
+        chosen = graft_arms([arm for arm in chosen if not isinstance(arm.rule, Graft)])
     seeds = tuple(range(1, settings.seeds + 1))
+    common = Comparison(task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
+                        fitting_probes(task, settings.examples), seeds,
+                        tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)))
+    if isinstance(task, Game):
+        criterion, validation = _judge(task)
+        return replace(common, arms=tuple(_for_players(arm, task) for arm in chosen), criterion=criterion,
+                       validation=validation)
     polar = any(isinstance(arm.rule, PolarSGD) for arm in chosen)
-    return Comparison(
-        task.name, task, chosen, Plan(settings.epochs, settings.batch, StepDecay()),
-        fitting_probes(task, settings.examples), seeds,
-        tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
-        watched=(EdgeOfStability(), PolarDrift()) if polar else (EdgeOfStability(),),
-        described=describing_probes(task, settings.examples),
-        twin_seeds=() if task.kind == "game" else seeds[:settings.twin_seeds])
+    return replace(common, watched=(EdgeOfStability(), PolarDrift()) if polar else (EdgeOfStability(),),
+                   described=describing_probes(task, settings.examples), twin_seeds=seeds[:settings.twin_seeds])
 
 
 def arms_of(settings: Settings) -> tuple[Arm, ...]:
@@ -52,11 +65,39 @@ def arms_of(settings: Settings) -> tuple[Arm, ...]:
     return tuple(arm_named(name, said.lr) for name, said in settings.optimisers.items())
 
 
+def _judge(game: Game) -> tuple[Criterion, Probe]:
+    """Return what a generator's learning rates are chosen by: what it misses of the validation part."""
+    if isinstance(game.data, Mixture):
+        return Criterion("missed mass"), Modes(split="validation")
+    return Criterion("Fréchet distance"), Coverage(_embedding(game), split="validation")
+
+
+def _for_players(arm: Arm, game: Game) -> Arm:
+    """Return the arm in which every player follows the arm's rule; its rates stay what they are for each."""
+    if isinstance(arm.rule, Players):
+        return arm
+    return replace(arm, rule=Players(**{player.name: arm.rule for player in game.players}))
+
+
+def _embedding(game: Game) -> Embedding:
+    """Return the features in which a game's images are compared: of a classifier where there is one that fits."""
+    shape = tuple(game.data().train.inputs.shape[1:])
+    if shape == (1, 8, 8):
+        return OwnClassifier("digits")
+    if shape == (1, 28, 28):
+        return OwnClassifier("fashion_mnist")
+    if len(shape) == 3 and shape[0] == 3 and importlib.util.find_spec("efficientnet_lite_pytorch"):
+        return EfficientNetLite0()
+    return Pixels()
+
+
 def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
-    """Return the probes that make sense for a task: images get bands, bounded inputs noise and attacks.
+    """Return the probes that make sense: images get bands, bounded inputs noise and attacks, games their own.
 
     Sizes are in units of the bounds' width, so that they mean the same for [0, 1] and [0, 255].
     """
+    if isinstance(task, Game):
+        return (Coverage(_embedding(task)), Rotation(), *([Modes()] if isinstance(task.data, Mixture) else []))
     probes: list[Probe] = [Accuracy()]
     if task.kind == "classification" and task.bounds is not None:
         width = task.bounds[1] - task.bounds[0]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optscope.engine.execute import Engine, Outcome
 from optscope.engine.run import Run
-from optscope.engine.store import Store
+from optscope.engine.store import Entry, Store
 from optscope.evidence.records import Records
 from optscope.study.comparison import Experiment, Job
 
@@ -43,7 +43,11 @@ class Silence:
 
 @dataclass(frozen=True)
 class Conducted:
-    """All records and arrays of calculations, and what gave none: failed jobs, silent probes, with reasons."""
+    """All records and arrays, and what gave none: failed jobs, silent probes, with reasons.
+
+    Arrays of calculations are called "experiment/name"; those that probes kept of each arm's first seed,
+    "experiment/arm/name".
+    """
 
     records: Records
     arrays: Mapping[str, NDArray[Any]]
@@ -85,7 +89,17 @@ def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, lis
     store.index(wanted_records)
     arrays = {f"{e.experiment}/{name}": array for e in entries if not e.arm
               for name, array in store.run_folder(e.run).series().items()}
+    arrays |= {f"{e.experiment}/{e.arm}/{name}": array for e in _first_seeds(entries) for probe in e.probes
+               for name, array in store.run_folder(e.run).reading_arrays(probe).items()}
     return Conducted(wanted_records, arrays, tuple(failures.values()), tuple(store.silences(entries)))
+
+
+def _first_seeds(entries: Sequence[Entry]) -> list[Entry]:
+    """Return each arm's final entry of its first seed."""
+    found: dict[tuple[str, str], Entry] = {}
+    for entry in sorted((e for e in entries if e.arm and e.phase == "final"), key=lambda e: e.seed):
+        found.setdefault((entry.experiment, entry.arm), entry)
+    return list(found.values())
 
 
 def _merged(jobs: Sequence[Job]) -> list[Job]:

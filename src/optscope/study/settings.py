@@ -32,6 +32,7 @@ class Settings(BaseModel):
     twin_seeds: int = Field(default=2, ge=0, le=1000, description="seeds that also train rounding twins")
     epochs: int = Field(default=30, ge=1)
     batch: int = Field(default=128, ge=1)
+    graft: bool = Field(default=False, description="cross every optimiser's step length with every direction")
     examples: int = Field(default=1000, ge=1, description="test examples that attacks look at")
 
 

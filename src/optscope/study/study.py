@@ -32,8 +32,8 @@ class Study:
     """A paper's question and what it takes to answer it.
 
     `reproduced` and `left_out` say in a few sentences what is done here, what is not, and why. `costs` gives
-    the expected time of each scale. `pictures` turns records (and the arrays of calculations, under
-    "experiment/name") into figures; `claims` are judged on the same records.
+    the expected time of each scale. `pictures` turns records (and arrays, as `Conducted` names
+    them) into figures; `claims` are judged on the same records.
     """
 
     name: str

@@ -12,7 +12,7 @@ from torch import Tensor
 from optscope.errors import UserError
 from optscope.tasks.task import Data, Split
 
-TRAIN, HELD_OUT = 20_000, 2_000
+HELD_OUT = 2_000
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,17 @@ class Mixture(ABC):
     def width(self) -> float:
         """The standard deviation of each Gaussian in each coordinate."""
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many points there are to train on."""
+
     def __call__(self) -> Data:
-        """Draw 20,000 points to train on, and 2,000 each to validate and to test; always the same."""
+        """Draw `size` points to train on, and 2,000 each to validate and to test; always the same."""
         generator = torch.Generator().manual_seed(0)
-        n, means = TRAIN + 2 * HELD_OUT, self.means
-        which = torch.randint(len(means), (n,), generator=generator)
-        points = means[which] + self.width * torch.randn(n, 2, generator=generator)
-        sizes = [TRAIN, HELD_OUT, HELD_OUT]
+        sizes, means = [self.size, HELD_OUT, HELD_OUT], self.means
+        which = torch.randint(len(means), (sum(sizes),), generator=generator)
+        points = means[which] + self.width * torch.randn(sum(sizes), 2, generator=generator)
         return Data(*map(Split, points.split(sizes), which.split(sizes)))
 
 
@@ -53,6 +57,7 @@ class Ring(Mixture):
     modes: int = 8
     radius: float = 2.0
     std: float = 0.05
+    points: int = 20_000
 
     def __post_init__(self) -> None:
         _check("Ring", self.modes, self.radius, self.std)
@@ -68,6 +73,11 @@ class Ring(Mixture):
         """`std`."""
         return self.std
 
+    @property
+    def size(self) -> int:
+        """`points`."""
+        return self.points
+
 
 @dataclass(frozen=True)
 class Lattice(Mixture):
@@ -80,6 +90,7 @@ class Lattice(Mixture):
     side: int = 5
     spacing: float = 1.0
     std: float = 0.05
+    points: int = 20_000
 
     def __post_init__(self) -> None:
         _check("Lattice", self.side, self.spacing, self.std)
@@ -94,6 +105,11 @@ class Lattice(Mixture):
     def width(self) -> float:
         """`std`."""
         return self.std
+
+    @property
+    def size(self) -> int:
+        """`points`."""
+        return self.points
 
 
 def _check(owner: str, count: int, *sizes: float) -> None:

@@ -1,0 +1,266 @@
+"""The paper's claims C1 to C8, and ours (K), as tests on records; margins and places are fixed before any run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optscope.evidence.claims import Claim, Verdict
+from optscope.evidence.records import Records
+from optscope.evidence.stats import median_interval, wilson
+from optscope.evidence.verdicts import all_of, at_least_k, equivalent, greater, holm_corrected, within
+from optscope.studies.gan_grafting.calculations import grid_of
+from optscope.study.grafts import graft_name, length_earns_more
+
+Array = NDArray[np.float64]
+
+SGDA, ADAM, SIGN = "SGD", "Adam", "SignSGD"
+ADA, ADA_GLOBAL = graft_name(ADAM, SGDA), "Adam length, SGD direction, whole model"
+DIR, DIR_GLOBAL = graft_name(SGDA, ADAM), "SGD length, Adam direction, whole model"
+UNIT, MODEL, MODULE = "normalised a tensor", "normalised", "normalised a module, by √n"
+ROOT = graft_name(SIGN, SGDA)
+"""nSGDA a tensor with lengths in proportion to √n: that is the sign rule's length on the gradient's direction."""
+GRAFTED = (SGDA, ADAM, SIGN)
+
+MODES_MARGIN = 1.0
+"""Modes (of 8; of 25 three times as many) that a rule may fall behind Adam and still be no worse (C1, C3)."""
+FRECHET_MARGIN = float(np.log(1.25))
+"""The same for the logarithm of the Fréchet distance: 25 %."""
+ACCURACY_MARGIN = 1.5
+"""Points of accuracy within which rules are equal on a classifier (C8)."""
+SPEED = 3.0
+"""How many times more steps plain descent needs to find both modes (K1)."""
+DIMENSIONS = (300, 1000, 3000)
+
+Test = Callable[[Records], Verdict]
+
+
+def plain(variant: str = "d = 1000") -> str:
+    """Return the arm of plain descent in a variant of the theory's setting."""
+    return f"SGDA, {variant}"
+
+
+def normalised(variant: str = "d = 1000") -> str:
+    """Return the arm of normalised descent in a variant of the theory's setting."""
+    return f"nSGDA, {variant}"
+
+
+@dataclass(frozen=True)
+class NoWorse:
+    """An arm is no worse than another by more than a margin: in modes, or in the log of the Fréchet distance."""
+
+    experiment: str
+    arm: str
+    other: str
+    margin: float
+
+    def __call__(self, records: Records) -> Verdict:
+        """Judge the paired difference over seeds, turned so that more is better."""
+        a, b, what = gain(records, self.experiment, self.arm, self.other)
+        return greater(a, b, -self.margin, what=what)
+
+
+@dataclass(frozen=True)
+class Better:
+    """An arm is better than another: in modes, or in the log of the Fréchet distance."""
+
+    experiment: str
+    arm: str
+    other: str
+
+    def __call__(self, records: Records) -> Verdict:
+        """Judge the paired difference over seeds, turned so that more is better."""
+        a, b, what = gain(records, self.experiment, self.arm, self.other)
+        return greater(a, b, what=what)
+
+
+@dataclass(frozen=True)
+class SomeNormalisedNoWorse:
+    """C3: at least one of two state-free normalised rules is no worse than Adam."""
+
+    experiment: str
+    margin: float
+
+    def __call__(self, records: Records) -> Verdict:
+        """Judge both, with Holm's p, for one of two is asked for."""
+        parts = [NoWorse(self.experiment, arm, ADAM, self.margin)(records) for arm in (ROOT, MODEL)]
+        best = max(parts, key=lambda part: part.effect if np.isfinite(part.effect) else -np.inf)
+        both = at_least_k(holm_corrected(parts), 1)
+        return replace(both, effect=best.effect, low=best.low, high=best.high, n=best.n)
+
+
+def gain(records: Records, experiment: str, arm: str, other: str) -> tuple[Array, Array, str]:
+    """Return what two arms reach, paired by seed, so that more is better, and what it is."""
+    mine = records.where(experiment=experiment)
+    if experiment in ("ring", "lattice"):
+        return *mine.pairs(arm, other, "modes"), f"modes recovered on the {experiment}, {arm} − {other}"
+    a, b = mine.pairs(arm, other, "Fréchet distance")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return -np.log(a), -np.log(b), f"− log Fréchet distance on {experiment}, {arm} − {other}"
+
+
+# The theory
+
+def _cells(records: Records, arm: str, metric: str) -> Array:
+    rows = records.where(experiment="theory", arm=arm, metric=metric)
+    return np.array([row.value for row in rows if row.at is not None])
+
+
+def _one(records: Records, arm: str, metric: str) -> float:
+    values = [row.value for row in records.where(experiment="theory", arm=arm, metric=metric)]
+    return values[0] if values else np.nan
+
+
+def _fresh(records: Records, arm: str, metric: str) -> dict[int, float]:
+    return {row.seed: row.value for row in records.where(experiment="theory", arm=arm, metric=metric)
+            if row.at is None}
+
+
+def normalised_finds_both(records: Records) -> Verdict:
+    """C4: at the budget step · η_D = 100, most seeds have found both modes, in every dimension."""
+    parts = []
+    for d in DIMENSIONS:
+        arm = normalised(f"d = {d}")
+        found, seeds = _cells(records, arm, "both modes within the budget"), _one(records, arm, "seeds of the grid")
+        total = round(seeds * len(found)) if len(found) else 0
+        share = wilson(round(float(np.sum(found)) * seeds), total) if total else wilson(0, 0)
+        parts.append(within(share, low=0.5, what=f"seeds and rates at which nSGDA found both modes, d = {d}"))
+    return all_of(parts)
+
+
+def plain_collapses_when_fitted(records: Records) -> Verdict:
+    """C5: when the discriminator has fitted, plain descent has not found both modes, at any rates."""
+    arm = plain()
+    shares, fitted = _cells(records, arm, "collapsed once D has fitted"), _cells(records, arm, "fitted")
+    counts = fitted * _one(records, arm, "seeds of the grid")
+    kept = counts > 0
+    n = round(float(counts[kept].sum()))
+    whole = within(wilson(round(float((shares * counts)[kept].sum())), n) if n else wilson(0, 0), low=0.9,
+                   what="runs of SGDA without both modes once D had fitted, over all rates")
+    worst = within(float(shares[kept].min()) if n else np.nan, low=0.5, what="the same at the least collapsed "
+                                                                             "rates")
+    return replace(all_of([whole, worst]), effect=whole.effect, low=whole.low, high=whole.high, n=whole.n)
+
+
+def plain_never_recovers(records: Records) -> Verdict:
+    """C5: plain descent stays collapsed at any rates, for ever: so at its best rates too, on fresh seeds."""
+    times = np.array(list(_fresh(records, plain(), "steps to both modes").values()))
+    found = wilson(int(np.isfinite(times).sum()), len(times)) if len(times) else wilson(0, 0)
+    steps = _one(records, plain(), "steps played")
+    return within(found, high=0.1,
+                  what=f"fresh seeds on which SGDA at its best rates found both modes in {steps:g} steps")
+
+
+def plain_is_slower(records: Records) -> Verdict:
+    """K1: plain descent at its best rates needs three times the steps of normalised descent at its best."""
+    slow, fast = (_fresh(records, arm(), "steps to both modes") for arm in (plain, normalised))
+    horizon = _one(records, plain(), "steps played")
+    ratios = [(slow[s] if np.isfinite(slow[s]) else horizon) / fast[s] for s in sorted(slow.keys() & fast.keys())
+              if np.isfinite(fast[s])]
+    never = sum(not np.isfinite(v) for v in slow.values())
+    return within(median_interval(ratios), low=SPEED,
+                  what=f"median over fresh seeds of the steps to both modes, SGDA / nSGDA, each at its best rates "
+                       f"(SGDA had not found them on {never} seeds, which count with all {horizon:g} steps)")
+
+
+def who_learns_first(records: Records) -> Verdict:
+    """C6: under plain descent D fits long before G moves; under normalised descent they go together."""
+    parts = []
+    for arm, low, high in ((plain(), 3.0, np.inf), (normalised(), 0.0, 3.0)):
+        moved, fitted = (_fresh(records, arm, f"steps until {who}") for who in ("G had moved", "D had fitted"))
+        horizon = _one(records, arm, "steps played")
+        ratios = [(moved[s] if np.isfinite(moved[s]) else horizon) / max(fitted[s], 1.0)
+                  for s in sorted(moved.keys() & fitted.keys()) if np.isfinite(fitted[s])]
+        parts.append(within(median_interval(ratios), low=low, high=high,
+                            what=f"{arm.partition(',')[0]}: steps until G had moved / until D had fitted, median"))
+    return replace(all_of(parts), effect=parts[0].effect, low=parts[0].low, high=parts[0].high, n=parts[0].n)
+
+
+@dataclass(frozen=True)
+class SteadierPace:
+    """C6: log₁₀ of the pace ratio stays in a narrower band under normalised than under plain descent."""
+
+    experiment: str
+    arm: str
+    other: str
+
+    def __call__(self, records: Records) -> Verdict:
+        """Judge the paired difference of the bands."""
+        mine = records.where(experiment=self.experiment)
+        return greater(*mine.pairs(self.other, self.arm, "band of the log pace ratio"),
+                       what=f"band of log₁₀ of the pace ratio on {self.experiment}, {self.other} − {self.arm}")
+
+
+def classifier_is_different(records: Records) -> Verdict:
+    """C8: on a classifier the rules that differ in a game are equally accurate."""
+    mine = records.where(experiment="classifier")
+    parts = [equivalent(*mine.pairs(arm, ADAM, "accuracy"), ACCURACY_MARGIN, unit="points",
+                        what=f"test accuracy, {arm} − Adam") for arm in (SGDA, ADA, DIR)]
+    worst = max(parts, key=lambda part: abs(part.effect) if np.isfinite(part.effect) else -1)
+    return replace(all_of(parts), effect=worst.effect, low=worst.low, high=worst.high, n=worst.n)
+
+
+def length_earns(records: Records) -> Verdict:
+    """K2: over the graft matrix the step's length explains more than its direction (the claim of AdaGraft)."""
+    return length_earns_more(records.where(experiment="ring"), GRAFTED, "missed mass")
+
+
+def wider_region(records: Records) -> Verdict:
+    """K3: Adam's length on SGD's direction works at more learning rates than SGD itself."""
+    mine = records.where(experiment="ring")
+    return greater(*mine.pairs(grid_of(ADA), grid_of(SGDA), "useful cells"), what="share of useful pairs of rates "
+                                                                                  "on the ring, "
+                   "Adam's length on SGD's direction − SGD")
+
+
+def _family(title: str, source: str, falsified: str, tests: Sequence[tuple[str, str, Test]]) -> list[Claim]:
+    return [Claim(f"{title} {name}".strip(), text, source, test, falsified) for name, text, test in tests]
+
+
+PLACES = {"ring": MODES_MARGIN, "lattice": 3 * MODES_MARGIN, "digits": FRECHET_MARGIN}
+GOOD = "the interval of the paired difference lies on the other side of the margin"
+
+CLAIMS = (
+    *_family("C1", "abstract", GOOD, [
+        (place, f"On the {place}, Adam's step length on SGD's direction is no worse than Adam",
+         NoWorse(place, ADA, ADAM, margin)) for place, margin in PLACES.items()]),
+    *_family("C2", "abstract, implied", GOOD, [
+        (place, f"On the {place}, SGD's length on Adam's direction is worse than Adam's length on SGD's direction",
+         Better(place, ADA, DIR)) for place in PLACES]),
+    *_family("C2", "abstract, implied", GOOD, [
+        ("ring, whole model", "On the ring the same holds with lengths over the whole model",
+         Better("ring", ADA_GLOBAL, DIR_GLOBAL))]),
+    *_family("C3", "abstract", GOOD, [
+        (place, f"On the {place}, normalised descent without any state is no worse than Adam",
+         SomeNormalisedNoWorse(place, margin)) for place, margin in PLACES.items()]),
+    Claim("C4", "In the two-mode theory, normalised descent finds both modes in every dimension",
+          "abstract (theorem)", normalised_finds_both, "fewer than half of the seeds find both modes at step · η_D "
+                                                       "≤ 100"),
+    Claim("C5 when D has fitted", "When the discriminator has fitted, plain descent has not found both modes, at "
+          "any of 45 pairs of rates", "abstract (theorem), read as a statement about that moment",
+          plain_collapses_when_fitted, "a pair of rates at which most seeds have both modes by then"),
+    Claim("C5 for ever", "Plain descent never finds both modes, at any pair of rates",
+          "abstract (theorem), read as it stands", plain_never_recovers, "more than a tenth of fresh seeds find "
+                                                                         "both modes at the best pair"),
+    Claim("C6 theory", "Under plain descent the discriminator fits before the generator moves; under normalised "
+          "descent they learn together", "abstract", who_learns_first, "a median ratio on the other side of 3"),
+    *_family("C6", "abstract", "a band under normalisation that is no narrower", [
+        ("digits", "On the digits, the pace ratio stays in a narrower band under normalised descent than under SGD",
+         SteadierPace("digits", MODEL, SGDA))]),
+    *_family("C7", "recalled from the paper", GOOD, [
+        ("ring", "On the ring, normalising each tensor to unit length is no worse than normalising the whole model",
+         NoWorse("ring", UNIT, MODEL, MODES_MARGIN)),
+        ("digits", "On the digits, normalising each tensor (by √n) is no worse than normalising the whole model",
+         NoWorse("digits", ROOT, MODEL, FRECHET_MARGIN))]),
+    Claim("C8", "On a classifier, SGD and both grafts are as accurate as Adam (within 1.5 points)",
+          "abstract, context", classifier_is_different, "a difference outside the margin"),
+    Claim("K1", "In the two-mode theory, plain descent needs three times the steps of normalised descent to find "
+          "both modes", "ours", plain_is_slower, "a median ratio below 3"),
+    Claim("K2", "On the ring, step length explains more of the differences between rules than direction",
+          "arXiv 2002.11803", length_earns, "direction explains more"),
+    Claim("K3", "On the ring, Adam's length on SGD's direction works at more pairs of rates than SGD", "ours",
+          wider_region, "SGD works at more"),
+)

@@ -1,0 +1,182 @@
+"""The pictures of the GAN study, from its records and arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Panel, Picture, Series
+from optscope.evidence.records import Metric, Records
+from optscope.evidence.stats import mean_interval, median_interval
+from optscope.studies.gan_grafting.calculations import MOMENTS
+from optscope.studies.gan_grafting.claims import (
+    ADA,
+    ADAM,
+    DIR,
+    GRAFTED,
+    MODEL,
+    ROOT,
+    SGDA,
+    normalised,
+    plain,
+)
+from optscope.study.grafts import graft_matrix
+from optscope.study.study import Arrays
+from optscope.theory.gan_modes import OUTCOMES
+
+MISSED = Metric("missed mass", "", "lower")
+MODES = Metric("modes", "", "higher")
+MODE_WORDS = ("both", "single", "average", "noise", "other")
+MIXTURES = {"ring": 8, "lattice": 25}
+IMAGES = ("digits", "digits with norm", "fashion-mnist", "fashion-mnist, WGAN-GP")
+SHOWN = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
+
+
+def pictures(records: Records, arrays: Arrays) -> list[Figure]:
+    """Return all pictures for which there are records."""
+    found: list[Figure] = []
+    if f"theory/{plain()}/cells" in arrays:
+        found += [*_phases(arrays), _race(arrays), _dimensions(records)]
+    for name, modes in MIXTURES.items():
+        mine = records.where(experiment=name, metric=("modes", "high quality", "missed mass", "KL to uniform"))
+        if mine:
+            found += [_recovered(mine, name, modes), _clouds(arrays, mine, name)]
+    ring = records.where(experiment="ring")
+    if ring:
+        found += [graft_matrix(ring, GRAFTED, MISSED), graft_matrix(ring, GRAFTED, MODES)]
+    for name in IMAGES:
+        mine = records.where(experiment=name, phase="final")
+        if mine:
+            found.append(_images(mine, name))
+            found += _gallery(arrays, name, mine.arms())
+    return found
+
+
+def _phases(arrays: Arrays) -> list[Figure]:
+    """Return the outcomes over both rates, when the discriminator has fitted and at the end."""
+    found: list[Figure] = []
+    for arm, moment, title in (
+            (plain(), 0, "SGDA when its discriminator has just fitted"), (plain(), 2, "SGDA at the end"),
+            (normalised(), 1, "nSGDA at step · η_D = 100")):
+        cells = np.asarray(arrays[f"theory/{arm}/cells"], dtype=np.float64)
+        shares = np.asarray(arrays[f"theory/{arm}/outcomes"], dtype=np.float64)[moment]
+        rates, ratios = np.unique(cells[:, 0]), np.unique(np.round(cells[:, 1] / cells[:, 0], 6))
+        values = np.full((len(rates), len(ratios)), np.nan)
+        notes = [[""] * len(ratios) for _ in rates]
+        for i, (d, g) in enumerate(cells):
+            r, c = int(np.searchsorted(rates, d)), int(np.argmin(np.abs(ratios - g / d)))
+            values[r, c] = 100 * shares[0, i]
+            notes[r][c] = MODE_WORDS[int(shares[:, i].argmax())] if shares[:, i].sum() else "not fitted"
+        title += f": most seeds show both modes at {int((shares[0] > 0.5).sum())} of {len(cells)} pairs of rates"
+        found.append(Heatmap(
+            f"phases-{arm.partition(',')[0]}-{MOMENTS[moment].replace(' ', '-')}".lower(), title,
+            [f"η_D = {d:g}" for d in rates], [f"η_G/η_D = {r:g}" for r in ratios], values, "seeds with both modes "
+                                                                                           "[%]",
+            f"Two-mode theory, {arm.partition(', ')[2]}. The number is the share of seeds whose generator shows "
+            f"both modes; the word is the commonest of {', '.join(OUTCOMES)}.", notes))
+    return found
+
+
+def _race(arrays: Arrays) -> Picture:
+    """Return who learns when: doubt of the discriminator, way of the generator, both modes, pace."""
+    names = (("doubt", "E[1 − D(X)] on real data", True), ("moved", "way of the generator, ‖V − V₀‖/‖V₀‖", True),
+             ("both", "fresh seeds with both modes", False), ("pace", "log₁₀ of the pace ratio", False))
+    panels = []
+    for key, label, log in names:
+        series = []
+        for arm in (plain(), normalised()):
+            x, y = (np.asarray(arrays[f"theory/{arm}/{what}"], dtype=np.float64) for what in ("steps", key))
+            series.append(Series(arm.partition(",")[0], x.tolist(), y.tolist()))
+        panels.append(Panel("step", label, series, log_x=True, log_y=log))
+    return Picture("race", "Who learns first: the discriminator's doubt, the generator's way, both modes", panels,
+                   "Two-mode theory, d = 1000, each rule at its best pair of rates; medians over fresh seeds.")
+
+
+def _dimensions(records: Records) -> Picture:
+    """Return the steps to both modes over the dimension."""
+    series = []
+    for kind in ("SGDA", "nSGDA"):
+        points = []
+        for arm in records.where(experiment="theory").arms():
+            name, _, variant = arm.partition(", ")
+            if name == kind and variant.startswith("d = "):
+                rows = [r for r in records.where(experiment="theory", arm=arm) if r.metric == "steps to both modes"]
+                times = median_interval([r.value if np.isfinite(r.value) else np.inf for r in rows])
+                points.append((float(variant[4:]), times))
+        points.sort(key=lambda point: point[0])
+        series.append(Series(kind, [x for x, _ in points], [t.estimate for _, t in points],
+                             [t.low for _, t in points], [t.high for _, t in points]))
+    return Picture("dimensions", "Steps to both modes as the dimension grows",
+                   [Panel("dimension d", "steps to both modes, median over fresh seeds", series, log_x=True,
+                          log_y=True)],
+                   "Each rule at its best pair of rates in that dimension; bands are order-statistic intervals; a "
+                   "seed that never found both counts as later than all others. The play is exact in every "
+                   "dimension.")
+
+
+def _panel(records: Records, arms: Sequence[str], metric: str, label: str, level: dict[str, float] | None = None,
+           log: bool = False) -> Panel:
+    found = [mean_interval(records.values(arm, metric)) for arm in arms]
+    return Panel("", label, [Series(metric, list(range(len(arms))), [f.estimate for f in found],
+                                    [f.low for f in found], [f.high for f in found], mark="points")],
+                 categories=[arm.replace(", whole model", " (model)") for arm in arms], levels=level or {},
+                 log_y=log)
+
+
+def _recovered(records: Records, name: str, modes: int) -> Picture:
+    arms = records.arms()
+    best = max(arms, key=lambda arm: np.nan_to_num(mean_interval(records.values(arm, "modes")).estimate))
+    most = mean_interval(records.values(best, "modes")).estimate
+    return Picture(f"modes-{name}", f"The {name} of {modes} Gaussians: most modes, {most:.1f}, by {best}",
+                   [_panel(records, arms, "modes", f"modes recovered, of {modes}", {"all": float(modes)}),
+                    _panel(records, arms, "high quality", "share of samples of high quality")],
+                   "Fresh seeds at the pair of rates that each rule was tuned to with the same number of trials; "
+                   "means with 95 % t intervals.")
+
+
+def _clouds(arrays: Arrays, records: Records, name: str) -> Picture:
+    panels = []
+    for arm in [arm for arm in SHOWN if f"{name}/{arm}/samples" in arrays]:
+        points = np.asarray(arrays[f"{name}/{arm}/samples"], dtype=np.float64)
+        points = points[np.isfinite(points).all(1)]
+        counts = records.by_seed(arm, "modes")
+        modes = counts[min(counts)] if counts else np.nan
+        series = Series("samples", points[:, 0].tolist(), points[:, 1].tolist(), mark="points")
+        panels.append(Panel("", "", [series], f"{arm}: {modes:.0f} modes"))
+    return Picture(f"samples-{name}", f"What generators make of the {name}", panels,
+                   "Samples of the first fresh seed of each rule.")
+
+
+def _images(records: Records, name: str) -> Picture:
+    arms = records.arms()
+    floor = float(np.nanmedian([row.value for row in records.where(metric="Fréchet floor")] or [np.nan]))
+    medians = {arm: float(np.nanmedian(records.values(arm, "Fréchet distance"))) for arm in arms}
+    best = min(medians, key=lambda arm: np.nan_to_num(medians[arm], nan=np.inf))
+    collapsed = sum(row.value <= 3 for row in records.where(metric="classes"))
+    panels = [_panel(records, arms, "Fréchet distance", "Fréchet distance", {"floor": floor}, log=True),
+              _panel(records, arms, "coverage", "coverage")]
+    if records.where(metric="classes"):
+        panels.append(_panel(records, arms, "classes", "classes found, of 10"))
+    return Picture(f"scores-{name}", f"{name}: lowest median Fréchet distance by {best} ({medians[best]:.1f}; "
+                                     "floor "
+                   f"{floor:.1f}); {collapsed} runs collapsed on three classes or fewer", panels,
+                   "Fresh seeds at tuned rates; means with 95 % t intervals. Distances near the floor mean "
+                   "nothing.")
+
+
+def _gallery(arrays: Arrays, name: str, arms: Sequence[str]) -> list[Figure]:
+    """Return samples over time, a row for a rule and a moment, always from the same latent vectors."""
+    rows, images = [], []
+    for arm in arms:
+        prefix = f"{name}/{arm}/samples at "
+        steps = sorted(int(key.removeprefix(prefix)) for key in arrays if key.startswith(prefix))
+        for step in dict.fromkeys([*steps[:1], *steps[-1:]]):
+            rows.append(f"{arm}, round {step}")
+            batch = np.asarray(arrays[f"{prefix}{step}"], dtype=np.float64)
+            images.append([image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in batch])
+    if not rows:
+        return []
+    return [ImageGrid(f"gallery-{name}", f"{name}: what is generated early and at the end", rows,
+                      [""] * len(images[0]), images, "First seed of each rule, the same latent vectors in all "
+                                                     "rows.")]

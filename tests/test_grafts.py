@@ -1,0 +1,123 @@
+"""The graft matrix: its arms, its sums of squares, its picture, and the door that makes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from optscope.engine.execute import Inline
+from optscope.errors import UserError
+from optscope.evidence.records import Metric, Record, Records
+from optscope.lab import compare
+from optscope.optim import SGD, Adam, Graft, Players, SignSGD
+from optscope.probes.coverage import Coverage
+from optscope.probes.modes import Modes
+from optscope.report.figures import draw
+from optscope.study.compare import comparison_of
+from optscope.study.comparison import Arm
+from optscope.study.grafts import graft_arms, graft_matrix, graft_name, grafted_rules, length_earns_more, two_way
+from optscope.study.search import Grid
+from optscope.study.settings import OptimiserSettings, Settings
+from optscope.tasks.game import Normal
+from optscope.tasks.gan import gan
+from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, Perceptron
+from optscope.tasks.images import Digits
+from optscope.tasks.mixtures import Ring
+from tiny import TASK
+
+RULES = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.2))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.02))))
+RING = gan("ring", Perceptron((2, 8, 2)), Perceptron((2, 8, 1)), Ring(points=256), latent=Normal(2), bounds=None)
+
+
+def test_every_length_meets_every_direction():
+    arms = graft_arms((*RULES, Arm("sign", SignSGD(lr=0.01), Grid((0.01, 0.03)))))
+    assert len(arms) == 9
+    named = {arm.name: arm for arm in arms}
+    found = named["Adam length, SGD direction"]
+    assert found.rule == Graft(Adam(lr=0.01), SGD(lr=0.1))
+    assert [rule.lr for rule in found.candidates()] == [0.01, 0.02]
+    assert named["SGD"].rule == SGD(lr=0.1)
+    assert grafted_rules(arms) == ["SGD", "Adam", "sign"]
+
+
+def test_rules_of_games_are_grafted_player_by_player():
+    players = [Arm(arm.name, Players(generator=arm.rule, discriminator=arm.rule)) for arm in RULES]
+    found = graft_arms(players)[1].rule
+    rule = Graft(SGD(lr=0.1), Adam(lr=0.01))
+    assert found == Players(generator=rule, discriminator=rule)
+
+
+def test_sums_of_squares_are_those_of_the_additive_model():
+    rng = np.random.default_rng(0)
+    tables = rng.standard_normal((5, 4, 4))
+    rows, columns, rest = two_way(tables)
+    for i, table in enumerate(tables):
+        design = np.zeros((16, 9))
+        for r in range(4):
+            for c in range(4):
+                design[4 * r + c, [0, 1 + r, 5 + c]] = 1
+        fitted = design @ np.linalg.lstsq(design, table.ravel(), rcond=None)[0]
+        total = np.sum((table - table.mean()) ** 2)
+        assert rest[i] == pytest.approx(np.sum((table.ravel() - fitted) ** 2) / total)
+        assert rows[i] == pytest.approx(4 * np.sum((table.mean(1) - table.mean()) ** 2) / total)
+    np.testing.assert_allclose(rows + columns + rest, 1)
+    assert all(np.isnan(share) for share in two_way(np.ones((2, 2)))[:2])
+
+
+def table_of(effect):
+    """Records in which seed s has effect(length, direction) + noise."""
+    rng = np.random.default_rng(1)
+    return Records(Record("x", graft_name(m, d), s, "score", effect(m, d) + 0.01 * rng.standard_normal())
+                   for s in range(1, 9) for m in "ab" for d in "ab")
+
+
+def test_what_earns_the_result_is_judged():
+    assert length_earns_more(table_of(lambda m, d: m == "a"), "ab", "score").outcome == "holds"
+    assert length_earns_more(table_of(lambda m, d: d == "a"), "ab", "score").outcome == "fails"
+    assert length_earns_more(Records(), "ab", "score").outcome == "undecided"
+    matrix = graft_matrix(table_of(lambda m, d: 2.0 * (m == "a")), "ab", Metric("score", "", "higher"))
+    np.testing.assert_allclose(matrix.values, [[2, 2], [0, 0]], atol=0.02)
+    assert "length explains 100 %" in matrix.title
+    svg = draw(matrix)
+    assert "…" in svg
+    assert "a&#x27;s length" in svg or "a's length" in svg
+
+
+def test_a_task_is_compared_by_grafts(tmp_path):
+    settings = Settings(optimisers={"sgd": OptimiserSettings(lr=[0.1]), "adam": OptimiserSettings(lr=[0.01])},
+                        seeds=2, epochs=1, batch=16, examples=20, graft=True)
+    result = compare(TASK, tmp_path / "out", settings=settings, engine=Inline())
+    assert result.verdicts[0][0].text.startswith("Step length explains more of the differences in accuracy")
+    page = result.report.read_text()
+    assert "Adam&#39;s direction" in page or "Adam's direction" in page
+    assert "SGD length, Adam direction" in page
+
+
+def test_a_game_is_compared_like_a_task(tmp_path):
+    settings = Settings(optimisers={"sgd": OptimiserSettings(lr=[0.1]), "adam": OptimiserSettings(lr=[0.01])},
+                        seeds=2, epochs=1, batch=64)
+    result = compare(RING, tmp_path / "out", settings=settings, engine=Inline())
+    names = result.records.metrics()
+    assert {"modes", "missed mass", "rotation", "Fréchet distance", "log pace ratio"} <= set(names)
+    assert not result.failures
+    assert "whose generator covers what is real?" in result.report.read_text()
+
+
+def test_games_are_judged_by_what_fits_their_data():
+    images = gan("digits", DCGenerator(), DCDiscriminator(), Digits(), latent=Normal(16))
+    comparison = comparison_of(images, Settings())
+    assert isinstance(comparison.validation, Coverage)
+    assert comparison.criterion.metric == "Fréchet distance"
+    assert isinstance(comparison.arms[1].rule, Players)
+    assert isinstance(comparison_of(RING, Settings()).validation, Modes)
+    assert len(comparison_of(TASK, Settings(graft=True)).arms) == 9  # the ready graft is left out
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: graft_arms(RULES[:1]), "two optimisers or more; got SGD"),
+    (lambda: graft_arms((RULES[0], Arm("p", Players(generator=SGD(lr=1.0), discriminator=SGD(lr=1.0))))),
+     "graft only on rules of a game"),
+])
+def test_bad_input(call, words):
+    with pytest.raises(UserError, match=words):
+        call()
