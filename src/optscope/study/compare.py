@@ -24,7 +24,7 @@ from optscope.probes.polar import PolarDrift
 from optscope.probes.probe import Probe
 from optscope.probes.robust import RobustAccuracy
 from optscope.study.arms import arm_named
-from optscope.study.comparison import VALIDATION, Arm, Comparison, Criterion
+from optscope.study.comparison import Arm, Comparison, Criterion
 from optscope.study.grafts import graft_arms
 from optscope.study.settings import Settings
 from optscope.tasks.game import Game
