@@ -21,8 +21,12 @@ from optscope.errors import UserError
 from optscope.evidence.records import Metric, Record, Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.edge import EdgeOfStability
+from optscope.probes.geometry import Geometry
 from optscope.probes.noise import GaussianNoise
 from optscope.probes.probe import Probe, Reading, Subject
+from optscope.report.tables import metric_table
+from optscope.study.charts import edge_of_stability
 from optscope.study.comparison import Arm, Calculation, Comparison, Criterion
 from optscope.study.conduct import Silence, conduct
 from optscope.study.findings import MARGIN, findings, headline, places
@@ -247,6 +251,29 @@ def test_the_same_call_again_repeats_no_run_and_gives_the_same_records(tmp_path)
     accuracies = one.records.by_seed("SGD", "accuracy")
     assert accuracies.keys() == {1, 2, 3}
     assert all(0 <= value <= 100 for value in accuracies.values())
+
+
+def test_what_is_described_and_watched_is_in_the_table_and_nothing_of_it_is_tested(tmp_path):
+    given = comparison(described=(Geometry(),), watched=(EdgeOfStability(),), moments=2, seeds=(1, 2))
+    found = conduct([given], Store(tmp_path), Inline(), Silence()).records
+    metrics, rows = given.measured(found)
+    names = [metric.name for metric in metrics]
+    assert {"accuracy", "distance from initialisation", "sharpness", "sharpness / threshold"} <= set(names)
+    assert all(len(rows.values(arm, name)) == 2 for arm in ("SGD", "Adam") for name in names)
+    for name in ("sharpness / threshold", "loss"):  # the watched at the last step, the others after it
+        last = {r.seed: r.value for r in found.where(arm="SGD", metric=name, phase="final",
+                                                     step=6 if "/" in name else None)}
+        assert rows.by_seed("SGD", name) == last
+    table = metric_table(rows, metrics, "SGD")
+    assert table.header == ("metric", "SGD", "Adam")
+    assert len(table.rows) == len(metrics)
+    assert {place.metric.name for place in places(given, found)} == {m.name for m in Accuracy().metrics}
+    picture = edge_of_stability(given, found)
+    assert [panel.title for panel in picture.panels] == ["SGD", "Adam"]
+    met, edge = picture.panels[1].series
+    assert (met.x, edge.mark) == ([3.0, 6.0], "theory")
+    assert edge.y[-1] == pytest.approx(38 / float(given.chosen(found)["Adam"].lr))
+    assert edge_of_stability(comparison(), found.where(metric="loss")) is None
 
 
 def test_two_plans_in_one_folder_keep_apart(tmp_path):

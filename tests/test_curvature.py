@@ -24,6 +24,7 @@ from optscope.probes.curvature import (
     SpectralDensity,
     TopEigenvalues,
 )
+from optscope.probes.edge import EdgeOfStability
 from optscope.probes.hessian import GaussNewton, Hessian
 from optscope.probes.lanczos import largest
 from optscope.probes.rule_in_use import preconditioner
@@ -377,6 +378,23 @@ def test_preconditioned_sharpness_is_the_top_of_the_quotient(rule):
     assert reading.values["preconditioned sharpness / threshold"] == pytest.approx(value / edge)
     plain = TopEigenvalues()(snapshot).values  # its own threshold is not that of the plain Hessian
     assert "stability threshold" not in plain
+
+
+@pytest.mark.parametrize("rule", [SGD(0.1, 0.9), Adam(0.01), RMSProp(0.01), NormalizedSGD(0.1)], ids=repr)
+def test_the_edge_of_stability_is_that_of_the_rule_in_use(rule):
+    snapshot, truth = trained(CASES["mlp"], rule)
+    values = EdgeOfStability(rel=1e-6)(snapshot).values
+    assert values["sharpness"] == pytest.approx(float(torch.linalg.eigvalsh(truth)[-1]), rel=1e-4)
+    if isinstance(rule, NormalizedSGD):  # no threshold is known
+        assert set(values) == {"sharpness"}
+        return
+    matrix = truth if isinstance(rule, SGD) else truth / preconditioner(snapshot).double()[:, None]
+    edge = {"SGD": 38.0, "Adam": 3800.0, "RMSProp": 200.0}[type(rule).__name__]
+    assert values["sharpness met"] == pytest.approx(float(torch.linalg.eigvals(matrix).real.max()), rel=1e-3)
+    assert values["stability threshold"] == pytest.approx(edge)
+    assert values["sharpness / threshold"] == pytest.approx(values["sharpness met"] / edge)
+    saved = EdgeOfStability()(replace(snapshot, optimizer=None)).values  # what a checkpoint can tell
+    assert ("sharpness met" in saved) == isinstance(rule, SGD)
 
 
 def test_a_learning_rate_that_was_changed_moves_the_threshold():

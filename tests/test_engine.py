@@ -334,6 +334,16 @@ def test_models_are_made_alike_everywhere_and_flatten_as_they_like(tmp_path):
     assert [row[:3] for row in final] == [row[:3] for row in watched]
 
 
+def test_moments_are_even_or_even_in_the_logarithm_and_end_with_the_end():
+    probe = Accuracy()
+    assert sorted(Watch(probe, 3).steps(10)) == [3, 7, 10]
+    assert sorted(Watch(probe, 4, logarithmic=True).steps(1000)) == [1, 10, 100, 1000]
+    assert sorted(Watch(probe, 9, logarithmic=True).steps(4)) == [1, 2, 3, 4]
+    assert Watch(probe, 1, logarithmic=True).steps(7) == {7}
+    with pytest.raises(UserError, match="moments, how often the probe is taken, must be at least 1; got 0"):
+        Watch(probe, 0)
+
+
 def test_watching_is_no_part_of_a_runs_identity_and_can_be_added(tmp_path):
     folder, run = RunFolder(tmp_path / "r"), Run(TASK, SGD(lr=0.1), PLAN, 1)
     run.perform(folder)
