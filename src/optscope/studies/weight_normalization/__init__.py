@@ -141,7 +141,7 @@ STUDY = Study(
                "against stiff integration. Beyond the paper: a small CNN, photographs, noisy data.",
     left_out="The paper's own numbers, settings and constants were not readable to us, so no figure of it is "
              "reproduced: what is judged are the claims of its abstract. Which of the two rates is on top in its "
-             "ratio is unknown; κ here is the direction's over the norm's. Descents whose residual is above 1 % are "
-             "counted as unfinished, not scored. Factors start alike; unequal starts are not studied. The network "
-             "is small and shows a direction, not a law.",
+             "ratio is unknown; κ here is the direction's over the norm's. Descents whose residual is above 1 % "
+             "are counted as unfinished, not scored. Factors start alike; unequal starts are not studied. The "
+             "network is small and shows a direction, not a law.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)

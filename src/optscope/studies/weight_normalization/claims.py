@@ -44,7 +44,6 @@ from optscope.studies.weight_normalization.judging_ours import (
     lasso_predicts_better,
 )
 
-
 Row = tuple[str, str, str, Callable[[Records], Verdict], str]
 """Id, sentence, source, test, and what would refute it."""
 
@@ -54,8 +53,8 @@ TUNED = "Start, step and ratio tuned for each: polar descent needs at most half 
 def _of_every_depth(depth: int) -> list[Row]:
     L = f"L={depth}"
     return [
-        (f"C1 {L}", f"Polar flow ends within {NEAR:.0%} of the least l1 norm ({L}, κ Σ|x*|^(2/L) = {STRENGTH:g}, from a "
-         "fifth of the threshold)", "abstract", NearLeast(depth), "a larger median excess"),
+        (f"C1 {L}", f"Polar flow ends within {NEAR:.0%} of the least l1 norm ({L}, κ Σ|x*|^(2/L) = "
+         f"{STRENGTH:g}, from a fifth of the threshold)", "abstract", NearLeast(depth), "a larger median excess"),
         (f"C2 flow {L}", f"Where plain flow errs, polar flow has at most half its error ({L}, exact limits)",
          "abstract", LessError(depth, "cells"), "polar flow not better at a fifth of the threshold"),
         (f"C2 descent {L}", f"Where plain descent errs, polar descent has at most half its error ({L})",
@@ -75,8 +74,8 @@ def _of_every_depth(depth: int) -> list[Row]:
 def _of_two_depths(depth: int, above: float, below: float) -> list[Row]:
     L = f"L={depth}"
     return [
-        (f"C6a {L}", "Same start above the threshold, same step: polar descent needs at most half the iterations to "
-         f"zero loss ({L}, α={above:g})", "abstract: speed", FasterAbove(depth, above), "more than half of them"),
+        (f"C6a {L}", "Same start above the threshold, same step: polar descent needs at most half the iterations "
+         f"to zero loss ({L}, α={above:g})", "abstract: speed", FasterAbove(depth, above), "more than half"),
         (f"C6b {L}", f"Same start, same step: only polar descent comes within 5 % of x* ({L}, α={below:g})",
          "abstract: speed", OnlyPolarArrives(depth, below), "on most seeds both arrive, or neither"),
         *((f"C6c {L} {percent:g} %", f"{TUNED} to {percent:g} % error ({L})", "abstract: speed",
@@ -89,8 +88,8 @@ def _of_two_depths(depth: int, above: float, below: float) -> list[Row]:
 
 def _of_an_arm(arm: str) -> list[Row]:
     return [
-        (f"N equal {arm}", f"A small CNN trained with {arm} is as accurate as SGD's (within {EQUAL:g} points)", "ours",
-         AsAccurate(arm), "a difference outside the margin"),
+        (f"N equal {arm}", f"A small CNN trained with {arm} is as accurate as SGD's (within {EQUAL:g} points)",
+         "ours", AsAccurate(arm), "a difference outside the margin"),
         (f"N flow {arm}", f"At its chosen learning rate, {arm} follows its flow (stretch at most 10 %)", "ours",
          FollowsFlow(arm), "a larger median stretch"),
         *((f"N {metric} {arm}", f"A small CNN trained with {arm} is {text} than SGD's", "ours",
@@ -111,8 +110,8 @@ ONCE: list[Row] = [
      torch_never_magnifies, "a magnification above 1"),
     ("N identity", "PolarSGD without a ratio is SGD on torch's weight_norm", "ours", identity,
      "a difference above 1e-10"),
-    ("R photographs", "The polar limit reconstructs photographs as well as basis pursuit (errors within 12 %)", "ours",
-     as_basis_pursuit, "errors that differ by more"),
+    ("R photographs", "The polar limit reconstructs photographs as well as basis pursuit (errors within 12 %)",
+     "ours", as_basis_pursuit, "errors that differ by more"),
     ("R start", "From the same start the polar limit reconstructs photographs better than the plain one", "ours",
      better_than_plain, "an interval below 0"),
     ("R noise", "On noisy data the cross-validated lasso predicts better than the polar limit, which interpolates",
