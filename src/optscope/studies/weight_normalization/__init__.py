@@ -136,12 +136,12 @@ STUDY = Study(
     question="Gradient flow on a deep diagonal model finds sparse solutions, but only from tiny starts. Does "
              "training norm and direction of the weights at two rates keep this bias at large starts, why, and is "
              "it faster?",
-    reproduced="The abstract's claims, on the exact limits of both flows and on descent, at full size (100 unknowns,"
-               " 40 measurements, depths 2 to 4); magnification and invariants in closed form, checked against stiff "
-               "integration. Beyond the paper: a small CNN, photographs through random measurements, noisy data.",
+    reproduced="The abstract's claims, on the exact limits of both flows and on descent, at full size (100 "
+               "unknowns, 40 measurements, depths 2 to 4); magnification and invariants in closed form, checked "
+               "against stiff integration. Beyond the paper: a small CNN, photographs, noisy data.",
     left_out="The paper's own numbers, settings and constants were not readable to us, so no figure of it is "
              "reproduced: what is judged are the claims of its abstract. Which of the two rates is on top in its "
-             "ratio is unknown; κ here is the direction's over the norm's. Descents whose residual is above 1 % are counted "
-             "as unfinished, not scored. Factors start alike; unequal starts are not studied. The network is small "
-             "and shows a direction, not a law.",
+             "ratio is unknown; κ here is the direction's over the norm's. Descents whose residual is above 1 % "
+             "are counted as unfinished, not scored. Factors start alike; unequal starts are not studied. The "
+             "network is small and shows a direction, not a law.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)

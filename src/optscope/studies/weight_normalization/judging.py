@@ -208,8 +208,7 @@ def in_most_cells(records: Records) -> Verdict:
     verdict = within(wilson(less, len(medians)), low=0.5, what="share of cells (depth, sparsity, measurements, "
                      "start) whose median error polar flow halves")
     return replace(verdict, note=f"{verdict.note} In {more} cells it is larger. Of the {len(off)} cells where the "
-                   "l1 "
-                   f"minimiser is not x* on most instances, so that no bias to it can find x*, it halves "
+                   "l1 minimiser is not x* on most instances, so that no bias to it can find x*, it halves "
                    f"{sum(m < HALF for m in off)} and enlarges {sum(m > 0 for m in off)}.")
 
 

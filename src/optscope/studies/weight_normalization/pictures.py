@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
-from optscope.evidence.stats import Interval, mean_interval, median_interval, paired_difference
+from optscope.evidence.stats import Interval, median_interval, paired_difference
 from optscope.studies.weight_normalization.judging import DEPTHS
 from optscope.studies.weight_normalization.judging_ours import ARMS
 from optscope.study.charts import along_axis, by_arm
@@ -212,7 +212,7 @@ def _network(records: Records) -> Picture:
     for arm in ARMS:
         mine = records.where(arm=arm, metric="direction stretch")
         steps = sorted({row.step for row in mine if row.step is not None})
-        found = [mean_interval([row.value for row in mine.where(step=step)]) for step in steps]
+        found = [median_interval([row.value for row in mine.where(step=step)]) for step in steps]
         stretch.append(Series(arm, [float(s) for s in steps], [f.estimate for f in found], [f.low for f in found],
                               [f.high for f in found]))
     panels.append(Panel("step", "stretch of a direction [%]", stretch, log_y=True, levels={"off the flow": 10.0}))
@@ -222,8 +222,9 @@ def _network(records: Records) -> Picture:
     return Picture("network", f"A small CNN by weight norm instead of SGD: {clean:+.1f} points of clean accuracy, "
                    f"{attacked:+.1f} under attack, {sharper:.1f} times the sharpness".replace("-", "−"), panels,
                    "Fashion-MNIST; learning rates chosen alike on validation accuracy; mean over seeds with 95 % t "
-                   "intervals. Weight norm is PolarSGD without a ratio, which is torch's weight_norm under SGD; slow "
-                   "norm has κ = 30. A stretch above the line means that the steps no longer follow the flow.")
+                   "intervals (of the stretch, the median). Weight norm is PolarSGD without a ratio, which is torch's "
+                   "weight_norm under SGD; slow norm has κ = 30. A stretch above the line means that the steps no "
+                   "longer follow the flow.")
 
 
 def _patches(arrays: Arrays) -> ImageGrid:
@@ -245,7 +246,7 @@ def _methods(records: Records) -> Picture:
         panels.append(Panel("", label, [Series("median with 95 % interval", list(range(len(METHODS))), [
             f.estimate for f in found], [f.low for f in found], [f.high for f in found], mark="points")], title,
             categories=METHODS))
-    return Picture("methods", "On photographs the polar limit is basis pursuit; on noisy data no interpolation "
-                   "does well",
+    return Picture("methods", "On photographs the polar limit comes near basis pursuit; on noisy data only the "
+                   "lasso predicts",
                    panels, "Both limits from the same start, a tenth of the threshold of the least-l2 solution, L "
                    "= 2; polar with κ ‖x₂‖₁ = 30. The lasso chooses its penalty by cross-validation.")
