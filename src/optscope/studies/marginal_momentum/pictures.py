@@ -166,7 +166,7 @@ def _orders(records: Records) -> Picture:
                 series.append(Series("order (1 − α)/2", [x for x, _ in seen],
                                      [value * (x / rate) ** ((1 - alpha) / 2) for x, _ in seen], mark="theory"))
         panels.append(Panel("rate η", text, series, log_x=True, log_y=True))
-    fitted = ", ".join(f"{fitted_order(records, alpha, 'coupled distance'):.2f} for η^{alpha:g}" for alpha in ALPHAS)
+    fitted = ", ".join(f"{fitted_order(records, a, 'coupled distance'):.2f} for η^{a:g}" for a in ALPHAS)
     return Picture("orders", f"Order at which momentum comes near SGD, by how 1 − β falls: {fitted}", panels,
                    "Two wells, noise of scale η^(−1/2), time 2; the largest distance over a run.")
 
