@@ -21,6 +21,7 @@ from optscope.errors import UserError
 from optscope.evidence.records import Metric, Record, Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.geometry import Geometry
 from optscope.probes.noise import GaussianNoise
@@ -152,11 +153,13 @@ def test_final_runs_share_seeds_and_carry_the_chosen_rule_and_all_probes():
 
 
 def test_what_is_watched_is_read_on_the_way_in_final_runs_alone():
-    c = comparison(arms=(Arm("SGD", SGD(lr=0.1)),), watched=(GaussianNoise(variances=(0.01,)),), moments=3)
-    for job in c.jobs(Records()):
-        assert [(w.probe, w.moments) for w in job.work.watch][1:] == [(GaussianNoise(variances=(0.01,)), 3)]
-    assert all(not job.work.watch for job in comparison(watched=(Accuracy(),)).jobs(Records())
-               if job.entry.phase == "tune")
+    top = TopEigenvalues(rel=0.05)
+    alone = comparison(arms=(Arm("SGD", SGD(lr=0.1)),), watched=(top,), moments=3)
+    for job in alone.jobs(Records()):
+        assert [(w.probe, w.moments) for w in job.work.watch][1:] == [(top, 3)]
+    tuning = [job for job in comparison(watched=(top,)).jobs(Records()) if job.entry.phase == "tune"]
+    assert tuning
+    assert not any(job.work.watch for job in tuning)
 
 
 def test_nothing_is_chosen_before_every_tuning_run_of_this_very_plan_is_there():

@@ -16,8 +16,9 @@ import numpy as np
 
 from optscope import __version__
 from optscope.engine.execute import Engine, Local
+from optscope.engine.files import to_json, write_atomically
 from optscope.engine.identity import numerics
-from optscope.engine.store import Store, export_csv, to_json, write_atomically
+from optscope.engine.store import Store, export_csv
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.picture import Figure

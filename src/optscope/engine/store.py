@@ -1,7 +1,6 @@
 """What runs leave on disk: one folder a run, written so that a crash loses nothing, and an index of them.
 
-A file is written beside its place, forced to disk, and renamed: it is there whole or not at all. The SQLite
-index only repeats what the files say; it is made anew from them whenever records are read.
+The SQLite index only repeats what the files say; it is made anew from them whenever records are read.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import contextlib
 import csv
 import dataclasses
 import io
-import json
 import math
 import os
 import sqlite3
@@ -29,6 +27,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as torch_bytes
 from torch import Tensor
 
+from optscope.engine.files import read_json, to_json, write_atomically
 from optscope.errors import UserError
 from optscope.evidence.records import Phase, Record, Records
 from optscope.probes.probe import Reading
@@ -37,59 +36,6 @@ SCHEMA = 1
 MARKER = "optscope.json"
 SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_loss"}
 """Records made from the summary of every run, and where they stand in it."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that after any crash it is whole, or as it was before.
-
-    Raises:
-        OSError: with the path as its `filename`, so that a full disk is told from errors of others.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _sync_folder(path: Path) -> None:
-    """Force a folder's names to disk, where the system can."""
-    if os.name == "nt":
-        return
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def to_json(value: object) -> bytes:
-    """Return JSON in which non-finite numbers are the strings "nan", "inf" and "-inf"."""
-    def plain(v: Any) -> Any:
-        if isinstance(v, float):
-            return v if math.isfinite(v) else str(v)
-        if isinstance(v, Mapping):
-            return {str(k): plain(x) for k, x in v.items()}
-        return [plain(x) for x in v] if isinstance(v, (list, tuple)) else v
-    return json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False).encode()
-
-
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        UserError: naming the file when it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete its folder and run the same command "
-                        "again") from error
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ from optscope.studies.marginal_momentum.readings import (
     svag_experiment,
     tuned_gap,
 )
-from optscope.studies.marginal_momentum.theory_claims import ALPHAS, RATES, VALLEY
+from optscope.studies.marginal_momentum.theory_claims import ALPHAS, RATES, VALLEY, fitted_order
 from optscope.study.study import Arrays
 from optscope.theory.momentum import stationary_variance
 
 SGD, MOMENTUM = (method(beta) for beta in BETAS)
 DRIFTERS = (SGD, MOMENTUM, "momentum 0.97", "momentum 1 − η")
+NEAR = 5.0
+"""A rate is borne when its accuracy is within so many points of the method's best."""
 SEEDS = "Mean over seeds with 95 % t intervals; a diverged run counts with chance accuracy."
 
 
@@ -58,6 +60,11 @@ def _points(label: str, x: Sequence[float], values: Sequence[np.ndarray], mark: 
                   mark="line" if mark == "line" else "points")
 
 
+def _minus(text: str) -> str:
+    """Return a text whose numbers have true minus signs."""
+    return text.replace(" -", " −")
+
+
 def _gaps(records: Records, data: Sequence[str]) -> Picture:
     panels, said = [], []
     for name in data:
@@ -68,14 +75,14 @@ def _gaps(records: Records, data: Sequence[str]) -> Picture:
             Series(name, sizes, [f.estimate for f in found], [f.low for f in found], [f.high for f in found])],
             name, log_x=True, levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
         said.append(f"{name} {found[0].estimate:+.1f} → {found[-1].estimate:+.1f}")
-    return Picture("gap-against-batch", "What tuned momentum gains over tuned SGD, small batch → large: "
-                   + "; ".join(said).replace("-", "−").replace("fashion−", "fashion-"), panels,
+    return Picture("gap-against-batch", "What tuned momentum gains over tuned SGD, in points, small batch → large: "
+                   + _minus("; ".join(said)), panels,
                    "Test accuracy, momentum 0.9 minus SGD, each at the rate that validation data chose from one "
                    "grid of effective rates. Mean paired difference over seeds with 95 % t intervals.")
 
 
 def _learning_rates(records: Records, data: str) -> Picture:
-    panels = []
+    panels, said = [], []
     for size in batches(records, data):
         both = records.where(experiment={experiment(data, size), experiment(data, size, "other momenta")})
         series = []
@@ -85,12 +92,17 @@ def _learning_rates(records: Records, data: str) -> Picture:
                 series.append(_points(method(beta), tried, [scores(both, cell_arm(beta, rate)) for rate in tried]))
         panels.append(Panel("effective learning rate η = γ/(1 − β)", "test accuracy [%]", series, f"batch {size}",
                             log_x=True))
-    return Picture(f"learning-rates-{data}", f"{data}: accuracy over the effective rate, by batch size", panels,
-                   f"All methods on one axis, in the effective rate. {SEEDS}")
+        bears = [max(rate for rate, mean in zip(s.x, s.y, strict=True) if mean > max(s.y) - NEAR)
+                 for s in series if s.label in (SGD, MOMENTUM)]
+        said.append(f"batch {size}: {' and '.join(f'{rate:g}' for rate in bears)}")
+    title = f"{data}: the largest η that SGD and momentum 0.9 bear, {'; '.join(said)}"
+    return Picture(f"learning-rates-{data}", title, panels,
+                   "All methods on one axis, in the effective rate. Borne are rates whose accuracy is within "
+                   f"{NEAR:g} points of the method's best. {SEEDS}")
 
 
 def _svag(records: Records, data: Sequence[str]) -> list[Figure]:
-    panels = []
+    panels, said = [], []
     for name in data:
         found = {level: records.where(experiment=svag_experiment(name, level)) for level in LEVELS}
         levels = [level for level, rows in found.items() if rows]
@@ -98,7 +110,10 @@ def _svag(records: Records, data: Sequence[str]) -> list[Figure]:
                   for arm in (SGD, MOMENTUM)]
         if levels:
             panels.append(Panel("SVAG level l", "test accuracy [%]", series, name, log_x=True))
-    return [Picture("svag", "Accuracy as SVAG amplifies the noise: do SGD and momentum meet?", panels,
+            first, last = (series[1].y[i] - series[0].y[i] for i in (0, -1))
+            said.append(f"{name} {first:+.1f} → {last:+.1f}")
+    title = f"Momentum's gain as SVAG amplifies the noise, in points: {_minus('; '.join(said))}"
+    return [Picture("svag", title, panels,
                     "At level l the noise has l times the variance and curvature 1/l of its part, in 2 l times the "
                     f"epochs. A large effective rate, the same for both. {SEEDS}")] if panels else []
 
@@ -120,7 +135,7 @@ def _cells(records: Records) -> Picture:
 
 
 def _valley(arrays: Arrays) -> list[Figure]:
-    panels = []
+    panels, said = [], []
     for rate in VALLEY:
         if f"valley/{rate:g}/time" not in arrays:
             continue
@@ -129,7 +144,9 @@ def _valley(arrays: Arrays) -> list[Figure]:
         series = [Series(arm, seen["time"], seen[arm]) for arm in DRIFTERS]
         series.append(Series("slow equation, η → 0", seen["time"], seen["limit"], mark="theory"))
         panels.append(Panel("slow time, steps × η²", "mean of u² − v²", series, f"η = {rate:g}"))
-    return [Picture("valley", "Along a valley of minima all methods come to the same slow drift as η falls", panels,
+        said.append(f"{seen[MOMENTUM][-1] - seen[SGD][-1]:+.2f}")
+    return [Picture("valley", "Along a valley of minima, momentum 0.9 minus SGD at time 1 as η falls: "
+                    f"{', '.join(said).replace('-', '−')}", panels,
                     "Loss (uv − 1)²/2 with label noise ±1, from (2, 0.5); mean over 10,000 paths at desk scale.")
             ] if panels else []
 
@@ -149,7 +166,8 @@ def _orders(records: Records) -> Picture:
                 series.append(Series("order (1 − α)/2", [x for x, _ in seen],
                                      [value * (x / rate) ** ((1 - alpha) / 2) for x, _ in seen], mark="theory"))
         panels.append(Panel("rate η", text, series, log_x=True, log_y=True))
-    return Picture("orders", "Momentum comes near SGD as η falls, unless 1 − β falls as fast", panels,
+    fitted = ", ".join(f"{fitted_order(records, a, 'coupled distance'):.2f} for η^{a:g}" for a in ALPHAS)
+    return Picture("orders", f"Order at which momentum comes near SGD, by how 1 − β falls: {fitted}", panels,
                    "Two wells, noise of scale η^(−1/2), time 2; the largest distance over a run.")
 
 

@@ -11,6 +11,7 @@ from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.verdicts import all_of, close, within
 from optscope.studies.marginal_momentum.readings import BETAS, Array, method
+from optscope.theory.noisy_oracle import order
 
 RATES = tuple(2.0**-k for k in range(5, 10))
 """The rates η of the two wells."""
@@ -41,10 +42,10 @@ class Exact:
                       what=f"largest error, {self.name}")
 
 
-def _order(records: Records, alpha: float, metric: str) -> float:
+def fitted_order(records: Records, alpha: float, metric: str) -> float:
+    """Return the slope of a distance from SGD in two wells on the rate, log against log; nan without all rates."""
     errors = _column(records.where(experiment="two wells"), f"alpha {alpha:g}", metric, RATES)
-    # Written out: a slope of missing numbers is missing.
-    return float(np.polyfit(np.log(RATES), np.log(errors), 1)[0]) if np.isfinite(errors).all() else math.nan
+    return order(RATES, errors.tolist()) if np.isfinite(errors).all() else math.nan
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,15 @@ class Order:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the slope of the coupled RMS distance on the rate, log against log."""
-        return close(_order(records, self.alpha, "coupled distance"), (1 - self.alpha) / 2, 0.1,
+        return close(fitted_order(records, self.alpha, "coupled distance"), (1 - self.alpha) / 2, 0.1,
                      what=f"order of the coupled distance at alpha = {self.alpha:g}")
 
 
 def no_approximation(records: Records) -> Verdict:
     """C7: where 1 − β falls as fast as η or faster, momentum does not come near SGD."""
     return all_of([
-        within(_order(records, 1.0, "weak distance"), -0.2, 0.2, what="order of |E x − E z| at alpha = 1"),
-        within(_order(records, 1.25, "weak distance"), high=0.2, what="the same at alpha = 1.25")])
+        within(fitted_order(records, 1.0, "weak distance"), -0.2, 0.2, what="order of |E x − E z| at alpha = 1"),
+        within(fitted_order(records, 1.25, "weak distance"), high=0.2, what="the same at alpha = 1.25")])
 
 
 def same_drift(records: Records) -> Verdict:

@@ -1,0 +1,65 @@
+"""Files that are there whole or not at all: written beside their place, forced to disk, and renamed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optscope.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that after any crash it is whole, or as it was before.
+
+    Raises:
+        OSError: with the path as its `filename`, so that a full disk is told from errors of others.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _sync_folder(path: Path) -> None:
+    """Force a folder's names to disk, where the system can."""
+    if os.name == "nt":
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def to_json(value: object) -> bytes:
+    """Return JSON in which non-finite numbers are the strings "nan", "inf" and "-inf"."""
+    def plain(v: Any) -> Any:
+        if isinstance(v, float):
+            return v if math.isfinite(v) else str(v)
+        if isinstance(v, Mapping):
+            return {str(k): plain(x) for k, x in v.items()}
+        return [plain(x) for x in v] if isinstance(v, (list, tuple)) else v
+    return json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False).encode()
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        UserError: naming the file when it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete its folder and run the same command "
+                        "again") from error
