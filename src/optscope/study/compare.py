@@ -58,7 +58,7 @@ def _judge(task: Task) -> tuple[Criterion, Probe]:
     if not isinstance(task, Game):
         return Criterion(), VALIDATION
     if isinstance(task.data, Mixture):
-        return Criterion("missed mass"), Modes(split="validation")
+        return Criterion("missed mass"), Modes(task.data, split="validation")
     return Criterion("Fréchet distance"), Coverage(_embedding(task), split="validation")
 
 
@@ -87,7 +87,8 @@ def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
     Sizes are in units of the bounds' width, so that they mean the same for [0, 1] and [0, 255].
     """
     if isinstance(task, Game):
-        return (Coverage(_embedding(task)), Rotation(), *([Modes()] if isinstance(task.data, Mixture) else []))
+        known = (Modes(task.data),) if isinstance(task.data, Mixture) else ()
+        return Coverage(_embedding(task)), Rotation(), *known
     probes: list[Probe] = [Accuracy()]
     if task.kind == "classification" and task.bounds is not None:
         width = task.bounds[1] - task.bounds[0]
