@@ -156,12 +156,14 @@ class RunFolder:
                       reason: str = "") -> None:
         """Write what a probe found, after which step (None: on the trained model), or why it found nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
-        arrays = {name: np.ascontiguousarray(a) for step, reading in readings if step is None
-                  for name, a in reading.arrays.items()}
+        kept = {name: np.ascontiguousarray(a) for step, reading in readings if step is None
+                for name, a in reading.arrays.items()}
+        texts = {name: a.tolist() for name, a in kept.items() if a.dtype.kind == "U"}  # safetensors holds no text
+        arrays = {name: a for name, a in kept.items() if name not in texts}
         if arrays:
             write_atomically(self.path / f"probe-{probe}.safetensors", numpy_bytes(arrays))
         write_atomically(self.path / f"probe-{probe}.json",
-                         to_json({"schema": SCHEMA, "probe": label, "reason": reason,
+                         to_json({"schema": SCHEMA, "probe": label, "reason": reason, "texts": texts,
                                   "values": [[*row, step] for step, reading in readings
                                              for row in _values(reading)]}))
 
