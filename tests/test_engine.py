@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 from torch.nn import functional
 
@@ -28,6 +29,7 @@ from optscope.engine.train import Plan, epoch_permutation, fresh_model, train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.geometry import Geometry
 from optscope.tasks.task import Task
 from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
 
@@ -333,6 +335,17 @@ def test_models_are_made_alike_everywhere_and_flatten_as_they_like(tmp_path):
     run.perform(folder)
     final, watched = (json.loads((folder.path / f"probe-{r}.json").read_text())["values"] for r in run.readings)
     assert [row[:3] for row in final] == [row[:3] for row in watched]
+
+
+def test_arrays_of_a_reading_are_kept_and_names_among_them(tmp_path):
+    folder, run = RunFolder(tmp_path / "r"), Run(TASK, Adam(lr=0.03), PLAN, 1, (Geometry(),))
+    run.perform(folder)
+    (name,) = run.readings
+    written = json.loads((folder.path / f"probe-{name}.json").read_text())
+    assert written["texts"]["layers"] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    arrays = load_file(folder.path / f"probe-{name}.safetensors")
+    assert arrays["layer weight norms"].shape == (4,)
+    assert {row[0] for row in written["values"]} >= {"weight norm", "distance from initialisation"}
 
 
 def test_moments_are_even_or_even_in_the_logarithm_and_end_with_the_end():

@@ -117,12 +117,12 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         found = {name if step is None else f"{name} at {step}": np.ascontiguousarray(a)
                  for step, reading in readings for name, a in reading.arrays.items()}
-        names = {name: a.tolist() for name, a in found.items() if a.dtype.kind == "U"}  # no text in safetensors
-        arrays = {name: a for name, a in found.items() if name not in names}
+        texts = {name: a.tolist() for name, a in found.items() if a.dtype.kind == "U"}  # safetensors holds no text
+        arrays = {name: a for name, a in found.items() if name not in texts}
         if arrays:
             write_atomically(self.path / f"probe-{probe}.safetensors", numpy_bytes(arrays))
         write_atomically(self.path / f"probe-{probe}.json",
-                         to_json({"schema": SCHEMA, "probe": label, "reason": reason, "names": names,
+                         to_json({"schema": SCHEMA, "probe": label, "reason": reason, "texts": texts,
                                   "values": [[*row, step] for step, reading in readings
                                              for row in _values(reading)]}))
 
