@@ -222,9 +222,9 @@ def _network(records: Records) -> Picture:
     return Picture("network", f"A small CNN by weight norm instead of SGD: {clean:+.1f} points of clean accuracy, "
                    f"{attacked:+.1f} under attack, {sharper:.1f} times the sharpness".replace("-", "−"), panels,
                    "Fashion-MNIST; learning rates chosen alike on validation accuracy; mean over seeds with 95 % t "
-                   "intervals (of the stretch, the median). Weight norm is PolarSGD without a ratio, which is torch's "
-                   "weight_norm under SGD; slow norm has κ = 30. A stretch above the line means that the steps no "
-                   "longer follow the flow.")
+                   "intervals (of the stretch, the median). Weight norm is PolarSGD without a ratio, which is "
+                   "torch's weight_norm under SGD; slow norm has κ = 30. A stretch above the line means that the "
+                   "steps no longer follow the flow.")
 
 
 def _patches(arrays: Arrays) -> ImageGrid:
