@@ -53,11 +53,10 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     return found + _fine_tuning(records)
 
 
-def _points(label: str, x: Sequence[float], values: Sequence[np.ndarray], mark: str = "line") -> Series:
+def _points(label: str, x: Sequence[float], values: Sequence[np.ndarray]) -> Series:
     """Return the means of groups of values, one a place, with their intervals."""
     means = [mean_interval(v) for v in values]
-    return Series(label, x, [m.estimate for m in means], [m.low for m in means], [m.high for m in means],
-                  mark="line" if mark == "line" else "points")
+    return Series(label, x, [m.estimate for m in means], [m.low for m in means], [m.high for m in means])
 
 
 def _minus(text: str) -> str:
@@ -92,8 +91,8 @@ def _learning_rates(records: Records, data: str) -> Picture:
                 series.append(_points(method(beta), tried, [scores(both, cell_arm(beta, rate)) for rate in tried]))
         panels.append(Panel("effective learning rate η = γ/(1 − β)", "test accuracy [%]", series, f"batch {size}",
                             log_x=True))
-        bears = [max(rate for rate, mean in zip(s.x, s.y, strict=True) if mean > max(s.y) - NEAR)
-                 for s in series if s.label in (SGD, MOMENTUM)]
+        bears = [max((rate for rate, mean in zip(s.x, s.y, strict=True) if mean > np.nanmax(s.y) - NEAR),
+                     default=np.nan) for s in series if s.label in (SGD, MOMENTUM)]
         said.append(f"batch {size}: {' and '.join(f'{rate:g}' for rate in bears)}")
     title = f"{data}: the largest η that SGD and momentum 0.9 bear, {'; '.join(said)}"
     return Picture(f"learning-rates-{data}", title, panels,
