@@ -81,7 +81,7 @@ def test_bad_games_are_named(make, words):
     (lambda: PlayerGrid(generator=()), "generator needs different learning rates"),
     (lambda: PlayerGrid(generator=(0.1,)).candidates(SGD(lr=1.0)), "use Grid"),
     (lambda: PlayerGrid(critic=(0.1,)).candidates(RULE), "does not play this game"),
-    (lambda: Comparison("x", GOOD, (Arm("a", RULE),), Plan(), (Modes(),), (1, 2), validation=Modes()),
+    (lambda: Comparison("x", GOOD, (Arm("a", RULE),), Plan(), (Modes(Ring()),), (1, 2), validation=Modes(Ring())),
      'the criterion "loss" is not measured by Modes'),
 ])
 def test_bad_searches(call, words):
@@ -97,6 +97,6 @@ def test_player_grids_try_every_pair_and_know_their_edges():
     assert [grid.at_edge(rule) for rule in tried].count(False) == 1
     assert not grid.at_edge(middle)
     assert Normal(3)(2, torch.Generator()).shape == (2, 3)
-    comparison = Comparison("x", GOOD, (Arm("a", RULE, grid),), Plan(), (Modes(),), (1, 2), validation=Modes(),
-                            criterion=Criterion("missed mass"))
+    comparison = Comparison("x", GOOD, (Arm("a", RULE, grid),), Plan(), (Modes(Ring()),), (1, 2),
+                            validation=Modes(Ring()), criterion=Criterion("missed mass"))
     assert len(comparison.jobs(Records())) == 9

@@ -124,7 +124,7 @@ class Fixed:
 def test_probes_of_generators():
     ring = gan("ring", Fixed(Ring()), Perceptron((2, 8, 1)), Ring(), bounds=None)
     snapshot = Snapshot(ring.model(), ring)
-    assert Modes()(snapshot).values["modes"] == 8
+    assert Modes(Ring())(snapshot).values["modes"] == 8
     found = Coverage(samples=500, examples=500)(snapshot).values
     assert found["coverage"] == 1
     assert found["Fréchet distance"] == pytest.approx(0, abs=1e-9)
@@ -231,7 +231,7 @@ def nowhere(n, generator):
     (lambda: Coverage(examples=4)(Snapshot(GAME.model(), GAME)), "the test part has 4, and there are 5"),
     (lambda: Coverage()(Snapshot(TASK.model(), TASK)), 'a player "generator" generates; digits is none'),
     (lambda: Coverage()(Snapshot(GAME.model(), replace(GAME, latent=nowhere))), "latent.* gave nan or inf"),
-    (lambda: Modes()(Snapshot(GAME.model(), GAME)), "whose modes are known"),
+    (lambda: Modes(Digits()), "whose modes are known, such as Ring"),
     (lambda: OwnClassifier("digit"), "got 'digit', did you mean"),
     (lambda: OwnClassifier("fashion_mnist")(torch.zeros(1, 1, 8, 8)), r"\(n, 1, 28, 28\); got \(1, 1, 8, 8\)"),
     (lambda: EfficientNetLite0()(torch.zeros(1, 1, 8, 8)), "colour images"),

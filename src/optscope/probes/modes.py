@@ -23,14 +23,19 @@ CLASS_SHARE = 0.02
 
 @dataclass(frozen=True, repr=False)
 class Modes(Probe):
-    """Count the modes of a mixture that a generator recovers, from `samples` samples.
+    """Count the modes of `mixture` that a generator recovers, from `samples` samples.
 
     A blurred generator hits many modes with few good samples: read count and quality together, or the missed mass,
     Σ_k max(0, 1/K − p_k) over the K modes with p_k the share of all samples that is good and of mode k. The
     divergence is that of the good samples' histogram over modes from the uniform one; log K when none is good.
     """
 
+    mixture: Mixture
     samples: int = 2000
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mixture, Mixture):
+            raise UserError(f"Modes needs a mixture whose modes are known, such as Ring(); got {self.mixture!r}")
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -44,11 +49,9 @@ class Modes(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Sample and count."""
-        mixture = subject.snapshot.task.data
-        if not isinstance(mixture, Mixture):
-            raise UserError(f"Modes needs data whose modes are known, such as Ring(); got {mixture!r}")
-        return Reading({name: float(value) for name, value in
-                        count_modes(generated(subject, self.samples), mixture.means, mixture.width).items()})
+        samples = generated(subject, self.samples)
+        found = count_modes(samples, self.mixture.means, self.mixture.width)
+        return Reading({name: float(value) for name, value in found.items()})
 
 
 def count_modes(samples: Tensor, means: Tensor, width: float) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def arms_of(settings: Settings) -> tuple[Arm, ...]:
 def _judge(game: Game) -> tuple[Criterion, Probe]:
     """Return what a generator's learning rates are chosen by: what it misses of the validation part."""
     if isinstance(game.data, Mixture):
-        return Criterion("missed mass"), Modes(split="validation")
+        return Criterion("missed mass"), Modes(game.data, split="validation")
     return Criterion("Fréchet distance"), Coverage(_embedding(game), split="validation")
 
 
@@ -97,7 +97,8 @@ def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
     Sizes are in units of the bounds' width, so that they mean the same for [0, 1] and [0, 255].
     """
     if isinstance(task, Game):
-        return (Coverage(_embedding(task)), Rotation(), *([Modes()] if isinstance(task.data, Mixture) else []))
+        known = (Modes(task.data),) if isinstance(task.data, Mixture) else ()
+        return Coverage(_embedding(task)), Rotation(), *known
     probes: list[Probe] = [Accuracy()]
     if task.kind == "classification" and task.bounds is not None:
         width = task.bounds[1] - task.bounds[0]
