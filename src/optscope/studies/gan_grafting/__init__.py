@@ -106,8 +106,8 @@ class Size:
 
 
 SIZES: dict[Scale, Size] = {
-    "smoke": Size((150, 150, 2, 2), None, 1, (1, 2), (1, 0, 2), points=256, samples=200),
-    "desk": Size((16_000, 5_000, 10, 20), (8_000, 5_000, 5, 20), 10, (4, 10), (80, 2, 8), colour=8),
+    "smoke": Size((60, 60, 2, 2), None, 1, (1, 2), (1, 0, 2), points=256, samples=200),
+    "desk": Size((16_000, 5_000, 10, 20), (8_000, 5_000, 5, 20), 10, (4, 10), (66, 2, 8), colour=8),
     "long": Size(None, None, 1, None, None, fashion=(48, 4)),
     "paper": Size((100_000, 20_000, 20, 40), (100_000, 20_000, 20, 40), 64, (8, 20), (200, 4, 20), paper=True),
 }
@@ -173,8 +173,8 @@ def _digits(size: Size) -> list[Experiment]:
         game = gan("digits", DCGenerator(norm=norm), DCDiscriminator(), Digits(), latent=Normal(16))
         return _images(name, game, Plan(epochs, 64, Linear()), arms(names, IMAGED, tuned=tuning > 0),
                        OwnClassifier("digits"), size, tuning_seeds, fresh, extra)
-    return [digits("digits", False, IMAGE_ARMS, tuning),
-            digits("digits with norm", True, (SGDA, ADAM, ADA, DIR), 1)]
+    found: list[Experiment] = [digits("digits", False, IMAGE_ARMS, tuning)]
+    return [*found, digits("digits with norm", True, (SGDA, ADAM, ADA, DIR), 1)] if tuning else found
 
 
 def _fashion(size: Size) -> list[Experiment]:
