@@ -37,7 +37,8 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     """Return all pictures for which there are records."""
     found: list[Figure] = []
     if f"theory/{plain()}/cells" in arrays:
-        found += [*_phases(arrays), _race(arrays), _dimensions(records)]
+        found += [*_phases(arrays), _race(arrays)]
+        found += [_dimensions(records)] if f"theory/{plain('d = 300')}/cells" in arrays else []
     for name, modes in MIXTURES.items():
         mine = records.where(experiment=name, metric=("modes", "high quality", "missed mass", "KL to uniform"))
         if mine:
@@ -67,7 +68,7 @@ def _phases(arrays: Arrays) -> list[Figure]:
         for i, (d, g) in enumerate(cells):
             r, c = int(np.searchsorted(rates, d)), int(np.argmin(np.abs(ratios - g / d)))
             values[r, c] = 100 * shares[0, i]
-            notes[r][c] = MODE_WORDS[int(shares[:, i].argmax())] if shares[:, i].sum() else "not fitted"
+            notes[r][c] = MODE_WORDS[int(shares[:, i].argmax())] if shares[:, i].sum() else "not reached"
         title += f": most seeds show both modes at {int((shares[0] > 0.5).sum())} of {len(cells)} pairs of rates"
         found.append(Heatmap(
             f"phases-{arm.partition(',')[0]}-{MOMENTS[moment].replace(' ', '-')}".lower(), title,
