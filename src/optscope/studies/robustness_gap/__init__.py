@@ -144,6 +144,6 @@ STUDY = Study(
     left_out="Not done here: the other five data sets; 200 epochs and PreActResNet18 (--scale paper has them for "
              "two sets); vision transformers and audio (C8). Attacks are AutoAttack's without FAB and with a "
              "tenth of its random queries, on the first 400 test images (200 of CIFAR-10; the paper: 1,000): every "
-             "accuracy under attack is an upper bound on robust accuracy. The paper's Lipschitz values are not known to us; the "
-             "sign of its comparison is.",
+             "accuracy under attack is an upper bound on robust accuracy. The paper's Lipschitz values are not "
+             "known to us; the sign of its comparison is.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)
