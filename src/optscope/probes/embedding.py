@@ -25,7 +25,9 @@ GREY = {"digits": (8, (16, 32), 32), "fashion_mnist": (28, (16, 32, 64), 64)}
 
 
 class Embedding(Protocol):
-    """Turns inputs `(n, ...)` into features `(n, f)`."""
+    """Turns inputs `(n, ...)` into features `(n, f)`; a value, for its features are kept by it."""
+
+    def __hash__(self) -> int: ...
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the features."""
