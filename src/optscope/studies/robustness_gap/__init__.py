@@ -71,7 +71,7 @@ SIZES: dict[Scale, Size] = {
                   (1, 2), None, QUICK),
     "desk": Size(200_000, 20,
                  (_grey(FashionMNIST(10_000, 5_000, 10_000, embedded=False), MLP()), Plan(80, 128, StepDecay()),
-                  10, 400),
+                  8, 400),
                  (50, 8),
                  (Task("cifar10", MLP((3072, 128, 128, 10)), CIFAR10(10_000, 5_000, 10_000)),
                   Plan(60, 128, StepDecay()), 8, 200)),
