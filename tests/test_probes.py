@@ -143,7 +143,7 @@ def concrete(kind: type[Probe]) -> set[type[Probe]]:
 
 ELSEWHERE = {"Classes", "Coverage", "Modes", "Rotation", "Samples",  # of games
              "PolarDrift",  # of polar rules
-             "Checkpoint"}  # keeps weights, measures nothing
+             "Checkpoint"}  # accuracy of two parts side by side
 
 
 def test_every_probe_of_a_classifier_stands_in_the_table() -> None:
