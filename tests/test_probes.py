@@ -141,7 +141,9 @@ def concrete(kind: type[Probe]) -> set[type[Probe]]:
     return {each for each in own | below if each.__module__.startswith("optscope.")}
 
 
-ELSEWHERE = {"Rotation", "Coverage", "ModeCoverage"}  # of games, see their own tests
+ELSEWHERE = {"Classes", "Coverage", "Modes", "Rotation", "Samples",  # of games
+             "PolarDrift",  # of polar rules
+             "Checkpoint"}  # accuracy of two parts side by side
 
 
 def test_every_probe_of_a_classifier_stands_in_the_table() -> None:
