@@ -49,7 +49,7 @@ def test_smoke_judges_what_is_exact_and_leaves_the_rest_open(smoke):
 
 def test_smoke_draws_every_figure(smoke):
     names = {figure.name for figure in STUDY.pictures(smoke.records, smoke.arrays)}
-    assert names == {"heat", "window", "bifurcation", "one-layer", "curves", "rates", "edge", "crossed",
+    assert names == {"heat", "window", "bifurcation", "one-layer", "curves", "rates", "edge", "crossed", "gap",
                      "depth-and-decay", "spread"}
 
 

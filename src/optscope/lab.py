@@ -119,8 +119,7 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
         figures=rounding.figures(chosen, found, conducted.records, conducted.arrays, task),
         tables=[Table("Rounding at every learning rate", header, rows,
                       f"{settings.seeds} seeds, divisors 1, 3 and 5 each. In brackets 95 % F intervals.")],
-        environment=environment(time.perf_counter() - start, conducted.records), command=command,
-        runs_table=runs_table(conducted.records))
+        environment=environment(time.perf_counter() - start, conducted.records), command=command)
     return _finish(document, conducted, store)
 
 

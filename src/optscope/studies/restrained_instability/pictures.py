@@ -16,6 +16,7 @@ from optscope.studies.restrained_instability.trained_claims import (
     KS,
     LEARNED,
     STEPS,
+    crossing_distances,
     edge_runs,
     smallest_crossing_rate,
     table,
@@ -34,7 +35,7 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     if records.where(experiment="parting"):
         found += [_curves(records, arrays), _rates(records)]
     if records.where(experiment="edge"):
-        found += [_edge(records, arrays), _crossed(records), _depth_and_decay(records)]
+        found += [_edge(records, arrays), _crossed(records), _gap(records), _depth_and_decay(records)]
     if records.where(experiment="spread"):
         found.append(_spread(records))
     return found
@@ -104,7 +105,7 @@ def _bifurcation(arrays: Arrays) -> Picture:
 def _one_layer(records: Records, arrays: Arrays) -> Picture:
     rates, mine, panels = (0.01, 0.03, 0.05, 0.06, 0.07, 0.09), records.where(experiment="one layer"), []
     for name in ("float64", "float32"):
-        curves = [_array(arrays, f"one layer/distance {name} {lr:g}")[:400] for lr in rates]
+        curves = [_array(arrays, f"one layer/distance {name} {lr:g}")[:150] for lr in rates]
         series = [Series(f"lr {lr:g}", list(range(len(curve))), curve.tolist())
                   for lr, curve in zip(rates, curves, strict=True)]
         panels.append(Panel("step", "distance of rounding twins", series, name, log_y=True))
@@ -185,6 +186,16 @@ def _crossed(records: Records) -> Heatmap:
                    "runs", "Amplified: the distance of twins grew a hundredfold. Left out: "
                    f"{stuck} runs whose loss stayed above {LEARNED:g} (the constant predictor has 0.45) and "
                    f"{diverged} that diverged.")
+
+
+def _gap(records: Records) -> Picture:
+    sides = crossing_distances(records)
+    series = [Series(name, [x for x, _ in side], [y for _, y in side], mark="points")
+              for name, side in zip(("crossed the edge", "did not cross"), sides, strict=True)]
+    return Picture("gap", "Largest distance of twins against the largest sharpness, one mark a training",
+                   [Panel("largest sharpness / threshold (1 is the edge of stability)",
+                          "largest distance of rounding twins", series, log_y=True)],
+                   "Full-batch gradient descent on 800 digits, over depth, learning rate, weight decay and seeds.")
 
 
 def _depth_and_decay(records: Records) -> Picture:

@@ -185,8 +185,29 @@ def amplified_where_crossed(records: Records) -> Verdict:
         within(wilson(second, second + neither), high=EXCEPTIONS, what="amplified but did not cross")])
     note = (f"Crossed and amplified {both}, crossed only {first}, amplified only {second}, neither {neither}; "
             f"Fisher's exact p = {p:.2g}. {stuck} runs that never left the constant predictor and {diverged} that "
-            f"diverged are left out. {verdict.note}")
+            f"diverged are left out. {verdict.note}{_gap(records)}")
     return replace(verdict, note=note, n=len(crossed), p=p)
+
+
+def _gap(records: Records) -> str:
+    """Return in a sentence how far the largest distances of runs that crossed lie from those of the others."""
+    sides = crossing_distances(records)
+    if not all(len(side) for side in sides):
+        return ""
+    crossed, others = (np.array([y for _, y in side]) for side in sides)
+    return (f" Largest distance of twins: {crossed.min():.2g} to {crossed.max():.2g} in runs that crossed, "
+            f"{others.min():.2g} to {others.max():.2g} in the others.")
+
+
+def crossing_distances(records: Records) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return (largest sharpness / threshold, largest distance) of runs that crossed, and of those that did not."""
+    runs: dict[tuple[str, int, float | None], dict[str, float]] = {}
+    for r in records.where(experiment="edge"):
+        runs.setdefault((r.arm, r.seed, r.at), {})[r.metric] = r.value
+    learned = [run for run in runs.values() if run.get("final loss", math.nan) <= LEARNED]
+    crossed, others = ([(run["largest sharpness / threshold"], run["largest distance"]) for run in learned
+                        if run["crossed"] == side] for side in (1.0, 0.0))
+    return crossed, others
 
 
 def _crossing(records: Records, arm: str, lr: float) -> BySeed:
