@@ -107,7 +107,7 @@ def test_a_report_speaks_of_the_floor(tmp_path):
 
 # At which learning rates is a training decided by rounding?
 
-def made(distance: float, rounding_sd: float, seeds_sd: float, seeds: int = 12) -> Records:
+def made(distance: float, rounding_sd: float, seeds_sd: float, seeds: int = 60) -> Records:
     rng, rows = np.random.default_rng(0), []
     for seed in range(seeds):
         base = rng.normal(80, seeds_sd)
@@ -121,7 +121,7 @@ def made(distance: float, rounding_sd: float, seeds_sd: float, seeds: int = 12) 
     (0.1, 0.5, 0.01, "decided by rounding: results spread like over seeds"),
     (0.1, 0.05, 1.0, "twins part"),
     (1e-6, 1e-4, 1.0, "twins stay together"),
-    (math.nan, math.nan, 1.0, "36 runs diverged"),
+    (math.nan, math.nan, 1.0, "180 runs diverged"),
 ])
 def test_the_verdict_on_a_learning_rate(distance, rounding_sd, seeds_sd, verdict):
     (level,) = rounding.levels(ARMS[:1], made(distance, rounding_sd, seeds_sd), "accuracy")
