@@ -204,7 +204,7 @@ def crossing_distances(records: Records) -> tuple[list[tuple[float, float]], lis
     runs: dict[tuple[str, int, float | None], dict[str, float]] = {}
     for r in records.where(experiment="edge"):
         runs.setdefault((r.arm, r.seed, r.at), {})[r.metric] = r.value
-    learned = [run for run in runs.values() if run.get("final loss", math.nan) <= LEARNED and "largest distance" in run]
+    learned = [run for run in runs.values() if "largest distance" in run and run["final loss"] <= LEARNED]
     crossed, others = ([(run["largest sharpness / threshold"], run["largest distance"]) for run in learned
                         if run["crossed"] == side] for side in (1.0, 0.0))
     return crossed, others
