@@ -138,7 +138,8 @@ def test_the_study_runs_at_smoke_scale(tmp_path):
     assert not result.failures
     assert {verdict.outcome for _, verdict in result.verdicts} == {"undecided"}
     silent = {claim.id for claim, verdict in result.verdicts if "not measured" in verdict.note}
-    assert silent <= {"C4", "C6 theory"}  # other dimensions are not played, and D does not fit in so few steps
+    # Other dimensions are not played, and in so few steps D does not fit and no rule finds both modes.
+    assert silent <= {"C4", "C6 theory", "K1"}
     figures = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"race", "phases-sgda-at-the-end", "modes-ring", "samples-lattice", "grafts-missed-mass",
             "scores-digits", "gallery-digits"} <= figures

@@ -14,6 +14,7 @@ from optscope.errors import UserError
 from optscope.lab import _failed_checks
 from optscope.optim import SGD, Cosine, PolarSGD, Scheduled
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.edge import EdgeOfStability
 from optscope.probes.polar import PolarDrift
 from optscope.study.compare import comparison_of
 from optscope.study.comparison import Arm, Comparison
@@ -164,5 +165,6 @@ def test_drift_equals_the_stretches_of_the_optimiser_inside_combinators_too():
 
 
 def test_the_comparison_of_a_polar_arm_watches_its_drift():
-    assert comparison_of(TASK, Settings(optimisers={"sgd": {}, "polar": {}})).watched == (PolarDrift(),)
-    assert comparison_of(TASK, Settings()).watched == ()
+    assert comparison_of(TASK, Settings(optimisers={"sgd": {}, "polar": {}})).watched == (EdgeOfStability(),
+                                                                                              PolarDrift())
+    assert comparison_of(TASK, Settings()).watched == (EdgeOfStability(),)

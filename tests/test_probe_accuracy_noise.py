@@ -37,7 +37,9 @@ def snapshot(model, x, y=None, seed=0, **settings):
 
 
 class Recorder(nn.Module):
-    """Keeps what it is shown."""
+    """Keeps what it is shown; a probe looks three times at a few examples before it measures."""
+
+    looks = 3
 
     def __init__(self, classes=3):
         super().__init__()
@@ -48,8 +50,8 @@ class Recorder(nn.Module):
         return torch.zeros(len(x), self.classes)
 
     def shown(self, n):
-        """Return the inputs of all batches that are not the first look at one example."""
-        return torch.cat([x for x in self.seen if len(x) > 1]).view(-1, n, *self.seen[0].shape[1:])
+        """Return the inputs of all batches that are not a probe's first looks."""
+        return torch.cat(self.seen[self.looks:]).view(-1, n, *self.seen[0].shape[1:])
 
 
 # Accuracy
@@ -208,7 +210,7 @@ def test_draws_are_cut_into_batches_by_size_alone(monkeypatch):
     GaussianNoise((1.0,))(snapshot(seen, x, bounds=None))
     g = torch.Generator().manual_seed(0)
     noise = torch.cat([torch.randn(part.shape, generator=g, dtype=x.dtype) for part in x.split(3)])
-    shown = torch.cat(seen.seen[1:])
+    shown = torch.cat(seen.seen[seen.looks:])
     assert torch.allclose(shown, x + noise)
 
 

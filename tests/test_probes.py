@@ -183,6 +183,7 @@ def spoilt(value: float, name: str = "weight") -> nn.Module:
 X, Y = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 LABELS = "the labels must be from 0 to 2, the model's classes; "
 LOOKING = tuple(p for p in PROBES if not isinstance(p, (Geometry, PreconditionedSharpness)))
+LEARNING = tuple(p for p in LOOKING if not isinstance(p, Lipschitz))  # the bounds of a network ask for no loss
 IMAGES = (BandNoise(), SensitivityMap())
 
 
@@ -204,7 +205,7 @@ def summed(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 FAULTS = [
-    Bad("a loss for each example", r"the loss must be one number .*; got shape \(8,\): take its mean", LOOKING,
+    Bad("a loss for each example", r"the loss must be one number .*; got shape \(8,\): take its mean", LEARNING,
         settings=(("loss", summed),)),
     Bad("outside the bounds", r"the inputs must lie in the task's bounds \[0, 1\]; they reach from 0.* to 2.*: put "
         "normalisation inside the model", PROBES, x=2.5 * X),
@@ -214,8 +215,8 @@ FAULTS = [
     Bad("infinite weights", r"the model's parameter '1.weight' is not finite", PROBES, lambda: spoilt(math.inf)),
     Bad("nan statistics", "the model's outputs are not finite, though its parameters are: .*running statistics",
         LOOKING, lambda: spoilt(math.nan, "statistics")),
-    Bad("a label too large", LABELS + ".* from 1 to 3", LOOKING, y=Y + 1),
-    Bad("a negative label", LABELS + ".* from -1 to 1", LOOKING, y=Y - 1),
+    Bad("a label too large", LABELS + ".* from 1 to 3", LEARNING, y=Y + 1),
+    Bad("a negative label", LABELS + ".* from -1 to 1", LEARNING, y=Y - 1),
     Bad("too small for ten bands", "a 3x3 image cannot be cut into 10 radial bands", (BandNoise(),),
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), x=X[..., :3, :3].contiguous()),
     Bad("no images", r"frequencies need images .*; got inputs \(24, 64\)", IMAGES, x=X.flatten(1)),

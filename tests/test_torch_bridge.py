@@ -181,7 +181,7 @@ def test_channels_last_parameters_move_like_contiguous_ones():
     (lambda: Adam(lr="fast"), "got 'fast'"),
     (lambda: Adam(lr=0.1, beta1=1.0), "beta1 must be a finite number >= 0 and < 1; got 1.0"),
     (lambda: SGD(lr=0.1, nesterov=True), "needs momentum > 0"),
-    (lambda: NormalizedSGD(lr=0.1, per="modle"), 'did you mean "model"'),
+    (lambda: NormalizedSGD(lr=0.1, per="layr"), 'did you mean "layer"'),
     (lambda: Foreign("torch.optim:Adamm"), 'did you mean "Adam"'),
     (lambda: Foreign("no_such_module:Adam"), "no module 'no_such_module'"),
     (lambda: Foreign("torch.optim:Adam", lr=-1.0), "refused the options"),

@@ -20,7 +20,7 @@ def spread_ratio(table: ArrayLike, confidence: float = 0.95) -> Interval:
     the ratio above 1, where rows differ less than repeats do. Rows with nan are left out and counted.
 
     >>> spread_ratio([[1.0, 2.0, 3.0], [1.1, 2.1, 2.9], [0.9, 2.0, 3.2]])
-    Interval(estimate=1.2..., low=1.0..., high=1.2..., n=3, missing=0)
+    Interval(estimate=1.2..., low=1.21..., high=1.22..., n=3, missing=0)
     """
     values = np.asarray(table, dtype=np.float64)
     kept = values[np.isfinite(values).all(1)]

@@ -103,9 +103,11 @@ class PolarSGD(Fused):
         along = (u * g).sum(dim=axes, keepdim=True)
         ratio = (safe_inverse(state["start"] * state["stretch"]) ** 2 if self.ratio is None
                  else _fitted(per_member(self.ratio, g.flatten(-dims)), dims))
-        d = u - (lr * ratio * r) * (g - along * u)
-        length = torch.linalg.vector_norm(d, dim=axes, keepdim=True)
-        step = (r - lr * along) * (d * safe_inverse(length)) - w
+        turn = -(lr * ratio * r) * (g - along * u)  # d − u, at right angles to u
+        square = turn.square().sum(dim=axes, keepdim=True)
+        length = (1 + square).sqrt()
+        # r' d/‖d‖ − r u without the difference of near numbers, which would leave a multiple of a weight's last bit.
+        step = ((r - lr * along) / length) * turn - (r * square / (1 + length) + lr * along) / length * u
         somewhere = r != 0
         return (torch.where(somewhere, step, -lr * g),
                 {"start": state["start"], "stretch": torch.where(somewhere, state["stretch"] * length, 1.0)})

@@ -109,23 +109,37 @@ def check_bounds(inputs: Tensor, bounds: tuple[float, float] | None) -> None:
                         f"reach from {low:g} to {high:g}: put normalisation inside the model, or set bounds")
 
 
+SAME = 1e-4
+"""How far two passes may differ, relative to the largest output: rounding may depend on where memory lies."""
+
+
+def check_outputs(subject: Subject) -> Tensor:
+    """Return the outputs of a few examples, if a model gives the same finite ones twice.
+
+    Raises:
+        UserError: saying which is not so.
+    """
+    with torch.no_grad():
+        outputs, again = subject.model(subject.inputs[:8]), subject.model(subject.inputs[:8])
+    if not bool(torch.isfinite(outputs).all()):
+        raise UserError("the model's outputs are not finite, though its parameters are: look at its inputs and at "
+                        "its buffers, such as the running statistics of batch normalisation")
+    if float((outputs - again).abs().max()) > SAME * float(outputs.abs().max()):
+        raise UserError("two passes of the same inputs differ in eval mode, so no measurement can be trusted: "
+                        "make dropout and the like depend on self.training")
+    return outputs
+
+
 def check_examples(subject: Subject) -> None:
     """Raise unless a model gives the same finite outputs twice, its labels are classes, and its loss is one number.
 
-    Authors call it where `measure` uses the outputs; a few examples tell.
+    Authors call it where `measure` uses the loss, and `check_outputs` where it uses the outputs alone.
 
     Raises:
         UserError: naming the first of these that is not so.
     """
-    task, x, y = subject.snapshot.task, subject.inputs[:8], subject.targets[:8]
-    with torch.no_grad():
-        outputs, again = subject.model(x), subject.model(x)
-    if not bool(torch.isfinite(outputs).all()):
-        raise UserError("the model's outputs are not finite, though its parameters are: look at its inputs and at "
-                        "its buffers, such as the running statistics of batch normalisation")
-    if not torch.equal(outputs, again):
-        raise UserError("two passes of the same inputs differ in eval mode, so no measurement can be trusted: "
-                        "make dropout and the like depend on self.training")
+    outputs = check_outputs(subject)
+    task, y = subject.snapshot.task, subject.targets[:8]
     labelled = task.kind == "classification" and outputs.dim() == 2 and not subject.targets.is_floating_point()
     low, high = (int(subject.targets.min()), int(subject.targets.max())) if labelled else (0, 0)
     if labelled and (low < 0 or high >= outputs.shape[1]):
