@@ -23,7 +23,7 @@ from optscope.probes.gradient_noise import (
     shuffled_parts,
     signal_and_noise,
 )
-from optscope.probes.probe import Subject
+from optscope.probes.probe import Subject, frozen
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -41,8 +41,9 @@ def parts_of(probe, snapshot):
     """Return the parts that the probe sees, by the seed it is documented to use."""
     train = snapshot.task.data().train.first(probe.examples)
     generator = torch.Generator().manual_seed(snapshot.seed)
-    return shuffled_parts(Subject(snapshot.model, train.inputs, train.targets, snapshot.task.loss, None, generator,
-                                  snapshot), probe.parts)
+    with frozen(snapshot.model) as model:
+        return shuffled_parts(Subject(model, train.inputs, train.targets, snapshot.task.loss, None, generator,
+                                      snapshot), probe.parts)
 
 
 def flat_loss(snapshot):

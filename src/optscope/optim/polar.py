@@ -106,7 +106,7 @@ class PolarSGD(Fused):
         turn = -(lr * ratio * r) * (g - along * u)  # d − u, at right angles to u
         square = turn.square().sum(dim=axes, keepdim=True)
         length = (1 + square).sqrt()
-        # r' d/‖d‖ − r u without the difference of near numbers, which would leave a multiple of a weight's last bit.
+        # r' d/‖d‖ − r u without a difference of near numbers, which would be a multiple of a weight's last bit.
         step = ((r - lr * along) / length) * turn - (r * square / (1 + length) + lr * along) / length * u
         somewhere = r != 0
         return (torch.where(somewhere, step, -lr * g),
