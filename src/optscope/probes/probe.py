@@ -120,7 +120,8 @@ def check_outputs(subject: Subject) -> Tensor:
         UserError: saying which is not so.
     """
     with torch.no_grad():
-        outputs, again = subject.model(subject.inputs[:8]), subject.model(subject.inputs[:8])
+        outputs: Tensor = subject.model(subject.inputs[:8])
+        again: Tensor = subject.model(subject.inputs[:8])
     if not bool(torch.isfinite(outputs).all()):
         raise UserError("the model's outputs are not finite, though its parameters are: look at its inputs and at "
                         "its buffers, such as the running statistics of batch normalisation")
