@@ -113,7 +113,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under half a minute on two cores; every claim stays undecided",
-    "desk": "about 40 minutes on two cores; needs CIFAR-10 for its last picture (optscope data cifar10)",
+    "desk": "an estimated hour on two cores; needs CIFAR-10 for its last picture (optscope data cifar10)",
     "long": "about 4 hours on two cores, in runs of ten minutes; a DCGAN on the embedded Fashion-MNIST images",
     "paper": "a residual GAN on CIFAR-10 with WGAN-GP, 100,000 rounds; no GPU support yet: weeks on many cores",
 }
