@@ -35,7 +35,7 @@ def test_advice_is_what_the_probes_say():
 @pytest.mark.parametrize(("product", "words"), [(0.5, "should do as well"), (3.0, "only a comparison"),
                                                 (9.0, "keep momentum")])
 def test_what_is_foretold_is_said(product, words):
-    assert words in str(Advice(Momentum(lr=0.1), SGD(lr=0.1), product, 1e-4, 1e-3, 100))
+    assert words in str(Advice(Momentum(lr=0.1), SGD(lr=0.1), product, 1e-4, 1e-3, 500.0, 100))
 
 
 def test_what_cannot_be_advised_is_refused():

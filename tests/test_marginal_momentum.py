@@ -14,8 +14,10 @@ from optscope.studies.marginal_momentum.calculations import beyond_stability, id
 from optscope.studies.marginal_momentum.claims import (
     CALM,
     Calm,
+    Corrected,
     FineTuned,
     Grows,
+    GrowsWithRate,
     Meet,
     NoiseRules,
     TunedEqual,
@@ -99,11 +101,37 @@ def test_svag_curves_meet_or_do_not(last, expected):
         name = svag_experiment("digits", level)
         rows += accuracies(name, "SGD", 90 - gain, 2 * i) + accuracies(name, method(0.9), 90, 2 * i + 1)
     assert Meet("digits")(Records(rows)).outcome == expected
+    level_1 = Records(row for row in rows if row.experiment == svag_experiment("digits", 1))
+    assert Meet("digits")(level_1).outcome == "undecided"
+
+
+def test_a_gap_that_was_never_there_cannot_close():
+    rows = []
+    for i, level in enumerate((1, 2)):
+        name = svag_experiment("digits", level)
+        rows += accuracies(name, "SGD", 90, 2 * i) + accuracies(name, method(0.9), 90, 2 * i + 1)
+    assert Meet("digits")(Records(rows)).outcome == "undecided"
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(1.0, "holds"), (-1.0, "fails")])
+def test_gains_grow_with_the_rate(slope, expected):
+    rows = []
+    for i, rate in enumerate((0.25, 0.5, 1.0)):
+        rows += accuracies("digits, batch 16", cell_arm(0.0, rate), 80, 2 * i)
+        rows += accuracies("digits, batch 16", cell_arm(0.9, rate), 80 + slope * i, 2 * i + 1)
+    assert GrowsWithRate("digits")(Records(rows)).outcome == expected
+
+
+def test_holm_is_over_the_data_sets():
+    records = grid({16: 0.0, 1200: 2.0})
+    alone, corrected = Calm("digits")(records), Corrected(Calm, "digits")(records)
+    assert corrected.p == pytest.approx(alone.p)  # the other two sets were not measured, and do not count
+    assert "Holm over 1" in corrected.note
 
 
 def watched(batch: int, rate: float, sharpness: float, ratio: float) -> list[Record]:
     name, arm = experiment("digits", batch, "watched"), cell_arm(0.9, rate)
-    return [Record(name, arm, 1001, metric, value, step=step) for step in (10, 20)
+    return [Record(name, arm, 1001, metric, value, step=step) for step in (10, 400)
             for metric, value in (("sharpness / threshold", rate * sharpness / 38), ("curvature-induced", ratio),
                                   ("noise-induced", 1.0))]
 
@@ -115,17 +143,22 @@ def test_cells_hold_prediction_and_outcome():
     assert (small.predicted, small.outcome, small.agrees) == ("noise", "equal", True)
     assert (large.predicted, large.outcome, large.agrees) == ("curvature", "helps", True)
     assert small.product == pytest.approx(1.0)
-    assert NoiseRules("digits")(records).effect == pytest.approx(0.1)
+    assert NoiseRules("digits")(records).effect == pytest.approx(0.1 * 1199 / 1184)
     wrong = cells(grid({16: 3.0}) + watched(16, calm, 1 / calm, 0.1), {"digits": 0.5})
     assert wrong[0].agrees is False
+    hurts = cells(grid({16: 0.0, 1200: -3.0}) + watched(1200, calm, 9 / calm, 2.0), {"digits": 0.5})
+    assert (hurts[0].predicted, hurts[0].outcome, hurts[0].agrees) == ("curvature", "hurts", False)
+    full = cells(grid({16: 0.0, 1200: 0.0}) + watched(1200, calm, 1 / calm, 0.1), {"digits": 0.5})
+    assert (full[0].noise, full[0].predicted) == (0.0, "between")  # a batch of all images has no noise
 
 
 def test_outcomes():
-    ones = np.ones(8) + NOISE[0, :8] / 10
+    ones = 90 + NOISE[0, :8] / 10
     assert outcome(ones, ones + 0.01, 0.5) == "equal"
     assert outcome(ones + 2 + NOISE[1, :8], ones, 0.5) == "helps"
     assert outcome(ones - 2 + NOISE[1, :8], ones, 0.5) == "hurts"
     assert outcome(ones + 20 * NOISE[2, :8], ones, 0.5) == "open"
+    assert outcome(np.full(8, CHANCE), np.full(8, CHANCE), 0.5) == "open"
 
 
 def test_the_best_checkpoint_is_chosen_by_validation_alone():

@@ -147,11 +147,13 @@ def test_the_slow_drift_of_one_exact_step_and_of_many():
 
 
 def test_regimes():
-    assert regime(0.5, 1.0, 1.0) == "noise"
-    assert regime(0.5, 1.0, 0.9) == "between"
-    assert regime(2.1, 0.0, 1.0) == "between"
-    assert regime(4.1, 0.0, 1.0) == "curvature"
-    assert regime(math.nan, 0.0, 1.0) == "between"
+    assert regime(0.5, 1.0, 1.0, 100) == "noise"
+    assert regime(0.5, 1.0, 0.9, 100) == "between"
+    assert regime(0.5, -1.0, 0.0, 100) == "between"
+    assert regime(0.5, 1.0, 1.0, 19) == "between"
+    assert regime(2.1, 0.0, 1.0, 100) == "between"
+    assert regime(4.1, 0.0, 1.0, 100) == "curvature"
+    assert regime(math.nan, 0.0, 1.0, 100) == "between"
 
 
 @pytest.mark.parametrize(("call", "says"), [

@@ -161,7 +161,8 @@ def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.p
     from optscope.study.resolve import task_at
 
     _say(str(foretell(task_at(task), SGD(lr=lr, momentum=momentum), Plan(epochs, batch))))
-    _say(f"to test it: optscope compare {task} -o momentum -o sgd")
+    _say("to compare both, each at its own best rate: "
+         f"optscope compare {task} -o momentum -o sgd --epochs {epochs}")
 
 
 @app.command()

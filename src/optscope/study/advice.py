@@ -23,16 +23,17 @@ from optscope.study.findings import CLEAN, MARGIN
 from optscope.tasks.check import check_task
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
-from optscope.theory.momentum import Regime, regime
+from optscope.theory.momentum import Regime, noise_left, regime
 
 MOMENTS = 8
 """How often along the run curvature and noise are measured."""
 
 _FORETOLD: dict[Regime, str] = {
     "noise": "gradient noise limits this run; SGD without momentum should do as well",
-    "between": "neither noise nor curvature clearly limits this run; only a comparison can tell",
-    "curvature": "curvature limits this run, and SGD without momentum would not bear the rate; keep momentum, or "
-                 "lower the rate"}
+    "between": "neither noise nor curvature clearly limits this run, or it is too short to tell (under 20/(1 − β) "
+               "steps); only a comparison can",
+    "curvature": "curvature is above twice what SGD of this rate bears, so SGD may well fail at it; keep momentum, "
+                 "lower the rate, or compare"}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Advice:
     """What one run with momentum showed.
 
     `product` is the largest ηλ on the way, of the effective rate and the largest eigenvalue of the Hessian; the
-    terms are what curvature and noise add to the loss in one step, medians over the moments; `memory` is what the
-    buffer takes, in bytes; `instead` is the SGD that moves alike.
+    terms are what curvature and noise add to the loss in one step, means over the moments; `memories` is the length
+    of the run, in steps times 1 − β; `memory` is what the buffer takes, in bytes; `instead` is the SGD that moves
+    alike.
     """
 
     rule: Rule
@@ -49,16 +51,18 @@ class Advice:
     product: float
     curvature_induced: float
     noise_induced: float
+    memories: float
     memory: int
 
     @property
     def predicted(self) -> Regime:
         """What limits the run."""
-        return regime(self.product, self.curvature_induced, self.noise_induced)
+        return regime(self.product, self.curvature_induced, self.noise_induced, self.memories)
 
     def __str__(self) -> str:
         return (f"{self.rule!r}\n"
-                f"largest ηλ on the way: {self.product:.2g} (SGD is stable up to 2, and may come back up to 4)\n"
+                f"largest ηλ on the way: {self.product:.2g} (on a quadratic SGD is stable up to 2; above 4 it "
+                f"mostly fails)\n"
                 f"added to the loss in a step: {self.noise_induced:.2g} by noise, {self.curvature_induced:.2g} by "
                 f"curvature\n"
                 f"foretold: {_FORETOLD[self.predicted]}\n"
@@ -68,8 +72,8 @@ class Advice:
 def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
     """Train once with momentum, and foretell whether SGD of the same effective rate would do as well.
 
-    It costs the run and eight looks at curvature and noise. How often the prediction was right is told by the study
-    `marginal_momentum`.
+    It costs the run and eight looks at curvature and noise. How often such predictions are right, under decaying
+    rates on images of ten classes, is told by the study `marginal_momentum`.
 
     Raises:
         UserError: when the task will not do, the rule has no momentum, or the run diverges.
@@ -79,7 +83,9 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
     instead = matched(rule)
     instead = instead.with_(lr=float(f"{instead.lr:.6g}"))  # a rate one can type again
     check_task(task)
-    looks = TopEigenvalues(rel=0.05, margin=2), DescentSplit(batch=plan.batch)
+    examples = len(task.data().train)
+    batch = min(plan.batch, examples)
+    looks = TopEigenvalues(rel=0.05, margin=2), DescentSplit(batch=batch)
     products: list[float] = []
     terms: list[tuple[float, float]] = []
 
@@ -90,12 +96,13 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
         products.append(rate * float(top["sharpness"]))  # type: ignore[arg-type]
         terms.append((float(split["curvature-induced"]), float(split["noise-induced"])))  # type: ignore[arg-type]
 
-    total = plan.steps(len(task.data().train))
+    total = plan.steps(examples)
     trained = train(task, rule, plan, seed, watch=look, at=Watch(looks[0], MOMENTS).steps(total))
     if trained.diverged_at is not None:
         raise UserError(f"{rule!r} diverged at step {trained.diverged_at}: try a smaller learning rate")
-    curved, noisy = (statistics.median(values) for values in zip(*terms, strict=True))
-    return Advice(rule, instead, max(products), curved, noisy, buffer_bytes(trained.snapshot.model.parameters()))
+    curved, noisy = (statistics.fmean(values) for values in zip(*terms, strict=True))
+    return Advice(rule, instead, max(products), curved, noise_left(examples, batch) * noisy,
+                  total * (1 - momentum_of(rule)), buffer_bytes(trained.snapshot.model.parameters()))
 
 
 def buffer_bytes(parameters: Iterable[Tensor]) -> int:

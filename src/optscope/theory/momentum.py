@@ -23,6 +23,9 @@ from optscope.theory import stability
 Array = NDArray[np.float64]
 Regime = Literal["noise", "between", "curvature"]
 
+LONG = 20.0
+"""Runs of fewer steps than this over 1 − β are too short for momentum's lag of β/(1 − β) steps to be forgotten."""
+
 
 def averaged_rates(rates: ArrayLike, betas: ArrayLike) -> Array:
     """Return the rates at which SGD moves as momentum does under changing `rates` η_k and `betas` β_k, `(K,)`.
@@ -132,21 +135,36 @@ def slow_limit(start: float, sigma: float, time: ArrayLike) -> Array:
     return np.asarray(start * np.exp(-(sigma**2) * np.asarray(time, dtype=np.float64)))
 
 
-def regime(rate_times_sharpness: float, curvature_induced: float, noise_induced: float) -> Regime:
+def noise_left(examples: int, batch: int) -> float:
+    """Return the variance of the mean of a batch drawn without replacement from n examples over that of σ²/B.
+
+        (n − B)/(n − 1)
+
+    A batch of all examples has no noise.
+
+    >>> noise_left(1001, 1), noise_left(1001, 501), noise_left(1001, 4000)
+    (1.0, 0.5, 0.0)
+    """
+    return max(examples - batch, 0) / max(examples - 1, 1)
+
+
+def regime(rate_times_sharpness: float, curvature_induced: float, noise_induced: float, memories: float) -> Regime:
     """Return what limits a run with momentum, from its largest ηλ: gradient noise, curvature, or neither clearly.
 
-    λ is the largest eigenvalue of the Hessian. "noise": ηλ <= 2, so SGD of the same rate is stable there too, and
-    the noise-induced term of a step is at least the curvature-induced one; momentum is predicted to change nothing.
-    "curvature": ηλ > 4, where SGD does not come back; momentum is predicted to help. In between SGD leaves for a
-    flatter place and trains on (Lewkowycz et al. 2020, arXiv 2003.02218: its catapult phase, 2 < ηλ < 4).
+    λ is the largest eigenvalue of the Hessian, `memories` the length of the run in steps times 1 − β. "noise":
+    ηλ <= 2, so SGD of the same rate is stable there too, and the noise-induced term of a step is positive and at
+    least the curvature-induced one; momentum is predicted to change nothing, unless the run has fewer than 20
+    memories, in which the steps by which momentum trails count. "curvature": ηλ > 4, where SGD does not come back;
+    momentum is predicted to help. In between SGD leaves for a flatter place and trains on (Lewkowycz et al. 2020,
+    arXiv 2003.02218: its catapult phase, 2 < ηλ < 4).
 
-    >>> regime(0.3, 1e-4, 1e-3), regime(5.0, 1e-4, 1e-3)
-    ('noise', 'curvature')
+    >>> regime(0.3, 1e-4, 1e-3, 500), regime(5.0, 1e-4, 1e-3, 500), regime(0.3, 1e-4, 1e-3, 10)
+    ('noise', 'curvature', 'between')
     """
     if rate_times_sharpness > 4:
         return "curvature"
-    calm = rate_times_sharpness <= 2 and noise_induced >= curvature_induced
-    return "noise" if calm else "between"
+    calm = rate_times_sharpness <= 2 and noise_induced > 0 and noise_induced >= curvature_induced
+    return "noise" if calm and memories >= LONG else "between"
 
 
 def _check_beta(beta: ArrayLike) -> None:

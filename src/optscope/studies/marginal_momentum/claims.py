@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, rank_correlation, wilson
-from optscope.evidence.verdicts import all_of, equivalent, greater, within
+from optscope.evidence.verdicts import all_of, equivalent, greater, holm_corrected, within
 from optscope.studies.marginal_momentum.finetuning import (
     CHARACTERS,
     FINE_TUNING,
@@ -20,6 +21,7 @@ from optscope.studies.marginal_momentum.finetuning import (
 )
 from optscope.studies.marginal_momentum.readings import (
     BETAS,
+    CHANCE,
     Pair,
     batches,
     cell_arm,
@@ -28,6 +30,7 @@ from optscope.studies.marginal_momentum.readings import (
     gap,
     method,
     on_the_way,
+    rates,
     slopes,
     svag_experiment,
     tuned_gap,
@@ -39,6 +42,7 @@ MARGINS = {"digits": 0.5, "fashion-mnist": 0.5, "cifar10": 1.0}
 CALM = {"digits": 0.25, "fashion-mnist": 0.05, "cifar10": 0.025}
 """The effective rate, well below where SGD fails, at which both are compared on the smallest batches."""
 LEVELS = (1, 2, 4, 8, 16)
+SHORT = "(in 100 to 144 steps, so that the 9 by which momentum trails count against it)"
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,29 @@ class Calm:
 
 
 @dataclass(frozen=True)
+class Corrected:
+    """A test on one data set, corrected by Holm for the same test on the others."""
+
+    test: Callable[[str], Callable[[Records], Verdict]]
+    data: str
+
+    def __call__(self, records: Records) -> Verdict:
+        """Judge every data set, and return what is left of this one's verdict."""
+        family = holm_corrected([self.test(data)(records) for data in MARGINS])
+        return family[list(MARGINS).index(self.data)]
+
+
+@dataclass(frozen=True)
 class NoiseRules:
-    """C1: in that calm run noise does more to the loss of a step than curvature, at every moment looked at."""
+    """C1: in one such run noise does more to the loss of a step than curvature, at every moment looked at."""
 
     data: str
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the largest ratio of the two terms along the watched run of momentum."""
-        found = batches(records, self.data)
-        watched = records.where(experiment=experiment(self.data, min(found, default=0), "watched"))
-        _, curved, noisy = on_the_way(watched, BETAS[1], CALM[self.data])
-        ratio = np.abs(curved) / np.maximum(np.abs(noisy), 1e-300)
+        batch = min(batches(records, self.data), default=0)
+        _, curved, noisy = on_the_way(records, self.data, batch, BETAS[1], CALM[self.data])
+        ratio = np.maximum(curved, 0) / np.maximum(noisy, 1e-300)
         return within(float(ratio.max()) if len(ratio) else math.nan, high=1.0,
                       what="largest curvature-induced over noise-induced term")
 
@@ -126,30 +142,68 @@ class Meet:
     data: str
 
     def __call__(self, records: Records) -> Verdict:
-        """Judge superiority at level 1, equivalence at the highest, and the gap's slope on log2 of the level."""
+        """Judge superiority at level 1, equivalence at the highest, and the gap's slope on log2 of the level.
+
+        Where level 1 shows no gap there is none to close, and nothing is decided.
+        """
         gaps = _svag_gaps(records, self.data)
-        last = max(gaps, default=1)
         none: Pair = (np.array([]), np.array([]))
         first = greater(*gaps.get(1, none), what="accuracy at level 1, momentum 0.9 − SGD", unit="points")
-        parts = [first, equivalent(*gaps.get(last, none), MARGINS[self.data], unit="points",
+        last = max(gaps, default=1)
+        if first.outcome != "holds" or last == 1:
+            return replace(first, outcome="undecided", note=f"{first.note} No gap at level 1 that could close.")
+        parts = [first, equivalent(*gaps[last], MARGINS[self.data], unit="points",
                                    what=f"accuracy at level {last}, momentum 0.9 − SGD"),
                  within(mean_interval(slopes(list(gaps.values()), list(gaps))), high=0.0, unit="points",
                         what="slope of that gap, a doubling of the level")]
-        return replace(all_of(parts), effect=first.effect, low=first.low, high=first.high)
+        both = replace(all_of(parts), effect=first.effect, low=first.low, high=first.high)
+        if float(np.nanmean(gaps[1][1])) < 2 * CHANCE:
+            both = replace(both, note=f"{both.note} At level 1 SGD does not train at all, so its runs are not in "
+                                      "one basin with momentum's.")
+        return both
+
+
+@dataclass(frozen=True)
+class GrowsWithRate:
+    """C6: at equal rates, what momentum gains over SGD grows with the rate, at every batch size."""
+
+    data: str
+
+    def __call__(self, records: Records) -> Verdict:
+        """Judge, for each batch size, the mean over seeds of the gap's slope on log2 of the rate."""
+        parts = []
+        for batch in batches(records, self.data):
+            mine = records.where(experiment=experiment(self.data, batch))
+            tried = rates(mine, BETAS[1])
+            gaps = [gap(mine, *(cell_arm(beta, rate) for beta in reversed(BETAS))) for rate in tried]
+            parts.append(within(mean_interval(slopes(gaps, tried)), low=0.0, unit="points",
+                                what=f"slope of the gap at batch {batch}, a doubling of the rate"))
+        return all_of(parts)
 
 
 def helps_where_curved(records: Records) -> Verdict:
-    """C6: over all cells, momentum's gain goes with the curvature-induced term's share."""
+    """C6: over the cells of each data set, momentum's gain goes with the curvature-induced term's share."""
     found = cells(records, MARGINS)
-    return within(rank_correlation([cell.share for cell in found], [cell.gap for cell in found]), low=0.0,
-                  what="rank correlation of curvature- over noise-induced term with the accuracy gap, over cells")
+    parts = []
+    for data in MARGINS:
+        mine = [cell for cell in found if cell.data == data]
+        parts.append(within(rank_correlation([cell.share for cell in mine], [cell.gap for cell in mine]), low=0.0,
+                            what=f"rank correlation of curvature- over noise-induced term with the accuracy gap, "
+                                 f"cells of {data}"))
+    return all_of(parts)
 
 
 def advice_is_right(records: Records) -> Verdict:
     """A1: where one run predicts a regime and the seeds decide, the two agree more often than not."""
-    judged = [cell.agrees for cell in cells(records, MARGINS) if cell.agrees is not None]
-    return within(wilson(sum(judged), len(judged)) if judged else math.nan, low=0.5,
-                  what="share of cells in which the prediction agrees with the test")
+    found = cells(records, MARGINS)
+    judged = [cell for cell in found if cell.agrees is not None]
+    right = sum(bool(cell.agrees) for cell in judged)
+    verdict = within(wilson(right, len(judged)) if judged else math.nan, low=0.5,
+                     what="share of cells in which the prediction agrees with the test")
+    commonest = max(sum(cell.outcome == each for cell in judged) for each in ("equal", "helps", "hurts"))
+    unsure = sum(cell.predicted == "between" for cell in found)
+    return replace(verdict, note=f"{verdict.note} {len(judged)} of {len(found)} cells are decided, {unsure} were "
+                                 f"not predicted; always saying the commonest outcome is right in {commonest}.")
 
 
 @dataclass(frozen=True)
@@ -177,24 +231,31 @@ def _claims() -> tuple[Claim, ...]:
     for data, margin in MARGINS.items():
         found += [
             Claim(f"C1 {data}", f"On {data}, at a small batch and a calm rate, SGD and momentum 0.9 of the same "
-                  f"effective rate are equally accurate (within {margin:g} points)", "abstract", Calm(data),
-                  "a difference shown outside the margin"),
-            Claim(f"C1 {data} terms", f"On {data}, in that run the noise-induced term of a step outweighs the "
-                  "curvature-induced one", "lemma 2.4", NoiseRules(data), "a moment at which it does not"),
+                  f"effective rate are equally accurate (within {margin:g} points)", "abstract",
+                  Corrected(Calm, data), "a difference shown outside the margin"),
+            Claim(f"C1 {data} terms", f"On {data}, in one such run the noise-induced term of a step outweighs the "
+                  "curvature-induced one at each of 8 moments (point estimates)", "lemma 2.4", NoiseRules(data),
+                  "a moment at which it does not"),
             Claim(f"C3 {data} small", f"On {data}, at the smallest batch tuned SGD is as accurate as tuned "
-                  f"momentum (within {margin:g} points)", "abstract; figure 1", TunedEqual(data),
+                  f"momentum (within {margin:g} points)", "abstract; figure 1", Corrected(TunedEqual, data),
                   "a difference shown outside the margin"),
             Claim(f"C3 {data} large", f"On {data}, at the largest batch tuned momentum is more accurate than tuned "
-                  "SGD", "figure 1", TunedBetter(data), "an interval of the difference below 0"),
-            Claim(f"C3 {data} grows", f"On {data}, what tuned momentum gains grows with the batch", "figure 1",
-                  Grows(data), "a slope shown below 0"),
+                  f"SGD {SHORT}", "figure 1", Corrected(TunedBetter, data),
+                  "an interval of the difference below 0"),
+            Claim(f"C3 {data} grows", f"On {data}, what tuned momentum gains grows with the batch {SHORT}",
+                  "figure 1", Grows(data), "a slope shown below 0"),
             Claim(f"C5 {data}", f"On {data}, at a large rate momentum is more accurate at SVAG level 1, and with "
-                  "rising level the two meet", "figure 2", Meet(data), "a gap that does not shrink")]
+                  "rising level the two meet", "figure 2", Meet(data), "a gap at level 1 that does not shrink, or "
+                  "is shown outside the margin at the highest level"),
+            Claim(f"C6 {data} rates", f"On {data}, what momentum gains over SGD of the same effective rate grows "
+                  "with the rate, at every batch size", "conclusion", GrowsWithRate(data), "a slope shown below 0")]
     found += [
-        Claim("C6 curvature", "Over all batches and rates, momentum gains where curvature, not noise, limits a "
-              "step", "conclusion", helps_where_curved, "a rank correlation shown below 0"),
-        Claim("A1", "One momentum run predicts whether momentum changes the accuracy (our own claim)", "optscope",
-              advice_is_right, "agreement shown in fewer than half of the cells that are decided")]
+        Claim("C6 curvature", "On every data set, momentum gains more where the curvature-induced term of a step "
+              "is larger against the noise-induced one (cells of one batch size share seeds, so the intervals are "
+              "too narrow)", "conclusion", helps_where_curved, "a rank correlation shown below 0"),
+        Claim("A1", "One momentum run predicts whether momentum changes the accuracy more often than not, where it "
+              "commits itself (our own claim)", "optscope", advice_is_right, "agreement shown in fewer than half "
+              "of the cells that are decided")]
     found += [Claim(f"C4 {setting}", f"Fine-tuning {text}, SGD and momentum 0.9 are equally accurate (within "
                     f"{MARGIN_FINE:g} point)", "abstract", FineTuned(setting),
                     "a difference shown outside the margin", "long") for setting, text in FINE_TUNING.items()]

@@ -96,21 +96,27 @@ def _comparison(name: str, task: Task, plan: Plan, seeds: int, arms: tuple[Arm, 
 
 def best_checkpoint(records: Records, setting: str, first: str, second: str,
                     metric: str = "accuracy") -> Pair:
-    """Return the test metric of two arms at each run's best validation moment, over all subsets and seeds."""
-    found: tuple[list[float], list[float]] = ([], [])
+    """Return the test metric of two arms at each run's best validation moment, in pairs.
+
+    Where there are several subsets a pair is a subset's mean over seeds, for its seeds share texts and learning
+    rates; where there is one, a pair is a seed. A run that diverged is missing.
+    """
     subsets = sorted({row.experiment for row in records if row.experiment.startswith(f"{setting}, subset ")})
+    found = []
     for subset in subsets:
         mine = records.where(experiment=subset, phase="final")
-        for seed in mine.seeds(first, second):
-            for values, arm in zip(found, (first, second), strict=True):
-                values.append(_at_best(mine.where(arm=arm, seed=seed), metric))
-    return np.array(found[0]), np.array(found[1])
+        found.append(np.array([[_at_best(mine.where(arm=arm, seed=seed), metric) for arm in (first, second)]
+                               for seed in mine.seeds(first, second)]).reshape(-1, 2))
+    means = [seeds.mean(0) for seeds in found if len(seeds)]
+    pairs = found[0] if len(found) == 1 else np.array(means).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _at_best(records: Records, metric: str) -> float:
-    """Return one run's test metric at its best validation moment, nan if there is none."""
+    """Return one run's test metric at its best validation moment, the first of equals; nan if there is none."""
     validation, test = ({row.step: row.value for row in records.where(metric=f"{part} {metric} at checkpoint")}
                         for part in ("validation", "test"))
     sign = 1.0 if metric == "accuracy" else -1.0
-    moments = sorted(validation, key=lambda step: sign * validation[step])
-    return test.get(moments[-1], np.nan) if moments else np.nan
+    moments = [step for step in validation if step is not None and math.isfinite(validation[step])]
+    best = max(moments, key=lambda step: (sign * validation[step], -step), default=None)
+    return test.get(best, np.nan)

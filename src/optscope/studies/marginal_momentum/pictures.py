@@ -13,11 +13,14 @@ from optscope.studies.marginal_momentum.claims import LEVELS, MARGINS
 from optscope.studies.marginal_momentum.finetuning import FINE_TUNING, best_checkpoint
 from optscope.studies.marginal_momentum.readings import (
     BETAS,
+    Cell,
     batches,
     cell_arm,
     cells,
     experiment,
+    gap,
     method,
+    on_the_way,
     rates,
     scores,
     svag_experiment,
@@ -38,13 +41,12 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     """Return all pictures for which there are records."""
     found: list[Figure] = []
     data = [name for name in MARGINS if batches(records, name)]
-    if data:
-        found.append(_gaps(records, data))
+    found += _gaps(records, data)
     found += [_learning_rates(records, name) for name in data]
     found += _svag(records, data)
-    judged = cells(records, MARGINS)
-    if judged:
-        found.append(_cells(records))
+    found += _terms(records, data)
+    if judged := cells(records, MARGINS):
+        found.append(_cells(judged))
     found += _valley(arrays)
     if records.where(experiment="two wells"):
         found.append(_orders(records))
@@ -64,20 +66,24 @@ def _minus(text: str) -> str:
     return text.replace(" -", " −")
 
 
-def _gaps(records: Records, data: Sequence[str]) -> Picture:
+def _gaps(records: Records, data: Sequence[str]) -> list[Figure]:
     panels, said = [], []
     for name in data:
-        sizes = batches(records, name)
-        found = [paired_difference(*tuned_gap(records, name, size)) for size in sizes]
-        margin = MARGINS[name]
+        all_sizes = batches(records, name)
+        measured = {size: paired_difference(*tuned_gap(records, name, size)) for size in all_sizes}
+        sizes = [size for size, each in measured.items() if np.isfinite(each.estimate)]
+        if not sizes:
+            continue
+        found, margin = [measured[size] for size in sizes], MARGINS[name]
         panels.append(Panel("batch size", "accuracy gained by momentum 0.9 [points]", [
             Series(name, sizes, [f.estimate for f in found], [f.low for f in found], [f.high for f in found])],
             name, log_x=True, levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
         said.append(f"{name} {found[0].estimate:+.1f} → {found[-1].estimate:+.1f}")
-    return Picture("gap-against-batch", "What tuned momentum gains over tuned SGD, in points, small batch → large: "
-                   + _minus("; ".join(said)), panels,
-                   "Test accuracy, momentum 0.9 minus SGD, each at the rate that validation data chose from one "
-                   "grid of effective rates. Mean paired difference over seeds with 95 % t intervals.")
+    title = f"What tuned momentum gains over tuned SGD, in points, small batch → large: {_minus('; '.join(said))}"
+    return [Picture("gap-against-batch", title, panels,
+                    "Test accuracy, momentum 0.9 minus SGD, each at the rate that validation data chose from one "
+                    "grid of effective rates, each twice the one before. Mean paired difference over seeds with "
+                    "95 % t intervals.")] if panels else []
 
 
 def _learning_rates(records: Records, data: str) -> Picture:
@@ -91,46 +97,84 @@ def _learning_rates(records: Records, data: str) -> Picture:
                 series.append(_points(method(beta), tried, [scores(both, cell_arm(beta, rate)) for rate in tried]))
         panels.append(Panel("effective learning rate η = γ/(1 − β)", "test accuracy [%]", series, f"batch {size}",
                             log_x=True))
-        bears = [max((rate for rate, mean in zip(s.x, s.y, strict=True) if mean > np.nanmax(s.y) - NEAR),
-                     default=np.nan) for s in series if s.label in (SGD, MOMENTUM)]
-        said.append(f"batch {size}: {' and '.join(f'{rate:g}' for rate in bears)}")
+        bears = [(max((rate for rate, mean in zip(s.x, s.y, strict=True) if mean > np.nanmax(s.y) - NEAR),
+                      default=np.nan), max(s.x)) for s in series if s.label in (SGD, MOMENTUM)]
+        borne = " and ".join(f"{'≥ ' if rate == most else ''}{rate:g}" for rate, most in bears)
+        said.append(f"batch {size}: {borne}")
     title = f"{data}: the largest η that SGD and momentum 0.9 bear, {'; '.join(said)}"
     return Picture(f"learning-rates-{data}", title, panels,
                    "All methods on one axis, in the effective rate. Borne are rates whose accuracy is within "
-                   f"{NEAR:g} points of the method's best. {SEEDS}")
+                   f"{NEAR:g} points of the method's best; ≥ marks the largest that was tried. Momenta 0.5 and "
+                   f"0.99 have 4 seeds. {SEEDS}")
 
 
 def _svag(records: Records, data: Sequence[str]) -> list[Figure]:
-    panels, said = [], []
+    panels, gaps, said = [], [], []
     for name in data:
         found = {level: records.where(experiment=svag_experiment(name, level)) for level in LEVELS}
-        levels = [level for level, rows in found.items() if rows]
-        series = [_points(arm, levels, [scores(found[level], arm) for level in levels])
-                  for arm in (SGD, MOMENTUM)]
-        if levels:
-            panels.append(Panel("SVAG level l", "test accuracy [%]", series, name, log_x=True))
-            first, last = (series[1].y[i] - series[0].y[i] for i in (0, -1))
-            said.append(f"{name} {first:+.1f} → {last:+.1f}")
+        levels = [level for level, rows in found.items() if rows.where(phase="final")]
+        if not levels:
+            continue
+        panels.append(Panel("SVAG level l", "test accuracy [%]", [
+            _points(arm, levels, [scores(found[level], arm) for level in levels]) for arm in (SGD, MOMENTUM)], name,
+            log_x=True))
+        apart = [paired_difference(*gap(found[level], MOMENTUM, SGD)) for level in levels]
+        margin = MARGINS[name]
+        gaps.append(Panel("SVAG level l", "accuracy gained by momentum 0.9 [points]", [Series(
+            name, levels, [g.estimate for g in apart], [g.low for g in apart], [g.high for g in apart])], name,
+            log_x=True, levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
+        said.append(f"{name} {apart[0].estimate:+.1f} → {apart[-1].estimate:+.1f}")
     title = f"Momentum's gain as SVAG amplifies the noise, in points: {_minus('; '.join(said))}"
-    return [Picture("svag", title, panels,
+    return [Picture("svag", title, panels + gaps,
                     "At level l the noise has l times the variance and curvature 1/l of its part, in 2 l times the "
                     f"epochs. A large effective rate, the same for both. {SEEDS}")] if panels else []
 
 
-def _cells(records: Records) -> Picture:
-    found = cells(records, MARGINS)
-    series = [Series(name, [c.product for c in found if c.data == name], [c.gap for c in found if c.data == name],
-                     mark="points") for name in dict.fromkeys(c.data for c in found)]
-    low, high = min(c.gap for c in found), max(c.gap for c in found)
+def _terms(records: Records, data: Sequence[str]) -> list[Figure]:
+    """Draw what noise and curvature add to the loss along watched runs, at the least and the largest rate."""
+    panels, above, looked = [], 0, 0
+    for name in data:
+        for size in (min(batches(records, name)), max(batches(records, name))):
+            watched = records.where(experiment=experiment(name, size, "watched"))
+            tried = rates(watched, BETAS[1])
+            series = []
+            for rate in sorted({min(tried), max(tried)} if tried else ()):
+                _, curved, noisy = on_the_way(records, name, size, BETAS[1], rate)
+                steps = sorted({row.step for row in watched.where(arm=cell_arm(BETAS[1], rate),
+                                                                  metric="noise-induced") if row.step is not None})
+                if len(curved) != len(steps) or not steps:
+                    continue
+                above, looked = above + int((curved > noisy).sum()), looked + len(steps)
+                series += [Series(f"{what}, η {rate:g}", steps, np.where(values > 0, values, np.nan).tolist())
+                           for what, values in (("noise", noisy), ("curvature", curved)) if (values > 0).any()]
+            if series:
+                panels.append(Panel("step", "added to the loss in a step", series, f"{name}, batch {size}",
+                                    log_y=True))
+    return [Picture("terms", "What noise and curvature add to the loss of a step with momentum 0.9: curvature "
+                    f"adds more at {above} of {looked} moments", panels,
+                    "η²/2 tr(HΣ)/B and η²/2 GᵀHG along one watched run, from 256 training images in 8 parts; "
+                    "values estimated below 0 are not drawn. The smallest and the largest batch, the smallest "
+                    "and the largest rate; both terms fall with η² where the rate decays.")] if panels else []
+
+
+def _cells(found: Sequence[Cell]) -> Picture:
+    series = [Series(name, [c.product for c in found if c.outcome == outcome],
+                     [c.gap for c in found if c.outcome == outcome], mark="points")
+              for outcome, name in (("equal", "shown equal"), ("helps", "momentum shown to help"),
+                                    ("hurts", "momentum shown to hurt"), ("open", "undecided"))
+              if any(c.outcome == outcome for c in found)]
+    shown = [c.gap for c in found if np.isfinite(c.gap)]
+    low, high = min(shown, default=0.0), max(shown, default=0.0)
     series += [Series(f"ηλ = {limit}: {what}", [limit, limit], [low, high], mark="theory")
-               for limit, what in ((2, "SGD's stability limit"), (4, "end of its catapult phase"))]
+               for limit, what in ((2, "SGD's stability limit"), (4, "twice that"))]
     judged = [c.agrees for c in found if c.agrees is not None]
-    return Picture("advice", f"Does one run foretell whether momentum pays? Right in {sum(judged)} of "
-                   f"{len(judged)} cells in which both prediction and test are decided", [
+    return Picture("advice", "Does one run foretell whether momentum pays? Right in "
+                   f"{sum(judged)} of {len(judged)} cells that are decided; {len(found)} cells in all", [
                        Panel("largest ηλ along one run with momentum 0.9", "accuracy gained by momentum [points]",
                              series, log_x=True)],
-                   "One point a batch size and rate: the gap at equal effective rate, mean over seeds, against the "
-                   "largest product of rate and sharpness along one watched run of another seed.")
+                   "One point a data set, batch size and rate: the gap at equal effective rate, mean over seeds, "
+                   "against the largest product of rate and sharpness along one watched run of another seed. Equal "
+                   f"is within {', '.join(f'±{m:g} ({d})' for d, m in MARGINS.items())} points.")
 
 
 def _valley(arrays: Arrays) -> list[Figure]:

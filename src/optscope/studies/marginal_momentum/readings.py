@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optscope.evidence.records import Records
-from optscope.evidence.stats import equivalence, paired_difference
+from optscope.evidence.verdicts import equivalent
 from optscope.theory import stability
-from optscope.theory.momentum import Regime, regime
+from optscope.theory.momentum import Regime, noise_left, regime
 
 Array = NDArray[np.float64]
 Pair = tuple[Array, Array]
@@ -22,6 +21,8 @@ CHANCE = 10.0
 """The accuracy in percent that a diverged run of a task with ten classes counts with."""
 BETAS = (0.0, 0.9)
 """SGD and the momentum it is compared with."""
+EXAMPLES = {"digits": 1200, "fashion-mnist": 6000, "cifar10": 6000}
+"""How many training images a data set has at desk scale: batches are drawn from them without replacement."""
 
 
 def experiment(data: str, batch: int, part: str = "") -> str:
@@ -94,8 +95,9 @@ def slopes(gaps: Sequence[Pair], at: Sequence[float]) -> Array:
 class Cell:
     """One batch size and rate of one data set: what one momentum run showed, and how the seeds came out.
 
-    `product` is the largest ηλ along that run, `curvature` and `noise` are the medians of the terms of a step.
-    `outcome` is "equal" (shown within the margin), "helps" or "hurts" (shown outside), or "open".
+    `product` is the largest ηλ along that run, `curvature` and `noise` are the means over its moments of the terms
+    of a step, `steps` is its length. `outcome` is "equal" (shown within the margin), "helps" or "hurts" (shown
+    outside), or "open".
     """
 
     data: str
@@ -104,25 +106,26 @@ class Cell:
     product: float
     curvature: float
     noise: float
+    steps: int
     gap: float
     outcome: str
 
     @property
     def predicted(self) -> Regime:
         """The regime that the one run predicts."""
-        return regime(self.product, self.curvature, self.noise)
+        return regime(self.product, self.curvature, self.noise, self.steps * (1 - BETAS[1]))
 
     @property
     def share(self) -> float:
-        """The curvature-induced term's size over the noise-induced one's."""
-        return abs(self.curvature) / max(abs(self.noise), 1e-300)
+        """The curvature-induced term over the noise-induced one; estimates below 0 count as 0."""
+        return max(self.curvature, 0.0) / max(self.noise, 1e-300)
 
     @property
     def agrees(self) -> bool | None:
         """Whether prediction and test agree; None where either leaves the matter open."""
         if self.predicted == "between" or self.outcome == "open":
             return None
-        return (self.predicted == "noise") == (self.outcome == "equal")
+        return self.outcome == ("equal" if self.predicted == "noise" else "helps")
 
 
 def along(records: Records, arm: str, metric: str) -> Array:
@@ -131,14 +134,16 @@ def along(records: Records, arm: str, metric: str) -> Array:
     return np.array([value for _, value in rows], dtype=np.float64)
 
 
-def on_the_way(records: Records, beta: float, rate: float) -> tuple[Array, Array, Array]:
+def on_the_way(records: Records, data: str, batch: int, beta: float, rate: float) -> tuple[Array, Array, Array]:
     """Return ηλ, with η as it is then, and both terms of a step, at each moment of a watched run.
 
     The terms are what curvature and noise add to the loss, as they are measured: around zero they may be negative.
+    The noise is that of batches drawn without replacement.
     """
-    arm = cell_arm(beta, rate)
-    product = along(records, arm, "sharpness / threshold") * stability.averaged(1.0, beta)
-    return product, along(records, arm, "curvature-induced"), along(records, arm, "noise-induced")
+    mine, arm = records.where(experiment=experiment(data, batch, "watched")), cell_arm(beta, rate)
+    product = along(mine, arm, "sharpness / threshold") * stability.averaged(1.0, beta)
+    noise = along(mine, arm, "noise-induced") * noise_left(EXAMPLES[data], batch)
+    return product, along(mine, arm, "curvature-induced"), noise
 
 
 def cells(records: Records, margins: dict[str, float]) -> list[Cell]:
@@ -147,22 +152,25 @@ def cells(records: Records, margins: dict[str, float]) -> list[Cell]:
     for data, margin in margins.items():
         for batch in batches(records, data):
             grid = records.where(experiment=experiment(data, batch))
-            watched = records.where(experiment=experiment(data, batch, "watched"))
             for rate in rates(grid, BETAS[1]):
-                product, curved, noisy = on_the_way(watched, BETAS[1], rate)
+                product, curved, noisy = on_the_way(records, data, batch, BETAS[1], rate)
                 first, second = gap(grid, cell_arm(BETAS[1], rate), cell_arm(BETAS[0], rate))
                 if len(product) and len(curved) and len(first) > 1:
-                    found.append(Cell(data, batch, rate, float(product.max()), float(np.median(curved)),
-                                      float(np.median(noisy)), float(np.mean(first - second)),
+                    steps = max(row.step or 0 for row in records.where(
+                        experiment=experiment(data, batch, "watched"), arm=cell_arm(BETAS[1], rate)))
+                    found.append(Cell(data, batch, rate, float(product.max()), float(curved.mean()),
+                                      float(noisy.mean()), steps, float(np.nanmean(first - second)),
                                       outcome(first, second, margin)))
     return found
 
 
 def outcome(first: Array, second: Array, margin: float) -> str:
-    """Return how momentum's accuracies compare with SGD's: "equal", "helps", "hurts" or "open"."""
-    if equivalence(first, second, margin).equivalent:
-        return "equal"
-    wide = paired_difference(first, second)
-    if math.isfinite(wide.low) and (wide.low > margin or wide.high < -margin):
-        return "helps" if wide.low > margin else "hurts"
-    return "open"
+    """Return how momentum's accuracies compare with SGD's: "equal", "helps", "hurts" or "open".
+
+    Where neither trains they are not equal, but nothing is shown.
+    """
+    if max(np.nanmean(first), np.nanmean(second)) < 2 * CHANCE:
+        return "open"
+    found = equivalent(first, second, margin)
+    named = {"holds": "equal", "fails": "helps" if found.effect > 0 else "hurts", "undecided": "open"}
+    return named[found.outcome]

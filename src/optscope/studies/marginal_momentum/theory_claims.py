@@ -55,15 +55,22 @@ class Order:
     alpha: float
 
     def __call__(self, records: Records) -> Verdict:
-        """Judge the slope of the coupled RMS distance on the rate, log against log."""
-        return close(fitted_order(records, self.alpha, "coupled distance"), (1 - self.alpha) / 2, 0.1,
-                     what=f"order of the coupled distance at alpha = {self.alpha:g}")
+        """Judge the slopes on the rate, log against log: of the coupled RMS distance, and of |E x − E z|.
+
+        The theorem bounds the second, for every test function; the first is what its proof controls.
+        """
+        expected = (1 - self.alpha) / 2
+        return all_of([
+            close(fitted_order(records, self.alpha, "coupled distance"), expected, 0.1,
+                  what=f"order of the coupled distance at alpha = {self.alpha:g}"),
+            within(fitted_order(records, self.alpha, "weak distance"), low=expected - 0.1,
+                   what="order of |E x − E z|")])
 
 
 def no_approximation(records: Records) -> Verdict:
     """C7: where 1 − β falls as fast as η or faster, momentum does not come near SGD."""
     return all_of([
-        within(fitted_order(records, 1.0, "weak distance"), -0.2, 0.2, what="order of |E x − E z| at alpha = 1"),
+        within(fitted_order(records, 1.0, "weak distance"), high=0.2, what="order of |E x − E z| at alpha = 1"),
         within(fitted_order(records, 1.25, "weak distance"), high=0.2, what="the same at alpha = 1.25")])
 
 
@@ -122,7 +129,8 @@ def _claims() -> list[Claim]:
              for name, text, source in exact]
     found += [Claim(f"C1 order {alpha:g}", "In two wells with noise of scale η^(-1/2), momentum with 1 − β of the "
                     f"order η^{alpha:g} comes near SGD at order (1 − {alpha:g})/2", "theorem 3.5", Order(alpha),
-                    "an order off by more than 0.1") for alpha in (0.0, 0.5)]
+                    "an order of the coupled distance off by more than 0.1, or of the weak one that much lower")
+              for alpha in (0.0, 0.5)]
     found += [
         Claim("C2 limit", "Along a valley of minima, over 1/η² steps, momentum 0.9 drifts as the slow equation "
               "says (within 2 % at η = 0.025)", "theorem 4.5", same_drift, "a larger difference"),
@@ -130,8 +138,8 @@ def _claims() -> list[Claim]:
               drift_gap_shrinks, "a halving of η that leaves more than three quarters of the gap"),
         Claim("C6 variance", "On a quadratic, weights settle at (ησ²/h)/(2 − ηh(1 − β)/(1 + β)), the same for "
               "every β when ηh is small", "derived", variance_as_predicted, "an error above 2 %"),
-        Claim("C6 stability", "Momentum 0.9 is stable at curvatures up to 19 times those that SGD of the same "
-              "effective rate bears", "derived", momentum_is_stable, "another limit"),
+        Claim("C6 stability", "At ηh = 2.5 SGD diverges (limit 2) and momentum 0.9 does not; at 39 (limit 38) it "
+              "does too", "derived", momentum_is_stable, "one that behaves otherwise"),
         Claim("C6 noise", "Averaging gradients does not reduce the noise of the weights over many steps",
               "warm-up example", noise_stays, "a variance ratio off its closed form, or below 0.97 in the end"),
         Claim("C7", "Where 1 − β falls as fast as η or faster, momentum does not come near SGD",
