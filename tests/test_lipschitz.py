@@ -135,9 +135,9 @@ def test_the_truth_of_a_small_relu_network_lies_between(seed):
     truth = max(float(torch.linalg.matrix_norm(W2 @ torch.diag(torch.tensor(on)).double() @ W1, 2))
                 for on in itertools.product([0, 1], repeat=4))
     found, _ = bounds_of(nn.Sequential(first, nn.ReLU(), second), 3 * torch.randn(60, 5), bounds=None)
-    assert found["lipschitz lower"] <= truth * (1 + 1e-9)
-    assert found["lipschitz lower"] >= truth * 0.99
-    assert truth <= found["lipschitz upper"]
+    assert found["Lipschitz lower bound"] <= truth * (1 + 1e-9)
+    assert found["Lipschitz lower bound"] >= truth * 0.99
+    assert truth <= found["Lipschitz upper bound"]
 
 
 def small_network():
@@ -159,11 +159,11 @@ def test_lower_is_at_least_every_dense_jacobian_and_at_most_upper():
     steepest = max(float(torch.linalg.matrix_norm(
         torch.func.jacrev(dense)(one.unsqueeze(0)).reshape(3, -1).double(), 2)) for one in x)
     still, _ = bounds_of(model, x, climb=0)
-    assert still["lipschitz lower"] == pytest.approx(steepest, rel=5e-3)
-    assert still["lipschitz lower"] <= steepest * (1 + 1e-5)
+    assert still["Lipschitz lower bound"] == pytest.approx(steepest, rel=5e-3)
+    assert still["Lipschitz lower bound"] <= steepest * (1 + 1e-5)
     climbed, _ = bounds_of(model, x)
-    assert climbed["lipschitz lower"] > still["lipschitz lower"] * 1.01
-    assert climbed["lipschitz lower"] <= climbed["lipschitz upper"] <= climbed["sqrt(kh kw) bound"]
+    assert climbed["Lipschitz lower bound"] > still["Lipschitz lower bound"] * 1.01
+    assert climbed["Lipschitz lower bound"] <= climbed["Lipschitz upper bound"] <= climbed["sqrt(kh kw) bound"]
 
 
 def test_products_are_those_made_by_hand():
@@ -193,7 +193,7 @@ def test_products_are_those_made_by_hand():
              * (spectral(reshaped(a)) * spectral(reshaped(b)) * 9 + spectral(reshaped(c)))
              * spectral(linear.weight))
     found, arrays = bounds_of(model, torch.rand(3, 2, 7, 7), climb=0)
-    assert found["lipschitz upper"] == pytest.approx(upper, rel=1e-6)
+    assert found["Lipschitz upper bound"] == pytest.approx(upper, rel=1e-6)
     assert found["paper's spectral product"] == pytest.approx(paper, rel=1e-6)
     assert found["sqrt(kh kw) bound"] == pytest.approx(crude, rel=1e-6)
     assert arrays["operator norms"] == pytest.approx(np.array(
@@ -210,9 +210,9 @@ def test_linear_layers_without_an_activation_between_them_are_one_map():
     both = second.weight.detach().double() @ first.weight.detach().double()
     truth = float(torch.linalg.matrix_norm(both, 2))
     found, _ = bounds_of(nn.Sequential(nn.Flatten(), first, nn.Dropout(), second), torch.rand(8, 4, 5))
-    assert found["lipschitz upper"] == pytest.approx(truth, rel=1e-6)
-    assert found["lipschitz lower"] == pytest.approx(truth, rel=1e-6)
-    assert found["lipschitz lower"] <= truth * (1 + 1e-9)
+    assert found["Lipschitz upper bound"] == pytest.approx(truth, rel=1e-6)
+    assert found["Lipschitz lower bound"] == pytest.approx(truth, rel=1e-6)
+    assert found["Lipschitz lower bound"] <= truth * (1 + 1e-9)
     separate = math.prod(float(torch.linalg.matrix_norm(m.weight.detach(), 2)) for m in (first, second))
     assert found["paper's spectral product"] == pytest.approx(separate, rel=1e-5)
 
@@ -262,8 +262,8 @@ def test_a_module_used_twice_counts_twice():
     with torch.no_grad():
         linear.weight.copy_(2 * torch.eye(4))
     found, _ = bounds_of(nn.Sequential(linear, relu, linear, relu), torch.rand(3, 4))
-    assert found["lipschitz upper"] == pytest.approx(4)
-    assert found["lipschitz lower"] == pytest.approx(4, rel=1e-6)
+    assert found["Lipschitz upper bound"] == pytest.approx(4)
+    assert found["Lipschitz lower bound"] == pytest.approx(4, rel=1e-6)
 
 
 class Mystery(nn.Module):
@@ -284,7 +284,8 @@ def test_what_cannot_be_bounded_is_named_and_keeps_its_lower_bound(model, messag
     found, arrays = bounds_of(model, x)
     with pytest.raises(UserError, match=message):
         pieces(ready(model), x[:1])
-    assert found == {"lipschitz lower": pytest.approx(steepest_slope(ready(model), x, (0.0, 1.0), generator()))}
+    steepest = steepest_slope(ready(model), x, (0.0, 1.0), generator())
+    assert found == {"Lipschitz lower bound": pytest.approx(steepest)}
     assert not arrays
 
 
@@ -302,7 +303,7 @@ def test_a_forward_of_its_own_has_the_lower_bound():
     model = Doubled()
     found, _ = bounds_of(model, torch.rand(6, 4))
     truth = 2 * float(torch.linalg.matrix_norm(model.inner.weight.detach().double(), 2))
-    assert found == {"lipschitz lower": pytest.approx(truth, rel=1e-6)}
+    assert found == {"Lipschitz lower bound": pytest.approx(truth, rel=1e-6)}
 
 
 def test_whole_numbers_have_no_slope():
@@ -322,7 +323,7 @@ def test_a_residual_network_with_batch_norm_is_walked_and_left_alone():
     model = ResNet(8, channels=1, width=4)()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found, arrays = bounds_of(model, torch.rand(4, 1, 8, 8), climb=3)
-    assert found["lipschitz lower"] <= found["lipschitz upper"] <= found["sqrt(kh kw) bound"]
+    assert found["Lipschitz lower bound"] <= found["Lipschitz upper bound"] <= found["sqrt(kh kw) bound"]
     assert len(arrays["operator norms"]) == 10  # stem, three branches of two, two projections, head
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training

@@ -33,8 +33,8 @@ class Lipschitz(Probe):
 
         L = sup_{x≠y} ‖f(x) - f(y)‖ / ‖x - y‖
 
-    * "lipschitz lower": the steepest slope seen, see `steepest_slope`; `climb` is its number of ascent steps.
-    * "lipschitz upper": the product of the layers' operator norms, each within a relative `tolerance` and
+    * "Lipschitz lower bound": the steepest slope seen, see `steepest_slope`; `climb` is its number of ascent steps.
+    * "Lipschitz upper bound": the product of the layers' operator norms, each within a relative `tolerance` and
       wrong with probability 1e-9 at most, see `operator_norm`. Batch norm is folded, residual branches are
       added, an overlapping max pooling counts as √(windows a pixel).
     * "sqrt(kh kw) bound": √(kh·kw) times the spectral norm of each reshaped kernel: cruder, but a bound.
@@ -45,7 +45,7 @@ class Lipschitz(Probe):
     model (branches before shortcuts). A constant network has L = 0 and log10 -inf.
 
     The products need a network made of known layers, see `pieces`. For any other, such as a module with a
-    `forward` of its own, there is no upper bound, and "lipschitz lower" is all that a reading holds.
+    `forward` of its own, there is no upper bound, and "Lipschitz lower bound" is all that a reading holds.
 
     Raises:
         UserError: when inputs are whole numbers, or the model cannot be differentiated twice.
@@ -64,8 +64,8 @@ class Lipschitz(Probe):
     def metrics(self) -> tuple[Metric, ...]:
         """Four numbers on a log10 scale."""
         return (
-            Metric("lipschitz lower", "log10", "lower", "steepest slope seen: L is at least this"),
-            Metric("lipschitz upper", "log10", "lower", "product of exact operator norms: L is at most this"),
+            Metric("Lipschitz lower bound", "log10", "lower", "steepest slope seen: L is at least this"),
+            Metric("Lipschitz upper bound", "log10", "lower", "product of exact operator norms: L is at most this"),
             Metric("sqrt(kh kw) bound", "log10", "neither", "a cruder upper bound, from the kernels alone"),
             Metric("paper's spectral product", "log10", "neither", "reshaped kernels; bounds nothing"),
         )
@@ -78,13 +78,13 @@ class Lipschitz(Probe):
         try:
             chain, _ = pieces(subject.model, subject.inputs[:1])
         except UserError:
-            return Reading({"lipschitz lower": _log10(self._lower(subject))})
+            return Reading({"Lipschitz lower bound": _log10(self._lower(subject))})
         norms = {run: operator_norm(nn.Sequential(*run.layers), run.shape, subject.generator, self.tolerance)
                  for run in runs(chain)}
         kernels = {run: kernel_norm(run, taps=False) for run in norms}
         values = {
-            "lipschitz lower": self._lower(subject),
-            "lipschitz upper": product(chain, lambda run: norms[run].upper),
+            "Lipschitz lower bound": self._lower(subject),
+            "Lipschitz upper bound": product(chain, lambda run: norms[run].upper),
             "sqrt(kh kw) bound": product(chain, lambda run: kernel_norm(run, taps=True)),
             "paper's spectral product": product(chain, kernels.__getitem__, pooling=False),
         }

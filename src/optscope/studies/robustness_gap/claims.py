@@ -112,7 +112,7 @@ class SmallerBound:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median of the paired differences of log10 L: single seeds can be far off."""
-        theirs, ours = records.where(experiment=self.experiment).pairs(self.arm, "SGD", "lipschitz upper")
+        theirs, ours = records.where(experiment=self.experiment).pairs(self.arm, "SGD", "Lipschitz upper bound")
         return within(median_interval(theirs - ours), low=0.0,
                       what=f"median of log10 upper bound, {self.arm} − SGD")
 
@@ -130,7 +130,7 @@ class BoundGoesWithRobustness:
         """
         mine = records.where(experiment=self.experiment)
         metric, at = PLACES[self.experiment][1]
-        bound = [mine.by_seed(arm, "lipschitz upper") for arm in PAPERS_ARMS]
+        bound = [mine.by_seed(arm, "Lipschitz upper bound") for arm in PAPERS_ARMS]
         robust = [mine.by_seed(arm, metric, at) for arm in PAPERS_ARMS]
         ranks = [float(spearmanr([b[seed] for b in bound], [r[seed] for r in robust]).statistic)
                  if all(seed in found for found in (*bound, *robust)) else np.nan

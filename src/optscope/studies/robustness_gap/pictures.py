@@ -18,8 +18,8 @@ L2 = Metric("accuracy under l2 attack", "%", axis="l2 radius")
 LINF = Metric("accuracy under linf attack", "%", axis="linf radius")
 BANDS = Metric("drop under band noise", "points", axis="band, low to high frequency")
 CLEAN = Metric("accuracy", "%")
-LIPSCHITZ = {"lipschitz lower": "lower bound:\nsteepest slope seen",
-             "lipschitz upper": "upper bound:\nproduct of exact norms",
+LIPSCHITZ = {"Lipschitz lower bound": "lower bound:\nsteepest slope seen",
+             "Lipschitz upper bound": "upper bound:\nproduct of exact norms",
              "paper's spectral product": "the paper's product:\nno bound in general"}
 
 
