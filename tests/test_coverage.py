@@ -85,7 +85,7 @@ def test_neighbourhoods_equal_prdc():
 def test_modes_are_counted():
     mixture = Ring()
     perfect = mixture().test.inputs
-    found = {name: float(v) for name, v in count_modes(perfect, mixture.means, mixture.width).items()}
+    found = {name: float(v) for name, v in count_modes(perfect, mixture.means, mixture.std).items()}
     shares = np.bincount(mixture().test.targets) / 2000
     assert found["modes"] == 8
     assert found["high quality"] == pytest.approx(1, abs=5e-4)
@@ -93,12 +93,12 @@ def test_modes_are_counted():
     assert found["KL to uniform"] == pytest.approx(float(np.sum(shares * np.log(8 * shares))), abs=1e-3)
     half = mixture.means[:4].repeat_interleave(500, 0)
     two = torch.stack([half, half + torch.tensor([0.0, 0.3])])
-    found = count_modes(two, mixture.means, mixture.width)
+    found = count_modes(two, mixture.means, mixture.std)
     assert found["modes"].tolist() == [4, 0]
     assert found["high quality"].tolist() == [1, 0]
     assert found["missed mass"].tolist() == [0.5, 1]
     assert found["KL to uniform"].tolist() == pytest.approx([math.log(2), math.log(8)])
-    lost = count_modes(torch.full((10, 2), math.nan), mixture.means, mixture.width)
+    lost = count_modes(torch.full((10, 2), math.nan), mixture.means, mixture.std)
     assert lost["high quality"] == 0
 
 

@@ -107,7 +107,7 @@ class Size:
 
 SIZES: dict[Scale, Size] = {
     "smoke": Size((60, 60, 2, 2), None, 1, (1, 2), (1, 0, 2), points=256, samples=200),
-    "desk": Size((16_000, 5_000, 10, 20), (8_000, 5_000, 5, 20), 10, (4, 10), (66, 2, 8), colour=8),
+    "desk": Size((16_000, 5_000, 10, 40), (8_000, 5_000, 5, 20), 10, (4, 10), (66, 2, 8), colour=8),
     "long": Size(None, None, 1, None, None, fashion=(32, 4)),
     "paper": Size((100_000, 20_000, 20, 40), (100_000, 20_000, 20, 40), 64, (8, 20), (200, 4, 20), paper=True),
 }
