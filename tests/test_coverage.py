@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 from optscope.errors import UserError
 from optscope.probes.coverage import BLOCK, Coverage, frechet_distance, frechet_floor, neighbourhoods
 from optscope.probes.embedding import EfficientNetLite0, OwnClassifier, own_classifier
+from optscope.probes.fid import FID
 from optscope.probes.game_field import Jacobian, Rotation, leading
 from optscope.probes.modes import Classes, Modes, Samples, count_modes
 from optscope.tasks.game import Game, Normal, Player
@@ -136,6 +139,31 @@ def test_probes_of_generators():
     assert found["Fréchet distance"] < 2.5 * found["Fréchet floor"]
     assert found["coverage"] > 0.5
     assert Samples(3)(snapshot).arrays["samples"].shape == (3, 1, 8, 8)
+
+
+def test_fid_hands_both_sets_of_images_to_torch_fidelity(monkeypatch):
+    digits = gan("digits", Fixed(Digits()), DCDiscriminator(), Digits(), latent=Normal(16))
+    snapshot = Snapshot(digits.model(), digits)
+    seen = {}
+
+    def calculate_metrics(**arguments):
+        seen.update(arguments)
+        return {"frechet_inception_distance": 7.5}
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(calculate_metrics=calculate_metrics))
+    assert FID(samples=40, split="train")(snapshot).values == {"FID": 7.5}
+    for given, images in (("input1", Digits()().test.inputs[:40]), ("input2", Digits()().train.inputs)):
+        handed = seen.pop(given)
+        assert isinstance(handed, torch.utils.data.Dataset)
+        assert len(handed) == len(images)
+        assert handed[3].dtype == torch.uint8
+        np.testing.assert_array_equal(handed[3], np.floor(255 * images[3].numpy() + 0.5).repeat(3, axis=0))
+    assert seen == {"fid": True, "cuda": False, "save_cpu_ram": True, "verbose": False}
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(UserError, match="pip install torch-fidelity"):
+        FID(samples=40)(snapshot)
+    ring = gan("ring", Fixed(Ring()), Perceptron((2, 8, 1)), Ring(), bounds=None)
+    with pytest.raises(UserError, match="FID compares images"):
+        FID()(Snapshot(ring.model(), ring))
 
 
 @pytest.mark.parametrize(("name", "data", "least"), [("digits", Digits(), 96)])

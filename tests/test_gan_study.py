@@ -104,7 +104,7 @@ def test_collapse_for_ever_and_speed_are_judged_on_fresh_seeds():
     assert judged("C5 for ever", never) == "holds"
     assert judged("K1", late + fast) == "holds"
     assert judged("K1", late + slow) == "fails"
-    lame = theory_rows(normalised(), fresh=[("steps to both modes", [200.0] * 9 + [np.nan] * 11)], steps_played=5000)
+    lame = theory_rows(normalised(), fresh=[("steps to both modes", [200.0] * 9 + [np.nan] * 11)])
     assert judged("K1", late + lame) != "holds"
     assert "2 seeds" in CLAIM["K1"].judge(late + fast, "desk").note
 

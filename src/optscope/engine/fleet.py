@@ -95,8 +95,8 @@ def _check_losses(game: Game, networks: Mapping[str, nn.Module], real: Tensor) -
         except RuntimeError as error:
             reason = str(error).partition(". ")[0].partition("\n")[0]
             raise UserError(f"{game.name}: the loss of the {player.name} cannot be computed for all members of a "
-                            "fleet at once, as one that draws random numbers or takes gradients (WGANGP) cannot: use "
-                            f"play, one member at a time (torch says: {reason})") from error
+                            "fleet at once, as one that draws random numbers or takes gradients (WGANGP) cannot: "
+                            f"use play, one member at a time (torch says: {reason})") from error
 
 
 def _flat(network: nn.Module, layout: Layout) -> Tensor:

@@ -29,7 +29,8 @@ MISSED = Metric("missed mass", "", "lower")
 MODES = Metric("modes", "", "higher")
 MODE_WORDS = ("both", "single", "average", "noise", "other")
 MIXTURES = {"ring": 8, "lattice": 25}
-IMAGES = ("digits", "digits with norm", "fashion-mnist", "fashion-mnist, WGAN-GP", "cifar10")
+IMAGES = ("digits", "digits with norm", "fashion-mnist", "fashion-mnist, WGAN-GP", "cifar10, DCGAN", "cifar10",
+          "stl10")
 SHOWN = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
 
 
