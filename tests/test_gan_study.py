@@ -62,6 +62,11 @@ def test_modes_and_distances_are_compared_with_their_margins():
     assert judged("C2 ring", records("ring", "modes", {ADA: 5.0, DIR: 5.0})) == "undecided"
 
 
+def test_the_premise_is_judged_too():
+    assert judged("C0 ring", records("ring", "modes", {ADAM: 6.0, SGDA: 3.0})) == "holds"
+    assert judged("C0 digits", records("digits", "Fréchet distance", {ADAM: 20.0, SGDA: 10.0})) == "fails"
+
+
 def test_one_normalised_rule_that_keeps_up_is_enough():
     assert judged("C3 ring", records("ring", "modes", {ROOT: 6.0, MODEL: 2.0, ADAM: 6.0})) == "holds"
     assert judged("C3 ring", records("ring", "modes", {ROOT: 2.0, MODEL: 2.0, ADAM: 6.0})) == "fails"
