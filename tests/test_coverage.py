@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from torch import nn
 from optscope.errors import UserError
 from optscope.probes.coverage import BLOCK, Coverage, frechet_distance, frechet_floor, neighbourhoods
 from optscope.probes.embedding import EfficientNetLite0, OwnClassifier, own_classifier
+from optscope.probes.fid import FID
 from optscope.probes.game_field import Jacobian, Rotation, leading
 from optscope.probes.modes import Classes, Modes, Samples, count_modes
 from optscope.tasks.game import Game, Normal, Player
@@ -85,7 +88,7 @@ def test_neighbourhoods_equal_prdc():
 def test_modes_are_counted():
     mixture = Ring()
     perfect = mixture().test.inputs
-    found = {name: float(v) for name, v in count_modes(perfect, mixture.means, mixture.width).items()}
+    found = {name: float(v) for name, v in count_modes(perfect, mixture.means, mixture.std).items()}
     shares = np.bincount(mixture().test.targets) / 2000
     assert found["modes"] == 8
     assert found["high quality"] == pytest.approx(1, abs=5e-4)
@@ -93,12 +96,12 @@ def test_modes_are_counted():
     assert found["KL to uniform"] == pytest.approx(float(np.sum(shares * np.log(8 * shares))), abs=1e-3)
     half = mixture.means[:4].repeat_interleave(500, 0)
     two = torch.stack([half, half + torch.tensor([0.0, 0.3])])
-    found = count_modes(two, mixture.means, mixture.width)
+    found = count_modes(two, mixture.means, mixture.std)
     assert found["modes"].tolist() == [4, 0]
     assert found["high quality"].tolist() == [1, 0]
     assert found["missed mass"].tolist() == [0.5, 1]
     assert found["KL to uniform"].tolist() == pytest.approx([math.log(2), math.log(8)])
-    lost = count_modes(torch.full((10, 2), math.nan), mixture.means, mixture.width)
+    lost = count_modes(torch.full((10, 2), math.nan), mixture.means, mixture.std)
     assert lost["high quality"] == 0
 
 
@@ -136,6 +139,31 @@ def test_probes_of_generators():
     assert found["Fréchet distance"] < 2.5 * found["Fréchet floor"]
     assert found["coverage"] > 0.5
     assert Samples(3)(snapshot).arrays["samples"].shape == (3, 1, 8, 8)
+
+
+def test_fid_hands_both_sets_of_images_to_torch_fidelity(monkeypatch):
+    digits = gan("digits", Fixed(Digits()), DCDiscriminator(), Digits(), latent=Normal(16))
+    snapshot = Snapshot(digits.model(), digits)
+    seen = {}
+
+    def calculate_metrics(**arguments):
+        seen.update(arguments)
+        return {"frechet_inception_distance": 7.5}
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(calculate_metrics=calculate_metrics))
+    assert FID(samples=40, split="train")(snapshot).values == {"FID": 7.5}
+    for given, images in (("input1", Digits()().test.inputs[:40]), ("input2", Digits()().train.inputs)):
+        handed = seen.pop(given)
+        assert isinstance(handed, torch.utils.data.Dataset)
+        assert len(handed) == len(images)
+        assert handed[3].dtype == torch.uint8
+        np.testing.assert_array_equal(handed[3], np.floor(255 * images[3].numpy() + 0.5).repeat(3, axis=0))
+    assert seen == {"fid": True, "cuda": False, "save_cpu_ram": True, "verbose": False}
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(UserError, match="pip install torch-fidelity"):
+        FID(samples=40)(snapshot)
+    ring = gan("ring", Fixed(Ring()), Perceptron((2, 8, 1)), Ring(), bounds=None)
+    with pytest.raises(UserError, match="FID compares images"):
+        FID()(Snapshot(ring.model(), ring))
 
 
 @pytest.mark.parametrize(("name", "data", "least"), [("digits", Digits(), 96)])

@@ -228,6 +228,9 @@ def test_mixtures_and_networks_are_what_they_say():
         assert sum(p.numel() for p in network.parameters()) == weights
     small = ResGenerator(latent=4, width=8)()(torch.randn(2, 4))
     assert ResDiscriminator(width=8)()(small).shape == (2, 1)
+    larger = ResGenerator(latent=4, width=8, size=48)()(torch.randn(2, 4))
+    assert larger.shape == (2, 3, 48, 48)
+    assert ResDiscriminator(width=8)()(larger).shape == (2, 1)
 
 
 # Runs and probes
@@ -263,7 +266,12 @@ GAME = tiny()
     (lambda: play_members(gan("bn", DCGenerator(), DCDiscriminator(), Points(), latent=Normal(16)), RULE,
                           Plan(1, 16), (1,)), "no buffers"),
     (lambda: play_members(GAME, RULE, Plan(1, 16), ()), "one seed or more"),
+    (lambda: play_members(tiny(losses=WGANGP()), RULE, Plan(1, 16), (1,)),
+     "the loss of the discriminator cannot be computed for all members of a fleet at once"),
+    (lambda: play_members(gan("drop", lambda: nn.Sequential(nn.Linear(4, 2), nn.Dropout()), Perceptron((2, 8, 1)),
+                              Points(), latent=Normal(4)), RULE, Plan(1, 16), (1,)), "draws random numbers"),
     (lambda: DCGenerator(size=10), "multiple of 4; got 10"),
+    (lambda: ResGenerator(size=36), "multiple of 8; got 36"),
     (lambda: Perceptron((3,)), "two positive whole numbers"),
     (lambda: Ring(std=0.0), "sizes > 0"),
     (lambda: Accuracy()(Snapshot(GAME.model(), GAME)), "not one model but 2"),

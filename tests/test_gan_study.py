@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,22 +62,42 @@ def test_modes_and_distances_are_compared_with_their_margins():
     assert judged("C2 ring", records("ring", "modes", {ADA: 5.0, DIR: 5.0})) == "undecided"
 
 
+def test_the_premise_is_judged_too():
+    assert judged("C0 ring", records("ring", "modes", {ADAM: 6.0, SGDA: 3.0})) == "holds"
+    assert judged("C0 digits", records("digits", "Fréchet distance", {ADAM: 20.0, SGDA: 10.0})) == "fails"
+
+
 def test_one_normalised_rule_that_keeps_up_is_enough():
     assert judged("C3 ring", records("ring", "modes", {ROOT: 6.0, MODEL: 2.0, ADAM: 6.0})) == "holds"
     assert judged("C3 ring", records("ring", "modes", {ROOT: 2.0, MODEL: 2.0, ADAM: 6.0})) == "fails"
 
 
 def test_the_theory_is_judged_at_its_three_moments():
-    found = [theory_rows(normalised(f"d = {d}"), cells=[("both modes within the budget", [1.0, 0.9])],
-                         seeds_of_the_grid=20) for d in (300, 1000, 3000)]
+    in_budget, fitted = "cells with both modes within the budget", "cells collapsed once D has fitted"
+    found = [theory_rows(normalised(f"d = {d}"), fresh=[(in_budget, [1.0, 0.9, 0.8])]) for d in (300, 1000, 3000)]
     assert judged("C4", found[0] + found[1] + found[2]) == "holds"
-    poor = theory_rows(normalised("d = 3000"), cells=[("both modes within the budget", [0.1, 0.2])],
-                       seeds_of_the_grid=20)
+    poor = theory_rows(normalised("d = 3000"), fresh=[(in_budget, [0.1, 0.2, 0.1])])
     assert judged("C4", found[0] + found[1] + poor) == "fails"
-    collapsed = [("collapsed once D has fitted", [1.0, 1.0, np.nan]), ("fitted", [1.0, 1.0, 0.0])]
-    assert judged("C5 when D has fitted", theory_rows(plain(), cells=collapsed, seeds_of_the_grid=40)) == "holds"
+    assert judged("C4", found[0] + found[1]) == "undecided"
+    collapsed = [("collapsed once D has fitted", [1.0, 1.0, np.nan, 0.0]), ("fitted", [1.0, 1.0, 0.0, 0.1])]
+    always = [(fitted, [1.0, 1.0, 0.99, np.nan, 1.0, 1.0])]
+    assert judged("C5 when D has fitted", theory_rows(plain(), cells=collapsed, fresh=always)) == "holds"
     escaped = [("collapsed once D has fitted", [1.0, 0.2]), ("fitted", [1.0, 1.0])]
-    assert judged("C5 when D has fitted", theory_rows(plain(), cells=escaped, seeds_of_the_grid=40)) == "fails"
+    assert judged("C5 when D has fitted", theory_rows(plain(), cells=escaped, fresh=always)) == "fails"
+    rarely = [(fitted, [0.5, 0.6, 0.7])]
+    assert judged("C5 when D has fitted", theory_rows(plain(), cells=collapsed, fresh=rarely)) == "fails"
+
+
+def test_a_run_that_diverged_counts_as_the_worst():
+    rows = records("digits", "Fréchet distance", {ADA: 10.0, ADAM: 10.0, DIR: 500.0})
+    assert judged("C1 digits", rows) == "holds"
+    lost = Records(replace(row, value=np.nan, status="diverged") if (row.arm, row.seed) == (ADA, 3) else row
+                   for row in rows)
+    assert judged("C1 digits", lost) == "undecided"
+    accurate = records("classifier", "accuracy", {SGDA: 85.0, ADAM: 85.2, ADA: 85.1, DIR: 85.0})
+    lost = Records(replace(row, value=np.nan, status="diverged") if (row.arm, row.seed) == (SGDA, 3) else row
+                   for row in accurate)
+    assert judged("C8", lost) == "undecided"
 
 
 def test_collapse_for_ever_and_speed_are_judged_on_fresh_seeds():
@@ -87,6 +109,8 @@ def test_collapse_for_ever_and_speed_are_judged_on_fresh_seeds():
     assert judged("C5 for ever", never) == "holds"
     assert judged("K1", late + fast) == "holds"
     assert judged("K1", late + slow) == "fails"
+    lame = theory_rows(normalised(), fresh=[("steps to both modes", [200.0] * 9 + [np.nan] * 11)])
+    assert judged("K1", late + lame) != "holds"
     assert "2 seeds" in CLAIM["K1"].judge(late + fast, "desk").note
 
 
@@ -96,7 +120,9 @@ def test_who_learns_first_is_a_ratio_of_steps():
                                        ("steps until G had moved", [moved] * 20)], steps_played=5000)
     assert judged("C6 theory", rows(plain(), 100.0, 2000.0) + rows(normalised(), 30.0, 10.0)) == "holds"
     assert judged("C6 theory", rows(plain(), 100.0, np.nan) + rows(normalised(), 30.0, 10.0)) == "holds"
+    assert judged("C6 theory", rows(plain(), 100.0, np.nan) + rows(normalised(), np.nan, 10.0)) == "holds"
     assert judged("C6 theory", rows(plain(), 100.0, 90.0) + rows(normalised(), 30.0, 10.0)) == "fails"
+    assert judged("C6 theory", rows(plain(), 100.0, np.nan) + rows(normalised(), np.nan, np.nan)) == "undecided"
 
 
 def test_the_other_claims():
@@ -107,7 +133,10 @@ def test_the_other_claims():
     assert judged("C8", records("classifier", "accuracy", accurate | {DIR: 80.0})) == "fails"
     missed = {graft_name(m, d): float(m == "Adam") for m in GRAFTED for d in GRAFTED}
     assert judged("K2", records("ring", "missed mass", missed, 0.01)) == "holds"
-    assert judged("K3", records("ring", "useful cells", {grid_of(ADA): 0.5, grid_of(SGDA): 0.1}, 0.01)) == "holds"
+    useful = records("ring", "useful cells", {grid_of(ADA): 0.5, grid_of(SGDA): 0.1}, 0.01, range(1, 5))
+    rates = [Record("ring", grid_of(arm), 0, "missed mass when tuned", 0.1) for arm in (ADA, SGDA)]
+    assert judged("K3", useful + rates) == "holds"
+    assert "missing" not in CLAIM["K3"].judge(useful + rates, "desk").note
 
 
 def test_without_records_nothing_is_decided_or_drawn():

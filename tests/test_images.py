@@ -29,7 +29,7 @@ from optscope.dct import dct2, low_pass_mask
 from optscope.errors import UserError
 from optscope.tasks import catalog, files
 from optscope.tasks.augment import FlipCrop
-from optscope.tasks.images import CIFAR10, Digits, FashionMNIST, HighEnergy, LowPass
+from optscope.tasks.images import CIFAR10, STL10, Digits, FashionMNIST, HighEnergy, LowPass
 from optscope.tasks.task import Data, InMemory, Split
 
 RANDOM = np.random.default_rng(0)
@@ -144,6 +144,30 @@ def test_reads_both_forms_of_cifar10(cifar: Made) -> None:
     check(data.train, cifar.images[:7], cifar.labels[:7])
     check(data.validation, cifar.images[7:], cifar.labels[7:])
     check(data.test, cifar.test_images[:2], cifar.test_labels[:2])
+
+
+def test_reads_stl10_at_half_its_size(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = {part: rng.integers(0, 256, (n, 3, 96, 96), np.uint8)
+            for part, n in (("unlabeled", 501), ("train", 3), ("test", 2))}
+    (folder / "stl10").mkdir(parents=True)
+    for part, images in made.items():
+        images.transpose(0, 1, 3, 2).tofile(folder / "stl10" / f"{part}_X.bin")
+    for part, classes in (("train", [1, 10, 4]), ("test", [2, 3])):
+        np.array(classes, np.uint8).tofile(folder / "stl10" / f"{part}_y.bin")
+    data = STL10(501, 3, 2)()
+    for split, images, classes in ((data.train, made["unlabeled"], [255] * 501),
+                                   (data.validation, made["train"], [0, 9, 3]), (data.test, made["test"], [1, 2])):
+        means = images.reshape(-1, 3, 48, 2, 48, 2).mean((3, 5))
+        check(split, np.floor(means + 0.5), np.array(classes))
+    with pytest.raises(UserError, match="hold 504 and 2"):
+        STL10(501, 4, 2)()
+    (folder / "stl10" / "test_y.bin").unlink()
+    with pytest.raises(UserError, match=r"test_y.bin is missing: unpack"):
+        STL10(501, 2, 2)()
+    (folder / "stl10" / "train_X.bin").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"train_X.bin is damaged: unpack"):
+        STL10(501, 1, 2)()
 
 
 def test_files_with_fewer_images_than_asked_for(fashion: Made) -> None:

@@ -140,6 +140,8 @@ def test_it_is_judged_when_the_discriminator_has_fitted_and_at_the_budget():
     assert np.isfinite(play.fitted).all()
     assert [OUTCOMES[i] for i in labels(play.at_fit)] == ["noise", "noise"]
     assert not np.isnan(play.at_budget).any()
+    last = simulate(TwoModes(), normalised(1.0, 0.5), 100, (0, 1), budget=100, checkpoints=5)
+    np.testing.assert_array_equal(last.at_budget, last.shares[-1])
     never = simulate(TwoModes(), plain(1e-3, 1e-3), 50, (0,), checkpoints=3)
     assert np.isinf(never.fitted).all()
     assert labels(never.at_fit).tolist() == labels(never.at_budget).tolist() == [-1]

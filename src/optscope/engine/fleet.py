@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
     rounds in `at`. A member that diverges goes on as nan.
 
     Raises:
-        UserError: when a network has buffers (batch normalisation), the rule is not for these players, or there
-            is no member.
+        UserError: when a network has buffers (batch normalisation), a player's loss draws random numbers or
+            differentiates (a gradient penalty), the rule is not for these players, or there is no member.
     """
     if not seeds:
         raise UserError("a fleet needs one seed or more; got none")
@@ -51,6 +52,7 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
     member = torch.tensor([distinct.index(seed) for seed in seeds])
     deals = [Deal(game, plan, seed) for seed in distinct]
     networks = dict(copy.deepcopy(tables[0]).named_children())
+    _check_losses(game, networks, deals[0].real.inputs[:plan.batch])
     layouts = {name: Layout.of(dict(network.named_parameters())) for name, network in networks.items()}
     vectors = {name: torch.stack([_flat(table.get_submodule(name), layout) for table in tables])[member]
                for name, layout in layouts.items()}
@@ -58,8 +60,7 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
 
     def step(name: str, real: Tensor, latent: Tensor, factor: float) -> Tensor:
         own = vectors[name].requires_grad_()
-        losses = vmap(_loss_of(game, name, networks, layouts), randomness="different")(
-            {**vectors, name: own}, real, latent)
+        losses = vmap(_loss_of(game, name, networks, layouts))({**vectors, name: own}, real, latent)
         (grad,) = torch.autograd.grad(losses.sum(), own)
         own = own.detach()
         change, states[name] = rule.by_name[name].update(grad, states[name], own, layouts[name])
@@ -82,6 +83,20 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
     if total in at:
         watch(total, vectors)
     return vectors
+
+
+def _check_losses(game: Game, networks: Mapping[str, nn.Module], real: Tensor) -> None:
+    """Raise unless every player's loss can be computed for many members at once: one batch is tried."""
+    latent = game.latent(len(real), torch.Generator().manual_seed(0))
+    for player in game.players:
+        try:
+            with torch.no_grad():
+                vmap(partial(player.loss, networks))(real.unsqueeze(0), latent.unsqueeze(0))
+        except RuntimeError as error:
+            reason = str(error).partition(". ")[0].partition("\n")[0]
+            raise UserError(f"{game.name}: the loss of the {player.name} cannot be computed for all members of a "
+                            "fleet at once, as one that draws random numbers or takes gradients (WGANGP) cannot: "
+                            f"use play, one member at a time (torch says: {reason})") from error
 
 
 def _flat(network: nn.Module, layout: Layout) -> Tensor:

@@ -50,7 +50,7 @@ class Modes(Probe):
     def measure(self, subject: Subject) -> Reading:
         """Sample and count."""
         samples = generated(subject, self.samples)
-        found = count_modes(samples, self.mixture.means, self.mixture.width)
+        found = count_modes(samples, self.mixture.means, self.mixture.std)
         return Reading({name: float(value) for name, value in found.items()})
 
 

@@ -125,6 +125,40 @@ def read_cifar10(folder: Path) -> Parts:
         return Parts(_cifar_from_tar(tar, CIFAR_BATCHES), _cifar_from_tar(tar, ("test_batch",)))
 
 
+def read_stl10(folder: Path) -> Parts:
+    """Return the set as its makers' binary files in `folder` hold it, every image halved to 48x48 by means of four.
+
+    The training part has the 100,000 images of `unlabeled_X.bin`, whose class is 255, and then the 5,000 of
+    `train_X.bin`; the test part has 8,000.
+
+    Raises:
+        UserError: when a file is missing or damaged.
+    """
+    unlabelled, train, test = (_halved(folder / f"{part}_X.bin") for part in ("unlabeled", "train", "test"))
+    classes, test_classes = (_stl10_bytes(folder / f"{part}_y.bin", 1) - np.uint8(1) for part in ("train", "test"))
+    unknown = np.full(len(unlabelled), 255, np.uint8)
+    return Parts(Labelled(np.concatenate([unlabelled, train]), np.concatenate([unknown, classes])),
+                 Labelled(test, test_classes))
+
+
+def _halved(path: Path) -> Bytes:
+    images = _stl10_bytes(path, 3 * 96 * 96).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)  # stored by columns
+    halved = np.empty((len(images), 3, 48, 48), np.uint8)
+    for first in range(0, len(images), 500):  # bounds the memory needed
+        block = images[first:first + 500].astype(np.uint16)
+        sums = block[..., ::2, :] + block[..., 1::2, :]
+        halved[first:first + 500] = (sums[..., ::2] + sums[..., 1::2] + 2) // 4
+    return halved
+
+
+def _stl10_bytes(path: Path, each: int) -> Bytes:
+    if not path.is_file() or not path.stat().st_size or path.stat().st_size % each:
+        raise UserError(f"{path} is {'damaged' if path.is_file() else 'missing'}: unpack the makers' "
+                        "stl10_binary.tar.gz (https://cs.stanford.edu/~acoates/stl10) into that folder, or set "
+                        "OPTSCOPE_DATA to the folder that holds your data sets")
+    return np.memmap(path, np.uint8, "r")
+
+
 def read_idx(path: Path) -> Bytes:
     """Return the array of a gzipped IDX file of unsigned bytes: a type, the lengths of the axes, the values.
 

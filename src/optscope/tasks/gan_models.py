@@ -173,27 +173,37 @@ class SumPool(nn.Module):
 
 @dataclass(frozen=True)
 class ResGenerator:
-    """The residual generator of 32x32 images that WGAN-GP is usually compared on: three doubling blocks.
+    """The residual generator that WGAN-GP is usually compared on: three doubling blocks, up to `size` x `size`.
 
     After the public collection w86763777/pytorch-gan-collections; weights are torch's default.
+
+    Raises:
+        UserError: when `size` is no multiple of 8.
     """
 
     latent: int = 128
     width: int = 256
     channels: int = 3
+    size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or self.size % 8:
+            raise UserError("ResGenerator: three blocks double the side, so size must be a multiple of 8; got "
+                            f"{self.size}")
 
     def __call__(self) -> nn.Sequential:
         """Return a new network."""
+        side = self.size // 8
         blocks = [Block(self.width, self.width, norm=True, resize=nn.Upsample(scale_factor=2)) for _ in range(3)]
         return nn.Sequential(
-            nn.Linear(self.latent, self.width * 16), nn.Unflatten(1, (self.width, 4, 4)), *blocks,
+            nn.Linear(self.latent, self.width * side**2), nn.Unflatten(1, (self.width, side, side)), *blocks,
             nn.BatchNorm2d(self.width), nn.ReLU(), nn.Conv2d(self.width, self.channels, 3, padding=1), nn.Tanh(),
             Affine(0.5, 0.5))
 
 
 @dataclass(frozen=True)
 class ResDiscriminator:
-    """The residual critic of 32x32 images: an entry block and one more halve the side, two plain blocks follow."""
+    """The residual critic of images of any size: an entry block and one more halve it, two plain blocks follow."""
 
     width: int = 128
     channels: int = 3

@@ -1,4 +1,4 @@
-"""Image sets as data factories: Fashion-MNIST (embedded or full), CIFAR-10, digits, and filtered versions.
+"""Image sets as data factories: Fashion-MNIST (embedded or full), CIFAR-10, STL-10, digits, filtered versions.
 
 Images are float32 `(n, channels, height, width)` in [0, 1], labels int64. Each factory is a frozen dataclass
 whose `repr` is its identity; calling it twice reads the files once.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from optscope.dct import check_keep, dct2, energy_mask, idct2, low_pass_mask
 from optscope.errors import UserError
-from optscope.tasks.files import Labelled, Parts, data_folder, read_cifar10, read_fashion_mnist
+from optscope.tasks.files import Labelled, Parts, data_folder, read_cifar10, read_fashion_mnist, read_stl10
 from optscope.tasks.task import Data, Split
 
 
@@ -132,6 +132,33 @@ class CIFAR10(Official):
     def read(self, folder: Path) -> Parts:
         """Return the official parts."""
         return read_cifar10(folder / "cifar10")
+
+
+@dataclass(frozen=True)
+class STL10(Official):
+    """STL-10 as GANs are trained on it: colour images halved to 48x48, first the 100,000 that have no label.
+
+    Those are of class 255; the 5,000 labelled ones follow them, so that by default they are the validation part.
+    Read from the makers' binary files in `$OPTSCOPE_DATA/stl10` (else `~/.cache/optscope/stl10`).
+
+    Reference: Coates, Lee, Ng 2011, An Analysis of Single-Layer Networks in Unsupervised Feature Learning.
+
+    Raises:
+        UserError: when more images are asked for than there are.
+    """
+
+    train: int = 100_000
+    validation: int = 5_000
+    test: int = 8_000
+
+    @property
+    def available(self) -> tuple[int, int]:
+        """How many images the training and test parts hold."""
+        return 105_000, 8_000
+
+    def read(self, folder: Path) -> Parts:
+        """Return the official parts."""
+        return read_stl10(folder / "stl10")
 
 
 @dataclass(frozen=True)

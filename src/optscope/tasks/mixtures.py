@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,29 +17,25 @@ HELD_OUT = 2_000
 
 @dataclass(frozen=True)
 class Mixture(ABC):
-    """Equally likely Gaussians of standard deviation `std` about known means; targets are the mode's number."""
+    """Equally likely Gaussians about known means; targets are the mode's number.
+
+    `std` is the standard deviation of each in each coordinate, `points` how many there are to train on.
+    """
+
+    std: float = field(default=0.05, kw_only=True)
+    points: int = field(default=20_000, kw_only=True)
 
     @property
     @abstractmethod
     def means(self) -> Tensor:
         """The modes, `(modes, 2)`."""
 
-    @property
-    @abstractmethod
-    def width(self) -> float:
-        """The standard deviation of each Gaussian in each coordinate."""
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """How many points there are to train on."""
-
     def __call__(self) -> Data:
-        """Draw `size` points to train on, and 2,000 each to validate and to test; always the same."""
+        """Draw `points` to train on, and 2,000 each to validate and to test; always the same."""
         generator = torch.Generator().manual_seed(0)
-        sizes, means = [self.size, HELD_OUT, HELD_OUT], self.means
+        sizes, means = [self.points, HELD_OUT, HELD_OUT], self.means
         which = torch.randint(len(means), (sum(sizes),), generator=generator)
-        points = means[which] + self.width * torch.randn(sum(sizes), 2, generator=generator)
+        points = means[which] + self.std * torch.randn(sum(sizes), 2, generator=generator)
         return Data(*map(Split, points.split(sizes), which.split(sizes)))
 
 
@@ -56,8 +52,6 @@ class Ring(Mixture):
 
     modes: int = 8
     radius: float = 2.0
-    std: float = 0.05
-    points: int = 20_000
 
     def __post_init__(self) -> None:
         _check("Ring", self.modes, self.radius, self.std)
@@ -67,16 +61,6 @@ class Ring(Mixture):
         """Points on the circle, the first on the x axis."""
         angles = torch.arange(self.modes) * (2 * math.pi / self.modes)
         return self.radius * torch.stack([angles.cos(), angles.sin()], dim=1)
-
-    @property
-    def width(self) -> float:
-        """`std`."""
-        return self.std
-
-    @property
-    def size(self) -> int:
-        """`points`."""
-        return self.points
 
 
 @dataclass(frozen=True)
@@ -89,8 +73,6 @@ class Lattice(Mixture):
 
     side: int = 5
     spacing: float = 1.0
-    std: float = 0.05
-    points: int = 20_000
 
     def __post_init__(self) -> None:
         _check("Lattice", self.side, self.spacing, self.std)
@@ -100,16 +82,6 @@ class Lattice(Mixture):
         """The lattice, row by row."""
         line = self.spacing * (torch.arange(self.side) - (self.side - 1) / 2)
         return torch.cartesian_prod(line, line).reshape(-1, 2)
-
-    @property
-    def width(self) -> float:
-        """`std`."""
-        return self.std
-
-    @property
-    def size(self) -> int:
-        """`points`."""
-        return self.points
 
 
 def _check(owner: str, count: int, *sizes: float) -> None:

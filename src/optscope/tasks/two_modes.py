@@ -154,13 +154,15 @@ def simulate(problem: TwoModes, rule: Players, steps: int, seeds: Sequence[int],
     recorded = frozenset(looks.tolist())
     state = rule.init(params, layout)
     stream = batches(problem, seeds, batch)
-    for step in range(1, steps + 1):
+    for step in range(1, steps + 2):  # the last gradient moves nobody: it says who has fitted by the end
         grad, doubt = gradient(problem, params, modes, next(stream))
         new = (doubt <= FITTED).numpy() & np.isinf(fitted)
         fitted[new] = step - 1
         for which, store in ((new, kept[0]), (due == step - 1, kept[1])):
             if which.any():
                 store[which] = _judge(layout, params[which], own[which], judged)
+        if step > steps:
+            break
         change, state = rule.update(grad, state, params, layout)
         if step in recorded:
             pace = [(change[:, at].norm(dim=1) / params[:, at].norm(dim=1)).numpy() for at in parts.values()]

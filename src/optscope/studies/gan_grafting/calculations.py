@@ -40,9 +40,10 @@ def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: i
 
     Rows of a cell (at: its number): the share of seeds with both modes at each of the moments, within the budget
     and ever, and, of the seeds whose discriminator fitted, the share that had not found both by then. Rows of a
-    fresh seed: steps until both modes were seen, until the discriminator fitted, until the generator moved by its
-    own length (nan: never), and the pace. The best cell is the one where most seeds ever saw both, of equals the
-    fastest.
+    seed of the grid: the same two shares over its cells, for cells of one seed have start and latent vectors in
+    common. Rows of a fresh seed: steps until both modes were seen, until the discriminator fitted, until the
+    generator moved by its own length (nan: never), and the pace. The best cell is the one where most seeds ever
+    saw both, of equals the fastest.
     """
     play = _played(problem, normalised, cells, steps, seeds)
     members = len(seeds), len(cells)
@@ -51,18 +52,21 @@ def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: i
     found = [(labels(shares)).reshape(members) for shares in (play.at_fit, play.at_budget, play.shares[-1])]
     rows = [Row(arm, 0, f"both modes {moment}", float(np.mean(labelled[:, i] == 0)), float(i))
             for moment, labelled in zip(MOMENTS, found, strict=True) for i in range(len(cells))]
+    in_budget = first <= BUDGET / np.array(cells)[:, 0]
+    fitted = found[0] >= 0
+    collapsed = np.where(fitted, found[0] != 0, np.nan)
     for i in range(len(cells)):
-        fitted = found[0][:, i] >= 0
-        in_budget = first[:, i] <= BUDGET / cells[i][0]
         rows += [Row(arm, 0, "both modes ever", float(ever[:, i].mean()), float(i)),
-                 Row(arm, 0, "both modes within the budget", float(in_budget.mean()), float(i)),
-                 Row(arm, 0, "fitted", float(fitted.mean()), float(i)),
-                 Row(arm, 0, "collapsed once D has fitted",
-                     float((found[0][fitted, i] != 0).mean()) if fitted.any() else np.nan, float(i))]
+                 Row(arm, 0, "both modes within the budget", float(in_budget[:, i].mean()), float(i)),
+                 Row(arm, 0, "fitted", float(fitted[:, i].mean()), float(i)),
+                 Row(arm, 0, "collapsed once D has fitted", _mean(collapsed[:, i]), float(i))]
+    for seed, held, lost in zip(seeds, in_budget, collapsed, strict=True):
+        rows += [Row(arm, seed, "cells with both modes within the budget", float(held.mean())),
+                 Row(arm, seed, "cells collapsed once D has fitted", _mean(lost))]
     order = [(-ever[:, i].mean(), float(np.median(first[:, i])), i) for i in range(len(cells))]
     best = min(order)[2]
     rows += [Row(arm, 0, "best rate of D", cells[best][0]), Row(arm, 0, "best rate of G", cells[best][1]),
-             Row(arm, 0, "steps played", float(steps)), Row(arm, 0, "seeds of the grid", float(len(seeds)))]
+             Row(arm, 0, "steps played", float(steps))]
     again = _played(problem, normalised, [cells[best]], steps, fresh)
     rows += _fresh_rows(arm, again, fresh)
     counts = np.stack([[np.mean(labelled == k, axis=0) for k in range(len(OUTCOMES))] for labelled in found])
@@ -70,6 +74,12 @@ def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: i
                   f"{arm}/steps": again.steps.astype(np.float64), f"{arm}/pace": np.median(again.pace, axis=1),
                   f"{arm}/doubt": np.median(again.doubt, axis=1), f"{arm}/moved": np.median(again.moved, axis=1),
                   f"{arm}/both": (again.outcomes == 0).mean(1)}
+
+
+def _mean(values: Array) -> float:
+    """Return the mean of those that are not nan; nan without any."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else np.nan
 
 
 def _played(problem: TwoModes, normalised: bool, cells: Cells, steps: int, seeds: Sequence[int]) -> Play:
@@ -138,8 +148,8 @@ def _scores(data: Mixture, candidates: Sequence[Players], epochs: int, seeds: Se
         parts.append(outputs(game, "generator", vectors, latent))
     made = torch.cat(parts)
     shape = len(seeds), len(candidates)
-    found = {name: values.numpy().reshape(shape) for name, values in count_modes(made, data.means,
-                                                                                 data.width).items()}
+    found = {name: values.numpy().reshape(shape)
+             for name, values in count_modes(made, data.means, data.std).items()}
     return found | {"samples": made.numpy().astype(np.float64).reshape(*shape, SAMPLES, 2)}
 
 

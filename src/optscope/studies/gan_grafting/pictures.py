@@ -29,27 +29,29 @@ MISSED = Metric("missed mass", "", "lower")
 MODES = Metric("modes", "", "higher")
 MODE_WORDS = ("both", "single", "average", "noise", "other")
 MIXTURES = {"ring": 8, "lattice": 25}
-IMAGES = ("digits", "digits with norm", "fashion-mnist", "fashion-mnist, WGAN-GP")
+IMAGES = ("digits", "digits with norm", "fashion-mnist", "fashion-mnist, WGAN-GP", "cifar10, DCGAN", "cifar10",
+          "stl10")
 SHOWN = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
 
 
 def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     """Return all pictures for which there are records."""
     found: list[Figure] = []
-    if f"theory/{plain()}/cells" in arrays:
+    if {f"theory/{arm()}/cells" for arm in (plain, normalised)} <= arrays.keys():
         found += [*_phases(arrays), _race(arrays)]
         found += [_dimensions(records)] if f"theory/{plain('d = 300')}/cells" in arrays else []
     for name, modes in MIXTURES.items():
         mine = records.where(experiment=name, metric=("modes", "high quality", "missed mass", "KL to uniform"))
         if mine:
-            found += [_recovered(mine, name, modes), _clouds(arrays, mine, name)]
+            found += [_recovered(mine, name, modes), *_clouds(arrays, mine, name)]
     ring = records.where(experiment="ring")
     if ring:
         found += [graft_matrix(ring, GRAFTED, MISSED), graft_matrix(ring, GRAFTED, MODES)]
     for name in IMAGES:
         mine = records.where(experiment=name, phase="final")
         if mine:
-            found.append(_images(mine, name))
+            scored = any(np.isfinite(row.value) for row in mine.where(metric="Fréchet distance", step=None))
+            found += [_images(mine, name)] if scored else []
             found += _gallery(arrays, name, mine.arms())
     return found
 
@@ -118,9 +120,11 @@ def _dimensions(records: Records) -> Picture:
 
 def _panel(records: Records, arms: Sequence[str], metric: str, label: str, level: dict[str, float] | None = None,
            log: bool = False) -> Panel:
-    found = [mean_interval(records.values(arm, metric)) for arm in arms]
-    return Panel("", label, [Series(metric, list(range(len(arms))), [f.estimate for f in found],
-                                    [f.low for f in found], [f.high for f in found], mark="points")],
+    found = [records.values(arm, metric) for arm in arms]
+    ends = [mean_interval(np.log(values) if log else values) for values in found]
+    means, lows, highs = ([float(np.exp(end) if log else end) for end in each]
+                          for each in zip(*((f.estimate, f.low, f.high) for f in ends), strict=True))
+    return Panel("", label, [Series(metric, list(range(len(arms))), means, lows, highs, mark="points")],
                  categories=[arm.replace(", whole model", " (model)") for arm in arms], levels=level or {},
                  log_y=log)
 
@@ -136,7 +140,7 @@ def _recovered(records: Records, name: str, modes: int) -> Picture:
                    "means with 95 % t intervals.")
 
 
-def _clouds(arrays: Arrays, records: Records, name: str) -> Picture:
+def _clouds(arrays: Arrays, records: Records, name: str) -> list[Figure]:
     panels = []
     for arm in [arm for arm in SHOWN if f"{name}/{arm}/samples" in arrays]:
         points = np.asarray(arrays[f"{name}/{arm}/samples"], dtype=np.float64)
@@ -145,25 +149,26 @@ def _clouds(arrays: Arrays, records: Records, name: str) -> Picture:
         modes = counts[min(counts)] if counts else np.nan
         series = Series("samples", points[:, 0].tolist(), points[:, 1].tolist(), mark="points")
         panels.append(Panel("", "", [series], f"{arm}: {modes:.0f} modes"))
-    return Picture(f"samples-{name}", f"What generators make of the {name}", panels,
-                   "Samples of the first fresh seed of each rule.")
+    return [Picture(f"samples-{name}", f"What generators make of the {name}", panels,
+                    "Samples of the first fresh seed of each rule.")] if panels else []
 
 
 def _images(records: Records, name: str) -> Picture:
     arms = records.arms()
-    floor = float(np.nanmedian([row.value for row in records.where(metric="Fréchet floor")] or [np.nan]))
-    medians = {arm: float(np.nanmedian(records.values(arm, "Fréchet distance"))) for arm in arms}
-    best = min(medians, key=lambda arm: np.nan_to_num(medians[arm], nan=np.inf))
-    collapsed = sum(row.value <= 3 for row in records.where(metric="classes"))
+    floor = float(np.nanmedian([row.value for row in records.where(metric="Fréchet floor")]))
+    distances = {arm: records.values(arm, "Fréchet distance") for arm in arms}
+    medians = {arm: float(np.nanmedian(values)) for arm, values in distances.items() if np.isfinite(values).any()}
+    best = min(medians, key=medians.__getitem__)
+    classes = [row.value for row in records.where(metric="classes")]
+    collapsed = f"; {sum(n <= 3 for n in classes)} of {len(classes)} runs collapsed on three classes or fewer"
     panels = [_panel(records, arms, "Fréchet distance", "Fréchet distance", {"floor": floor}, log=True),
               _panel(records, arms, "coverage", "coverage")]
-    if records.where(metric="classes"):
+    if classes:
         panels.append(_panel(records, arms, "classes", "classes found, of 10"))
     return Picture(f"scores-{name}", f"{name}: lowest median Fréchet distance by {best} ({medians[best]:.1f}; "
-                                     "floor "
-                   f"{floor:.1f}); {collapsed} runs collapsed on three classes or fewer", panels,
-                   "Fresh seeds at tuned rates; means with 95 % t intervals. Distances near the floor mean "
-                   "nothing.")
+                                     f"floor {floor:.1f}){collapsed if classes else ''}", panels,
+                   "Fresh seeds at tuned rates; means (of distances, geometric ones) with 95 % t intervals. "
+                   "Distances near the floor mean nothing.")
 
 
 def _gallery(arrays: Arrays, name: str, arms: Sequence[str]) -> list[Figure]:
