@@ -287,8 +287,8 @@ STUDY = Study(
              "the features of EfficientNet-Lite0, with the usual FID where torch-fidelity is installed; none of "
              "them was run. StyleGAN2 and LSUN are not configured: the network's path-length regularisation, "
              "augmentation and average of weights are no part of this package, its settings in the paper could "
-             "not be read, and LSUN and CelebA have no reader here. Images are scored against the training part, so "
-             "copying it is not punished. Learning rates of images were searched over four pairs a rule, around "
-             "those that an earlier pilot with other code had found good; the number of epochs on digits and Adam's "
-             "moments there were set by pilots on a tuning seed.",
+             "not be read, and LSUN and CelebA have no reader here. Images are scored against the training part, "
+             "so copying it is not punished. Learning rates of images were searched over four pairs a rule, "
+             "around those that an earlier pilot with other code had found good; the number of epochs on digits "
+             "and Adam's moments there were set by pilots on a tuning seed.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)
