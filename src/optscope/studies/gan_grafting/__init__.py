@@ -77,7 +77,7 @@ def _rules(adam: Rule) -> dict[str, Rule]:
 
 RULES = _rules(Adam(lr=1e-3, beta1=0.5, beta2=0.9))
 IMAGE_RULES = _rules(Adam(lr=1e-3, beta1=0.5))
-"""With the moments that DCGANs are trained with: with the shorter ones Adam collapsed on digits in pilots."""
+"""With the moments that DCGANs are trained with; without normalisation Adam collapsed with both in pilots."""
 
 # Learning rates by what sets the length of a step: (η_D), (η_G); twelve pairs on mixtures, four on images.
 MIXED = {"SGD": ((0.01, 0.03, 0.1), (0.01, 0.03, 0.1, 0.3)), "Adam": ((3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2, 3e-2)),
