@@ -7,8 +7,13 @@ From the start x0 > 0 the flow on ½‖A x − y‖² ends at the point of {A x 
     L > 2:  min Σ −(L/2) z^{2/L} + x0^{−p} z             x^{−p} = x0^{−p} − s Aᵀν,   p = 1 − 2/L
 
 with ν the dual variable, one number a row of A. Both are affine in ζ = −log x or ζ = x^{−p}: ζ = ζ0 − s Aᵀν.
-Newton's method runs on (ζ, ν) together, so that it may begin anywhere, and on a path of falling starts when x0 is
-small.
+A polar flow from x0 ends where the plain flow from ρ x0 does, with log ρ one more unknown, the root of
+
+    F(log ρ) = log ρ − L log(r/r0) + (κL/2)(r² − r0²),   r² = Σ x^{2/L}.
+
+Newton's method runs on (ζ, ν, log ρ) together, so that it may begin anywhere. When x0 is small it begins at a
+larger ρ x0, and comes down once that is nearly solved. The cost is that of H = A diag(−dx/dζ) Aᵀ, so its factor
+serves until the diagonal has changed: with changes of a share ε, a step by the old one leaves ε times the error.
 
 Source: arXiv 2305.05448 and, for the plain flow, arXiv 2112.11027; the conditions follow from ζ' ∝ s Aᵀ(A x − y).
 """
@@ -19,164 +24,195 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import dsyrk
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from optscope.errors import UserError
 
 Array = NDArray[np.float64]
 
-TOLERANCE = 1e-12
-"""The last Newton step, in units of the largest entry of x."""
+TOLERANCE = 1e-13
+"""What the next step would move, in units of the largest entry of x."""
+SETTLED, STALLED = 1e-12, 1e-6
+"""The last move of log ρ, relative where log ρ is large; the second where a new factor does not halve the move:
+r² then depends on entries of rounding size."""
 SOLVABLE = 1e-7
 """The largest residual of the nearest solution, in units of the largest entry of y."""
-LOOSE = 0.1  # the same for starts on the way
+LOOSE = 0.3  # the last step, in units of the largest entry of x, after which log ρ moves too
+STALE = 0.05  # the relative change of the diagonal that calls for a new factor
+RIDGE = 1e-15  # of rounding size, in units of the trace, against singular systems ...
+MOST_RIDGES = 6  # ... and ten times more whenever that is not enough
 MOST_STEPS = 400
 RISE = 2.0  # an entry may rise by this factor's logarithm in one step ...
-NEGLIGIBLE = 1e-2  # ... or to this share of the typical entry
-FIRST, FACTOR, LEAP = 8.0, 4.0, 500.0  # the path of starts: see `_path`
-NONE_POSITIVE = ("no solution of A x = y with all entries above 0 was found; give a system that has one, or let x "
-                 "have both signs: signed=True")
-FLOOR = 1e-13
+NEGLIGIBLE = np.log(1e-2)  # ... or to this share of the typical entry
+FIRST = 3.0  # the logarithm by which the first start lies below the typical entry, at most
+FLOOR = np.log(1e-13)
 """For L > 2, smaller starts (in typical entries) give the same x to this precision, small entries apart: they are
 proportional to x0."""
+SMALL = np.log(1e-4)
+NONE_POSITIVE = ("no solution of A x = y with all entries above 0 was found; give a system that has one, or let x "
+                 "have both signs: signed=True")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projection:
-    """The end of the flow: `parts` x_j, and their `response` d log x_j / d log x0, both `(..., J, N)`."""
+    """The end of the flow: `parts` x_j `(..., J, N)` and `log_rho` `(...)`, of the solved `problems`."""
 
     parts: Array
-    response: Array
-    steps: int
+    log_rho: Array
+    problems: list[_Newton]
+
+    @property
+    def response(self) -> Array:
+        """The derivative d log x_j / d log x0, `(..., J, N)`."""
+        return np.stack([problem.response() for problem in self.problems]).reshape(self.parts.shape)
 
 
-def project(A: Array, y: Array, log_start: Array, depth: int, signs: Array) -> Projection:
-    """Return the Bregman projection of exp(log_start) `(..., J, N)` onto {A Σ s_j x_j = y}.
+def project(A: Array, y: Array, log_start: Array, depth: int, signs: Array,
+            kappa: Array | None = None) -> Projection:
+    """Return the Bregman projection of ρ exp(log_start) `(..., J, N)` onto {A Σ s_j x_j = y}.
 
-    `A` is `(..., M, N)`, `y` `(..., M)`, `signs` `(J,)` of ±1; leading axes are independent problems.
+    `A` is `(..., M, N)`, `y` `(..., M)`, `signs` `(J,)` of ±1; leading axes are independent problems. ρ is 1, or
+    the root of F for the ratios `kappa` `(...)`.
 
     Raises:
-        UserError: when the system has no solution, or none with all entries above 0 is found.
+        UserError: when the system has no solution, or none with all entries above 0 is found, or log ρ is not.
     """
-    shape = log_start.shape
-    flat = (A.reshape(-1, *A.shape[-2:]), y.reshape(-1, y.shape[-1]), log_start.reshape(-1, *shape[-2:]))
-    newton = _Newton(*flat, depth, signs)
-    for steps in range(1, MOST_STEPS + 1):
-        newton.step()
-        if not len(newton.active):
-            return Projection(newton.parts.reshape(shape), newton.response.reshape(shape), steps)
-    raise UserError(NONE_POSITIVE)
+    problems = [_Newton(A[i], y[i], log_start[i], depth, signs, None if kappa is None else float(kappa[i]))
+                for i in np.ndindex(y.shape[:-1])]
+    parts = np.stack([problem.solve() for problem in problems]).reshape(log_start.shape)
+    return Projection(parts, np.array([problem.log_rho for problem in problems]).reshape(y.shape[:-1]), problems)
 
 
 class _Newton:
-    """The iteration on all problems at once; those that have converged leave it."""
+    """The iteration on one problem, of whose unknowns ζ and log ρ are kept: ν follows from them."""
 
-    def __init__(self, A: Array, y: Array, log_start: Array, depth: int, signs: Array) -> None:
-        self.depth, self.power, self.signs = depth, 1 - 2 / depth, signs[:, None]
-        gram = A @ A.swapaxes(-1, -2)
-        nearest = (A.swapaxes(-1, -2) @ _solve(gram, y)[..., None])[..., 0]
-        gap = np.abs((A @ nearest[..., None])[..., 0] - y).max(-1)
-        if (gap > SOLVABLE * np.abs(y).max(-1)).any():
+    def __init__(self, A: Array, y: Array, log_start: Array, depth: int, signs: Array, kappa: float | None) -> None:
+        self.A, self.y, self.log_start = np.ascontiguousarray(A), y, log_start
+        self.depth, self.power, self.kappa = depth, 1 - 2 / depth, kappa
+        self.signs, self.column = signs, signs[:, None]
+        self._factor(np.ones(A.shape[1]))
+        nearest = self._solve(y)
+        if np.abs(A @ nearest - y).max() > SOLVABLE * np.abs(y).max():
             raise UserError("the system A x = y has no solution: y must lie in the range of A; drop rows that "
                             "contradict each other, or measure less than there are unknowns")
-        self.scale = np.abs(nearest).mean(-1)[:, None, None]
-        self.A, self.y, self.log_start = A, y, log_start
-        self.active = np.arange(len(A))
-        self.ends = self._ends()
-        self.now = self._path(np.zeros(len(A)))
-        self.zeta = self._zeta(np.log(np.maximum(self.signs * nearest[:, None], 0) + 0.3 * self.scale))
-        self.nu, self.full = np.zeros_like(y), np.zeros(len(A), bool)
-        self.parts, self.response = np.empty_like(log_start), np.empty_like(log_start)
+        scale = np.abs(nearest).mean()
+        self.typical, self.square0 = float(np.log(scale)), float(np.exp(2 / depth * log_start).sum())
+        self.fall = self.typical - float(log_start.max())
+        self.log_rho = max(0.0, self.fall - FIRST)
+        least = np.maximum(0.3 * scale, np.exp(log_start + self.log_rho))
+        self._put(self._zeta(np.log(np.maximum(self.column * nearest, 0) + least)))
+
+    def solve(self) -> Array:
+        """Return the parts of the limit."""
+        gap, before, fresh, near = self.zeta - self._start(), 0.0, True, False  # gap = ζ − ζ0 + s Aᵀν
+        for _ in range(MOST_STEPS):
+            if fresh:
+                weight = self.weight
+                self._factor(weight)
+            missing = self.y - self.A @ (self.signs @ (self.x + self.slope * gap))
+            fall = self.column * self._solve(missing) + gap
+            move = lift = 0.0
+            if near and (self.kappa is not None or self.log_rho):
+                pull = self._pull()
+                move = self._move(fall, pull, before)
+                lift = self._lift(move)
+                fall -= lift * pull
+            part = self._share(fall)
+            if part < 1 and not fresh:
+                fresh = True
+                continue
+            moved = part * float((self.slope * np.abs(fall)).max() / self.x.max())
+            if part < 1:
+                move = -part * lift if self.depth == 2 else -float(np.log1p(self.power * part * lift)) / self.power
+            self.log_rho += move
+            gap = (1 - part) * gap
+            self._put(self.zeta - part * fall)
+            drift = float((np.abs(self.weight - weight) / (weight + RIDGE * self.weight.max())).max())
+            last = (STALLED if fresh and abs(move) > abs(before) / 2 else SETTLED) * max(1, abs(self.log_rho))
+            if near and part == 1 and moved * drift < TOLERANCE and abs(move) <= last:
+                return self._parts()
+            fresh = drift > STALE or abs(move) > STALE * abs(before)
+            near, before = part == 1 and moved < LOOSE, move
+        raise UserError(f"log ρ was not found in {MOST_STEPS} steps; the ratio {self.kappa} or the start may be "
+                        "extreme: try a smaller ratio" if near and self.kappa is not None else NONE_POSITIVE)
+
+    def response(self) -> Array:
+        """Return the derivative of log x by log x0 at the limit."""
+        self._factor(self.weight)
+        return self._pull() * self.grade
+
+    def _factor(self, weight: Array) -> None:
+        """Keep the Cholesky factor of H = A diag(weight) Aᵀ."""
+        gram = dsyrk(1.0, (self.A * np.sqrt(weight)).T, trans=1, lower=1)
+        diagonal = gram.ravel(order="K")[:: len(gram) + 1]
+        ridge = RIDGE * diagonal.sum()
+        for _ in range(MOST_RIDGES):
+            diagonal += ridge
+            self.factor, failed = dpotrf(gram, lower=1, clean=0)
+            if not failed:
+                return
+            ridge *= 10
+        raise UserError(NONE_POSITIVE)  # entries have grown, or shrunk, out of all bounds
+
+    def _solve(self, right: Array) -> Array:
+        """Return AᵀH⁻¹ right."""
+        return np.asarray(dpotrs(self.factor, right, lower=1)[0] @ self.A)
 
     def _zeta(self, log_x: Array) -> Array:
         return np.asarray(-log_x if self.depth == 2 else np.exp(-self.power * log_x))
 
-    def _log_x(self, zeta: Array) -> Array:
-        return np.asarray(-zeta if self.depth == 2 else -np.log(zeta) / self.power)
+    def _put(self, zeta: Array) -> None:
+        """Set ζ and what goes with it: log x and x, and how both rise as ζ falls."""
+        self.zeta = zeta
+        self.log_x = -zeta if self.depth == 2 else np.log(zeta) / -self.power
+        self.x = np.exp(self.log_x)
+        self.grade = 1.0 if self.depth == 2 else 1 / (self.power * zeta)
+        self.slope = self.x * self.grade
+        self.weight = np.add.reduce(self.slope)
 
-    def _ends(self) -> Array:
-        """Return how far below the typical entry each start lies, log(scale/x0), at least where it matters."""
-        fall = (np.log(self.scale) - self.log_start).min((-1, -2))
-        return np.asarray(fall if self.depth == 2 else np.minimum(fall, -np.log(FLOOR)))
+    def _reach(self, log_rho: float) -> float:
+        """Return how far log x0 for that ρ lies below the typical entry, at least where it matters."""
+        fall = self.fall - log_rho
+        return fall if self.depth == 2 else min(fall, -FLOOR)
 
-    def _path(self, now: Array) -> Array:
-        """Return the next fall on the way to the end: times FACTOR for L = 2, plus log(LEAP)/p otherwise."""
-        further = now * FACTOR if self.depth == 2 else now + np.log(LEAP) / self.power
-        return np.minimum(self.ends, np.where(now == 0, FIRST, further))
+    def _start(self) -> Array:
+        """Return ζ0."""
+        return self._zeta(self.log_start + self.fall - self._reach(self.log_rho))
 
-    def _target(self) -> Array:
-        """Return ζ0 of the start that is being solved for."""
-        fall = (np.log(self.scale) - self.log_start).min((-1, -2))
-        if self.depth == 2:
-            share = np.where(fall > 0, self.now / np.where(fall > 0, fall, 1), 1.0)[:, None, None]
-            return np.asarray((1 - share) * -np.log(self.scale) - share * self.log_start)
-        return np.asarray(np.exp(-self.power * (self.log_start + (fall - self.now)[:, None, None])))
+    def _lift(self, move: float) -> float:
+        """Return how far a move of log ρ raises ζ0, in units of −dζ0/d log ρ."""
+        lift = self._reach(self.log_rho + move) - self._reach(self.log_rho)
+        return lift if self.depth == 2 else float(np.expm1(self.power * lift)) / self.power
 
-    def step(self) -> None:
-        """Make one Newton step on every problem, and let go of those that are solved."""
-        log_x = self._log_x(self.zeta)
-        x = np.exp(log_x)
-        slope = x if self.depth == 2 else x / (self.power * self.zeta)  # −dx/dζ
-        At = self.A.swapaxes(-1, -2)
-        gap = self.signs * (At @ self.nu[..., None])[:, None, :, 0] - (self._target() - self.zeta)
-        missing = self.y - (self.A @ (self.signs * x).sum(1)[..., None])[..., 0]
-        scaled = self.A * np.sqrt(slope.sum(1))[:, None]
-        hessian = scaled @ scaled.swapaxes(-1, -2)
-        change = _solve(hessian, missing - (self.A @ (self.signs * slope * gap).sum(1)[..., None])[..., 0])
-        fall = self.signs * (At @ change[..., None])[:, None, :, 0] + gap
-        part = self._share(fall)
-        moved = np.abs(slope * fall).max((-1, -2)) / x.max((-1, -2))
-        self.zeta, self.nu = self.zeta - part[:, None, None] * fall, self.nu + part[:, None] * change
-        last = self.now >= self.ends
-        full = part == 1
-        solved = full & self.full & (moved < TOLERANCE) & last
-        onward = full & (moved < LOOSE) & ~last
-        self.full = full
-        if onward.any():
-            self._advance(onward)
-        if solved.any():
-            self._keep(solved, hessian, slope)
+    def _pull(self) -> Array:
+        """Return −dζ/d log ρ."""
+        if self._reach(self.log_rho) < self.fall - self.log_rho:
+            return np.asarray(self._small() / self.grade)
+        pull = 1.0 if self.depth == 2 else self.power * self._start()
+        return np.asarray(pull - self.column * self._solve(self.A @ (self.signs @ (self.slope * pull))))
 
-    def _share(self, fall: Array) -> Array:
+    def _move(self, fall: Array, pull: Array, before: float) -> float:
+        """Return the Newton step of log ρ after the fall of ζ; back it goes by half the step before at most."""
+        if self.kappa is None:
+            return -self.log_rho
+        half, weight = self.depth / 2, self._parts() ** (2 / self.depth)
+        now, rise = float(weight.sum()), weight * self.grade
+        square = max(now + float((rise * fall).sum()) / half, 0.1 * now)
+        growth = min(max(float((rise * pull).sum()), 0), square)  # (L/2) dr²/d log ρ lies in between
+        error = self.log_rho - half * np.log(square / self.square0) + self.kappa * half * (square - self.square0)
+        move = -float(error) / max(1 + growth * (self.kappa - 1 / square), 1e-3)
+        return move if move * before >= 0 else float(np.clip(move, -abs(before) / 2, abs(before) / 2))
+
+    def _share(self, fall: Array) -> float:
         """Return the largest share of the step, up to 1, that lets no entry rise too far."""
-        rise = np.maximum(self._log_x(self.zeta) + RISE, np.log(NEGLIGIBLE * self.scale))
-        room = self.zeta - self._zeta(rise)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = np.where(fall > 0, room / fall, np.inf)
-        return np.asarray(np.minimum(shares.min((-1, -2)), 1.0))
+        room = self.zeta - self._zeta(np.maximum(self.log_x + RISE, NEGLIGIBLE + self.typical))
+        return 1 / max(1.0, float((fall / room).max()))
 
-    def _advance(self, onward: NDArray[np.bool_]) -> None:
-        """Go on to the next start; for L > 2 the small entries, which go with it, are taken along."""
-        before = self.now.copy()
-        self.now = np.where(onward, self._path(self.now), self.now)
-        if self.depth > 2:
-            ratio = np.exp(self.power * (self.now - before))
-            small = self._log_x(self.zeta) < np.log(NEGLIGIBLE * self.scale)
-            self.zeta = np.where(small, self.zeta * ratio[:, None, None], self.zeta)
-            self.nu = self.nu * ratio[:, None]
+    def _small(self) -> NDArray[np.bool_]:
+        return np.asarray(self.log_x < SMALL + self.typical)
 
-    def _keep(self, solved: NDArray[np.bool_], hessian: Array, slope: Array) -> None:
-        """Write down what is solved, with its derivative by log x0, and go on with the rest."""
-        log_x = self._log_x(self.zeta)
-        if self.depth > 2:  # entries that go with x0 are scaled from the start that was solved to the one asked for
-            fall = (np.log(self.scale) - self.log_start).min((-1, -2)) - self.now
-            small = log_x < np.log(1e-4 * self.scale)
-            log_x = np.where(small, log_x - fall[:, None, None], log_x)
-        pull = np.ones_like(slope) if self.depth == 2 else self.power * self._target()  # −dζ0/d log x0
-        back = _solve(hessian, (self.A @ (self.signs * slope * pull).sum(1)[..., None])[..., 0])
-        along = self.signs * (self.A.swapaxes(-1, -2) @ back[..., None])[:, None, :, 0]
-        which = self.active[solved]
-        self.parts[which] = np.exp(log_x)[solved]
-        self.response[which] = ((pull - along) / (1 if self.depth == 2 else self.power * self.zeta))[solved]
-        rest = ~solved
-        for name in ("A", "y", "log_start", "scale", "active", "ends", "now", "zeta", "nu", "full"):
-            setattr(self, name, getattr(self, name)[rest])
-
-
-def _solve(matrix: Array, right: Array) -> Array:
-    """Solve symmetric positive systems `(..., M, M)`, with a ridge of rounding size against singular ones."""
-    ridge = 1e-15 * np.trace(matrix, axis1=-2, axis2=-1)[..., None, None]
-    try:
-        solution: Array = np.linalg.solve(matrix + ridge * np.eye(matrix.shape[-1]), right[..., None])[..., 0]
-    except np.linalg.LinAlgError as error:  # entries have grown, or shrunk, out of all bounds
-        raise UserError(NONE_POSITIVE) from error
-    return solution
+    def _parts(self) -> Array:
+        """Return x, with small entries, which go with x0, scaled from the start that was solved for."""
+        below = self.fall - self.log_rho - self._reach(self.log_rho)
+        return np.asarray(np.exp(self.log_x - below * self._small()) if below > 0 else self.x)

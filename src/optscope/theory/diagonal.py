@@ -23,10 +23,6 @@ from scipy.optimize import linprog
 from optscope.errors import UserError
 from optscope.theory.bregman import Array, project
 
-MOST_TRIALS = 200
-SETTLED = 1e-12
-"""The last move of log ρ, or the bracket around it; relative where log ρ is large."""
-
 
 @dataclass(frozen=True, eq=False)
 class Limit:
@@ -67,7 +63,7 @@ def fit(A: ArrayLike, y: ArrayLike, start: ArrayLike = 1e-3, *, depth: int = 2, 
     """Solve A x = y by the exact limit of plain flow from x(0) = `start`, or of polar flow with κ = `ratio`.
 
     A small `start`, or a large `ratio`, gives nearly the solution with the least ‖x‖₁ (basis pursuit). `A` is
-    `(..., M, N)`, `y` `(..., M)`; leading axes are independent problems, solved together. `start` is one number,
+    `(..., M, N)`, `y` `(..., M)`; leading axes are independent problems. `start` is one number,
     one a problem, or one an entry: `(..., 1 or 2, N)`, the parts of the signed model apart. `ratio` is one number,
     or one a problem.
 
@@ -81,39 +77,15 @@ def fit(A: ArrayLike, y: ArrayLike, start: ArrayLike = 1e-3, *, depth: int = 2, 
 
     Raises:
         UserError: for arrays that do not fit, y = 0, start <= 0, depth < 2, ratio <= 0, or a system that has no
-            solution.
+            solution; when log ρ is not found, for an extreme ratio or start.
     """
     matrix, target, log_start, signs = _problem(A, y, start, depth, signed)
-    if ratio is None:
-        found = project(matrix, target, log_start, depth, signs)
-        return Limit(found.parts, signs, depth, np.zeros(target.shape[:-1]))
-    check_ratio(ratio)
-    kappa = np.broadcast_to(np.asarray(ratio, dtype=np.float64), target.shape[:-1])
-    return _polar(matrix, target, log_start, depth, signs, kappa)
-
-
-def _polar(A: Array, y: Array, log_start: Array, depth: int, signs: Array, kappa: Array) -> Limit:
-    """Find log ρ by Newton's method inside a bracket, for all problems at once."""
-    log_square0 = np.log(np.exp(2 / depth * log_start).sum((-1, -2)))
-    square0 = np.exp(log_square0)
-    low, high = np.full(kappa.shape, -np.inf), np.full(kappa.shape, np.inf)
-    log_rho = np.zeros(kappa.shape)
-    for _ in range(MOST_TRIALS):
-        found = project(A, y, log_start + log_rho[..., None, None], depth, signs)
-        square = square_norm(found.parts, depth)
-        growth = (found.parts ** (2 / depth) * found.response).sum((-1, -2))  # (L/2) dr²/d log ρ
-        error = log_rho - depth / 2 * (np.log(square) - log_square0) + kappa * depth / 2 * (square - square0)
-        low, high = np.where(error < 0, log_rho, low), np.where(error > 0, log_rho, high)
-        move = error / np.maximum(1 + np.clip(growth, 0, square) * (kappa - 1 / square), 1e-3)
-        settled = np.minimum(np.abs(move), high - low) <= SETTLED * np.maximum(1, np.abs(log_rho))
-        if settled.all():
-            return Limit(found.parts, signs, depth, log_rho)
-        trial = log_rho - move
-        with np.errstate(invalid="ignore"):
-            middle = np.where(np.isinf(high - low), trial, (low + high) / 2)
-        log_rho = np.where((trial > low) & (trial < high), trial, middle)
-    raise UserError(f"log ρ was not found in {MOST_TRIALS} trials; the ratio {kappa} or the start may be extreme: "
-                    "try a smaller ratio")
+    kappa = None
+    if ratio is not None:
+        check_ratio(ratio)
+        kappa = np.broadcast_to(np.asarray(ratio, dtype=np.float64), target.shape[:-1])
+    found = project(matrix, target, log_start, depth, signs, kappa)
+    return Limit(found.parts, signs, depth, found.log_rho)
 
 
 def _problem(A: ArrayLike, y: ArrayLike, start: ArrayLike, depth: int,
