@@ -32,6 +32,7 @@ from optscope.theory.momentum import stationary_variance
 
 SGD, MOMENTUM = (method(beta) for beta in BETAS)
 DRIFTERS = (SGD, MOMENTUM, "momentum 0.97", "momentum 1 − η")
+GAIN = "momentum 0.9 − SGD"
 NEAR = 5.0
 """A rate is borne when its accuracy is within so many points of the method's best."""
 SEEDS = "Mean over seeds with 95 % t intervals; a diverged run counts with chance accuracy."
@@ -75,8 +76,8 @@ def _gaps(records: Records, data: Sequence[str]) -> list[Figure]:
         if not sizes:
             continue
         found, margin = [measured[size] for size in sizes], MARGINS[name]
-        panels.append(Panel("batch size", "accuracy gained by momentum 0.9 [points]", [
-            Series(name, sizes, [f.estimate for f in found], [f.low for f in found], [f.high for f in found])],
+        panels.append(Panel("batch size", "gained by momentum 0.9 [points]", [
+            Series(GAIN, sizes, [f.estimate for f in found], [f.low for f in found], [f.high for f in found])],
             name, log_x=True, levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
         said.append(f"{name} {found[0].estimate:+.1f} → {found[-1].estimate:+.1f}")
     title = f"What tuned momentum gains over tuned SGD, in points, small batch → large: {_minus('; '.join(said))}"
@@ -95,7 +96,7 @@ def _learning_rates(records: Records, data: str) -> Picture:
             tried = rates(both, beta)
             if tried:
                 series.append(_points(method(beta), tried, [scores(both, cell_arm(beta, rate)) for rate in tried]))
-        panels.append(Panel("effective learning rate η = γ/(1 − β)", "test accuracy [%]", series, f"batch {size}",
+        panels.append(Panel("effective rate η = γ/(1 − β)", "test accuracy [%]", series, f"batch {size}",
                             log_x=True))
         bears = [(max((rate for rate, mean in zip(s.x, s.y, strict=True) if mean > np.nanmax(s.y) - NEAR),
                       default=np.nan), max(s.x)) for s in series if s.label in (SGD, MOMENTUM)]
@@ -120,8 +121,8 @@ def _svag(records: Records, data: Sequence[str]) -> list[Figure]:
             log_x=True))
         apart = [paired_difference(*gap(found[level], MOMENTUM, SGD)) for level in levels]
         margin = MARGINS[name]
-        gaps.append(Panel("SVAG level l", "accuracy gained by momentum 0.9 [points]", [Series(
-            name, levels, [g.estimate for g in apart], [g.low for g in apart], [g.high for g in apart])], name,
+        gaps.append(Panel("SVAG level l", "gained by momentum 0.9 [points]", [Series(
+            GAIN, levels, [g.estimate for g in apart], [g.low for g in apart], [g.high for g in apart])], name,
             log_x=True, levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
         said.append(f"{name} {apart[0].estimate:+.1f} → {apart[-1].estimate:+.1f}")
     title = f"Momentum's gain as SVAG amplifies the noise, in points: {_minus('; '.join(said))}"
@@ -137,19 +138,19 @@ def _terms(records: Records, data: Sequence[str]) -> list[Figure]:
         for size in (min(batches(records, name)), max(batches(records, name))):
             watched = records.where(experiment=experiment(name, size, "watched"))
             tried = rates(watched, BETAS[1])
+            ends = sorted({min(tried), max(tried)} if tried else ())
             series = []
-            for rate in sorted({min(tried), max(tried)} if tried else ()):
+            for rate, end in zip(ends, ("smallest η", "largest η"), strict=False):
                 _, curved, noisy = on_the_way(records, name, size, BETAS[1], rate)
                 steps = sorted({row.step for row in watched.where(arm=cell_arm(BETAS[1], rate),
                                                                   metric="noise-induced") if row.step is not None})
-                if len(curved) != len(steps) or not steps:
-                    continue
-                above, looked = above + int((curved > noisy).sum()), looked + len(steps)
-                series += [Series(f"{what}, η {rate:g}", steps, np.where(values > 0, values, np.nan).tolist())
-                           for what, values in (("noise", noisy), ("curvature", curved)) if (values > 0).any()]
+                if len(curved) == len(steps) > 0:
+                    above, looked = above + int((curved > noisy).sum()), looked + len(steps)
+                    series += [Series(f"{what}, {end}", steps, np.where(values > 0, values, np.nan).tolist())
+                               for what, values in (("noise", noisy), ("curvature", curved)) if (values > 0).any()]
             if series:
-                panels.append(Panel("step", "added to the loss in a step", series, f"{name}, batch {size}",
-                                    log_y=True))
+                panels.append(Panel("step", "added to the loss", series, f"{name}, batch {size}: η "
+                                    f"{' and '.join(f'{rate:g}' for rate in ends)}", log_y=True))
     return [Picture("terms", "What noise and curvature add to the loss of a step with momentum 0.9: curvature "
                     f"adds more at {above} of {looked} moments", panels,
                     "η²/2 tr(HΣ)/B and η²/2 GᵀHG along one watched run, from 256 training images in 8 parts; "
@@ -209,7 +210,7 @@ def _orders(records: Records) -> Picture:
                 series.append(Series("order (1 − α)/2", [x for x, _ in seen],
                                      [value * (x / rate) ** ((1 - alpha) / 2) for x, _ in seen], mark="theory"))
         panels.append(Panel("rate η", text, series, log_x=True, log_y=True))
-    fitted = ", ".join(f"{fitted_order(records, a, 'coupled distance'):.2f} for η^{a:g}" for a in ALPHAS)
+    fitted = _minus(", ".join(f"{fitted_order(records, a, 'coupled distance'):.2f} for η^{a:g}" for a in ALPHAS))
     return Picture("orders", f"Order at which momentum comes near SGD, by how 1 − β falls: {fitted}", panels,
                    "Two wells, noise of scale η^(−1/2), time 2; the largest distance over a run.")
 
