@@ -106,7 +106,8 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
     metric, unit = rounding.metric_of(task)
     found = rounding.levels(chosen, conducted.records, metric)
     unit = "points" if unit == "%" else "1"
-    rows = [(f.arm, f.lr, f.distance, f.mean, f.deviation, interval(f.ratio.estimate, f.ratio.low, f.ratio.high),
+    rows = [(f.arm, f.lr, f.distance, f.mean, f.deviation,
+             interval(f.ratio.estimate, f.ratio.low, f.ratio.high) if f.deviation else "0",
              f.verdict) for f in found]
     header = ("optimiser", "learning rate", "distance of twins", f"mean validation {metric}",
               f"deviation among twins [{unit}]", "over that of single runs", "verdict")

@@ -25,7 +25,8 @@ def spread_ratio(table: ArrayLike, confidence: float = 0.95) -> Interval:
     values = np.asarray(table, dtype=np.float64)
     kept = values[np.isfinite(values).all(1)]
     (n, k), missing = kept.shape, len(values) - len(kept)
-    within = float(kept.var(axis=1, ddof=1).mean()) if n and k > 1 else math.nan
+    # From the first repeat on, so that equal ones are 0 apart and not a rounding error.
+    within = float((kept - kept[:, :1]).var(axis=1, ddof=1).mean()) if n and k > 1 else math.nan
     if n < 2 or not within > 0:
         return Interval(math.nan, math.nan, math.nan, n, missing)
     between, tail = k * float(kept.mean(axis=1).var(ddof=1)), (1 + confidence) / 2

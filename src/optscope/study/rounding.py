@@ -37,7 +37,8 @@ class Level:
     """What rounding does at one learning rate of one arm.
 
     `distance` is the geometric mean over seeds of the distance of twins at the end; `mean` the metric over all
-    runs; `deviation` its standard deviation among twins; `ratio` that over the standard deviation of single runs.
+    runs; `deviation` its standard deviation among twins, `single` among single runs of different seeds, and `ratio`
+    the first over the second.
     """
 
     arm: str
@@ -45,6 +46,7 @@ class Level:
     distance: float
     mean: float
     deviation: float
+    single: float
     ratio: Interval
     diverged: int
 
@@ -63,7 +65,7 @@ class Level:
             return "decided by rounding: results spread like over seeds"
         if self.distance > PARTED:
             return "twins part"
-        return "twins stay together"
+        return "twins stay near, results move" if self.deviation > 0 else "twins stay together"
 
 
 def metric_of(task: Task) -> tuple[str, str]:
@@ -110,11 +112,13 @@ def levels(arms: Sequence[Arm], records: Records, metric: str) -> list[Level]:
             distances = records.values(arm.name, "distance", lr)
             table = np.column_stack([records.values(f"{arm.name}, k = {k}", metric, lr) for k in KS])
             whole = table[np.isfinite(table).all(1)]
+            apart = whole - whole[:, :1]  # equal results are then 0 apart, not a rounding error
             kept = distances[np.isfinite(distances)]
             found.append(Level(
                 arm.name, lr, float(np.exp(np.mean(np.log(np.maximum(kept, 1e-12))))) if len(kept) else math.nan,
                 float(np.mean(whole)) if len(whole) else math.nan,
-                math.sqrt(float(whole.var(1, ddof=1).mean())) if len(whole) else math.nan, spread_ratio(table),
+                math.sqrt(float(apart.var(1, ddof=1).mean())) if len(whole) else math.nan,
+                math.sqrt(float(whole.var(0, ddof=1).mean())) if len(whole) > 1 else math.nan, spread_ratio(table),
                 int((~np.isfinite(table)).sum())))
     return found
 
@@ -129,11 +133,13 @@ def sentence(arm: str, found: Sequence[Level], task: Task) -> str:
     decided = [level.lr for level in mine if level.ratio.low > LIKE_SEEDS]
     best = (max if metric == "accuracy" else min)(mine, key=lambda level: level.mean)
     unit = " points" if unit == "%" else ""
+    rounding = (f"two runs that differ by less than {best.floor:.3g}{unit} of validation {metric} may differ by "
+                "rounding alone" if best.deviation > 0 else
+                f"rounding alone moved the validation {metric} of no run")
     said = [f"twins part at {_rates(parted)}" if parted else "twins part at no learning rate tried",
             f"rounding alone spreads results like seeds at {_rates(decided)}" if decided else
             "nowhere is it shown that rounding spreads results like seeds",
-            f"at the best learning rate, {best.lr:g}, two runs that differ by less than {best.floor:.3g}{unit} of "
-            f"validation {metric} may differ by rounding alone"]
+            f"at the best learning rate, {best.lr:g}, {rounding}"]
     return f"{arm}: {'; '.join(said)}."
 
 
@@ -153,9 +159,8 @@ def figures(arms: Sequence[Arm], found: Sequence[Level], records: Records, array
         values = [records.values(arm.name, "distance", lr) for lr in rates]
         apart.append(Series(arm.name, rates, [level.distance for level in mine],
                             [float(v.min()) for v in values], [float(v.max()) for v in values]))
-        over_seeds = [level.deviation / level.ratio.estimate for level in mine]
         spread += [Series(arm.name, rates, [level.deviation for level in mine]),
-                   Series(f"{arm.name}, over seeds", rates, over_seeds)]
+                   Series(f"{arm.name}, over seeds", rates, [level.single for level in mine])]
         results = [mean_interval(records.values(f"{arm.name}, k = 1", metric, lr)) for lr in rates]
         means.append(Series(arm.name, rates, [r.estimate for r in results], [r.low for r in results],
                             [r.high for r in results]))
@@ -164,13 +169,15 @@ def figures(arms: Sequence[Arm], found: Sequence[Level], records: Records, array
                   if f"rounding/{arm.name}/{lr:g}/1/steps" in arrays]
         curves.append(Panel("step", "distance of twins", series, arm.name, log_x=True, log_y=True,
                             levels={"parted above": PARTED}))
+    parting = "; ".join(f"{arm.name} at {', '.join(f'{r:g}' for r in rates) or 'none'}" for arm, rates in (
+        (arm, [level.lr for level in found if level.arm == arm.name and level.distance > PARTED]) for arm in arms))
     return [
-        Picture("rounding", "What rounding alone does, over learning rates", [
+        Picture("rounding", f"Learning rates at which twins that differ in rounding alone part: {parting}", [
             Panel("learning rate", "distance of twins at the end", apart, log_x=True, log_y=True,
                   levels={"parted above": PARTED}),
-            Panel("learning rate", f"standard deviation of {shown}", spread, log_x=True),
+            Panel("learning rate", f"deviation of {metric}" + (" [points]" if unit else ""), spread, log_x=True),
             Panel("learning rate", shown, means, log_x=True)],
             "Left: mean over weights of 2|w − w'|/(|w| + |w'|), geometric mean over seeds with the lowest and "
-            "highest. Middle: among twins of one seed, and among single runs of different seeds. Right: with 95 % "
-            "t intervals."),
+            "highest. Middle: standard deviation among twins of one seed, and among single runs of different "
+            "seeds. Right: with 95 % t intervals."),
         Picture("distance", "How twins part during training", curves, "Seed 1, mean over the divisors 3 and 5.")]
