@@ -243,9 +243,9 @@ def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[s
                 found.append(f"{comparison.name}: {bad} of {len(runs)} runs of {arm.name} diverged or failed; "
                              "they are missing from its means.")
         found += _failed_checks(comparison, mine)
-        if len(comparison.seeds) < 6:
-            found.append(f"{comparison.name}: {len(comparison.seeds)} seeds can never show p < 0.05; "
-                         "it takes 6.")
+        if comparison.probes and len(comparison.seeds) < 6:
+            found.append(f"{comparison.name}: with fewer than 6 seeds, here {len(comparison.seeds)}, p < 0.05 can "
+                         "never be shown.")
     return found
 
 
