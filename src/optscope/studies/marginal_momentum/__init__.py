@@ -110,7 +110,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; all but exact claims stay undecided",
-    "desk": "an estimated hour on two cores; needs Fashion-MNIST, CIFAR-10 (optscope data ...) and scikit-learn",
+    "desk": "under an hour on two cores; needs Fashion-MNIST, CIFAR-10 (optscope data ...) and scikit-learn",
     "long": "desk and about 4 hours more of fine-tuning MiniLM; needs optscope[text], MiniLM, reviews, Shakespeare",
     "paper": "ResNet-32 on CIFAR-10 and RoBERTa-large, which you bring; no GPU support yet: weeks on many cores",
 }
