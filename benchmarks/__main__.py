@@ -55,9 +55,8 @@ def table(result: Mapping[str, Any]) -> str:
         said = [f"{name} {value:g}" for name, value in row["counts"].items()]
         said += [str(row["answer"])] if row["answer"] != "" else []
         lines.append(f"  {row['who']:{width}}  {row['median_s'] * 1e3:10.2f} ms  {', '.join(said)}".rstrip())
-    ratios = result["ratio"] if isinstance(result["ratio"], Mapping) else {"ratio": result["ratio"]}
     limits = result.get("limit", {})
-    for name, value in ratios.items():
+    for name, value in result["ratio"].items():
         limit = limits.get(name)
         bound = "" if limit is None else f"  at most {limit:g}: {'met' if value <= limit else 'MISSED'}"
         lines.append(f"  {name:{width}}  {value:10.2f}{bound}")

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import Contender, interleave, rows
+from benchmarks.training import trained
 from optscope.probes.attack import PGD, Attack
 from optscope.probes.ensemble import Ensemble
 from optscope.probes.robust import RobustAccuracy
@@ -44,18 +44,6 @@ class Net:
     eps: float
     images: int
     rounds: int
-
-    def trained(self) -> nn.Module:
-        """Return the net after training by Adam."""
-        torch.manual_seed(0)
-        model, train = self.task.model(), self.task.data().train
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        for _ in range(self.training):
-            some = torch.randint(len(train), (128,))
-            optimizer.zero_grad()
-            cross_entropy(model(train.inputs[some]), train.targets[some]).backward()
-            optimizer.step()
-        return model.eval()
 
     def ours(self, model: nn.Module, attack: Attack, eps: tuple[float, ...], checked: int = 0) -> Verdicts:
         """Return the verdicts of this package, `(radii, n)`."""
@@ -141,7 +129,7 @@ def b4() -> dict[str, Any]:
     table: list[dict[str, Any]] = []
     ratio: dict[str, float] = {}
     for name, net in NETS.items():
-        model = net.trained()
+        model = trained(net.task, net.training)
         radii = {"1 radius": (net.eps,), "8 radii": tuple(net.eps * k / 4 for k in range(1, 9))}
         runs: dict[str, Callable[[], Verdicts]] = {}
         for count, eps in radii.items():
@@ -184,7 +172,7 @@ def counterpart(who: str) -> str:
 def b5() -> dict[str, Any]:
     """Give an AutoAttack-grade verdict on 1,000 images of an MLP, in at most a third of AutoAttack's forwards."""
     net = NETS["MLP"]
-    model = net.trained()
+    model = trained(net.task, net.training)
     found: list[Verdicts] = []
     result: list[dict[str, Any]] = []
     for who, package, run in (

@@ -157,7 +157,10 @@ def b1(sizes: tuple[int, ...] = SIZES, rounds: int = 1) -> dict[str, Any]:
 
 
 def b2(steps: int = 200, every: int = 20, batch: int = 256, examples: int = 64) -> dict[str, Any]:
-    """Follow the sharpness and Adam's preconditioned one over a training, and weigh it against the training."""
+    """Follow the sharpness and Adam's preconditioned one over a training, and weigh it against the training.
+
+    The true value is known of the plain one alone: the error told is its.
+    """
     torch.manual_seed(0)
     model = TASK.model()
     optimizer = Adam(lr=1e-3).optimizer(model.parameters())
@@ -190,9 +193,10 @@ def b2(steps: int = 200, every: int = 20, batch: int = 256, examples: int = 64) 
         "rows": [
             {"who": "plain training", "version": torch.__version__, "answer": "", "median_s": plain, "counts": {}},
             {"who": "optscope, both eigenvalues", "version": version("optscope"),
-             "answer": f"at most {worst:.1e} from the truth", "median_s": plain + tracking, "counts": ours},
+             "answer": f"the plain one at most {worst:.1e} from the truth", "median_s": plain + tracking,
+             "counts": ours},
             {"who": "PyHessian in the loop, the plain one alone", "version": version("PyHessian"), "answer": "",
              "median_s": plain + rival, "counts": {"of plain training": (plain + rival) / plain}},
         ],
-        "ratio": {"plain training": (plain + tracking) / plain},
+        "ratio": {"plain training": (plain + tracking) / plain}, "limit": {"plain training": 1.2},
     }

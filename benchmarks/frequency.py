@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import Contender, interleave, rows
+from benchmarks.training import trained
 from optscope.dct import equal_count_bands, matrix
 from optscope.probes import noise
 from optscope.probes.frequency import Fourier, SensitivityMap
@@ -32,22 +32,9 @@ Array = NDArray[np.float64]
 
 @dataclass
 class Count:
-    """How many times a batch of images was transformed."""
+    """How many transforms were taken: of a batch of images in the bands, of one wave in the map."""
 
     transforms: int = 0
-
-
-def trained() -> nn.Module:
-    """Return an MLP after 1,500 steps of Adam."""
-    torch.manual_seed(0)
-    model, train = TASK.model(), TASK.data().train
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(1500):
-        some = torch.randint(len(train), (128,))
-        optimizer.zero_grad()
-        cross_entropy(model(train.inputs[some]), train.targets[some]).backward()
-        optimizer.step()
-    return model.eval()
 
 
 def accuracy(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
@@ -128,7 +115,7 @@ def counted(count: Count) -> Iterator[None]:
 
 def b6() -> dict[str, Any]:
     """Take the band curve and the Fourier map on 500 images: equal numbers, counted transforms, time."""
-    model = trained()
+    model = trained(TASK, steps=1500)
     works = {"ten bands": (our_bands, script_bands), "Fourier map": (our_map, script_map)}
     contenders: list[Contender] = []
     transforms: dict[str, list[int]] = {}

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.timing import Contender, interleave, rows
+from benchmarks.training import trained
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.lipschitz_product import pieces, runs
 from optscope.probes.operator_norm import operator_norm
@@ -24,19 +24,7 @@ from optscope.tasks.task import Task
 
 TASK = Task("fashion-mnist", ResNet(depth=8, channels=1), FashionMNIST())
 TOLERANCE = 1e-4
-
-
-def trained(steps: int = 100) -> nn.Module:
-    """Return a ResNet-8 after some steps of Adam."""
-    torch.manual_seed(0)
-    model, train = TASK.model(), TASK.data().train
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(steps):
-        some = torch.randint(len(train), (64,))
-        optimizer.zero_grad()
-        cross_entropy(model(train.inputs[some]), train.targets[some]).backward()
-        optimizer.step()
-    return model.eval()
+LOWER, UPPER = "Lipschitz lower bound", "Lipschitz upper bound"
 
 
 def dense_norm(layers: nn.Module, shape: tuple[int, ...]) -> float:
@@ -75,7 +63,7 @@ def check_pair() -> str:
         task = Task.from_tensors(lambda model=model: model, (x, y), (x, y))
         found = Lipschitz()(Snapshot(model, task)).values
         truth = math.log10(dense_norm(model, (1, 8, 8)))
-        low, high = found["lipschitz lower"], found["lipschitz upper"]
+        low, high = found[LOWER], found[UPPER]
         if not low <= truth + 1e-9 <= high + 2e-9:
             raise AssertionError(f"{low} <= {truth} <= {high} is wrong")
         said.append(f"{10**low:.4g} <= {10**truth:.4g} <= {10**high:.4g}")
@@ -121,11 +109,11 @@ def exact_norms(model: nn.Module) -> dict[nn.Conv2d, tuple[float, float]]:
 
 def b7() -> dict[str, Any]:
     """Bound a ResNet-8's Lipschitz constant on 28x28 images; check norms and bounds where they are known."""
-    model = trained()
+    model = trained(TASK, steps=100, batch=64)
     worst, known = check_norms(model), check_pair()
     probe = Lipschitz()
     found = probe(Snapshot(model, TASK)).values
-    low, high = found["lipschitz lower"], found["lipschitz upper"]
+    low, high = found[LOWER], found[UPPER]
     if not low <= high:
         raise AssertionError(f"the lower bound {low} lies above the upper one {high}")
     crude = found["paper's spectral product"]

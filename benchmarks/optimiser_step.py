@@ -1,4 +1,7 @@
-"""B8: one optimiser step on ten million parameters."""
+"""B8: one optimiser step on ten million parameters.
+
+The rival: `pip install optscope[zoo]`.
+"""
 
 from __future__ import annotations
 

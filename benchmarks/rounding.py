@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Contender, interleave, rows
-from optscope.engine.contrast import apart, contrast, flat
+from optscope.engine.contrast import apart, contrast, flat, log_spaced
 from optscope.engine.train import Plan, epoch_permutation, fresh_model, streams, train
 from optscope.optim import SGD, Rounded
 from optscope.tasks.images import FashionMNIST
@@ -29,18 +29,18 @@ def one() -> object:
 
 
 def twins() -> list[float]:
-    """Train twins, and return their distance at thirty moments."""
+    """Train twins, and return their distance at the moments of `log_spaced`."""
     found = contrast(TASK, [Rounded(RULE, 1), Rounded(RULE, K)], PLAN, SEED)
     return [float(d) for d in found.distance[0]]
 
 
 def by_hand(k: int = K) -> list[float]:
-    """Train twins as one writes it: two models in one loop, the step divided by k, weights compared each step."""
+    """Train twins as one writes it: two models in one loop, the step divided by k, compared as often as ours."""
     part = TASK.data().train
     models = [fresh_model(TASK, SEED) for _ in range(2)]
     buffers: list[list[torch.Tensor | None]] = [[None for _ in model.parameters()] for model in models]
     order, distances = streams(SEED)[1], []
-    per_epoch = PLAN.steps_per_epoch(len(part))
+    per_epoch, moments = PLAN.steps_per_epoch(len(part)), log_spaced(PLAN.steps(len(part)))
     for step in range(PLAN.steps(len(part))):
         if step % per_epoch == 0:
             permutation = epoch_permutation(len(part), order, step // per_epoch)
@@ -56,7 +56,8 @@ def by_hand(k: int = K) -> list[float]:
                     kept = buffer[i]
                     buffer[i] = d = p.grad.clone() if kept is None else kept.mul_(MOMENTUM).add_(p.grad)
                     p.add_(d / divisor, alpha=-LR * divisor)
-        distances.append(apart(flat(models[0]), flat(models[1]))[0])
+        if step + 1 in moments:
+            distances.append(apart(flat(models[0]), flat(models[1]))[0])
     return distances
 
 

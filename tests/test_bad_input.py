@@ -12,6 +12,7 @@ import pytest
 from optscope import cli, lab
 from optscope.engine.store import Store
 from optscope.errors import UserError
+from tiny import call
 
 TASK_FILE = """
 import torch
@@ -216,16 +217,6 @@ def write(place, files):
     for name, content in files.items():
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def call(monkeypatch, argv):
-    """Run the command here and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["optscope", *argv.split()])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 def check(row, code, stderr, place):

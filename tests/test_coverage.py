@@ -17,7 +17,7 @@ from torch import nn
 from optscope.errors import UserError
 from optscope.probes.coverage import BLOCK, Coverage, frechet_distance, frechet_floor, neighbourhoods
 from optscope.probes.embedding import EfficientNetLite0, OwnClassifier, own_classifier
-from optscope.probes.fid import FID
+from optscope.probes.fid import FID, pictures
 from optscope.probes.game_field import Jacobian, Rotation, leading
 from optscope.probes.modes import Classes, Modes, Samples, count_modes
 from optscope.tasks.game import Game, Normal, Player
@@ -164,6 +164,17 @@ def test_fid_hands_both_sets_of_images_to_torch_fidelity(monkeypatch):
     ring = gan("ring", Fixed(Ring()), Perceptron((2, 8, 1)), Ring(), bounds=None)
     with pytest.raises(UserError, match="FID compares images"):
         FID()(Snapshot(ring.model(), ring))
+
+
+def test_pictures_are_bytes_in_colour_whatever_the_bounds():
+    images = torch.tensor([-1.0, -0.5, 0.0, 1.0, 3.0]).view(1, 1, 1, 5).repeat(2, 3, 2, 1)
+    images[:, 1] = 0
+    (first, second) = pictures(images, (-1.0, 1.0))[0][:2]
+    assert first.tolist() == 2 * [[0, 64, 128, 255, 255]]
+    assert second.tolist() == 2 * [5 * [128]]
+    for refused, bounds in ((images, None), (images[:, :2], (-1.0, 1.0)), (images[0], (-1.0, 1.0))):
+        with pytest.raises(UserError, match="FID compares images"):
+            pictures(refused, bounds)
 
 
 @pytest.mark.parametrize(("name", "data", "least"), [("digits", Digits(), 96)])

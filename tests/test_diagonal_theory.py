@@ -176,6 +176,17 @@ def test_tiny_starts_and_large_ratios_give_basis_pursuit(depth):
     assert np.abs(near.x - least).max() < 1e-6 < 1e-5 < np.abs(far.x - least).max()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_a_tiny_start_and_a_small_ratio_magnify_as_the_root_says(seed):
+    rng, start, ratio = np.random.default_rng(seed), 1e-12, 1e-3
+    A = rng.normal(size=(5, 20))  # here a step by a kept factor goes too far, and is taken again by a new one
+    found = fit(A, A[:, :3].sum(1), start, ratio=ratio)
+    square, square0 = found.square_norm, 2 * 20 * start
+    assert found.log_rho > 10
+    assert abs(found.log_rho - np.log(square / square0) + ratio * (square - square0)) < 1e-9
+    np.testing.assert_allclose(found.x, fit(A, A[:, :3].sum(1), np.exp(found.log_rho) * start).x, atol=1e-10)
+
+
 def test_a_solution_without_positive_neighbours_is_found_too():
     A, x = np.array([[1.0, 1.0, 1.0], [1.0, 2.0, 3.0]]), np.array([1.0, 0.0, 0.0])  # x >= 0 has this solution alone
     for depth in (2, 3):
@@ -245,6 +256,7 @@ A2, Y2 = np.array([[1.0, 2.0]]), np.array([2.0])
     ({"ratio": 0.0}, "must be a finite number > 0; got 0.0"),
     ({"ratio": -2.0}, "must be a finite number > 0; got -2.0"),
     ({"ratio": np.inf}, "must be a finite number > 0"),
+    ({"ratio": 1e-12}, "log ρ was not found in 400 steps; the ratio 1e-12 or the start may be extreme"),
     ({"depth": 1}, "must be a whole number >= 2; got 1"),
     ({"depth": 2.5}, "must be a whole number >= 2; got 2.5"),
     ({"y": [0.0]}, "y must not be 0"),

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from optscope import cli, lab
+from optscope import lab
 from optscope.engine.execute import Inline, Outcome
 from optscope.engine.run import Computation, Run
 from optscope.engine.store import Store
@@ -32,7 +32,7 @@ from optscope.study.search import Grid
 from optscope.study.settings import Settings
 from optscope.study.study import check_scale
 from optscope.tasks.task import Task
-from tiny import TASK, Blobs, Net, succeed
+from tiny import TASK, Blobs, Net, call, succeed
 
 ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
 SETTINGS = Settings(seeds=2, twin_seeds=1, epochs=2, batch=32, examples=24)
@@ -119,15 +119,6 @@ def make():
 """
 
 
-def command(monkeypatch, argv):
-    monkeypatch.setattr(sys, "argv", ["optscope", *argv.split()])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
 def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
@@ -135,7 +126,7 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     (tmp_path / "settings.toml").write_text(
         "seeds = 5\nepochs = 1\n[optimisers.sgd]\nlr = [0.1, 0.3]\n[optimisers.adam]\nlr = [0.01, 0.03]\n")
     line = "compare my_task.py:task --config settings.toml --seeds 2 --slots 1 --out out"
-    assert command(monkeypatch, line) == 0
+    assert call(monkeypatch, line) == 0
     first = capsys.readouterr()
     assert first.out.splitlines()[-1] == "report: out/report.html"
     assert first.out.startswith("SGD against Adam: ")
@@ -146,13 +137,13 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     results = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
     assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 4 + 4 + 8  # tuning, final, twins
 
-    assert command(monkeypatch, line.replace(":task", ":make")) == 0
+    assert call(monkeypatch, line.replace(":task", ":make")) == 0
     again = capsys.readouterr()
     assert again.out == first.out
     assert again.err == ""
     assert results == {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
 
-    assert command(monkeypatch, "report out") == 0
+    assert call(monkeypatch, "report out") == 0
     told = capsys.readouterr().out.splitlines()
     assert told[-2:] == ["every number: out/summary.csv", "report: out/report.html"]
     assert told[0].startswith("F1    ")
@@ -197,10 +188,10 @@ def test_progress_is_a_bar_on_a_terminal_and_the_cursor_comes_back(monkeypatch):
 
 def test_the_study_is_listed_and_shown(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "300")
-    assert command(monkeypatch, "list") == 0
+    assert call(monkeypatch, "list") == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in STUDIES)
-    assert command(monkeypatch, "show robustness_gap") == 0
+    assert call(monkeypatch, "show robustness_gap") == 0
     shown = capsys.readouterr().out
     assert STUDY.paper.arxiv in shown
     assert all(f"{claim.id} {claim.text}" in " ".join(shown.split()) for claim in STUDY.claims)

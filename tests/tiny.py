@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from optscope import cli
 from optscope.engine.run import Row
 from optscope.tasks.task import Data, Split, Task
 
@@ -64,3 +66,13 @@ def fail() -> tuple[list[Row], dict[str, object]]:
 def succeed(value: float) -> tuple[list[Row], dict[str, object]]:
     """Give a row."""
     return [Row("a", 0, "value", value)], {}
+
+
+def call(monkeypatch, argv: str) -> object:
+    """Run the command `optscope argv` here and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["optscope", *argv.split()])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code
+    return 0

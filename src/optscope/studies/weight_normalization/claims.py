@@ -16,8 +16,7 @@ from optscope.studies.weight_normalization.judging import (
     DoseResponse,
     Exponential,
     FadesAbove,
-    FasterAbove,
-    FasterTuned,
+    Faster,
     LessError,
     NearLeast,
     OnlyPolarArrives,
@@ -75,11 +74,13 @@ def _of_two_depths(depth: int, above: float, below: float) -> list[Row]:
     L = f"L={depth}"
     return [
         (f"C6a {L}", "Same start above the threshold, same step: polar descent needs at most half the iterations "
-         f"to zero loss ({L}, α={above:g})", "abstract: speed", FasterAbove(depth, above), "more than half"),
+         f"to zero loss ({L}, α={above:g})", "abstract: speed",
+         Faster(depth, "table", "κ=10", "iterations to residual 1e-5", above, f"α = {above:g}"), "more than half"),
         (f"C6b {L}", f"Same start, same step: only polar descent comes within 5 % of x* ({L}, α={below:g})",
          "abstract: speed", OnlyPolarArrives(depth, below), "on most seeds both arrive, or neither"),
         *((f"C6c {L} {percent:g} %", f"{TUNED} to {percent:g} % error ({L})", "abstract: speed",
-           FasterTuned(depth, percent), "more than half of them") for percent in (5.0, 1.0)),
+           Faster(depth, "speed", "polar", "iterations", percent, f"to {percent:g} % error, tuned"),
+           "more than half of them") for percent in (5.0, 1.0)),
         (f"T5 dense {L}", f"A dense x* is not recovered by polar flow ({L})", "negative control",
          DenseFails(depth), "an error below one half"),
         (f"T5 tiny {L}", f"From a tiny start, polar flow with κ = 1 is worse than plain ({L})", "negative control",
