@@ -262,7 +262,7 @@ def _claims() -> tuple[Claim, ...]:
     found.append(Claim(
         "C4 characters", "Fine-tuning a character transformer from Shakespeare's plays to his verse, SGD and "
         f"momentum 0.9 reach the same loss (within {MARGIN_NATS:g} nats a character)", "abstract", same_characters,
-        "a difference shown outside the margin", "long"))
+        "a difference shown outside the margin"))
     return tuple(sorted(found, key=lambda claim: claim.id))
 
 

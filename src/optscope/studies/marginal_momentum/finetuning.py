@@ -53,7 +53,7 @@ class Size:
 
 
 def language_models(size: Size) -> list[Comparison]:
-    """Return one comparison a subset of each few-shot setting, one each of the full sets, and one of characters."""
+    """Return one comparison a subset of each few-shot setting, and one each of the full sets, of MiniLM."""
     found = []
     for data, source in SETTINGS.items():
         for shots in SHOTS:
@@ -64,10 +64,14 @@ def language_models(size: Size) -> list[Comparison]:
                         else Plan(1, 32, Cosine(0.1)))
                 found.append(_comparison(f"{task.name}, subset {subset}", task, plan,
                                          size.seeds if shots else size.seeds + 1))
+    return found
+
+
+def characters() -> Comparison:
+    """Return the fine-tuning of a small character transformer from Shakespeare's plays to his verse."""
     model = Pretrained(CharTransformer(), Shakespeare(), steps=2000)
     task = Task(CHARACTERS, model, Shakespeare(verse=True), kind="regression", bounds=None)
-    found.append(_comparison(f"{CHARACTERS}, subset 0", task, Plan(4, 16, Cosine(0.1)), 8, CHARACTER_ARMS))
-    return found
+    return _comparison(f"{CHARACTERS}, subset 0", task, Plan(4, 16, Cosine(0.1)), 8, CHARACTER_ARMS)
 
 
 def of_the_paper() -> list[Comparison]:
