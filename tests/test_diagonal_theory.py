@@ -8,7 +8,6 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import null_space
 
 from optscope.errors import UserError
-from optscope.theory.bregman import project
 from optscope.theory.diagonal import (
     basis_pursuit,
     excess_bound,
@@ -195,13 +194,19 @@ def test_a_solution_without_positive_neighbours_is_found_too():
             np.testing.assert_allclose(found.x, x, atol=1e-9)
 
 
-def test_response_is_the_derivative_by_the_start():
-    signs = np.array([1.0, -1.0])
-    for depth in (2, 3, 6):
-        A, y, _, start = instance(7, True)
-        ends = [project(A, y, np.log(start) + shift, depth, signs) for shift in (-1e-5, 0.0, 1e-5)]
-        slope = (np.log(ends[2].parts) - np.log(ends[0].parts)) / 2e-5
-        np.testing.assert_allclose(ends[1].response, slope, atol=1e-6)
+def test_rows_of_any_size_count_alike():
+    A, y, _, start = instance(7, True)
+    factors = 10.0 ** np.linspace(-12, 6, len(A))
+    for depth in (2, 3):
+        expected = fit(A, y, start, depth=depth).x
+        found = fit(A * factors[:, None], y * factors, start, depth=depth)
+        np.testing.assert_allclose(found.x, expected, atol=1e-10)
+
+
+def test_a_start_that_rounding_drowns_the_solution_in_is_refused():
+    for start in (1e100, 1e12):
+        with pytest.raises(UserError, match="start nearer to it"):
+            fit([[1.0, 2.0]], [2.0], start)
 
 
 def test_problems_in_a_batch_equal_problems_alone():

@@ -20,8 +20,6 @@ Source: arXiv 2305.05448 and, for the plain flow, arXiv 2112.11027; the conditio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk
@@ -34,8 +32,8 @@ Array = NDArray[np.float64]
 TOLERANCE = 1e-13
 """What the next step would move, in units of the largest entry of x."""
 SETTLED, STALLED = 1e-12, 1e-6
-"""The last move of log ρ, relative where log ρ is large; the second where a new factor does not halve the move:
-r² then depends on entries of rounding size."""
+"""Log ρ is found when its last move (relative where log ρ is large) is below the first; or below the second, if a
+fresh factor no longer halves it, as r² then hangs on entries of rounding size."""
 SOLVABLE = 1e-7
 """The largest residual of the nearest solution, in units of the largest entry of y."""
 LOOSE = 0.3  # the last step, in units of the largest entry of x, after which log ρ moves too
@@ -52,48 +50,39 @@ proportional to x0."""
 SMALL = np.log(1e-4)
 NONE_POSITIVE = ("no solution of A x = y with all entries above 0 was found; give a system that has one, or let x "
                  "have both signs: signed=True")
-
-
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """The end of the flow: `parts` x_j `(..., J, N)` and `log_rho` `(...)`, of the solved `problems`."""
-
-    parts: Array
-    log_rho: Array
-    problems: list[_Newton]
-
-    @property
-    def response(self) -> Array:
-        """The derivative d log x_j / d log x0, `(..., J, N)`."""
-        return np.stack([problem.response() for problem in self.problems]).reshape(self.parts.shape)
+NOT_FOUND = ("the limit of the flow on A x = y was not found: rows of A may nearly depend on each other, or the "
+             "start be too far from the solution's size; drop such rows, or try a start nearer to it")
 
 
 def project(A: Array, y: Array, log_start: Array, depth: int, signs: Array,
-            kappa: Array | None = None) -> Projection:
-    """Return the Bregman projection of ρ exp(log_start) `(..., J, N)` onto {A Σ s_j x_j = y}.
+            kappa: Array | None = None) -> tuple[Array, Array]:
+    """Return the Bregman projection of ρ exp(log_start) onto {A Σ s_j x_j = y}, `(..., J, N)`, and log ρ, `(...)`.
 
     `A` is `(..., M, N)`, `y` `(..., M)`, `signs` `(J,)` of ±1; leading axes are independent problems. ρ is 1, or
     the root of F for the ratios `kappa` `(...)`.
 
     Raises:
-        UserError: when the system has no solution, or none with all entries above 0 is found, or log ρ is not.
+        UserError: when the system has no solution, or none with all entries above 0 is found, or log ρ is not, or
+            rounding keeps the limit from A x = y.
     """
     problems = [_Newton(A[i], y[i], log_start[i], depth, signs, None if kappa is None else float(kappa[i]))
                 for i in np.ndindex(y.shape[:-1])]
     parts = np.stack([problem.solve() for problem in problems]).reshape(log_start.shape)
-    return Projection(parts, np.array([problem.log_rho for problem in problems]).reshape(y.shape[:-1]), problems)
+    return parts, np.array([problem.log_rho for problem in problems]).reshape(y.shape[:-1])
 
 
 class _Newton:
     """The iteration on one problem, of whose unknowns ζ and log ρ are kept: ν follows from them."""
 
     def __init__(self, A: Array, y: Array, log_start: Array, depth: int, signs: Array, kappa: float | None) -> None:
-        self.A, self.y, self.log_start = np.ascontiguousarray(A), y, log_start
+        norms = np.linalg.norm(A, axis=1)
+        norms = np.where(norms > 0, norms, 1.0)  # rows of any size count alike
+        self.A, self.y, self.log_start = np.ascontiguousarray(A / norms[:, None]), y / norms, log_start
         self.depth, self.power, self.kappa = depth, 1 - 2 / depth, kappa
         self.signs, self.column = signs, signs[:, None]
         self._factor(np.ones(A.shape[1]))
-        nearest = self._solve(y)
-        if np.abs(A @ nearest - y).max() > SOLVABLE * np.abs(y).max():
+        nearest = self._solve(self.y)
+        if self._misses(nearest):
             raise UserError("the system A x = y has no solution: y must lie in the range of A; drop rows that "
                             "contradict each other, or measure less than there are unknowns")
         scale = np.abs(nearest).mean()
@@ -131,21 +120,25 @@ class _Newton:
             drift = float((np.abs(self.weight - weight) / (weight + RIDGE * self.weight.max())).max())
             last = (STALLED if fresh and abs(move) > abs(before) / 2 else SETTLED) * max(1, abs(self.log_rho))
             if near and part == 1 and moved * drift < TOLERANCE and abs(move) <= last:
+                if self._misses(self.signs @ self._parts()):
+                    raise UserError(NOT_FOUND)
                 return self._parts()
             fresh = drift > STALE or abs(move) > STALE * abs(before)
             near, before = part == 1 and moved < LOOSE, move
         raise UserError(f"log ρ was not found in {MOST_STEPS} steps; the ratio {self.kappa} or the start may be "
-                        "extreme: try a smaller ratio" if near and self.kappa is not None else NONE_POSITIVE)
+                        "extreme: try others" if near and self.kappa is not None else self._failed())
 
-    def response(self) -> Array:
-        """Return the derivative of log x by log x0 at the limit."""
-        self._factor(self.weight)
-        return self._pull() * self.grade
+    def _misses(self, x: Array) -> bool:
+        """Return whether x is too far from A x = y."""
+        return bool(np.abs(self.A @ x - self.y).max() > SOLVABLE * np.abs(self.y).max())
+
+    def _failed(self) -> str:
+        return NONE_POSITIVE if len(self.signs) == 1 else NOT_FOUND
 
     def _factor(self, weight: Array) -> None:
         """Keep the Cholesky factor of H = A diag(weight) Aᵀ."""
         gram = dsyrk(1.0, (self.A * np.sqrt(weight)).T, trans=1, lower=1)
-        diagonal = gram.ravel(order="K")[:: len(gram) + 1]
+        diagonal = np.einsum("ii->i", gram)  # a view
         ridge = RIDGE * diagonal.sum()
         for _ in range(MOST_RIDGES):
             diagonal += ridge
@@ -153,7 +146,7 @@ class _Newton:
             if not failed:
                 return
             ridge *= 10
-        raise UserError(NONE_POSITIVE)  # entries have grown, or shrunk, out of all bounds
+        raise UserError(self._failed())  # entries have grown, or shrunk, out of all bounds
 
     def _solve(self, right: Array) -> Array:
         """Return AᵀH⁻¹ right."""

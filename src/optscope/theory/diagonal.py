@@ -83,9 +83,14 @@ def fit(A: ArrayLike, y: ArrayLike, start: ArrayLike = 1e-3, *, depth: int = 2, 
     kappa = None
     if ratio is not None:
         check_ratio(ratio)
-        kappa = np.broadcast_to(np.asarray(ratio, dtype=np.float64), target.shape[:-1])
-    found = project(matrix, target, log_start, depth, signs, kappa)
-    return Limit(found.parts, signs, depth, found.log_rho)
+        given = np.asarray(ratio, dtype=np.float64)
+        try:
+            kappa = np.broadcast_to(given, target.shape[:-1])
+        except ValueError as error:
+            raise UserError(f"ratio must be one number, or one a problem, {target.shape[:-1]}; got "
+                            f"{given.shape}") from error
+    parts, log_rho = project(matrix, target, log_start, depth, signs, kappa)
+    return Limit(parts, signs, depth, log_rho)
 
 
 def _problem(A: ArrayLike, y: ArrayLike, start: ArrayLike, depth: int,
