@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -253,6 +253,9 @@ def test_a_run_of_a_game_leaves_what_other_runs_leave(tmp_path):
 GAME = tiny()
 
 
+WIDE = replace(GAME.players[0], loss=lambda networks, real, latent: networks["discriminator"](real))
+
+
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: play(GAME, Adam(lr=1e-3), Plan(1, 16), 1), r"give each player a rule, Players\(discriminator=..., g"),
     (lambda: play(GAME, Players(generator=SGD(lr=1.0), critic=SGD(lr=1.0)), Plan(1, 16), 1),
@@ -270,6 +273,7 @@ GAME = tiny()
      "the loss of the discriminator cannot be computed for all members of a fleet at once"),
     (lambda: play_members(gan("drop", lambda: nn.Sequential(nn.Linear(4, 2), nn.Dropout()), Perceptron((2, 8, 1)),
                               Points(), latent=Normal(4)), RULE, Plan(1, 16), (1,)), "draws random numbers"),
+    (lambda: play_members(replace(GAME, players=(WIDE, GAME.players[1])), RULE, Plan(1, 16), (1,)), "take its mean"),
     (lambda: DCGenerator(size=10), "multiple of 4; got 10"),
     (lambda: ResGenerator(size=36), "multiple of 8; got 36"),
     (lambda: Perceptron((3,)), "two positive whole numbers"),

@@ -86,9 +86,17 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
 
 
 def _check_losses(game: Game, networks: Mapping[str, nn.Module], real: Tensor) -> None:
-    """Raise unless every player's loss can be computed for many members at once: one batch is tried."""
+    """Raise unless every player's loss can be computed for many members at once: one batch is tried, alone first.
+
+    Random numbers that torch does not draw cannot be seen; all members would get the same.
+    """
     latent = game.latent(len(real), torch.Generator().manual_seed(0))
     for player in game.players:
+        with seeded(0):
+            alone = player.loss(networks, real, latent)
+        if alone.dim():
+            raise UserError(f"{game.name}: the loss of the {player.name} must be one number; got shape "
+                            f"{tuple(alone.shape)}: take its mean")
         try:
             with torch.no_grad():
                 vmap(partial(player.loss, networks))(real.unsqueeze(0), latent.unsqueeze(0))

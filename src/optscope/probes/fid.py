@@ -61,6 +61,10 @@ class FID(Probe):
 
     samples: int = 50_000
 
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise UserError(f"FID compares distributions: samples must be at least 2; got {self.samples!r}")
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The distance."""

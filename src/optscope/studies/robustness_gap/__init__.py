@@ -83,7 +83,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; every claim stays undecided",
-    "desk": "about an hour on two cores; needs Fashion-MNIST and CIFAR-10 (optscope data ...)",
+    "desk": "an hour or two on two cores; needs Fashion-MNIST and CIFAR-10 (optscope data ...)",
     "paper": "the authors' networks and 200 epochs; no GPU support yet: about 190 trainings; days on many cores",
 }
 
