@@ -23,12 +23,13 @@ from optscope.studies.gan_grafting.claims import (
 )
 from optscope.study.grafts import graft_matrix
 from optscope.study.study import Arrays
+from optscope.tasks.mixtures import Lattice, Mixture, Ring
 from optscope.theory.gan_modes import OUTCOMES
 
 MISSED = Metric("missed mass", "", "lower")
 MODES = Metric("modes", "", "higher")
 MODE_WORDS = ("both", "single", "average", "noise", "other")
-MIXTURES = {"ring": 8, "lattice": 25}
+MIXTURES: dict[str, Mixture] = {"ring": Ring(), "lattice": Lattice()}
 IMAGES = ("digits", "digits with norm", "fashion-mnist", "fashion-mnist, WGAN-GP", "cifar10, DCGAN", "cifar10",
           "stl10")
 SHOWN = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
@@ -40,10 +41,10 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     if {f"theory/{arm()}/cells" for arm in (plain, normalised)} <= arrays.keys():
         found += [*_phases(arrays), _race(arrays)]
         found += [_dimensions(records)] if f"theory/{plain('d = 300')}/cells" in arrays else []
-    for name, modes in MIXTURES.items():
+    for name, data in MIXTURES.items():
         mine = records.where(experiment=name, metric=("modes", "high quality", "missed mass", "KL to uniform"))
         if mine:
-            found += [_recovered(mine, name, modes), *_clouds(arrays, mine, name)]
+            found += [_recovered(mine, name, len(data.means)), *_clouds(arrays, mine, name, data)]
     ring = records.where(experiment="ring")
     if ring:
         found += [graft_matrix(ring, GRAFTED, MISSED), graft_matrix(ring, GRAFTED, MODES)]
@@ -98,7 +99,7 @@ def _race(arrays: Arrays) -> Picture:
 
 def _dimensions(records: Records) -> Picture:
     """Return the steps to both modes over the dimension."""
-    series = []
+    series, said = [], []
     for kind in ("SGDA", "nSGDA"):
         points = []
         for arm in records.where(experiment="theory").arms():
@@ -108,9 +109,11 @@ def _dimensions(records: Records) -> Picture:
                 times = median_interval([r.value if np.isfinite(r.value) else np.inf for r in rows])
                 points.append((float(variant[4:]), times))
         points.sort(key=lambda point: point[0])
+        medians = [f"{t.estimate:.0f}" if np.isfinite(t.estimate) else "never" for _, t in points]
+        said.append(f"{kind} {', '.join(medians)}")
         series.append(Series(kind, [x for x, _ in points], [t.estimate for _, t in points],
                              [t.low for _, t in points], [t.high for _, t in points]))
-    return Picture("dimensions", "Steps to both modes as the dimension grows",
+    return Picture("dimensions", f"Steps to both modes as the dimension grows: {'; '.join(said)}",
                    [Panel("dimension d", "steps to both modes, median over fresh seeds", series, log_x=True,
                           log_y=True)],
                    "Each rule at its best pair of rates in that dimension; bands are order-statistic intervals; a "
@@ -140,17 +143,19 @@ def _recovered(records: Records, name: str, modes: int) -> Picture:
                    "means with 95 % t intervals.")
 
 
-def _clouds(arrays: Arrays, records: Records, name: str) -> list[Figure]:
+def _clouds(arrays: Arrays, records: Records, name: str, data: Mixture) -> list[Figure]:
+    x, y = data.means.T.tolist()
     panels = []
     for arm in [arm for arm in SHOWN if f"{name}/{arm}/samples" in arrays]:
         points = np.asarray(arrays[f"{name}/{arm}/samples"], dtype=np.float64)
         points = points[np.isfinite(points).all(1)]
         counts = records.by_seed(arm, "modes")
         modes = counts[min(counts)] if counts else np.nan
-        series = Series("samples", points[:, 0].tolist(), points[:, 1].tolist(), mark="points")
-        panels.append(Panel("", "", [series], f"{arm}: {modes:.0f} modes"))
-    return [Picture(f"samples-{name}", f"What generators make of the {name}", panels,
-                    "Samples of the first fresh seed of each rule.")] if panels else []
+        series = [Series("samples", points[:, 0].tolist(), points[:, 1].tolist(), mark="points"),
+                  Series("modes of the data", x, y, mark="points")]
+        panels.append(Panel("", "", series, f"{arm}: {modes:.0f} of {len(x)}"))
+    return [Picture(f"samples-{name}", f"What generators make of the {name}, and how many modes they recover",
+                    panels, "Samples of the first fresh seed of each rule.")] if panels else []
 
 
 def _images(records: Records, name: str) -> Picture:
@@ -177,12 +182,13 @@ def _gallery(arrays: Arrays, name: str, arms: Sequence[str]) -> list[Figure]:
     for arm in arms:
         prefix = f"{name}/{arm}/samples at "
         steps = sorted(int(key.removeprefix(prefix)) for key in arrays if key.startswith(prefix))
-        for step in dict.fromkeys([*steps[:1], *steps[-1:]]):
-            rows.append(f"{arm}, round {step}")
+        ends = list(dict.fromkeys([*steps[:1], *steps[-1:]]))
+        for step in ends:
+            rows.append(arm if step == ends[0] else "")
             batch = np.asarray(arrays[f"{prefix}{step}"], dtype=np.float64)
             images.append([image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in batch])
     if not rows:
         return []
-    return [ImageGrid(f"gallery-{name}", f"{name}: what is generated early and at the end", rows,
-                      [""] * len(images[0]), images, "First seed of each rule, the same latent vectors in all "
-                                                     "rows.")]
+    rounds = " and, in the row below, ".join(f"after {step} rounds" for step in ends)
+    return [ImageGrid(f"gallery-{name}", f"{name}: what is generated {rounds}", rows, [""] * len(images[0]), images,
+                      "First seed of each rule, the same latent vectors in all rows.")]
