@@ -141,7 +141,7 @@ def concrete(kind: type[Probe]) -> set[type[Probe]]:
     return {each for each in own | below if each.__module__.startswith("optscope.")}
 
 
-ELSEWHERE = {"Classes", "Coverage", "Modes", "Rotation", "Samples",  # of games
+ELSEWHERE = {"Classes", "Coverage", "FID", "Modes", "Rotation", "Samples",  # of games
              "PolarDrift",  # of polar rules
              "Checkpoint"}  # accuracy of two parts side by side
 
