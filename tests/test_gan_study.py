@@ -156,9 +156,9 @@ def test_every_scale_can_be_made(scale):
 
 
 def test_every_rule_has_rates_and_the_theory_its_cells():
-    from optscope.studies.gan_grafting import IMAGED, MIXED
-    for rates, trials in ((MIXED, 12), (IMAGED, 4)):
-        assert {len(arm.candidates()) for arm in arms(tuple(RULES), rates)} == {trials}
+    from optscope.studies.gan_grafting import IMAGE_ARMS, IMAGED, MIXED
+    for names, rates, trials in ((tuple(RULES), MIXED, 12), (IMAGE_ARMS, IMAGED, 9)):
+        assert {len(arm.candidates()) for arm in arms(names, rates)} == {trials}
     assert (len(SGDA_CELLS), len(NSGDA_CELLS)) == (45, 12)
 
 
