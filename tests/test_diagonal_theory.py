@@ -8,6 +8,7 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import null_space
 
 from optscope.errors import UserError
+from optscope.tasks.diagonal import gaussian
 from optscope.theory.diagonal import (
     basis_pursuit,
     excess_bound,
@@ -201,6 +202,12 @@ def test_rows_of_any_size_count_alike():
         expected = fit(A, y, start, depth=depth).x
         found = fit(A * factors[:, None], y * factors, start, depth=depth)
         np.testing.assert_allclose(found.x, expected, atol=1e-10)
+
+
+def test_a_start_far_below_the_floor_is_no_failure():
+    problems = gaussian((8,), measurements=20, sparsity=8)  # some entries go with the start, and are tiny with it
+    limit = fit(problems.A, problems.y, 2.787276144918332e-06, depth=3, ratio=15.147277)
+    np.testing.assert_allclose(problems.A[0] @ limit.x[0], problems.y[0], atol=1e-6)
 
 
 def test_a_start_that_rounding_drowns_the_solution_in_is_refused():

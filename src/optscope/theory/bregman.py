@@ -120,7 +120,7 @@ class _Newton:
             drift = float((np.abs(self.weight - weight) / (weight + RIDGE * self.weight.max())).max())
             last = (STALLED if fresh and abs(move) > abs(before) / 2 else SETTLED) * max(1, abs(self.log_rho))
             if near and part == 1 and moved * drift < TOLERANCE and abs(move) <= last:
-                if self._misses(self.signs @ self._parts()):
+                if self._misses(self.signs @ self.x):
                     raise UserError(NOT_FOUND)
                 return self._parts()
             fresh = drift > STALE or abs(move) > STALE * abs(before)
