@@ -25,6 +25,7 @@ from optscope.studies.marginal_momentum.claims import (
 from optscope.studies.marginal_momentum.finetuning import best_checkpoint
 from optscope.studies.marginal_momentum.readings import (
     CHANCE,
+    EXAMPLES,
     batches,
     cell_arm,
     cells,
@@ -40,6 +41,7 @@ from optscope.studies.marginal_momentum.readings import (
 from optscope.studies.marginal_momentum.theory_claims import Exact
 from optscope.study.comparison import Comparison
 from optscope.study.study import check_scale
+from optscope.tasks.images import Digits
 
 SEEDS = range(1, 13)
 NOISE = np.random.default_rng(0).normal(0, 0.2, (50, len(SEEDS)))
@@ -103,6 +105,16 @@ def test_svag_curves_meet_or_do_not(last, expected):
     assert Meet("digits")(Records(rows)).outcome == expected
     level_1 = Records(row for row in rows if row.experiment == svag_experiment("digits", 1))
     assert Meet("digits")(level_1).outcome == "undecided"
+
+
+def test_momentum_that_is_worse_at_level_1_refutes():
+    name = svag_experiment("digits", 1)
+    rows = accuracies(name, "SGD", 90, 0) + accuracies(name, method(0.9), 85, 1)
+    assert Meet("digits")(Records(rows)).outcome == "fails"
+
+
+def test_the_noise_left_is_that_of_the_images_there_are():
+    assert len(Digits()().train) == EXAMPLES["digits"]
 
 
 def test_a_gap_that_was_never_there_cannot_close():

@@ -129,7 +129,7 @@ def sentence(arm: str, found: Sequence[Level], task: Task) -> str:
     mine = [level for level in found if level.arm == arm and not level.diverged]
     if not mine:
         return f"{arm}: every learning rate diverged on some seed."
-    parted = [level.lr for level in mine if level.distance > PARTED]
+    parted = _parted(arm, mine)
     decided = [level.lr for level in mine if level.ratio.low > LIKE_SEEDS]
     best = (max if metric == "accuracy" else min)(mine, key=lambda level: level.mean)
     unit = " points" if unit == "%" else ""
@@ -141,6 +141,10 @@ def sentence(arm: str, found: Sequence[Level], task: Task) -> str:
             "nowhere is it shown that rounding spreads results like seeds",
             f"at the best learning rate, {best.lr:g}, {rounding}"]
     return f"{arm}: {'; '.join(said)}."
+
+
+def _parted(arm: str, found: Sequence[Level]) -> list[float]:
+    return [level.lr for level in found if level.arm == arm and level.distance > PARTED]
 
 
 def _rates(rates: Sequence[float]) -> str:
@@ -169,8 +173,8 @@ def figures(arms: Sequence[Arm], found: Sequence[Level], records: Records, array
                   if f"rounding/{arm.name}/{lr:g}/1/steps" in arrays]
         curves.append(Panel("step", "distance of twins", series, arm.name, log_x=True, log_y=True,
                             levels={"parted above": PARTED}))
-    parting = "; ".join(f"{arm.name} at {', '.join(f'{r:g}' for r in rates) or 'none'}" for arm, rates in (
-        (arm, [level.lr for level in found if level.arm == arm.name and level.distance > PARTED]) for arm in arms))
+    parting = "; ".join(f"{arm.name} at {', '.join(f'{lr:g}' for lr in _parted(arm.name, found)) or 'none'}"
+                        for arm in arms)
     return [
         Picture("rounding", f"Learning rates at which twins that differ in rounding alone part: {parting}", [
             Panel("learning rate", "distance of twins at the end", apart, log_x=True, log_y=True,

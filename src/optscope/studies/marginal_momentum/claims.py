@@ -82,7 +82,7 @@ class NoiseRules:
     def __call__(self, records: Records) -> Verdict:
         """Judge the largest ratio of the two terms along the watched run of momentum."""
         batch = min(batches(records, self.data), default=0)
-        _, curved, noisy = on_the_way(records, self.data, batch, BETAS[1], CALM[self.data])
+        _, _, curved, noisy = on_the_way(records, self.data, batch, BETAS[1], CALM[self.data])
         ratio = np.maximum(curved, 0) / np.maximum(noisy, 1e-300)
         return within(float(ratio.max()) if len(ratio) else math.nan, high=1.0,
                       what="largest curvature-induced over noise-induced term")
@@ -144,13 +144,16 @@ class Meet:
     def __call__(self, records: Records) -> Verdict:
         """Judge superiority at level 1, equivalence at the highest, and the gap's slope on log2 of the level.
 
-        Where level 1 shows no gap there is none to close, and nothing is decided.
+        Where level 1 shows no gap there is none to close, and nothing is decided; momentum shown to be worse there
+        fails.
         """
         gaps = _svag_gaps(records, self.data)
         none: Pair = (np.array([]), np.array([]))
         first = greater(*gaps.get(1, none), what="accuracy at level 1, momentum 0.9 − SGD", unit="points")
         last = max(gaps, default=1)
-        if first.outcome != "holds" or last == 1:
+        if first.outcome == "fails":
+            return first
+        if first.outcome == "undecided" or last == 1:
             return replace(first, outcome="undecided", note=f"{first.note} No gap at level 1 that could close.")
         parts = [first, equivalent(*gaps[last], MARGINS[self.data], unit="points",
                                    what=f"accuracy at level {last}, momentum 0.9 − SGD"),
@@ -245,8 +248,8 @@ def _claims() -> tuple[Claim, ...]:
             Claim(f"C3 {data} grows", f"On {data}, what tuned momentum gains grows with the batch {SHORT}",
                   "figure 1", Grows(data), "a slope shown below 0"),
             Claim(f"C5 {data}", f"On {data}, at a large rate momentum is more accurate at SVAG level 1, and with "
-                  "rising level the two meet", "figure 2", Meet(data), "a gap at level 1 that does not shrink, or "
-                  "is shown outside the margin at the highest level"),
+                  "rising level the two meet", "figure 2", Meet(data), "momentum worse at level 1, a gap there "
+                  "that does not shrink, or one shown outside the margin at the highest level"),
             Claim(f"C6 {data} rates", f"On {data}, what momentum gains over SGD of the same effective rate grows "
                   "with the rate, at every batch size", "conclusion", GrowsWithRate(data), "a slope shown below 0")]
     found += [

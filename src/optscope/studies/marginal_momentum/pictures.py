@@ -141,9 +141,7 @@ def _terms(records: Records, data: Sequence[str]) -> list[Figure]:
             ends = sorted({min(tried), max(tried)} if tried else ())
             series = []
             for rate, end in zip(ends, ("smallest η", "largest η"), strict=False):
-                _, curved, noisy = on_the_way(records, name, size, BETAS[1], rate)
-                steps = sorted({row.step for row in watched.where(arm=cell_arm(BETAS[1], rate),
-                                                                  metric="noise-induced") if row.step is not None})
+                steps, _, curved, noisy = on_the_way(records, name, size, BETAS[1], rate)
                 if len(curved) == len(steps) > 0:
                     above, looked = above + int((curved > noisy).sum()), looked + len(steps)
                     series += [Series(f"{what}, {end}", steps, np.where(values > 0, values, np.nan).tolist())

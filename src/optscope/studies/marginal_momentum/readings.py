@@ -134,16 +134,18 @@ def along(records: Records, arm: str, metric: str) -> Array:
     return np.array([value for _, value in rows], dtype=np.float64)
 
 
-def on_the_way(records: Records, data: str, batch: int, beta: float, rate: float) -> tuple[Array, Array, Array]:
-    """Return ηλ, with η as it is then, and both terms of a step, at each moment of a watched run.
+def on_the_way(records: Records, data: str, batch: int, beta: float,
+               rate: float) -> tuple[list[int], Array, Array, Array]:
+    """Return the steps at which a run was watched, and ηλ, with η as it is then, and both terms of a step at each.
 
     The terms are what curvature and noise add to the loss, as they are measured: around zero they may be negative.
     The noise is that of batches drawn without replacement.
     """
     mine, arm = records.where(experiment=experiment(data, batch, "watched")), cell_arm(beta, rate)
+    steps = sorted({row.step for row in mine.where(arm=arm, metric="noise-induced") if row.step is not None})
     product = along(mine, arm, "sharpness / threshold") * stability.averaged(1.0, beta)
     noise = along(mine, arm, "noise-induced") * noise_left(EXAMPLES[data], batch)
-    return product, along(mine, arm, "curvature-induced"), noise
+    return steps, product, along(mine, arm, "curvature-induced"), noise
 
 
 def cells(records: Records, margins: dict[str, float]) -> list[Cell]:
@@ -153,13 +155,11 @@ def cells(records: Records, margins: dict[str, float]) -> list[Cell]:
         for batch in batches(records, data):
             grid = records.where(experiment=experiment(data, batch))
             for rate in rates(grid, BETAS[1]):
-                product, curved, noisy = on_the_way(records, data, batch, BETAS[1], rate)
+                steps, product, curved, noisy = on_the_way(records, data, batch, BETAS[1], rate)
                 first, second = gap(grid, cell_arm(BETAS[1], rate), cell_arm(BETAS[0], rate))
                 if len(product) and len(curved) and len(first) > 1:
-                    steps = max(row.step or 0 for row in records.where(
-                        experiment=experiment(data, batch, "watched"), arm=cell_arm(BETAS[1], rate)))
                     found.append(Cell(data, batch, rate, float(product.max()), float(curved.mean()),
-                                      float(noisy.mean()), steps, float(np.nanmean(first - second)),
+                                      float(noisy.mean()), steps[-1], float(np.nanmean(first - second)),
                                       outcome(first, second, margin)))
     return found
 
