@@ -29,9 +29,11 @@ PAD = 0
 
 def _transformers() -> Any:
     try:
-        return importlib.import_module("transformers")
+        transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise UserError('language models need transformers: pip install "optscope[text]"') from error
+    transformers.utils.logging.disable_progress_bar()  # one for every run, across the display of all runs
+    return transformers
 
 
 def _folder(place: str) -> str:
