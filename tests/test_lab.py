@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+from importlib import import_module
 
 import pytest
 from rich.console import Console
@@ -20,6 +21,7 @@ from optscope.engine.run import Computation, Run
 from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.errors import UserError
+from optscope.evidence.claims import Verdict
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
@@ -209,9 +211,20 @@ def test_every_scale_can_be_made(scale):
         assert len({(j.entry.arm, j.entry.rule, j.entry.seed) for j in first}) == len(first)
 
 
-def test_claims_have_names_of_their_own_and_say_what_would_refute_them():
-    assert len({claim.id for claim in STUDY.claims}) == len(STUDY.claims)
-    assert all(claim.text and claim.source and claim.falsified for claim in STUDY.claims)
+@pytest.mark.parametrize("name", STUDIES)
+def test_claims_have_names_of_their_own_a_family_and_say_what_would_refute_them(name):
+    study = import_module(f"optscope.studies.{name}").STUDY
+    assert len({claim.id for claim in study.claims}) == len(study.claims)
+    assert all(claim.text and claim.source and claim.falsified for claim in study.claims)
+    assert set(study.families) == {claim.id.split()[0] for claim in study.claims}
+
+
+def test_the_answer_says_of_every_family_what_holds():
+    outcomes = {"C1 cifar10 Adam": "holds", "C1 cifar10 RMSProp": "fails", "C5": "undecided"}
+    found = [(c, Verdict(outcomes[c.id], "It was.")) for c in STUDY.claims if c.id in outcomes]
+    assert STUDY.answer(found) == [
+        f"C1. {STUDY.families['C1']}: holds (cifar10 Adam); fails (cifar10 RMSProp).",
+        f"C5. {STUDY.families['C5']}: undecided."]
 
 
 @pytest.mark.parametrize("scale", list(STUDY.costs))

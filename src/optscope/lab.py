@@ -137,7 +137,7 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
     verdicts = study.judge(conducted.records, scale)
     counts = {o: sum(v.outcome == o for _, v in verdicts) for o in ("holds", "fails", "undecided")}
     summary = (f"Of {len(verdicts)} claims {counts['holds']} hold, {counts['fails']} fail and "
-               f"{counts['undecided']} are undecided at {scale} scale.\n" + _by_family(verdicts))
+               f"{counts['undecided']} are undecided at {scale} scale.\n" + "\n".join(study.answer(verdicts)))
     document = Document(
         title=study.paper.title, question=study.question, verdict_sentence=summary,
         warnings=[*_warnings(comparisons, conducted), study.left_out], verdicts=verdicts, scale=scale,
@@ -156,17 +156,6 @@ def _measured(comparison: Comparison, records: Records) -> Table:
     """Return the table of all that was measured on the trained models of a comparison."""
     metrics, found = comparison.measured(records)
     return metric_table(found, metrics, comparison.arms[0].name)
-
-
-def _by_family(verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
-    """Return one line a family of claims (those whose ids share the first word): which hold, fail, are open."""
-    families: dict[str, dict[str, list[str]]] = {}
-    for claim, verdict in verdicts:
-        family, _, member = claim.id.partition(" ")
-        families.setdefault(family, {}).setdefault(verdict.outcome, []).append(member)
-    return "\n".join(f"{family}: " + "; ".join(
-        f"{outcome}{' for ' + ', '.join(members) if any(members) else ''}"
-        for outcome, members in found.items()) + "." for family, found in families.items())
 
 
 def environment(seconds: float, records: Records) -> dict[str, object]:

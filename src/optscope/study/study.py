@@ -33,7 +33,8 @@ class Study:
 
     `reproduced` and `left_out` say in a few sentences what is done here, what is not, and why. `costs` gives
     the expected time of each scale. `pictures` turns records (and arrays, as `Conducted` names
-    them) into figures; `claims` are judged on the same records.
+    them) into figures; `claims` are judged on the same records. Claims whose ids share the first word are a family:
+    `families` says in a few words what each is about.
     """
 
     name: str
@@ -44,11 +45,22 @@ class Study:
     experiments: Callable[[Scale], Sequence[Experiment]]
     claims: tuple[Claim, ...]
     pictures: Callable[[Records, Arrays], list[Figure]]
+    families: Mapping[str, str]
     costs: Mapping[Scale, str] = field(default_factory=dict)
 
     def judge(self, records: Records, scale: Scale) -> list[tuple[Claim, Verdict]]:
         """Return every claim with its verdict at a scale."""
         return [(claim, claim.judge(records, scale)) for claim in self.claims]
+
+    def answer(self, verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
+        """Return one line a family of claims: what it is about, and which of its members hold, fail, are open."""
+        members: dict[str, dict[str, list[str]]] = {}
+        for claim, verdict in verdicts:
+            family, _, member = claim.id.partition(" ")
+            members.setdefault(family, {}).setdefault(verdict.outcome, []).append(member)
+        return [f"{family}. {self.families[family]}: " + "; ".join(
+            outcome + (f" ({', '.join(names)})" if any(names) else "") for outcome, names in found.items()) + "."
+            for family, found in members.items()]
 
 
 def check_scale(scale: str, study: Study) -> Scale:

@@ -272,6 +272,21 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
     return [*found, *_digits(size), *_classifier(size), *_fashion(size), *_colour(size), *_paper(size)]
 
 
+FAMILIES = {
+    "C0": "Adam beats SGD (the premise)",
+    "C1": "Adam's step length on SGD's direction does as well as Adam",
+    "C2": "SGD's length on Adam's direction does worse",
+    "C3": "Normalised descent without any state does as well as Adam",
+    "C4": "In theory normalised descent finds both modes",
+    "C5": "In theory plain descent does not",
+    "C6": "The discriminator outruns the generator, unless steps are normalised",
+    "C7": "Normalising each tensor does as well as normalising the model",
+    "C8": "On a classifier the choice makes no difference",
+    "K1": "Plain descent is later, not blind (our own claim)",
+    "K2": "Length, not direction, makes the difference (our own claim)",
+    "K3": "The graft works at more rates than SGD (our own claim)",
+}
+
 STUDY = Study(
     name="gan_grafting", paper=PAPER,
     question="Adam trains GANs better than SGD. Is it the length of its steps or their direction, and does plain "
@@ -292,4 +307,4 @@ STUDY = Study(
              "pairs a rule, around those that an earlier pilot with other code had found good, and after a first "
              "look over five more a rule, beyond the ends at which the best of the four lay; the number of "
              "epochs on digits and Adam's moments there were set by pilots on a tuning seed.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)

@@ -195,6 +195,17 @@ def _rule(beta: float, rate: float, grids: Grids) -> Rule:
     return Decayed(rule, grids.decay) if grids.decay else rule
 
 
+FAMILIES = {
+    "A1": "One run with momentum predicts whether it matters (our own claim)",
+    "C1": "At small rates SGD and momentum of the same effective rate are the same",
+    "C2": "So they are along a valley of minima, over very many steps",
+    "C3": "Tuned, they are equal at small batches, and momentum gains at large ones",
+    "C4": "In fine-tuning they are equal",
+    "C5": "Momentum's gain at a large rate goes as the noise is amplified (SVAG)",
+    "C6": "Momentum helps by bearing curvature, not by averaging noise away",
+    "C7": "Momentum too close to 1 for the rate is beyond the theorem",
+}
+
 STUDY = Study(
     name="marginal_momentum", paper=PAPER,
     question="At the same effective learning rate, does momentum change what SGD reaches, and if so, is it because "
@@ -214,4 +225,4 @@ STUDY = Study(
              "of the digits; margins and seeds were not touched. At batch 16 of Fashion-MNIST and CIFAR-10 the "
              "rates were continued by one doubling after a first look, for the best lay at their end; elsewhere "
              "momentum alone chooses the end of a grid, which can only be to its loss.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)

@@ -169,6 +169,20 @@ def _accuracy_spread(size: Size) -> list[Experiment]:
         for seed in range(1, seeds + 1)])]
 
 
+FAMILIES = {
+    "K1": "Rounding alone spreads accuracy as much as another seed does",
+    "control": "Arithmetic that rounds nothing otherwise changes nothing",
+    "K2": "Twins that differ in the last bit part at large learning rates only",
+    "K3": "Kinks of the activation are not the cause",
+    "K4": "A linear step beyond its limit grows; with a feedback it settles at the edge",
+    "K5": "A one-layer network is stable in a window of weight decays",
+    "K6": "Beyond it its loss oscillates, restrained, before it diverges",
+    "K7": "Rounding is amplified where the scalar map is chaotic",
+    "K8": "Activated and unstable regions throw the iterate back and forth",
+    "K9": "Rounding is amplified where training crosses the edge of stability",
+    "K10": "Depth brings the edge nearer, weight decay takes it further",
+}
+
 STUDY = Study(
     name="restrained_instability", paper=PAPER,
     question="Two trainings that differ only in the last bit of their steps end as different networks. Are they as "
@@ -183,4 +197,4 @@ STUDY = Study(
              "epochs, the last three of which count); --scale long trains a ResNet-8 for 1,580. An earlier desk "
              "run stopped after 186 steps, when twins were still parting. The equation with feedback and the "
              "reduction to a scalar map are ours.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)

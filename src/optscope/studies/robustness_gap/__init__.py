@@ -134,6 +134,16 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
     return found
 
 
+FAMILIES = {
+    "C1": "SGD's models are as accurate as those of adaptive methods, and more robust",
+    "C2": "Irrelevant frequencies can be removed from training images without loss",
+    "C3": "Adaptive methods' models are hurt by noise in irrelevant frequencies",
+    "C4": "So it is in the linear theory of three frequencies",
+    "C5": "There the adversarial risk is that of the weight norm",
+    "C6": "SGD's networks have smaller Lipschitz bounds, and smaller bounds go with robustness",
+    "C7": "The energy of images falls exponentially with the frequency",
+}
+
 STUDY = Study(
     name="robustness_gap", paper=PAPER,
     question="Networks trained by SGD and by adaptive methods are equally accurate. Are SGD's more robust to "
@@ -146,4 +156,4 @@ STUDY = Study(
              "tenth of its random queries, on the first 400 test images (200 of CIFAR-10; the paper: 1,000): every "
              "accuracy under attack is an upper bound on robust accuracy. The paper's Lipschitz values are not "
              "known to us; the sign of its comparison is.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)

@@ -131,6 +131,24 @@ def _network(images: int, epochs: int, count: int, attacked: int) -> Comparison:
         watched=(PolarDrift(),))
 
 
+FAMILIES = {
+    "B": "Bounds, and what torch's weight norm is",
+    "C1": "In polar coordinates the flow finds sparse solutions from a start that is not small",
+    "C2": "It errs at most half as much as the plain flow",
+    "C3": "It ends where the plain flow from a smaller start does",
+    "C4": "What it should keep, it keeps",
+    "C5": "It converges exponentially, to zero loss",
+    "C6a": "From the same start it needs fewer iterations",
+    "C6b": "From the same start it alone comes near the sparse solution",
+    "C6c": "Even with everything tuned it needs fewer iterations",
+    "C7": "All that holds over depths, sparsities and sizes",
+    "C8": "Plain flow needs a tiny start",
+    "N": "In a small CNN weight norm gives models as accurate, sparser, flatter and more robust",
+    "R": "On noise and photographs",
+    "T4": "Far above the threshold nothing is gained",
+    "T5": "Where it must not work, it does not",
+}
+
 STUDY = Study(
     name="weight_normalization", paper=PAPER,
     question="Gradient flow on a deep diagonal model finds sparse solutions, but only from tiny starts. Does "
@@ -144,4 +162,4 @@ STUDY = Study(
              "ratio is unknown; κ here is the direction's over the norm's. Descents whose residual is above 1 % "
              "are counted as unfinished, not scored. Factors start alike; unequal starts are not studied. The "
              "network is small and shows a direction, not a law.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)
