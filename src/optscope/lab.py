@@ -219,18 +219,21 @@ def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[s
     for comparison in comparisons:
         mine = conducted.records.where(experiment=comparison.name)
         chosen = comparison.chosen(mine)
+        edges = []
         for arm in comparison.arms:
             if arm.search and not math.isfinite(comparison.score(mine, arm, chosen[arm.name])):
                 found.append(f"{comparison.name}: every learning rate tried for {arm.name} diverged or failed; "
                              f"the smallest ({chosen[arm.name].lr}) stands for it: try smaller ones.")
             elif arm.search and arm.search.at_edge(chosen[arm.name]):
-                found.append(f"{comparison.name}: the chosen learning rate of {arm.name} "
-                             f"({chosen[arm.name].lr}) lies at the edge of those tried: try more beyond it.")
+                edges.append(f"{arm.name} ({chosen[arm.name].lr})")
             runs = {r.run: r.status for r in mine.where(arm=arm.name, phase="final")}
             bad = sum(status != "ok" for status in runs.values())
             if bad:
                 found.append(f"{comparison.name}: {bad} of {len(runs)} runs of {arm.name} diverged or failed; "
                              "they are missing from its means.")
+        if edges:
+            found.append(f"{comparison.name}: the best learning rate lies at the edge of those tried for "
+                         f"{', '.join(edges)}: try more beyond it.")
         found += _failed_checks(comparison, mine)
         if comparison.probes and len(comparison.seeds) < 6:
             found.append(f"{comparison.name}: with fewer than 6 seeds, here {len(comparison.seeds)}, p < 0.05 can "
