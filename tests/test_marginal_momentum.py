@@ -22,7 +22,7 @@ from optscope.studies.marginal_momentum.claims import (
     NoiseRules,
     TunedEqual,
 )
-from optscope.studies.marginal_momentum.finetuning import best_checkpoint
+from optscope.studies.marginal_momentum.finetuning import FEW_SHOT, best_checkpoint
 from optscope.studies.marginal_momentum.readings import (
     CHANCE,
     EXAMPLES,
@@ -180,7 +180,17 @@ def test_the_best_checkpoint_is_chosen_by_validation_alone():
             for part, value in (("validation", validation), ("test", test + shift))]
     momentum, sgd = best_checkpoint(Records(rows), "rotten-tomatoes 16", method(0.9), "SGD")
     assert (momentum.tolist(), sgd.tolist()) == ([61.0], [60.0])
-    assert FineTuned("rotten-tomatoes 16")(Records(rows)).outcome == "undecided"
+    assert FineTuned(("rotten-tomatoes 16",))(Records(rows)).outcome == "undecided"
+
+
+@pytest.mark.parametrize(("shift", "outcome"), [(0.0, "holds"), (3.0, "fails")])
+def test_few_shot_settings_are_judged_together_a_subset_a_pair(shift, outcome):
+    rows = [Record(f"{setting}, subset {subset}", arm, seed, f"{part} accuracy at checkpoint", value, step=9)
+            for i, setting in enumerate(FEW_SHOT) for subset in range(4) for seed in (1, 2)
+            for arm, plus in (("SGD", 0.0), (method(0.9), shift + NOISE[i, 2 * subset + seed - 1]))
+            for part, value in (("validation", 70.0), ("test", 60.0 + plus))]
+    verdict = FineTuned(FEW_SHOT)(Records(rows))
+    assert (verdict.outcome, verdict.n) == (outcome, 16)
 
 
 def test_calculations_find_what_is_known():

@@ -34,6 +34,7 @@ SHOTS = (16, 128, None)
 FINE_TUNING = {f"{data} {shots or 'full'}": f"MiniLM on {data} ({f'{shots} a class' if shots else 'all texts'})"
                for data in SETTINGS for shots in SHOTS}
 """The settings by name, with what a claim calls them."""
+FEW_SHOT = tuple(f"{data} {shots}" for data in SETTINGS for shots in SHOTS if shots)
 CHARACTERS = "shakespeare verse"
 STEPS, BATCH = 150, 8
 ARMS = (Arm(method(BETAS[0]), SGD(lr=0.03), Grid((0.01, 0.03, 0.1))),
