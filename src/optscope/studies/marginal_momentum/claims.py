@@ -269,8 +269,8 @@ def _claims() -> tuple[Claim, ...]:
                     f"{MARGIN_FINE:g} point)", "abstract", FineTuned((setting,)),
                     "a difference shown outside the margin", "long") for setting, text in FINE_TUNING.items()]
     found.append(Claim("C4 few-shot", "Over all subsets of 16 and 128 texts a class together, MiniLM is as "
-                       f"accurate fine-tuned with SGD as with momentum 0.9 (within {MARGIN_FINE:g} point)", "abstract",
-                       FineTuned(FEW_SHOT), "a difference shown outside the margin", "long"))
+                       f"accurate fine-tuned with SGD as with momentum 0.9 (within {MARGIN_FINE:g} point)",
+                       "abstract", FineTuned(FEW_SHOT), "a difference shown outside the margin", "long"))
     found.append(Claim(
         "C4 characters", "Fine-tuning a character transformer from Shakespeare's plays to his verse, SGD and "
         f"momentum 0.9 reach the same loss (within {MARGIN_NATS:g} nats a character)", "abstract", same_characters,
