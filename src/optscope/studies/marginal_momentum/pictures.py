@@ -239,7 +239,8 @@ def _fine_tuning(records: Records) -> list[Figure]:
             values.append([float(np.nanmean(first)) for first, _ in pairs])
             found = [paired_difference(*pair) for pair in pairs[1:]]
             gaps.append(found[0].estimate)
-            notes.append(["", *(f"{f.estimate:+.1f} [{f.low:+.1f}, {f.high:+.1f}]".replace("-", "−") for f in found)])
+            said = [f"{f.estimate:+.1f} [{f.low:+.1f}, {f.high:+.1f}]" for f in found]
+            notes.append(["", *(text.replace("-", "−") for text in said)])
     if not rows:
         return []
     title = f"Fine-tuned MiniLM: {GAIN} is {min(gaps):+.1f} to {max(gaps):+.1f} points over the settings"
