@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from optscope.engine.run import Run
 from optscope.evidence.records import Record, Records
+from optscope.optim import SGD, Momentum
 from optscope.studies.marginal_momentum import STUDY
 from optscope.studies.marginal_momentum.calculations import beyond_stability, identities, on_quadratic, pure_noise
 from optscope.studies.marginal_momentum.claims import (
@@ -21,8 +23,10 @@ from optscope.studies.marginal_momentum.claims import (
     Meet,
     NoiseRules,
     TunedEqual,
+    at_equal_rates,
+    few_shot,
 )
-from optscope.studies.marginal_momentum.finetuning import FEW_SHOT, best_checkpoint
+from optscope.studies.marginal_momentum.finetuning import CALM_FINE, FEW_SHOT, best_checkpoint, equal_rates
 from optscope.studies.marginal_momentum.readings import (
     CHANCE,
     EXAMPLES,
@@ -180,17 +184,38 @@ def test_the_best_checkpoint_is_chosen_by_validation_alone():
             for part, value in (("validation", validation), ("test", test + shift))]
     momentum, sgd = best_checkpoint(Records(rows), "rotten-tomatoes 16", method(0.9), "SGD")
     assert (momentum.tolist(), sgd.tolist()) == ([61.0], [60.0])
-    assert FineTuned(("rotten-tomatoes 16",))(Records(rows)).outcome == "undecided"
+    assert FineTuned("rotten-tomatoes 16")(Records(rows)).outcome == "undecided"
+
+
+def fine_tuned(setting, subset, arm, seed, test, phase="final", step=9, **more):
+    """The rows of one fine-tuned model."""
+    return [Record(f"{setting}, subset {subset}", arm, seed, f"{part} accuracy at checkpoint", value, step=step,
+                   phase=phase, **more) for part, value in (("validation", 70.0), ("test", test))]
 
 
 @pytest.mark.parametrize(("shift", "outcome"), [(0.0, "holds"), (3.0, "fails")])
 def test_few_shot_settings_are_judged_together_a_subset_a_pair(shift, outcome):
-    rows = [Record(f"{setting}, subset {subset}", arm, seed, f"{part} accuracy at checkpoint", value, step=9)
-            for i, setting in enumerate(FEW_SHOT) for subset in range(4) for seed in (1, 2)
+    rows = [row for i, setting in enumerate(FEW_SHOT) for subset in range(4) for seed in (1, 2)
             for arm, plus in (("SGD", 0.0), (method(0.9), shift + NOISE[i, 2 * subset + seed - 1]))
-            for part, value in (("validation", 70.0), ("test", 60.0 + plus))]
-    verdict = FineTuned(FEW_SHOT)(Records(rows))
+            for row in fine_tuned(setting, subset, arm, seed, 60.0 + plus)]
+    verdict = few_shot(Records(rows))
     assert (verdict.outcome, verdict.n) == (outcome, 16)
+    first = [row for row in rows if row.experiment == f"{FEW_SHOT[0]}, subset 0"]
+    assert len(best_checkpoint(Records(first), FEW_SHOT[0], method(0.9), "SGD")[0]) == 1  # seeds are no pairs
+
+
+def test_equal_rates_are_those_of_tuning_and_a_diverged_run_has_chance_accuracy():
+    rows = [row for i, setting in enumerate(FEW_SHOT) for subset in range(4) for lr in (CALM_FINE, 0.1)
+            for rule, plus in ((SGD(lr=lr), 0.0), (Momentum(lr=lr), NOISE[i, subset]))
+            for row in fine_tuned(setting, subset, "arm", 1001, 100 * lr + plus, "tune", None, rule=repr(rule))]
+    momentum, sgd = equal_rates(Records(rows), FEW_SHOT[1], CALM_FINE)
+    np.testing.assert_allclose(momentum - sgd, NOISE[1, :4])
+    assert sgd.tolist() == [1.0] * 4
+    verdict = at_equal_rates(Records(rows))
+    assert (verdict.outcome, verdict.n) == ("holds", 16)
+    lost = [dataclasses.replace(row, status="diverged") for row in rows if "Momentum" in row.rule]
+    assert equal_rates(Records([*rows, *lost]), FEW_SHOT[0], CALM_FINE)[0].tolist() == [50.0] * 4
+    assert equal_rates(Records([*rows, *lost]), FEW_SHOT[2], CALM_FINE)[0].tolist() == [20.0] * 4
 
 
 def test_calculations_find_what_is_known():

@@ -151,6 +151,13 @@ def test_rows_are_about_full_and_hold_every_token_once():
     assert abs(text.shape[1] - ROW) <= 0.05 * ROW
 
 
+@pytest.mark.parametrize("lengths", [[200], [180] * 8, [150] * 32, [512, *[20] * 10], [1], [129, 1]])
+def test_long_texts_have_rows_of_their_own(lengths):
+    text, place = in_rows(torch.tensor(lengths))
+    assert torch.bincount(text[text >= 0]).tolist() == lengths
+    assert place.max() == max(lengths) - 1
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_packing_agrees_with_transformers_on_padded_texts(kind, tmp_path):

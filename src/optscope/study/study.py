@@ -35,6 +35,9 @@ class Study:
     the expected time of each scale. `pictures` turns records (and arrays, as `Conducted` names
     them) into figures; `claims` are judged on the same records. Claims whose ids share the first word are a family:
     `families` says in a few words what each is about.
+
+    Raises:
+        UserError: when a family has no words, or words have no family.
     """
 
     name: str
@@ -47,6 +50,12 @@ class Study:
     pictures: Callable[[Records, Arrays], list[Figure]]
     families: Mapping[str, str]
     costs: Mapping[Scale, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        there = {claim.id.partition(" ")[0] for claim in self.claims}
+        if there != set(self.families):
+            raise UserError(f"{self.name}: families must say what {', '.join(sorted(there))} are about, no more; "
+                            f"got {', '.join(sorted(self.families)) or 'nothing'}")
 
     def judge(self, records: Records, scale: Scale) -> list[tuple[Claim, Verdict]]:
         """Return every claim with its verdict at a scale."""

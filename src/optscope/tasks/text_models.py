@@ -65,7 +65,7 @@ class Classifier(nn.Module):
     """An encoder, the mean of its last states over a text's tokens, and a linear head.
 
     Texts of a batch are put one after the other into few rows, each seeing itself alone, so that next to nothing
-    is computed for padding, of which batches in rows of their own are half.
+    is computed for padding: of batches of short texts in rows of their own it is about two fifths.
     """
 
     def __init__(self, encoder: nn.Module, classes: int, mixed: bool, pad: int) -> None:
@@ -97,18 +97,19 @@ class Classifier(nn.Module):
 
 
 ROW = 128
-"""About how many tokens a row holds: attention costs the square of it."""
+"""About how many tokens a row holds, if no text is longer: attention costs the square of it."""
 
 
 def in_rows(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Put texts of so many tokens, `(n,)`, into rows of about `ROW` tokens, the longest first into the emptiest.
+    """Put texts of so many tokens, `(n,)`, into rows of about `ROW`, the longest first into the emptiest row.
 
     Returns which text is at every place of `(rows, width)`, -1 where none is, and which of its tokens.
 
     >>> in_rows(torch.tensor([2, 3]))
     (tensor([[1, 1, 1, 0, 0]]), tensor([[0, 1, 2, 0, 1]]))
     """
-    rows: list[list[int]] = [[] for _ in range(max(1, round(int(lengths.sum()) / ROW)))]
+    width = max(ROW, int(lengths.max()))
+    rows: list[list[int]] = [[] for _ in range(max(1, round(int(lengths.sum()) / width)))]
     filled = [0] * len(rows)
     for number in lengths.argsort(descending=True, stable=True).tolist():
         row = filled.index(min(filled))
@@ -125,7 +126,7 @@ def in_rows(lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 def has_bfloat16() -> bool:
     """Return whether this processor has instructions for products of bfloat16 matrices (AVX-512 BF16, AMX)."""
-    able = torch.cpu.get_capabilities()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
@@ -133,7 +134,8 @@ def has_bfloat16() -> bool:
 class Encoder:
     """A pretrained transformer encoder with a new head of `classes` logits; all weights but the embeddings train.
 
-    `place` is a folder that `transformers` can read, such as one of roberta-large, or a package that brings one.
+    `place` is a folder that `transformers` can read, such as one of roberta-large, or a package that brings one. It
+    must be of a kind that takes positions and a mask of pairs, as BERT, RoBERTa and their relatives do.
     `mixed` computes the encoder in bfloat16, weights stay float32: 1.6 times as fast on a processor with
     instructions for it (see `has_bfloat16`), and many times as slow on those without.
     """
@@ -148,7 +150,7 @@ class Encoder:
         Raises:
             UserError: when the model, or transformers, is not installed.
         """
-        # Attention in plain products: torch's fused one takes four times as long backwards in bfloat16.
+        # Attention in plain products: torch's fused one is slow backwards in bfloat16, and not used under dropout.
         encoder = _transformers().AutoModel.from_pretrained(_folder(self.place), local_files_only=True,
                                                             attn_implementation="eager")
         encoder.get_input_embeddings().requires_grad_(False)

@@ -37,6 +37,8 @@ FINE_TUNING = {f"{data} {shots or 'full'}": f"MiniLM on {data} ({f'{shots} a cla
 FEW_SHOT = tuple(f"{data} {shots}" for data in SETTINGS for shots in SHOTS if shots)
 CHARACTERS = "shakespeare verse"
 STEPS, BATCH = 150, 8
+CALM_FINE = 0.01
+"""The smallest rate of the grid, at most a quarter of one at which SGD failed in pilots on other texts."""
 ARMS = (Arm(method(BETAS[0]), SGD(lr=0.03), Grid((0.01, 0.03, 0.1))),
         Arm(method(BETAS[1]), Momentum(lr=0.03), Grid((0.01, 0.03, 0.1))),
         Arm("AdamW", AdamW(lr=3e-5), Grid((1e-5, 3e-5, 1e-4))))
@@ -89,23 +91,24 @@ def of_the_paper() -> list[Comparison]:
             data = TextFile(512, subset, 256 if classes == 3 else 128, "roberta-large", f"lm/{name}.tsv")
             task = Task(name, Encoder(classes, "roberta-large"), data, bounds=None)
             plan = Plan(math.ceil(1000 * BATCH / (512 * classes)), BATCH, Cosine())
-            found.append(_comparison(f"{name} 512, subset {subset}", task, plan, 1))
+            found.append(_comparison(f"{name} 512, subset {subset}", task, plan, 1, moments=10, examples=1000))
     return found
 
 
-def _comparison(name: str, task: Task, plan: Plan, seeds: int, arms: tuple[Arm, ...] = ARMS) -> Comparison:
+def _comparison(name: str, task: Task, plan: Plan, seeds: int, arms: tuple[Arm, ...] = ARMS, moments: int = 4,
+                examples: int = 400) -> Comparison:
     criterion = (Criterion("validation loss at checkpoint") if task.kind == "regression"
                  else Criterion("validation accuracy at checkpoint", "higher"))
-    return Comparison(name, task, arms, plan, (), tuple(range(1, seeds + 1)), criterion=criterion, moments=4,
-                      keep_weights=False, validation=Checkpoint(examples=400))
+    return Comparison(name, task, arms, plan, (), tuple(range(1, seeds + 1)), criterion=criterion,
+                      moments=moments, keep_weights=False, validation=Checkpoint(examples=examples))
 
 
 def best_checkpoint(records: Records, setting: str, first: str, second: str,
                     metric: str = "accuracy") -> Pair:
     """Return the test metric of two arms at each run's best validation moment, in pairs.
 
-    Where there are several subsets a pair is a subset's mean over seeds, for its seeds share texts and learning
-    rates; where there is one, a pair is a seed. A run that diverged is missing.
+    In few-shot settings a pair is a subset's mean over seeds, for its seeds share texts and learning rates; in the
+    others it is a seed. Of a run that diverges the checkpoints before are left; without any it is missing.
     """
     subsets = sorted({row.experiment for row in records if row.experiment.startswith(f"{setting}, subset ")})
     found = []
@@ -114,8 +117,33 @@ def best_checkpoint(records: Records, setting: str, first: str, second: str,
         found.append(np.array([[_at_best(mine.where(arm=arm, seed=seed), metric) for arm in (first, second)]
                                for seed in mine.seeds(first, second)]).reshape(-1, 2))
     means = [seeds.mean(0) for seeds in found if len(seeds)]
-    pairs = found[0] if len(found) == 1 else np.array(means).reshape(-1, 2)
+    pairs = np.concatenate(found) if found and setting not in FEW_SHOT else np.array(means).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
+
+
+def equal_rates(records: Records, setting: str, rate: float) -> Pair:
+    """Return the test accuracies of momentum and SGD at the end of training at one rate, a subset a pair.
+
+    They are those of the tuning runs, of one seed. A diverged run counts with chance accuracy.
+    """
+    rules = {"momentum": Momentum(lr=rate), "SGD": SGD(lr=rate)}
+    subsets = sorted({row.experiment for row in records if row.experiment.startswith(f"{setting}, subset ")})
+    chance = 100 / CLASSES[setting.rpartition(" ")[0]]
+    found = []
+    for subset in subsets:
+        mine = [records.where(experiment=subset, phase="tune", rule=repr(rule)) for rule in rules.values()]
+        if all(mine):
+            found.append([_at_end(each, chance) for each in mine])
+    pairs = np.array(found, dtype=np.float64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _at_end(records: Records, chance: float) -> float:
+    """Return one run's test accuracy at the end of training; that of chance if it diverged, nan if it failed."""
+    if any(row.status == "diverged" for row in records):
+        return chance
+    found = records.where(metric="test accuracy at checkpoint", step=None)
+    return next((row.value for row in found), math.nan)
 
 
 def _at_best(records: Records, metric: str) -> float:

@@ -234,7 +234,7 @@ def _fine_tuning(records: Records) -> list[Figure]:
     rows, values, notes, gaps = [], [], [], []
     for setting, text in FINE_TUNING.items():
         pairs = [best_checkpoint(records, setting, arm, SGD) for arm in arms]
-        if len(pairs[0][0]):
+        if len(pairs[1][0]):
             rows.append(text.removeprefix("MiniLM on "))
             values.append([float(np.nanmean(first)) for first, _ in pairs])
             found = [paired_difference(*pair) for pair in pairs[1:]]
@@ -243,7 +243,8 @@ def _fine_tuning(records: Records) -> list[Figure]:
             notes.append(["", *(text.replace("-", "−") for text in said)])
     if not rows:
         return []
-    title = f"Fine-tuned MiniLM: {GAIN} is {min(gaps):+.1f} to {max(gaps):+.1f} points over the settings"
+    title = (f"Fine-tuned MiniLM: {GAIN} is {np.nanmin(gaps):+.1f} to {np.nanmax(gaps):+.1f} points over the "
+             "settings")
     return [Heatmap("fine-tuning", _minus(title), rows, arms, np.array(values), "%",
                     "Test accuracy at the best dev checkpoint, mean over subsets and seeds; each method at the "
                     "rate that its dev texts chose. Below it the paired difference from SGD in points with its "
