@@ -140,7 +140,8 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
                f"{counts['undecided']} are undecided at {scale} scale.\n" + "\n".join(study.answer(verdicts)))
     document = Document(
         title=study.paper.title, question=study.question, verdict_sentence=summary,
-        warnings=[*_warnings(comparisons, conducted), study.left_out], verdicts=verdicts, scale=scale,
+        warnings=[*study.left_out.splitlines(), *_warnings(comparisons, conducted)],
+        verdicts=verdicts, scale=scale,
         figures=study.pictures(conducted.records, conducted.arrays),
         tables=[_measured(c, conducted.records) for c in comparisons],
         checklist=[check for c in comparisons if any(arm.search for arm in c.arms)

@@ -31,10 +31,10 @@ class Paper:
 class Study:
     """A paper's question and what it takes to answer it.
 
-    `reproduced` and `left_out` say in a few sentences what is done here, what is not, and why. `costs` gives
-    the expected time of each scale. `pictures` turns records (and arrays, as `Conducted` names
-    them) into figures; `claims` are judged on the same records. Claims whose ids share the first word are a family:
-    `families` says in a few words what each is about.
+    `reproduced` and `left_out` say in a few sentences what is done here, what is not, and why; a line of `left_out`
+    is a point of its own. `costs` gives the expected time of each scale. `pictures` turns records (and arrays, as
+    `Conducted` names them) into figures; `claims` are judged on the same records. Claims whose ids share the first
+    word are a family: `families` says in a few words what each is about.
 
     Raises:
         UserError: when a family has no words, or words have no family.
