@@ -28,10 +28,11 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+STUDIES = "robustness_gap", "restrained_instability", "weight_normalization", "marginal_momentum", "gan_grafting"
 # What each command runs inside the environment, in order, until one fails; and what is said at the end.
 COMMANDS = {
     "demo": ([["optscope", "compare", "fashion-mnist", "--out", "demo"]], "report: {root}/demo/report.html"),
-    "smoke": ([["optscope", "run", "robustness_gap", "--scale", "smoke"],
+    "smoke": ([*(["optscope", "run", study, "--scale", "smoke"] for study in STUDIES),
                ["optscope", "compare", "digits", "--seeds", "2", "--epochs", "2", "--out", "runs/smoke"]], ""),
     "test": ([["ruff", "check", "."], ["mypy"], ["pytest", "-n", "2"]], ""),
     "check": ([["python", "-c", "import optscope; print('optscope', optscope.__version__)"],
