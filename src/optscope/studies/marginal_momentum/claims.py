@@ -289,8 +289,8 @@ def _claims() -> tuple[Claim, ...]:
               f"fine-tuned with SGD as with momentum 0.9 (within {MARGIN_FINE:g} point, {IN_STEPS}; "
               "intervals are for these test texts, which subsets share)", "abstract", few_shot, outside, "long"),
         Claim("C4 equal rates", "On average over all few-shot subsets MiniLM is as accurate with both at one rate, "
-              f"η = {CALM_FINE:g}, at the end of training (within {MARGIN_FINE:g} point)", "abstract", at_equal_rates,
-              outside, "long")]
+              f"η = {CALM_FINE:g}, at the end of training (within {MARGIN_FINE:g} point)", "abstract",
+              at_equal_rates, outside, "long")]
     found.append(Claim(
         "C4 characters", "Fine-tuning a character transformer from Shakespeare's plays to his verse, SGD and "
         f"momentum 0.9 reach the same loss (within {MARGIN_NATS:g} nats a character)", "abstract", same_characters,
