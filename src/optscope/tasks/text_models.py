@@ -137,7 +137,7 @@ class Encoder:
     `place` is a folder that `transformers` can read, such as one of roberta-large, or a package that brings one. It
     must be of a kind that takes positions and a mask of pairs, as BERT, RoBERTa and their relatives do.
     `mixed` computes the encoder in bfloat16, weights stay float32: 1.6 times as fast on a processor with
-    instructions for it (see `has_bfloat16`), and many times as slow on those without.
+    instructions for it (see `has_bfloat16`), and slower on those without.
     """
 
     classes: int

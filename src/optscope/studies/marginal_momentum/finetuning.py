@@ -110,9 +110,8 @@ def best_checkpoint(records: Records, setting: str, first: str, second: str,
     In few-shot settings a pair is a subset's mean over seeds, for its seeds share texts and learning rates; in the
     others it is a seed. Of a run that diverges the checkpoints before are left; without any it is missing.
     """
-    subsets = sorted({row.experiment for row in records if row.experiment.startswith(f"{setting}, subset ")})
     found = []
-    for subset in subsets:
+    for subset in _subsets(records, setting):
         mine = records.where(experiment=subset, phase="final")
         found.append(np.array([[_at_best(mine.where(arm=arm, seed=seed), metric) for arm in (first, second)]
                                for seed in mine.seeds(first, second)]).reshape(-1, 2))
@@ -126,16 +125,19 @@ def equal_rates(records: Records, setting: str, rate: float) -> Pair:
 
     They are those of the tuning runs, of one seed. A diverged run counts with chance accuracy.
     """
-    rules = {"momentum": Momentum(lr=rate), "SGD": SGD(lr=rate)}
-    subsets = sorted({row.experiment for row in records if row.experiment.startswith(f"{setting}, subset ")})
     chance = 100 / CLASSES[setting.rpartition(" ")[0]]
     found = []
-    for subset in subsets:
-        mine = [records.where(experiment=subset, phase="tune", rule=repr(rule)) for rule in rules.values()]
+    for subset in _subsets(records, setting):
+        mine = [records.where(experiment=subset, phase="tune", rule=repr(rule))
+                for rule in (Momentum(lr=rate), SGD(lr=rate))]
         if all(mine):
             found.append([_at_end(each, chance) for each in mine])
     pairs = np.array(found, dtype=np.float64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
+
+
+def _subsets(records: Records, setting: str) -> list[str]:
+    return sorted({row.experiment for row in records if row.experiment.startswith(f"{setting}, subset ")})
 
 
 def _at_end(records: Records, chance: float) -> float:
