@@ -9,8 +9,9 @@ import torch
 
 from benchmarks.timing import Contender, interleave, rows
 from optscope.engine.contrast import apart, contrast, flat, log_spaced
-from optscope.engine.train import Plan, epoch_permutation, fresh_model, streams, train
+from optscope.engine.train import Plan, epoch_permutation, train
 from optscope.optim import SGD, Rounded
+from optscope.tasks.fresh import fresh_model, streams
 from optscope.tasks.images import FashionMNIST
 from optscope.tasks.models import MLP
 from optscope.tasks.task import Task

@@ -28,7 +28,7 @@ SEES = {
     "report": {"optscope.evidence", "optscope.errors"},
     "engine": {"optscope.evidence", "optscope.errors", "optscope.vector", "optscope.optim.rule",
                "optscope.optim.players", "optscope.optim.schedules", "optscope.tasks.task", "optscope.tasks.game",
-               "optscope.tasks.snapshot",
+               "optscope.tasks.fresh", "optscope.tasks.snapshot",
                "optscope.probes.probe"},
 }
 WITHOUT_TORCH = ("errors", "evidence", "theory", "report")

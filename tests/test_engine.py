@@ -26,11 +26,12 @@ from optscope.engine.files import write_atomically
 from optscope.engine.identity import code, describe
 from optscope.engine.run import Computation, Run, Watch, probe_id
 from optscope.engine.store import Entry, RunFolder, Store, export_csv
-from optscope.engine.train import Plan, epoch_permutation, first_non_finite, fresh_model, train
+from optscope.engine.train import Plan, epoch_permutation, first_non_finite, train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.geometry import Geometry
+from optscope.tasks.fresh import fresh_model
 from optscope.tasks.task import Task
 from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
 

@@ -14,11 +14,12 @@ from optscope.engine.fleet import outputs, play_members
 from optscope.engine.play import Deal, play
 from optscope.engine.run import Run
 from optscope.engine.store import Entry, RunFolder, Store
-from optscope.engine.train import Plan, epoch_permutation, fresh_model, train
+from optscope.engine.train import Plan, epoch_permutation, train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, Players, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.lipschitz import Lipschitz
+from optscope.tasks.fresh import fresh_model
 from optscope.tasks.game import Game, Normal, Player
 from optscope.tasks.gan import WGANGP, NonSaturating, PenalisedCritic, Saturating, gan
 from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, Perceptron, ResDiscriminator, ResGenerator

@@ -1,6 +1,8 @@
 """Geometry against weights made by hand, numpy's singular values, training itself and exact linear boundaries."""
 
 import math
+import random
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from torch.nn import functional
 from optscope.engine.train import Plan, train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Decayed, NormalizedSGD, SignSGD
-from optscope.probes.geometry import FirstStep, Geometry, Margin, effective_density, initial_model, near_zero
+from optscope.probes.geometry import FirstStep, Geometry, Margin, effective_density, near_zero
+from optscope.tasks.fresh import fresh_model
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 from tiny import TASK
@@ -89,15 +92,36 @@ def test_a_model_without_matrices_has_no_ranks_and_one_without_weights_no_geomet
 
 # Distance from initialisation
 
+@dataclass(frozen=True)
+class Drawn:
+    """A linear model whose weights another library's global generator draws, by name."""
+
+    source: str
+
+    def __call__(self):
+        model = nn.Linear(2, 3)
+        draw = np.random.rand if self.source == "numpy" else lambda *_: np.array([[random.random()] * 2] * 3)
+        model.weight.data = torch.tensor(draw(3, 2), dtype=torch.float32)
+        return model
+
+
+@pytest.mark.parametrize("source", ["numpy", "python"])
+def test_a_model_drawn_by_another_generator_starts_where_its_training_did(source):
+    seen = []
+    train(replace(TASK, model=Drawn(source)), SGD(lr=0.1), Plan(1, 32), 1, at=(0,),
+          watch=lambda s: seen.append(Geometry()(s)))
+    assert seen[0].values["distance from initialisation"] == 0
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_distance_is_from_the_weights_that_training_starts_with(seed):
     seen = []
     trained = train(TASK, Adam(lr=0.01), Plan(epochs=1, batch=16), seed, at=(0,),
                     watch=lambda s: seen.append(flat(s.model).clone()))
     state = torch.get_rng_state()
-    assert torch.equal(flat(initial_model(TASK, seed)), seen[0])
+    assert torch.equal(flat(fresh_model(TASK, seed)), seen[0])
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(flat(initial_model(TASK, seed + 1)), seen[0])
+    assert not torch.equal(flat(fresh_model(TASK, seed + 1)), seen[0])
     reading = Geometry()(trained.snapshot)
     moved = flat(trained.snapshot.model) - seen[0]
     assert reading.values["distance from initialisation"] == pytest.approx(float(moved.norm()), rel=1e-6)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from optscope.engine.train import Plan, epoch_permutation, fresh_model, streams, train
+from optscope.engine.train import Plan, epoch_permutation, train
 from optscope.errors import UserError
 from optscope.optim import SGD, SVAG, Adam, Decayed, Foreign, Momentum, Rule, Scheduled, StepDecay, matched
 from optscope.optim.momentum import AveragedSchedule, averaged, momentum_of, practical
 from optscope.probes.gradient_noise import effective_rate
 from optscope.probes.rule_in_use import threshold
+from optscope.tasks.fresh import fresh_model, streams
 from optscope.theory.momentum import coupled
 from optscope.vector import Layout
 from tiny import TASK

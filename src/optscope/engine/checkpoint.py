@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from optscope.engine.store import RunFolder
-from optscope.engine.train import fresh_model
 from optscope.errors import UserError
+from optscope.tasks.fresh import fresh_model
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 

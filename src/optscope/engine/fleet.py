@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from optscope.engine.play import Deal
-from optscope.engine.train import Plan, fresh_model, seeded
+from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.optim.players import Players
+from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.game import Game
 from optscope.vector import Layout
 

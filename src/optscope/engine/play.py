@@ -15,14 +15,12 @@ from optscope.engine.train import (
     epoch_permutation,
     fast_format,
     first_non_finite,
-    fresh_model,
     ignore,
-    seeded,
-    streams,
 )
 from optscope.errors import UserError
 from optscope.optim.players import Players
 from optscope.optim.rule import Rule
+from optscope.tasks.fresh import fresh_model, seeded, streams
 from optscope.tasks.game import Game, Player
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Split

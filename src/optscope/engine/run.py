@@ -19,10 +19,11 @@ from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import code, describe, digest, numerics
 from optscope.engine.play import play
 from optscope.engine.store import RunFolder
-from optscope.engine.train import Plan, Trained, seeded, train
+from optscope.engine.train import Plan, Trained, train
 from optscope.errors import UserError
 from optscope.optim.rule import Rule
 from optscope.probes.probe import Probe, Reading
+from optscope.tasks.fresh import seeded
 from optscope.tasks.game import Game
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import InMemory, Task

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import random
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from optscope.errors import UserError
 from optscope.optim.rule import Rule
 from optscope.optim.schedules import Constant, Schedule
+from optscope.tasks.fresh import fresh_model, seeded, streams
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -88,33 +87,6 @@ def train(task: Task, rule: Rule, plan: Plan, seed: int, *, watch: Callable[[Sna
     model = fresh_model(task, seed)
     with seeded(noise):
         return _loop(task, model, rule, plan, seed, order, watch, at)
-
-
-def streams(seed: int) -> tuple[int, int, int]:
-    """Return the seeds of initialisation, data order and training noise, independent of each other."""
-    init, order, noise = (int(s.generate_state(1)[0]) for s in np.random.SeedSequence(seed).spawn(3))
-    return init, order, noise
-
-
-def fresh_model(task: Task, seed: int) -> nn.Module:
-    """Return the model that training from `seed` starts with, constants outside its state dict included."""
-    with seeded(streams(seed)[0]):
-        return task.model()
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and Python, and leave them as they were afterwards."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
 
 
 def _loop(task: Task, model: nn.Module, rule: Rule, plan: Plan, seed: int, order: int,

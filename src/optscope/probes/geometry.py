@@ -17,7 +17,7 @@ from optscope.probes.accuracy import check_classifier
 from optscope.probes.hessian import Hessian
 from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
 from optscope.probes.rule_in_use import rule_in_use
-from optscope.tasks.task import Task
+from optscope.tasks.fresh import fresh_model
 from optscope.vector import Layout
 
 Array = NDArray[np.float64]
@@ -147,18 +147,6 @@ class Margin(Probe):
                        {"margins": margins, "boundary distances": distances})
 
 
-def initial_model(task: Task, seed: int) -> nn.Module:
-    """Return the model that training starts from, a function of the task and the seed alone.
-
-    Training's convention: the first of the seed's three streams (initialisation, data order, noise) seeds torch's
-    global generator, which is put back afterwards.
-    """
-    stream = np.random.SeedSequence(seed).spawn(3)[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(stream.generate_state(1)[0]))
-        return task.model()
-
-
 def effective_density(weights: Tensor) -> float:
     """Return |w|₁² / (P |w|₂²), in [1/P, 1]; 0 for zeros.
 
@@ -240,7 +228,7 @@ def _distances(subject: Subject, layers: Mapping[str, Tensor]) -> _Part:
     snapshot = subject.snapshot
     if snapshot.step is None:
         return {}, {}
-    start = _weights(initial_model(snapshot.task, snapshot.seed))
+    start = _weights(fresh_model(snapshot.task, snapshot.seed))
     if Layout.of(start) != Layout.of(layers):
         raise UserError(f"the distance from initialisation needs the model that the task {snapshot.task.name!r} "
                         "makes; this one has other parameters: give the snapshot its own task, or no step")

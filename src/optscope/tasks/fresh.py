@@ -1,0 +1,40 @@
+"""What a seed decides: three streams of random numbers, and the model that training starts from."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from optscope.tasks.task import Task
+
+
+def streams(seed: int) -> tuple[int, int, int]:
+    """Return the seeds of initialisation, data order and training noise, independent of each other."""
+    init, order, noise = (int(s.generate_state(1)[0]) for s in np.random.SeedSequence(seed).spawn(3))
+    return init, order, noise
+
+
+def fresh_model(task: Task, seed: int) -> nn.Module:
+    """Return the model that training from `seed` starts with, constants outside its state dict included."""
+    with seeded(streams(seed)[0]):
+        return task.model()
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python, and leave them as they were afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
