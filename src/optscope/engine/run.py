@@ -235,10 +235,11 @@ def probe_id(probe: Probe) -> str:
 
 
 def _take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:
-    """Return a reading, why the probe does not fit the model, and how it failed: "" for what is not so."""
+    """Return a reading, why the probe is silent about the model or a part of it, and how it failed: "" if not."""
     with seeded(snapshot.seed):
         try:
-            return probe(snapshot), "", ""
+            reading = probe(snapshot)
+            return reading, reading.silence, ""
         except UserError as error:  # the probe does not fit this model: that is a result too
             return Reading({}), str(error), ""
         except Exception as error:

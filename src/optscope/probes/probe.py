@@ -41,10 +41,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a probe found: metrics by name, and arrays (verdicts an image, curves) that are worth keeping."""
+    """What a probe found: metrics by name, and arrays (verdicts an image, curves) that are worth keeping.
+
+    `silence` says why some of the metrics are missing, where they are.
+    """
 
     values: Mapping[str, Value]
     arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    silence: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,8 +86,8 @@ class Probe(ABC):
         check_bounds(split.inputs, snapshot.task.bounds)
         generator = torch.Generator().manual_seed(snapshot.seed)
         with frozen(snapshot.model) as model:
-            subject = Subject(model, split.inputs, split.targets, snapshot.task.loss, snapshot.task.bounds,
-                              generator, snapshot)
+            subject = Subject(model, split.inputs.detach(), split.targets.detach(), snapshot.task.loss,
+                              snapshot.task.bounds, generator, snapshot)
             return self.measure(subject)
 
     def __repr__(self) -> str:
@@ -155,19 +159,31 @@ def check_examples(subject: Subject) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Put a model in eval mode with frozen parameters, and restore both afterwards."""
+    """Put a model in eval mode with frozen parameters, and restore both afterwards.
+
+    Meanwhile it is handed copies of its inputs: what a layer writes into them reaches nobody's data.
+    """
     modes = [(module, module.training) for module in model.modules()]
     needs = [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
     for p, _ in needs:
         p.requires_grad_(False)
+    apart = handed_copies in model._forward_pre_hooks.values()
+    handle = None if apart else model.register_forward_pre_hook(handed_copies)
     try:
         yield model
     finally:
+        if handle is not None:
+            handle.remove()
         for module, mode in modes:
             module.training = mode
         for p, need in needs:
             p.requires_grad_(need)
+
+
+def handed_copies(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+    """Return copies of the tensors that a model is called with: the hook that `frozen` sets."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def in_batches(function: Callable[[Tensor], Tensor], inputs: Tensor, size: int = 512) -> Tensor:
