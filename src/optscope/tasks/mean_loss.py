@@ -1,0 +1,55 @@
+"""Whether a loss is a mean over its examples, as all that is read from its slope and curvature takes it for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from optscope.errors import UserError
+
+SHARE = 1e-3
+"""How far the gradients of the same examples once and twice may lie apart, relative to the largest number."""
+
+
+def check_mean(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> None:
+    """Raise unless a loss of a batch is the same when every example in it is taken twice.
+
+    Means are, with class weights and ignored labels too; sums are not, whatever constant divides them. The
+    gradients in the outputs are compared, which tell more than the values where the loss is small, and every output
+    is judged by its neighbour's target, as a fitted one tells nothing. `outputs` `(n, ...)`, `targets` `(n, ...)`;
+    no model is called, so that batch normalisation and dropout do not matter.
+
+    >>> check_mean(torch.nn.CrossEntropyLoss(), torch.eye(3), torch.arange(3))
+    >>> check_mean(torch.nn.CrossEntropyLoss(reduction="sum"), torch.eye(3), torch.arange(3))
+    Traceback (most recent call last):
+    optscope.errors.UserError: the loss must be a mean over the examples, ...
+
+    Raises:
+        UserError: when it is another one, or the loss takes no batch of twice the size.
+    """
+    apart = torch.roll(outputs.detach(), 1, 0)
+    once, slope = _slope(loss, apart, targets)
+    try:
+        twice, slopes = _slope(loss, torch.cat([apart, apart]), torch.cat([targets, targets]))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise UserError(f"the loss must be a mean over as many examples as it is given; it takes {len(outputs)} of "
+                        f"them, and of twice as many it says: {str(error).splitlines()[0]}") from error
+    joined = slopes.reshape(2, *slope.shape).sum(0)
+    share = max(SHARE, 8 * torch.finfo(slope.dtype).eps)
+    if float((joined - slope).abs().max()) > share * float(torch.maximum(joined.abs(), slope.abs()).max()):
+        raise UserError("the loss must be a mean over the examples, the same when each is taken twice; this one is "
+                        f"{once:g} for {len(outputs)} of them and {twice:g} for the same twice: "
+                        "use reduction='mean'")
+
+
+def _slope(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+    """Return the loss and its gradient in the outputs, zero where it has none."""
+    with torch.inference_mode(False), torch.enable_grad():
+        z = outputs.clone().requires_grad_()
+        value = loss(z, targets)
+        if value.dim() != 0 or not value.requires_grad:
+            return float(value.detach().sum()), torch.zeros_like(z)
+        (slope,) = torch.autograd.grad(value, z, allow_unused=True, materialize_grads=True)
+    return float(value.detach()), slope
