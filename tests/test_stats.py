@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optscope.errors import UserError
-from optscope.evidence import stats
+from optscope.evidence import paired, stats
 
 NAN, INF = math.nan, math.inf
 finite = st.floats(-1e6, 1e6)
@@ -195,7 +195,7 @@ def test_sign_flip_never_alarms_more_often_than_its_level() -> None:
 @pytest.mark.parametrize("shift", [-1.0, 0.1, 2.5])
 def test_equivalence_is_two_one_sided_t_tests(margin: float, shift: float) -> None:
     a, b = sample(10, 8) + shift, sample(10, 9)
-    found = stats.equivalence(a, b, margin)
+    found = paired.equivalence(a, b, margin)
     above = scipy.stats.ttest_1samp(a - b, -margin, alternative="greater").pvalue
     below = scipy.stats.ttest_1samp(a - b, margin, alternative="less").pvalue
     assert found.p == pytest.approx(max(above, below), rel=1e-9)
@@ -204,21 +204,64 @@ def test_equivalence_is_two_one_sided_t_tests(margin: float, shift: float) -> No
     assert (found.interval.low, found.interval.high) == pytest.approx((oracle.low, oracle.high), rel=1e-12)
 
 
-def test_equivalence_of_equal_differences_is_certain() -> None:
-    same = stats.equivalence([1, 2, 3], [1, 2, 3], 0.5)
-    assert same == stats.Equivalence(stats.Interval(0, 0, 0, 3), 0.0, True)
-    assert stats.equivalence([2, 3], [1, 2], 1.0).p == 1.0
-    one = stats.equivalence([1.0], [1.0], 0.5)
+def test_equivalence_below_six_pairs_is_exact_and_so_for_equal_differences() -> None:
+    same = paired.equivalence([1, 2, 3], [1, 2, 3], 0.5)
+    assert same == paired.Equivalence(stats.Interval(0, 0, 0, 3), "sign-flip test", 2**-3, False)
+    assert paired.equivalence(np.arange(8), np.arange(8), 0.5).p == 2**-8
+    assert paired.equivalence([2, 3], [1, 2], 1.0).p == 1.0
+    five = paired.equivalence([0.1, -0.2, 0.3, 0.0, -0.1], np.zeros(5), 1.0)
+    assert (five.p, five.equivalent) == (2**-5, True)
+    one = paired.equivalence([1.0], [1.0], 0.5)
     assert math.isnan(one.p)
     assert not one.equivalent
+
+
+def test_a_margin_a_pair_is_tested_at_its_mean_with_its_variance() -> None:
+    """A share of the baseline's error: the ratio of the means lies within 1 ± share (Hauschke et al. 1999)."""
+    errors, others = 2 + 0.2 * sample(10, 8), 2.1 + 0.2 * sample(10, 9)
+    found = paired.equivalence(errors, others, 0.2 * errors)
+    above = scipy.stats.ttest_1samp(1.2 * errors - others, 0, alternative="greater").pvalue
+    below = scipy.stats.ttest_1samp(others - 0.8 * errors, 0, alternative="greater").pvalue
+    assert found.p == pytest.approx(max(above, below), rel=1e-9)
+    assert found.interval == stats.paired_difference(errors, others, 0.9)
+    assert paired.equivalence([*errors, NAN], [*others, 1.0], [*(0.2 * errors), NAN]).p == found.p
+    assert paired.equivalence(errors, others, np.full(10, 0.4)).p == paired.equivalence(errors, others, 0.4).p
+
+
+# The one test of pairs
+
+@pytest.mark.parametrize("n", [6, 8, 30])
+def test_from_six_pairs_on_pairs_are_judged_by_the_t_test(n: int) -> None:
+    a, b = sample(n, 3) + 0.4, sample(n, 4)
+    for side, one in (("two-sided", False), ("greater", True)):
+        assert paired.paired_test(a, b, one) == paired.Tested(
+            "t test", pytest.approx(scipy.stats.ttest_rel(a, b, alternative=side).pvalue, rel=1e-12))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_below_six_pairs_are_judged_by_all_patterns_of_signs(n: int) -> None:
+    a, b = sample(n, 3) + 0.4, sample(n, 4)
+    sums = [sum(s * d for s, d in zip(signs, a - b, strict=True)) for signs in itertools.product((1, -1), repeat=n)]
+    observed = sums[0]
+    one = np.mean([total >= observed - 1e-12 for total in sums])
+    two = np.mean([abs(total) >= abs(observed) - 1e-12 for total in sums])
+    assert paired.paired_test(a, b) == paired.Tested("sign-flip test", two)
+    assert paired.paired_test(a, b, one_sided=True) == paired.Tested("sign-flip test", one)
+
+
+def test_equal_differences_have_no_scale_and_are_judged_exactly() -> None:
+    base = np.float32(0.1) * np.arange(8)
+    assert paired.paired_test(base + 0.1, base) == paired.Tested("sign-flip test", 2**-7)
+    assert paired.paired_test(base, base) == paired.Tested("sign-flip test", 1.0)
+    assert paired.paired_test([1.0], [0.0]).p != paired.paired_test([1.0], [0.0]).p  # nan
 
 
 def test_equivalence_has_its_size_at_the_margin_and_power_at_zero() -> None:
     d = np.random.default_rng(10).normal(0, 1, (2_000, 12))
     zero = np.zeros(12)
-    alarms = np.mean([stats.equivalence(row + 2.0, zero, 2.0).equivalent for row in d])
+    alarms = np.mean([paired.equivalence(row + 2.0, zero, 2.0).equivalent for row in d])
     assert 0.035 < alarms <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2_000)
-    assert np.mean([stats.equivalence(row, zero, 2.0).equivalent for row in d]) > 0.95
+    assert np.mean([paired.equivalence(row, zero, 2.0).equivalent for row in d]) > 0.95
 
 
 def holm_by_closed_testing(p: list[float]) -> list[float]:
@@ -323,7 +366,7 @@ def test_swapping_the_arms_flips_every_sign(arms: tuple[np.ndarray, np.ndarray])
     assert stats.sign_flip_p(a - b) == stats.sign_flip_p(b - a)
     forth, back = stats.probability_better(a, b), stats.probability_better(b, a)
     assert (forth.estimate, forth.low) == pytest.approx((1 - back.estimate, 1 - back.high), abs=1e-12)
-    assert stats.equivalence(a, b, 1.0).p == stats.equivalence(b, a, 1.0).p
+    assert paired.equivalence(a, b, 1.0).p == paired.equivalence(b, a, 1.0).p
 
 
 @settings(deadline=None)
@@ -352,7 +395,7 @@ def test_too_few_values_give_nan_bounds() -> None:
     lambda: stats.mean_interval([1.0, INF]),
     lambda: stats.paired_difference([1.0, 2.0], [INF, 1.0]),
     lambda: stats.sign_flip_p([-INF, 1.0]),
-    lambda: stats.equivalence([INF, 1.0], [INF, 1.0], 1.0),
+    lambda: paired.equivalence([INF, 1.0], [INF, 1.0], 1.0),
     lambda: stats.bootstrap_interval([INF] * 20, np.mean),
 ])
 def test_infinite_numbers_are_refused(call: object) -> None:
@@ -364,8 +407,8 @@ def test_infinite_numbers_are_refused(call: object) -> None:
     (lambda: stats.paired_difference([1, 2], [1, 2, 3]), "paired by seed"),
     (lambda: stats.mean_interval([[1, 2], [3, 4]]), "one number a seed"),
     (lambda: stats.mean_interval([1, 2], 95), "write 0.95"),
-    (lambda: stats.equivalence([1, 2], [1, 2], 0), "positive margin"),
-    (lambda: stats.equivalence([1, 2], [1, 2], 1, alpha=0.5), "alpha between 0 and 0.5"),
+    (lambda: paired.equivalence([1, 2], [1, 2], 0), "positive margin"),
+    (lambda: paired.equivalence([1, 2], [1, 2], 1, alpha=0.5), "alpha between 0 and 0.5"),
     (lambda: stats.wilson(3, 2), "between 0 and n = 2"),
     (lambda: stats.seeds_needed(0), "1 comparison or more"),
 ])

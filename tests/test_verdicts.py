@@ -54,13 +54,15 @@ def test_greater_is_decided_by_the_interval_and_the_margin(shift: float, margin:
     assert found.outcome == outcome
     assert (found.effect, found.low, found.high, found.n) == (
         interval.estimate, interval.low, interval.high, 8)
-    assert found.p == stats.sign_flip_p(SPREAD + shift - margin)
+    assert found.test == "t test"
+    assert found.p == pytest.approx(scipy.stats.ttest_1samp(SPREAD + shift, margin).pvalue, rel=1e-9)
+    assert (found.p <= 0.05) == (outcome != "undecided")
 
 
 def test_greater_writes_its_numbers_with_units() -> None:
     note = greater(SPREAD + 2, ZERO, 1.0, "robust accuracy, SGD - Adam", "points").note
     assert note == ("robust accuracy, SGD - Adam: +2 points (95 % interval +1.49 to +2.51, 8 pairs, "
-                    "sign-flip p = 0.016), above 1 points.")
+                    "t test p = 0.0024), above 1 points.")
 
 
 @pytest.mark.parametrize("n", [2, 5, 6, 8])
@@ -92,12 +94,15 @@ def test_missing_pairs_are_counted_and_too_many_leave_it_undecided() -> None:
 
 
 @pytest.mark.parametrize(("n", "outcome"), [(2, "undecided"), (5, "undecided"), (6, "holds")])
-def test_equal_differences_need_six_pairs(n: int, outcome: str) -> None:
+def test_a_difference_takes_six_pairs_however_clear_it_is(n: int, outcome: str) -> None:
     base = np.linspace(0.1, 0.7, n)
-    assert greater(base + 0.1, base).outcome == outcome
-    assert equivalent(base + 0.1, base, 0.2).outcome == outcome
-    assert ("all differences are equal" in greater(base + 0.1, base).note) == (n < 6)
+    for gain in (np.full(n, 0.1), np.linspace(5.0, 5.1, n)):
+        assert greater(base + gain, base).outcome == outcome
+    assert greater(base + 0.1, base).p == 2.0 ** (1 - n)
     assert greater(base, base).outcome == "undecided"
+    assert equivalent(base + 0.1, base, 0.2).outcome == ("holds" if n >= 5 else "undecided")
+    assert equivalent(base + 0.1, base, 0.2).test == "two one-sided sign-flip tests"
+    assert equivalent(base + 0.5, base, 0.2).outcome == ("fails" if n >= 6 else "undecided")
 
 
 def test_infinite_numbers_and_unpaired_arms_are_refused() -> None:
@@ -128,7 +133,7 @@ def test_two_names_for_one_optimiser_differ_in_at_most_five_of_a_hundred_compari
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_coarse_scores_alarm_no_more_often_than_fine_ones(n: int) -> None:
-    """Counts (modes, rounded accuracies) often give equal differences, whose t interval has no width."""
+    """Counts (modes, rounded accuracies) often give equal differences, at which t would alarm too often."""
     rng = np.random.default_rng(1)
     arms = rng.integers(6, 9, (1_000, 2, n))
     alarms = np.mean([greater(a, b).outcome != "undecided" for a, b in arms])
@@ -173,10 +178,10 @@ def test_equivalent_is_decided_by_tost_and_by_the_interval_outside(shift: float,
 
 def test_equivalent_writes_the_interval_that_decided() -> None:
     assert equivalent(SPREAD, ZERO, 0.5, "clean accuracy", "points").note == (
-        "clean accuracy: +0 points (90 % interval -0.41 to +0.41, 8 pairs, TOST p = 0.027), "
+        "clean accuracy: +0 points (90 % interval -0.41 to +0.41, 8 pairs, two one-sided t tests p = 0.027), "
         "within ±0.5 points.")
     assert equivalent(SPREAD + 2, ZERO, 0.5, "clean accuracy", "points").note == (
-        "clean accuracy: +2 points (95 % interval +1.49 to +2.51, 8 pairs, p = 0.00023), "
+        "clean accuracy: +2 points (95 % interval +1.49 to +2.51, 8 pairs, t test p = 0.00023), "
         "outside ±0.5 points.")
 
 

@@ -16,9 +16,9 @@ SCALES: tuple[Scale, ...] = ("smoke", "desk", "long", "paper")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a test found: the outcome, the effect with its 95 % interval, n, p, and one sentence.
+    """What a test found: the outcome, the effect with its 95 % interval, n, p, the test's name, and one sentence.
 
-    Numbers that a test has no use for are nan. `p` is two-sided unless the sentence says otherwise.
+    Numbers that a test has no use for are nan. `p` is that of `test`, corrected where its name says so.
     """
 
     outcome: Outcome
@@ -28,6 +28,7 @@ class Verdict:
     high: float = math.nan
     n: int = 0
     p: float = math.nan
+    test: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The statistics that verdicts stand on: intervals over seeds, exact tests on pairs, equivalence, Holm.
+"""The statistics that verdicts stand on: intervals over seeds, the exact test on pairs, Holm.
 
-Seeds are few (five to thirty), so intervals are Student's and tests are exact; the bootstrap, whose 95 %
-interval covers about 83 % at five seeds, is refused below twenty. One rule for gaps holds throughout: nan
+Seeds are few (five to thirty), so intervals are Student's; the bootstrap, whose 95 % interval covers about 83 % at
+five seeds, is refused below twenty. One rule for gaps holds throughout: nan
 marks a number that is missing (a diverged run), its whole pair is left out, and the result counts it in
 `missing`. Infinite numbers raise UserError, except where a function says that it takes them.
 """
@@ -40,15 +40,6 @@ class Interval:
     high: float
     n: int
     missing: int = 0
-
-
-@dataclass(frozen=True)
-class Equivalence:
-    """What two one-sided tests found: the 1 - 2·alpha interval, the larger p, and whether p <= alpha."""
-
-    interval: Interval
-    p: float
-    equivalent: bool
 
 
 def _complete(rows: Array, infinite: bool) -> tuple[Array, int]:
@@ -167,45 +158,32 @@ def probability_better(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> 
     return replace(wilson(wins, len(first), confidence), missing=missing)
 
 
-def sign_flip_p(differences: ArrayLike) -> float:
-    """Return the two-sided p of the sign-flip test on paired differences (nan without any).
+def sign_flip_p(differences: ArrayLike, one_sided: bool = False) -> float:
+    """Return the p of the exact sign-flip test on paired differences (nan without any).
 
-    p = the share of the 2ⁿ sign patterns s with |Σ s_i d_i| >= |Σ d_i|: all of them up to n = 20, beyond that
-    (1 + hits) / (1 + 99,999) over random ones of a fixed seed, which is a valid test too (Phipson and Smyth,
-    Stat. Appl. Genet. Mol. Biol. 9 (2010) 39).
+    p = the share of the 2ⁿ sign patterns s with |Σ s_i d_i| >= |Σ d_i|, or with Σ s_i d_i >= Σ d_i where it is
+    asked whether they lie above 0 (`one_sided`): all patterns up to n = 20, beyond that (1 + hits) / (1 + 99,999)
+    over random ones of a fixed seed, which is a valid test too (Phipson and Smyth, Stat. Appl. Genet. Mol. Biol.
+    9 (2010) 39).
 
-    >>> sign_flip_p([0.1, 0.2, 0.1, 0.3, 0.2])
-    0.0625
+    >>> sign_flip_p([0.1, 0.2, 0.1, 0.3, 0.2]), sign_flip_p([0.1, 0.2, 0.1, 0.3, 0.2], one_sided=True)
+    (0.0625, 0.03125)
     """
     kept, _ = _values(differences)
     if not len(kept):
         return math.nan
+    turn = (lambda sums: sums) if one_sided else np.abs
     # Sums in another order differ by rounding; patterns that tie with the observed one must count.
-    reached = abs(kept.sum()) - 1e-12 * np.abs(kept).sum()
+    reached = turn(kept.sum()) - 1e-12 * np.abs(kept).sum()
     if len(kept) <= ENUMERATED:
-        totals = kept[:1]  # by symmetry the first sign may stay
-        for difference in kept[1:]:
+        totals = np.zeros(1)
+        for difference in kept:
             totals = np.concatenate((totals + difference, totals - difference))
-        return float(np.mean(np.abs(totals) >= reached))
+        return float(np.mean(turn(totals) >= reached))
     rng, totals = np.random.default_rng(0), np.zeros(DRAWS)
     for difference in kept:
         totals += np.where(rng.integers(0, 2, DRAWS, dtype=bool), difference, -difference)
-    return float((1 + np.sum(np.abs(totals) >= reached)) / (1 + DRAWS))
-
-
-def paired_t_p(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the two-sided p of Student's t test on paired differences; nan below two pairs.
-
-    >>> round(paired_t_p([2.0, 3.0, 4.5], [1.0, 1.5, 3.0]), 4)
-    0.0153
-    """
-    first, second, _ = complete_pairs(a, b)
-    gaps = first - second
-    if len(gaps) < 2:
-        return math.nan
-    if np.ptp(gaps) == 0:
-        return 1.0 if gaps[0] == 0 else 0.0
-    return float(scipy.stats.ttest_1samp(gaps, 0.0).pvalue)
+    return float((1 + np.sum(turn(totals) >= reached)) / (1 + DRAWS))
 
 
 def smallest_p(n: int) -> float:
@@ -230,26 +208,6 @@ def seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
     if comparisons < 1 or not 0 < alpha < 1:
         raise UserError(f"expected 1 comparison or more and 0 < alpha < 1, got {comparisons} and {alpha}")
     return next(n for n in itertools.count(1) if 2.0 ** (1 - n) * comparisons <= alpha)
-
-
-def equivalence(a: ArrayLike, b: ArrayLike, margin: float, alpha: float = 0.05) -> Equivalence:
-    """Test on pairs whether the mean of a - b lies within ±margin, by two one-sided t tests (TOST).
-
-    p = max(P(T >= (mean + margin)/se), P(T <= (mean - margin)/se)), T ~ t_{n-1}; p <= alpha exactly when the
-    1 - 2·alpha interval lies within ±margin, which has the unit of a. Below two pairs p is nan. Schuirmann,
-    J. Pharmacokinet. Biopharm. 15 (1987) 657.
-    """
-    if not 0 < margin < math.inf:
-        raise UserError(f"expected a positive margin, fixed before the runs, got {margin}")
-    if not 0 < alpha < 0.5:
-        raise UserError(f"expected alpha between 0 and 0.5, got {alpha}")
-    found = paired_difference(a, b, 1 - 2 * alpha)
-    if found.n < 2:
-        return Equivalence(found, math.nan, False)
-    error = (found.high - found.low) / 2 / float(scipy.special.stdtrit(found.n - 1, 1 - alpha))
-    room = margin - abs(found.estimate)  # the nearer bound has the larger p
-    p = float(scipy.special.stdtr(found.n - 1, -room / error)) if error else float(room <= 0)
-    return Equivalence(found, p, p <= alpha)
 
 
 def holm(p_values: ArrayLike) -> Array:

@@ -1,9 +1,9 @@
 """Tests that claims are made of: each turns numbers into a verdict with effect, interval, n, p and sentence.
 
-The interval decides and p stands beside it. A difference whose interval holds the margin is undecided, never
-"equal": equality has a test of its own. Tests over seeds need two complete pairs, at most one pair in five
-missing (seeds that diverge are not missing by chance), and six pairs where all differences are equal (the t
-interval then has no width).
+A verdict over pairs has one test, `paired_test`, which its sentence names; its p decides, and is the p that is
+corrected where there are several. A difference that is not shown is undecided, never "equal": equality has a test
+of its own. Tests over seeds need two complete pairs, and at most one pair in five missing (seeds that diverge are
+not missing by chance).
 """
 
 from __future__ import annotations
@@ -17,18 +17,9 @@ from numpy.typing import ArrayLike
 
 from optscope.errors import UserError
 from optscope.evidence.claims import Outcome, Verdict
-from optscope.evidence.stats import (
-    Interval,
-    complete_pairs,
-    equivalence,
-    holm,
-    paired_difference,
-    seeds_needed,
-    sign_flip_p,
-    smallest_p,
-)
+from optscope.evidence.paired import ALPHA, FEWEST, equivalence, paired_test
+from optscope.evidence.stats import Interval, complete_pairs, holm, paired_difference
 
-ALPHA = 0.05
 MISSING_MOST = 0.2  # the largest share of pairs that may be missing
 
 
@@ -36,56 +27,58 @@ def greater(a: ArrayLike, b: ArrayLike, margin: float = 0.0, what: str = "differ
             unit: str = "") -> Verdict:
     """Judge over pairs whether the mean of a - b is above `margin`.
 
-    Holds if its 95 % t interval lies above the margin, fails if it lies below, else undecided. A negative
-    margin asks for non-inferiority. `p` is that of the sign-flip test on a - b - margin.
+    Holds if the two-sided `paired_test` of a - b - margin has p <= 0.05 and the mean lies above the margin, fails if
+    it lies below, else undecided. A negative margin asks for non-inferiority. From six pairs on that is the t test,
+    and its p is at most 0.05 exactly when the 95 % t interval leaves the margin out.
 
     >>> greater([81.0, 82.5, 80.5], [79.0, 80.0, 79.0], what="accuracy, SGD - Adam", unit="points").note
-    'accuracy, SGD - Adam: +2 points (95 % interval +0.758 to +3.24, 3 pairs, sign-flip p = 0.25), above 0
-    points; 3 pairs can never reach p < 0.05, it takes 6.'
+    'accuracy, SGD - Adam: +2 points (95 % interval +0.758 to +3.24, 3 pairs, sign-flip test p = 0.25), not told
+    apart from 0 points; 3 pairs can never reach p < 0.05, it takes 6.'
     """
     first, second, _ = complete_pairs(a, b)
     found = paired_difference(a, b)
-    reason = _too_little(found, first, second)
     if found.n < 2:
-        return _unmeasured(what, reason, found)
-    outcome: Outcome = "holds" if found.low > margin else "fails" if found.high < margin else "undecided"
+        return _unmeasured(what, _too_little(found), found)
+    tested = paired_test(first - margin, second)
+    outcome: Outcome = ("undecided" if tested.p > ALPHA or _too_little(found) else
+                        "holds" if found.estimate > margin else "fails")
     side = {"holds": "above", "fails": "below", "undecided": "not told apart from"}[outcome]
-    p = sign_flip_p(first - second - margin)
-    shown = f"{_bounds(found, 95)}, {found.n} pairs, sign-flip p = {p:.2g}"
-    weak = (f"{found.n} pairs can never reach p < {ALPHA}, it takes {seeds_needed(1, ALPHA)}"
-            if smallest_p(found.n) > ALPHA else "")
+    shown = f"{_bounds(found, 95)}, {found.n} pairs, {tested.test} p = {tested.p:.2g}"
+    weak = f"{found.n} pairs can never reach p < {ALPHA}, it takes {FEWEST}" if found.n < FEWEST else ""
     note = _sentence(f"{what}: {_signed(found.estimate, unit)} ({shown}), {side} {_plain(margin, unit)}",
-                     reason, _gaps(found), weak)
-    outcome = "undecided" if reason else outcome
-    return Verdict(outcome, note, found.estimate, found.low, found.high, found.n, p)
+                     _too_little(found), _gaps(found), weak)
+    return Verdict(outcome, note, found.estimate, found.low, found.high, found.n, tested.p, tested.test)
 
 
-def equivalent(a: ArrayLike, b: ArrayLike, margin: float, what: str = "difference",
+def equivalent(a: ArrayLike, b: ArrayLike, margin: ArrayLike, what: str = "difference",
                unit: str = "") -> Verdict:
-    """Judge over pairs whether the mean of a - b lies within ±margin, a margin fixed before the runs.
+    """Judge over pairs whether the mean of a - b lies within ±margin, fixed before the runs.
 
-    Holds if two one-sided t tests show it (the 90 % interval lies within ±margin), fails if the 95 % interval
-    lies outside ±margin, else undecided. `p` is that of the two tests (TOST); of a failure, that of the
-    two-sided t test against the nearer margin. `low` and `high` are the 95 % interval.
+    The margin is a number, or one a pair (a share of the baseline's error), whose mean it then is. Holds if two
+    one-sided tests show it (with the t test: the 90 % interval lies within ±margin), fails if the two-sided test
+    against the nearer margin has p <= 0.05 and the mean lies outside (the 95 % interval does), else undecided. `p`
+    is that of the test that decided; `low` and `high` are the 95 % interval.
 
-    >>> equivalent([90.1, 90.4, 89.8, 90.0], [90.0, 90.5, 89.9, 90.1], 1.0, "clean accuracy", "points").note
-    'clean accuracy: -0.05 points (90 % interval -0.168 to +0.0677, 4 pairs, TOST p = 0.00016), within ±1
-    points.'
+    >>> equivalent([90.1, 90.4, 89.8, 90.0, 90.2, 90.3], [90.0, 90.5, 89.9, 90.1, 90.2, 90.2], 1.0).note
+    'difference: -0.0167 (90 % interval -0.0975 to +0.0642, 6 pairs, two one-sided t tests p = 1.1e-06), within ±1.'
     """
     first, second, _ = complete_pairs(a, b)
-    tost, wide = equivalence(a, b, margin, ALPHA), paired_difference(a, b)
-    reason = _too_little(wide, first, second)
+    wide = paired_difference(a, b)
     if wide.n < 2:
-        return _unmeasured(what, reason, wide)
-    apart = wide.low > margin or wide.high < -margin
-    outcome: Outcome = "holds" if tost.equivalent else "fails" if apart else "undecided"
-    p = 2 * (1 - tost.p) if apart else tost.p
+        return _unmeasured(what, _too_little(wide), wide)
+    tost = equivalence(a, b, margin, ALPHA)
+    margins = np.broadcast_to(margin, np.shape(a))[~np.isnan(np.asarray(a) + np.asarray(b))]
+    side_of = 1.0 if wide.estimate > 0 else -1.0
+    outside = paired_test(side_of * (first - second), margins)
+    apart = outside.p <= ALPHA and abs(wide.estimate) > float(margins.mean())
+    reason = _too_little(wide)
+    outcome: Outcome = ("undecided" if reason else "holds" if tost.equivalent else "fails" if apart else "undecided")
+    p, test = (outside.p, outside.test) if apart else (tost.p, f"two one-sided {tost.test}s")
     side = {"holds": "within", "fails": "outside", "undecided": "neither shown within nor outside"}[outcome]
-    shown = f"{_bounds(wide, 95)}, {wide.n} pairs, p = {p:.2g}" if apart else (
-        f"{_bounds(tost.interval, 90)}, {wide.n} pairs, TOST p = {p:.2g}")
-    note = _sentence(f"{what}: {_signed(wide.estimate, unit)} ({shown}), {side} ±{_plain(margin, unit)}",
-                     reason, _gaps(wide))
-    return Verdict("undecided" if reason else outcome, note, wide.estimate, wide.low, wide.high, wide.n, p)
+    interval = _bounds(wide, 95) if apart else _bounds(tost.interval, 90)
+    note = _sentence(f"{what}: {_signed(wide.estimate, unit)} ({interval}, {wide.n} pairs, {test} p = {p:.2g}), "
+                     f"{side} ±{_plain(float(margins.mean()), unit)}", reason, _gaps(wide))
+    return Verdict(outcome, note, wide.estimate, wide.low, wide.high, wide.n, p, test)
 
 
 def within(value: float | Interval, low: float = -math.inf, high: float = math.inf, what: str = "value",
@@ -171,19 +164,16 @@ def holm_corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
             return verdict
         lost = verdict.outcome != "undecided" and p > ALPHA
         note = f"{verdict.note} Holm over {tests} tests: p = {p:.2g}{', so undecided' if lost else ''}."
-        return replace(verdict, outcome="undecided" if lost else verdict.outcome, p=p, note=note)
+        return replace(verdict, outcome="undecided" if lost else verdict.outcome, p=p, note=note,
+                       test=f"{verdict.test}, Holm over {tests}")
 
     return [corrected(verdict, float(p)) for verdict, p in zip(verdicts, adjusted, strict=True)]
 
 
-def _too_little(found: Interval, first: ArrayLike, second: ArrayLike) -> str:
+def _too_little(found: Interval) -> str:
     """Return why pairs cannot be judged, or nothing."""
     if found.n < 2:
         return f"two complete pairs are needed, there {'is one' if found.n else 'are none'}"
-    a, b = np.asarray(first), np.asarray(second)
-    rounding = 1e-6 * max(np.abs(a).max(), np.abs(b).max())  # of metrics computed in float32
-    if np.ptp(a - b) <= rounding and smallest_p(found.n) > ALPHA:
-        return f"all differences are equal, which takes {seeds_needed(1, ALPHA)} pairs to judge"
     return _too_many_missing(found)
 
 

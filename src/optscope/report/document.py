@@ -92,7 +92,7 @@ def verdict_rows(document: Document) -> list[dict[str, Any]]:
     return [{"claim": clean(claim.id), "text": clean(claim.text), "source": clean(claim.source),
              "outcome": verdict.outcome,
              **{name: _or_none(getattr(verdict, name)) for name in ("effect", "low", "high")},
-             "n": int(verdict.n), "p": _or_none(verdict.p), "scale": document.scale,
+             "n": int(verdict.n), "p": _or_none(verdict.p), "test": verdict.test, "scale": document.scale,
              "note": clean(verdict.note)}
             for claim, verdict in document.verdicts]
 

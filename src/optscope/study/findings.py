@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.floor import Floor, floor
 from optscope.evidence.records import Metric, Records
-from optscope.evidence.stats import paired_t_p
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected
 from optscope.study.comparison import Comparison
 
@@ -115,7 +114,7 @@ def _better(records: Records, place: Place, first: str, other: str) -> Finding:
     better, worse = (a, b) if lead == first else (b, a)
     side = "higher" if place.metric.better == "higher" else "lower"
     what = f"{place.text}, {lead} better than {trail} by"
-    verdict = replace(greater(better, worse, what=what, unit=place.difference_unit), p=paired_t_p(a, b))
+    verdict = greater(better, worse, what=what, unit=place.difference_unit)
     text = f"{lead} has {side} {place.text} than {trail}"
     return Finding(_claim(text, "the paired difference's 95 % interval reaches 0"), verdict, place, other, lead,
                    floor(records, first, other, place.metric.name, place.at))
