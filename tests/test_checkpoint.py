@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from optscope import load_snapshot
+from optscope.engine.checkpoint import check_kept
 from optscope.engine.run import Run
 from optscope.engine.store import RunFolder
 from optscope.engine.train import Plan, train
@@ -18,6 +22,7 @@ from optscope.probes.accuracy import Accuracy
 from optscope.probes.attack import PGD
 from optscope.probes.geometry import Geometry
 from optscope.probes.robust import RobustAccuracy
+from optscope.tasks.fresh import fresh_model
 from tiny import TASK, Net
 
 PLAN = Plan(2, 16)
@@ -67,3 +72,154 @@ def test_another_models_weights_are_refused(trained, tmp_path):
         load_snapshot(replace(TASK, model=Net(5)), tmp_path / "model.pt")
     with pytest.raises(UserError, match="must hold a state dict, tensors by name; got dict"):
         load_snapshot(TASK, tmp_path / "training.pt")
+
+
+# State dicts with more than dense, real tensors
+
+class Odd(nn.Module):
+    """Everything that a state dict may hold beside an ordinary weight; all of it moves when it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+        self.tied = nn.Linear(2, 3)
+        self.tied.weight = self.head.weight
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.strided = nn.Parameter(torch.rand(4, 2).T)
+        self.register_buffer("coo", torch.eye(2).to_sparse())
+        self.register_buffer("csr", torch.eye(2).to_sparse_csr())
+        self.register_buffer("turn", torch.tensor([1j, 1.0], dtype=torch.complex128))
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("wide", torch.zeros(1).expand(3))
+        self.register_buffer("nothing", None)
+        self.register_buffer("empty", torch.zeros(0, 4, dtype=torch.float16))
+        self.register_buffer("count", torch.tensor(2**62 + 1))
+        self.note = {"version": 3, "names": ["a", "b"]}
+
+    def get_extra_state(self):
+        return self.note
+
+    def set_extra_state(self, state):
+        self.note = state
+
+    def forward(self, x):
+        return self.scale * self.head(x) + self.tied((self.csr @ (self.coo @ x.T)).T) + self.strided.sum()
+
+
+def moved(model):
+    """Change everything that the state dict holds."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.5)
+        model.coo, model.csr = (torch.tensor([[0.0, 2], [3, 0]]).to_sparse(),
+                                torch.tensor([[0.0, 2], [3, 0]]).to_sparse_csr())
+        model.turn *= 2j
+        model.mask = ~model.mask
+        model.count += 1
+        model.note = {"version": 4, "names": ["c"]}
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_whatever_a_state_dict_holds_comes_back(tmp_path):
+    torch.manual_seed(0)
+    model, folder = moved(Odd()), RunFolder(tmp_path / "run")
+    folder.write_result({"status": "ok", "seed": 5, "steps": 7}, {}, model.state_dict())
+    task = replace(TASK, model=Odd)
+    found = load_snapshot(task, folder.path).model
+    assert found.tied.weight is found.head.weight
+    for name, value in model.state_dict().items():
+        own = found.state_dict()[name]
+        if isinstance(value, torch.Tensor):
+            assert (own.dtype, own.layout, own.shape) == (value.dtype, value.layout, value.shape)
+            assert torch.equal(own.to_dense(), value.to_dense())
+        else:
+            assert own == value == {"version": 4, "names": ["c"]}
+    check_kept(task, model, 5, torch.rand(4, 2))
+    folder.drop_weights()
+    assert not list(folder.path.glob("weights*"))
+
+
+class Forgetful(nn.Linear):
+    """A layer that counts its calls where no state dict looks."""
+
+    def __init__(self, place):
+        super().__init__(2, 3)
+        self.place, self.calls = place, 0.0
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.seen += self.place == "buffer"
+            self.calls += self.place == "attribute"
+        return super().forward(x) + self.seen + self.calls
+
+
+class Locked(nn.Linear):
+    """A layer whose extra state is of a class that no file may name."""
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+@pytest.mark.parametrize(("place", "says"), [
+    ("buffer", "blobs: seen would be lost"), ("attribute", "blobs: a saved model gives other outputs"), ("", None)])
+def test_what_training_changes_outside_the_state_dict_is_refused(place, says):
+    task, inputs = replace(TASK, model=lambda: Forgetful(place)), torch.rand(4, 2)
+    model = fresh_model(task, 1)
+    model(inputs)
+    if says is None:
+        check_kept(task, model, 1, inputs)
+    else:
+        with pytest.raises(UserError, match=says):
+            check_kept(task, model, 1, inputs)
+
+
+@pytest.mark.parametrize("state", [threading.Lock(), Path("x")])
+def test_extra_state_that_no_file_can_give_back_is_refused(state):
+    def make():
+        model = Locked(2, 3)
+        model.state = state
+        return model
+    task = replace(TASK, model=make)
+    with pytest.raises(UserError, match=r"blobs: .*state.* cannot be saved"):
+        check_kept(task, make(), 0)
+
+
+@pytest.mark.parametrize(("own", "given", "fits"), [
+    (torch.float32, torch.ones(2, dtype=torch.float64) / 3, True),
+    (torch.float32, torch.ones(2, dtype=torch.bfloat16), True),
+    (torch.float32, torch.tensor([1e300, 0], dtype=torch.float64), False),
+    (torch.float32, torch.ones(2, dtype=torch.int8), False),
+    (torch.float32, torch.ones(2, dtype=torch.bool), False),
+    (torch.float32, torch.ones(2, dtype=torch.complex64), False),
+    (torch.complex64, torch.ones(2), False),
+    (torch.int64, torch.ones(2), False),
+    (torch.int64, torch.tensor([1, 200], dtype=torch.uint8), True),
+    (torch.int8, torch.tensor([1, 200]), False),
+    (torch.bool, torch.tensor([0, 1]), False)])
+def test_weights_of_another_kind_are_refused_and_not_cast(own, given, fits, tmp_path):
+    class Holder(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 3)
+            self.register_buffer("held", torch.zeros(2, dtype=own))
+    torch.save(Holder().state_dict() | {"held": given}, tmp_path / "model.pt")
+    task = replace(TASK, model=Holder)
+    if fits:
+        assert torch.equal(load_snapshot(task, tmp_path / "model.pt").model.held, given.to(own))
+    else:
+        with pytest.raises(UserError, match=f"held is {given.dtype} there and {own} in the model"):
+            load_snapshot(task, tmp_path / "model.pt")
+
+
+def test_a_model_that_takes_its_shape_from_the_data_comes_back(tmp_path):
+    def make():
+        return nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(3))
+    model = make()
+    model(torch.rand(5, 2))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    found = load_snapshot(replace(TASK, model=make), tmp_path / "model.pt").model
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from optscope.engine.store import RunFolder
+from optscope.engine.weights import from_files, to_files
 from optscope.errors import UserError
-from optscope.tasks.fresh import fresh_model
+from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -26,22 +29,113 @@ def load_snapshot(task: Task, path: str | Path, *, seed: int | None = None) -> S
     probes that need a live optimiser are taken during training, by `Watch`.
 
     Raises:
-        UserError: when there are no such weights, or they are another model's.
+        UserError: when there are no such weights, they are another model's, or of another kind of number (whole,
+            complex or true-false where the model has real ones, and so on) or too large for the model's type.
     """
     folder = RunFolder(Path(path))
     run: Mapping[str, Any] = folder.result() if folder.has_result() else {}
     weights = folder.weights() if run else _state_dict(folder.path)
     seed = int(run.get("seed", 0)) if seed is None else seed
     model = fresh_model(task, seed)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the weights in {path} are not those of the model of {task.name!r}: {reason}") from error
+    _load(model, _of_this_program(weights, model) if run else weights, f"the weights in {path}", task)
     return Snapshot(model, task, seed, run.get("steps"))
 
 
-def _state_dict(path: Path) -> Mapping[str, Tensor]:
+def check_kept(task: Task, model: nn.Module, seed: int, inputs: Tensor | None = None) -> None:
+    """Raise unless a trained `model` of `task` comes back from its files as it is.
+
+    Its weights are written and read, into another model that starts from the same seed: every parameter and buffer
+    must have the same value there, and for `inputs` the outputs in eval mode must be the same but for rounding.
+    The model is left in eval mode.
+
+    Raises:
+        UserError: naming what would be lost.
+    """
+    try:
+        weights = from_files(to_files(model.state_dict()))
+    except UserError as error:
+        raise UserError(f"{task.name}: {error}") from error
+    except Exception as error:  # whatever the pickling of a user's object raises
+        raise UserError(f"{task.name}: the model's state dict cannot be saved and read again "
+                        f"({' '.join(str(error).split())[:200]}): keep tensors, numbers and text in it") from error
+    other = fresh_model(task, seed)
+    _load(other, _of_this_program(weights, other), "the weights that training saved", task)
+    mine, theirs = _values(model), _values(other)
+    lost = [name for name, value in mine.items() if name not in theirs or not _same(value, theirs[name])]
+    if lost:
+        raise UserError(f"{task.name}: {', '.join(lost)} would be lost when the trained model is saved: keep all "
+                        "that training changes in the state dict (buffers with persistent=True)")
+    if inputs is not None and not _same_outputs(model.eval(), other.eval(), inputs):
+        raise UserError(f"{task.name}: a saved model gives other outputs than the one that was trained: keep all "
+                        "that training changes in parameters and buffers, not in other attributes")
+
+
+def _of_this_program(weights: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """Return weights that this very program wrote, with the versions of its modules, which files leave out."""
+    found = OrderedDict(weights)
+    found._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    return found
+
+
+def _load(model: nn.Module, weights: Mapping[str, Any], whose: str, task: Task) -> None:
+    """Load weights into a model; whatever its own code raises at that tells that they are not its."""
+    for name, own in model.state_dict().items():
+        if isinstance(own, Tensor) and isinstance(weights.get(name), Tensor) and not _fits(weights[name], own):
+            raise UserError(f"{whose} are not those of the model of {task.name!r}: {name} is {weights[name].dtype} "
+                            f"there and {own.dtype} in the model, which cannot hold it: convert it and save again")
+    for module in model.modules():
+        for name, own in module.named_buffers(recurse=False):
+            if not is_lazy(own) and own.layout is torch.strided and 0 in own.stride():
+                # Expanded: several of its elements share a place, and nothing can be loaded into it.
+                setattr(module, name, own.clone())
+    try:
+        model.load_state_dict(weights)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{whose} are not those of the model of {task.name!r}: {reason}") from error
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    """Return whether a value of one type is the same number in another, but for the rounding of real numbers."""
+    if is_lazy(own) or value.dtype == own.dtype:
+        return True
+    if (value.is_floating_point(), value.is_complex()) != (own.is_floating_point(), own.is_complex()):
+        return False
+    there = value.to(own.dtype)
+    if value.is_floating_point() or value.is_complex():
+        return _same(value.isfinite(), there.isfinite())
+    return torch.bool not in (value.dtype, own.dtype) and _same(value, there.to(value.dtype))
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer, those outside the state dict included."""
+    return {**dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors hold the same numbers, those that are none included."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
+        return False
+    a, b = (t.detach() if t.layout is torch.strided else t.detach().to_dense() for t in (a, b))
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _same_outputs(model: nn.Module, other: nn.Module, inputs: Tensor) -> bool:
+    with torch.no_grad():
+        outputs = []
+        for each in (model, other):
+            with seeded(0):
+                outputs.append(each(inputs.clone()))
+    a, b = outputs
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
+        return isinstance(a, Tensor) == isinstance(b, Tensor)
+    rounding = 100 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
+    scale = float(a.abs().max()) if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=0, atol=rounding * scale, equal_nan=True)
+
+
+def _state_dict(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UserError(f"no weights at {path}: give a run's folder (out/runs/<id>), a .safetensors file, or one "
                         "written by torch.save(model.state_dict(), path)")
@@ -50,7 +144,9 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # of bytes that are no checkpoint, the unpickler raises whatever they lead it to
         raise UserError(f"{path} cannot be read as weights ({type(error).__name__}): write it by "
                         "torch.save(model.state_dict(), path) or safetensors") from error
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not any(isinstance(value, Tensor) for value in found.values()) or not all(
+            value is None or isinstance(value, Tensor) or str(name).endswith("_extra_state")
+            for name, value in found.items()):
         raise UserError(f"{path} must hold a state dict, tensors by name; got {type(found).__name__}: write it by "
                         "torch.save(model.state_dict(), path)")
     return found

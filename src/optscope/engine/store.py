@@ -18,16 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as numpy_bytes
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as torch_bytes
-from torch import Tensor
 
 from optscope.engine.files import read_json, to_json, write_atomically
+from optscope.engine.weights import REST, TENSORS, from_files, to_files
 from optscope.errors import UserError
 from optscope.evidence.records import Phase, Record, Records
 from optscope.probes.probe import Reading
@@ -73,33 +70,33 @@ class RunFolder:
         path = self.path / "series.safetensors"
         return load_arrays(path.read_bytes()) if path.is_file() else {}
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Any]:
         """Return the trained weights by name."""
         try:
-            return load_tensors((self.path / "weights.safetensors").read_bytes())
-        except (OSError, safetensors.SafetensorError) as error:
+            return from_files({name: (self.path / name).read_bytes() for name in (TENSORS, REST)
+                               if name == TENSORS or (self.path / name).is_file()})
+        except Exception as error:  # of damaged bytes, the unpickler raises whatever they lead it to
             raise UserError(f"the weights in {self.path} cannot be read ({error}): delete that folder and "
                             "run the same command again") from error
 
     def has_weights(self) -> bool:
         """Return whether the trained weights are kept."""
-        return (self.path / "weights.safetensors").is_file()
+        return (self.path / TENSORS).is_file()
 
     def drop_weights(self) -> None:
         """Remove the trained weights; training makes the same again."""
-        (self.path / "weights.safetensors").unlink(missing_ok=True)
+        for name in (TENSORS, REST):
+            (self.path / name).unlink(missing_ok=True)
 
     def write_result(self, summary: Mapping[str, Any], series: Mapping[str, NDArray[Any]],
-                     weights: Mapping[str, Tensor]) -> None:
+                     weights: Mapping[str, Any]) -> None:
         """Write all that training left; the summary last."""
         self.path.mkdir(parents=True, exist_ok=True)
         if series:
             arrays = {name: np.ascontiguousarray(value) for name, value in series.items()}
             write_atomically(self.path / "series.safetensors", numpy_bytes(arrays))
-        if weights:
-            # Clones, because tied weights share memory, which the format refuses.
-            tensors = {name: t.detach().clone().contiguous() for name, t in weights.items()}
-            write_atomically(self.path / "weights.safetensors", torch_bytes(tensors))
+        for name, content in (to_files(weights) if weights else {}).items():
+            write_atomically(self.path / name, content)
         write_atomically(self.path / "result.json", to_json({"schema": SCHEMA, **summary}))
 
     def has_reading(self, probe: str) -> bool:
