@@ -1,6 +1,7 @@
 """How a gradient becomes a step: rules, and combinators of rules."""
 
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
+from optscope.optim.foreign import Foreign
 from optscope.optim.graft import Graft
 from optscope.optim.momentum import Momentum, matched
 from optscope.optim.players import Players
@@ -11,7 +12,6 @@ from optscope.optim.schedules import Constant, Cosine, Decayed, Linear, Schedule
 from optscope.optim.sgd import SGD
 from optscope.optim.sign import NormalizedSGD, SignSGD
 from optscope.optim.svag import SVAG
-from optscope.optim.torch_bridge import Foreign
 
 __all__ = ["SGD", "SVAG", "Adam", "AdamW", "Constant", "Cosine", "Decayed", "Foreign", "Graft", "Linear",
            "Momentum", "NormalizedSGD", "Players", "PolarSGD", "RMSProp", "Rounded", "Rule", "Schedule",

@@ -23,7 +23,8 @@ class Graft(Combinator):
     and weight decay of a part belong to its step. Agarwal et al. 2020, arXiv 2002.11803, algorithm 1; used
     for GANs in arXiv 2210.04319.
 
-    `lr` is the magnitude's: the direction's cancels.
+    `lr` is the magnitude's: the direction's cancels, unless its step is not proportional to it; a schedule then
+    reaches both.
 
     >>> from optscope.optim import SGD, Adam
     >>> Graft(magnitude=Adam(lr=0.001), direction=SGD(lr=1.0))
@@ -44,13 +45,15 @@ class Graft(Combinator):
         return {"magnitude": self.magnitude.init(params, layout),
                 "direction": self.direction.init(params, layout)}
 
-    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
         """Return ‖M‖ · D/‖D‖ and both new states."""
-        m, m_state = self.magnitude.update(grad, state["magnitude"], params, layout)
-        d, d_state = self.direction.update(grad, state["direction"], params, layout)
+        (inside, outside), (turning, _) = self.magnitude.split_scale(scale), self.direction.split_scale(scale)
+        m, m_state = self.magnitude.scaled_update(grad, state["magnitude"], params, layout, inside)
+        d, d_state = self.direction.scaled_update(grad, state["direction"], params, layout, turning)
         length = block_norms(m, layout, self.per)
         step = d * (length * safe_inverse(block_norms(d, layout, self.per)))
-        return step, {"magnitude": m_state, "direction": d_state}
+        return step * outside, {"magnitude": m_state, "direction": d_state}
 
     def begin(self, params: Sequence[Tensor]) -> list[State]:
         """Return the in-place states of both parts, and "scratch", room for a step of each tensor.
@@ -63,13 +66,14 @@ class Graft(Combinator):
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Add the grafted step in place; each part adds its own step to zeros first."""
+        (inside, outside), (turning, _) = self.magnitude.split_scale(scale), self.direction.split_scale(scale)
         steps = [s["scratch"].zero_() for s in states]
-        self.magnitude.add_step_(steps, grads, [s["magnitude"] for s in states], params)
+        self.magnitude.add_step_(steps, grads, [s["magnitude"] for s in states], params, inside)
         lengths = list_norms(steps, self.per)
         for step in steps:
             step.zero_()
-        self.direction.add_step_(steps, grads, [s["direction"] for s in states], params)
+        self.direction.add_step_(steps, grads, [s["direction"] for s in states], params, turning)
         norms = list_norms(steps, self.per)
         for target, step, length, norm in zip(targets, steps, lengths, norms, strict=True):
             if norm != 0:  # nan too: a broken gradient must show
-                target.add_(step, alpha=scale * length / norm)
+                target.add_(step, alpha=outside * length / norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, singledispatch
 from typing import cast
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from optscope.errors import UserError
-from optscope.optim.rule import Fused, Hyper, Rule, State, check_hyper, per_member
-from optscope.optim.schedules import Decayed, Schedule, Scheduled
+from optscope.optim.rule import Fused, Hyper, Rule, State, Wrapper, bare, check_hyper, per_member
+from optscope.optim.schedules import Schedule, Scheduled
 from optscope.optim.sgd import SGD
 from optscope.theory.momentum import averaged_rates
 from optscope.vector import Layout
@@ -112,10 +112,11 @@ def matched(rule: Rule) -> Rule:
     (SGD(lr=0.5), SGD(lr=0.1))
 
     Raises:
-        UserError: for rules that are not SGD with or without momentum, maybe inside Scheduled or Decayed, or hold
-            several learning rates or momenta.
+        UserError: for rules that are not SGD with or without momentum, maybe inside Scheduled, Decayed or Rounded,
+            or hold several learning rates, momenta or schedules.
     """
-    raise UserError(f"SGD can be matched to SGD or Momentum, also inside Scheduled or Decayed; got {rule!r}")
+    raise UserError("SGD can be matched to SGD or Momentum, also inside Scheduled, Decayed or Rounded; "
+                    f"got {rule!r}")
 
 
 @matched.register
@@ -130,30 +131,35 @@ def _(rule: Momentum) -> Rule:
 
 
 @matched.register
-def _(rule: Decayed) -> Rule:
-    return Decayed(matched(rule.rule), rule.decay)
+def _(rule: Wrapper) -> Rule:
+    return replace(rule, rule=matched(rule.rule))
 
 
 @matched.register
 def _(rule: Scheduled) -> Rule:
     beta = momentum_of(rule)
-    return Scheduled(matched(rule.rule), AveragedSchedule(rule.schedule, beta, rule.steps) if beta
-                     else rule.schedule, rule.steps)
+    if not beta:
+        return replace(rule, rule=matched(rule.rule))
+    if any(isinstance(inner, Scheduled) for inner in rule.rule.walk()):
+        raise UserError(f"momentum under two schedules has no match; got {rule!r}: write one schedule")
+    return Scheduled(matched(rule.rule), AveragedSchedule(rule.schedule, beta, rule.steps), rule.steps)
 
 
 def momentum_of(rule: Rule) -> float:
-    """Return β of SGD or Momentum, also inside Scheduled and Decayed; 0 for every other rule.
+    """Return β of SGD or Momentum, also inside Scheduled, Decayed and Rounded; 0 for other rules of one part.
 
+    >>> from optscope.optim import Decayed
     >>> momentum_of(Decayed(Momentum(lr=0.1), decay=0.01)), momentum_of(SGD(lr=0.1))
     (0.9, 0.0)
 
     Raises:
-        UserError: when the rule holds several momenta.
+        UserError: when the rule holds several momenta, or other rules, as Graft, SVAG and Players do.
     """
-    while isinstance(rule, (Scheduled, Decayed)):
-        rule = rule.rule
-    beta = rule.beta if isinstance(rule, Momentum) else rule.momentum if isinstance(rule, SGD) else 0.0
-    return _numbers(rule, 0.0, beta)[1]
+    inner, _, _ = bare(rule)
+    if next(inner.held(), None) is not None:
+        raise UserError(f"{inner!r} has no one momentum: ask the rules that it holds")
+    beta = inner.beta if isinstance(inner, Momentum) else inner.momentum if isinstance(inner, SGD) else 0.0
+    return _numbers(inner, 0.0, beta)[1]
 
 
 def practical(rule: Momentum) -> SGD:

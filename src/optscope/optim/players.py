@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optscope.errors import UserError, nearest
 from optscope.optim.rule import Hyper, Rule, State
@@ -90,12 +90,21 @@ class Players(Rule):
         self.check_players(parts)
         return {name: rule.init(params[..., parts[name][0]], parts[name][1]) for name, rule in self.rules}
 
+    def held(self) -> Iterator[Rule]:
+        """Yield the players' rules."""
+        yield from self.by_name.values()
+
     def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
         """Return every player's own step, side by side, and all new states."""
+        return self.scaled_update(grad, state, params, layout, 1.0)
+
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
+        """Return every player's own step at `scale` times its rate, side by side, and all new states."""
         step, states = torch.empty_like(params), {}
         for name, (where, inner) in players_of(layout).items():
-            step[..., where], states[name] = self.by_name[name].update(
-                grad[..., where], state[name], params[..., where], inner)
+            step[..., where], states[name] = self.by_name[name].scaled_update(
+                grad[..., where], state[name], params[..., where], inner, scale)
         return step, states
 
     def optimizer(self, params: Iterable[Any]) -> NoReturn:
@@ -106,6 +115,14 @@ class Players(Rule):
         """
         raise UserError("Players are several rules and make no single optimiser: train a Game with them, or take "
                         "each player's, players.by_name[NAME].optimizer(...)")
+
+    def optimizer_of(self, model: nn.Module) -> NoReturn:
+        """Raise: every player has an optimiser of its own.
+
+        Raises:
+            UserError: always.
+        """
+        self.optimizer(model.parameters())
 
     def __repr__(self) -> str:
         return f"Players({', '.join(f'{name}={rule!r}' for name, rule in self.rules)})"

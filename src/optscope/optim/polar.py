@@ -60,9 +60,19 @@ class PolarSGD(Fused):
 
     def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
         """Return the change of w = r u and the longer stretches."""
+        return self.scaled_update(grad, state, params, layout, 1.0)
+
+    @property
+    def proportional(self) -> bool:
+        """It is to first order only."""
+        return False
+
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
+        """Return the change at `scale` times lr and the longer stretches."""
         steps: list[Tensor] = []
         after: State = {}
-        lr = per_member(self.lr, grad)
+        lr = per_member(self.lr, grad) * scale
         parts = zip(layout.names, layout.views(params), layout.views(grad), layout.shapes, strict=True)
         for name, w, g, shape in parts:
             step, kept = self._step(w, g, state.get(name), lr, len(shape))

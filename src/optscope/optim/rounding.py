@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.rule import Combinator, Rule, State, per_member
+from optscope.optim.rule import Rule, State, Wrapper, per_member, steps_made
 from optscope.vector import Layout
 
 
 @dataclass(frozen=True, repr=False)
-class Rounded(Combinator):
+class Rounded(Wrapper):
     """Divide the inner rule's step by `k` times its learning rate, round, and multiply by the same.
 
         w ← w + (lr · k) · fl(s / (lr · k))        s the inner step, fl rounding to the dtype
@@ -44,36 +44,36 @@ class Rounded(Combinator):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"Rounded: {name} must be a whole number >= 1; got {value!r}")
 
-    def _k(self, state: State) -> int:
-        return self.k if self.steps is None or float(state["step"]) < self.steps else 1
-
-    def _counted(self, state: State) -> State:
-        """Return what is kept beside the inner state: how many steps were made, if that matters."""
-        return {} if self.steps is None else {"step": state.get("step", torch.tensor(-1.0)) + 1}
+    def _k(self, done: float) -> int:
+        return self.k if self.steps is None or done < self.steps else 1
 
     def init(self, params: Tensor, layout: Layout) -> State:
-        """Return the inner state and, with `steps`, the number of steps made, "step"."""
-        return {"rule": self.rule.init(params, layout), **self._counted({})}
+        """Return the inner state and the number of steps made, "step"."""
+        return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0)}
 
-    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
-        """Return (lr · k) · fl(s / (lr · k)) and the inner rule's new state."""
-        step, inner = self.rule.update(grad, state["rule"], params, layout)
-        divisor = per_member(self.lr, grad) * self._k(state)
-        return step / divisor * divisor, {"rule": inner, **self._counted(state)}
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
+        """Return (lr · k) · fl(s / (lr · k)) and the new state."""
+        inside, outside = self.rule.split_scale(scale)
+        step, inner = self.rule.scaled_update(grad, state["rule"], params, layout, inside)
+        divisor = per_member(self.lr, grad) * self._k(float(state["step"]))
+        return step / divisor * divisor * outside, {"rule": inner, "step": state["step"] + 1}
 
     def begin(self, params: Sequence[Tensor]) -> list[State]:
-        """Return the inner in-place states, each with "scratch", room for a step, and its count of steps."""
-        return [{"rule": state, "scratch": torch.zeros_like(p), **self._counted({})}
+        """Return the inner in-place states, each with "scratch", room for a step; they share a count of steps."""
+        count = torch.tensor(0.0)
+        return [{"rule": state, "scratch": torch.zeros_like(p), "step": count}
                 for state, p in zip(self.rule.begin(params), params, strict=True)]
 
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Let the inner rule step from zero, divide, and add the multiple in place."""
-        divisor: float = self.lr * self._k(states[0])  # type: ignore[assignment]
+        done, (inside, outside) = steps_made(states), self.rule.split_scale(scale)
+        divisor: float = self.lr * self._k(done)  # type: ignore[assignment]
         parts = [state["scratch"] for state in states]
         torch._foreach_zero_(parts)
-        self.rule.add_step_(parts, grads, [state["rule"] for state in states], params)
+        self.rule.add_step_(parts, grads, [state["rule"] for state in states], params, inside)
         torch._foreach_div_(parts, divisor)
-        torch._foreach_add_(list(targets), parts, alpha=scale * divisor)
+        torch._foreach_add_(list(targets), parts, alpha=outside * divisor)
         for state in states:
-            state.update(self._counted(state))
+            state["step"].fill_(done + 1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
+from optscope.optim.torch_bridge import RuleOptimizer, by_module
 from optscope.vector import Layout
 
 Hyper = float | tuple[float, ...]
@@ -50,6 +51,11 @@ def check_hyper(owner: str, name: str, value: object, *, low: float = 0.0, high:
             raise UserError(f"{owner}: {name} must be a finite number {sign} {low:g}{upper}; got {v!r}")
 
 
+def steps_made(states: Sequence[State]) -> float:
+    """Return the number of steps, "step", of in-place states: parameters without a gradient may lag behind."""
+    return max(float(state["step"]) for state in states)
+
+
 @dataclass(frozen=True, repr=False)
 class Rule(ABC):
     """How a gradient becomes a step. Fields are the hyperparameters; `eval(repr(rule)) == rule`.
@@ -73,6 +79,21 @@ class Rule(ABC):
         Shapes: `grad`, `params` and the step are `(..., P)`; `layout` says where the layers lie in P.
         """
 
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
+        """Return the step at `scale` times the learning rate, and the next state: what schedules ask for."""
+        step, state = self.update(grad, state, params, layout)
+        return step * scale, state
+
+    @property
+    def proportional(self) -> bool:
+        """Whether the step is exactly proportional to the learning rate, and so may be multiplied instead."""
+        return all(rule.proportional for rule in self.held())
+
+    def split_scale(self, scale: float) -> tuple[float, float]:
+        """Return the factor that the learning rate must be multiplied by, and that by which the step may be."""
+        return (1.0, scale) if self.proportional else (scale, 1.0)
+
     def begin(self, params: Sequence[Tensor]) -> list[State]:
         """Return one in-place state a parameter tensor, for `add_step_`."""
         return [{} for _ in params]
@@ -84,13 +105,23 @@ class Rule(ABC):
         `targets` are the parameters themselves in training, or zeros when the step itself is wanted. Unlike
         in `update`, a parameter's tensor keeps its own shape and memory format. `scale` multiplies the
         learning rate (schedules, param groups).
+
+        Raises:
+            UserError: when this rule, which keeps one state for all tensors, gets others than in its first step.
         """
         layout = Layout.of(params)
         flat = layout.flatten(params)
-        state = states[0].get("flat") or self.init(flat, layout)
-        step, states[0]["flat"] = self.update(layout.flatten(grads), state, flat, layout)
+        if not any(states):
+            for i, state in enumerate(states):
+                state["place"] = (i, len(states))
+            states[0]["flat"] = self.init(flat, layout)
+        if [state.get("place") for state in states] != [(i, len(states)) for i in range(len(states))]:
+            raise UserError(f"{self!r} keeps one state for all parameters, and some that had a gradient in its "
+                            "first step have none now, or the reverse: derive the rule from "
+                            "optscope.optim.rule.Fused, with an add_step_ that keeps a state for each parameter")
+        step, states[0]["flat"] = self.scaled_update(layout.flatten(grads), states[0]["flat"], flat, layout, scale)
         for target, part in zip(targets, layout.views(step), strict=True):
-            target.add_(part, alpha=scale)
+            target.add_(part)
 
     def optimizer(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """Return a `torch.optim.Optimizer` that applies this rule, for anyone's training loop.
@@ -99,8 +130,6 @@ class Rule(ABC):
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = SignSGD(lr=0.01).optimizer(model.parameters())
         """
-        from optscope.optim.torch_bridge import RuleOptimizer
-
         return RuleOptimizer(params, self)
 
     def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -109,24 +138,31 @@ class Rule(ABC):
         Raises:
             UserError: when norms over modules and norms over the model are mixed: a param group is one or other.
         """
-        scopes = set(self._scopes())
+        scopes = {getattr(rule, "per", None) for rule in self.walk()}  # what norms run over
         if "module" not in scopes:
             return self.optimizer(model.parameters())
         if "model" in scopes:
             raise UserError(f'{self!r} takes norms over modules and over the model: give both per="module" or '
                             'both per="model"')
-        from optscope.optim.torch_bridge import by_module
-
         return self.optimizer(by_module(model))
 
-    def _scopes(self) -> Iterator[str]:
-        """Yield what the norms of this rule, and of those it holds, run over."""
+    def held(self) -> Iterator[Rule]:
+        """Yield the rules that this one holds."""
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Rule):
-                yield from value._scopes()
-            elif f.name == "per":
                 yield value
+
+    def walk(self) -> Iterator[Rule]:
+        """Yield this rule and all that it holds, depth first.
+
+        >>> from optscope.optim import SGD, Adam, Decayed, Graft
+        >>> [type(rule).__name__ for rule in Graft(Decayed(Adam(lr=0.1), decay=0.1), SGD(lr=1.0)).walk()]
+        ['Graft', 'Decayed', 'Adam', 'SGD']
+        """
+        yield self
+        for rule in self.held():
+            yield from rule.walk()
 
     def with_(self, **changes: Any) -> Self:
         """Return the same rule with some hyperparameters changed.
@@ -160,7 +196,7 @@ class Fused(Rule):
 
 
 class Combinator(Fused):
-    """A rule around another rule, whose learning rate is its own."""
+    """A rule around another rule, whose learning rate is its own; it is written as `scaled_update`."""
 
     _inner: ClassVar[str] = "rule"
 
@@ -175,3 +211,49 @@ class Combinator(Fused):
         if "lr" in changes:
             changes[self._inner] = getattr(self, self._inner).with_(lr=changes.pop("lr"))
         return super().with_(**changes)
+
+    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
+        """Return the step and the next state."""
+        return self.scaled_update(grad, state, params, layout, 1.0)
+
+    @abstractmethod
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
+        """Return the step at `scale` times the learning rate, and the next state."""
+
+
+@dataclass(frozen=True, repr=False)
+class Wrapper(Combinator):
+    """A combinator that leaves its `rule` what it is, but for a factor on the rate and L2 regularisation.
+
+    What is known of a rule (its threshold, momentum, matching form) is known of it inside wrappers: see `bare`.
+    """
+
+    rule: Rule
+
+    def factor_at(self, step: int) -> float:
+        """Return the factor on the learning rate after `step` steps."""
+        return 1.0
+
+    @property
+    def penalty(self) -> Hyper:
+        """What times the weights is added to the gradient."""
+        return 0.0
+
+
+def bare(rule: Rule, step: int = 0) -> tuple[Rule, float, float]:
+    """Return the rule inside all wrappers, its factor on the rate after `step` steps, and its L2 decay.
+
+    >>> from optscope.optim import SGD, Decayed, Linear, Rounded, Scheduled
+    >>> bare(Rounded(Scheduled(Decayed(SGD(lr=0.1), decay=0.5), Linear(), steps=4), k=3), step=1)
+    (SGD(lr=0.1), 0.75, 0.5)
+
+    Raises:
+        UserError: when a wrapper holds several decays.
+    """
+    factor, decay = 1.0, 0.0
+    while isinstance(rule, Wrapper):
+        if isinstance(rule.penalty, tuple):
+            raise UserError(f"one number a hyperparameter is needed; got {rule!r}: make one rule for each member")
+        factor, decay, rule = factor * rule.factor_at(step), decay + rule.penalty, rule.rule
+    return rule, factor, decay

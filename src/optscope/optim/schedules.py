@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.rule import Combinator, Hyper, Rule, State, check_hyper, per_member
+from optscope.optim.rule import Hyper, Rule, State, Wrapper, check_hyper, per_member, steps_made
 from optscope.vector import Layout
 
 
@@ -84,12 +84,8 @@ class Linear(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class Scheduled(Combinator):
-    """A rule whose step is multiplied by schedule(t/steps), t = 0, 1, ...; the last factor stays.
-
-    That equals changing the learning rate of every rule here, for steps are proportional to it (`PolarSGD`'s only
-    to first order).
-    """
+class Scheduled(Wrapper):
+    """A rule whose learning rate is multiplied by schedule(t/steps), t = 0, 1, ...; the last factor stays."""
 
     rule: Rule
     schedule: Schedule
@@ -99,33 +95,37 @@ class Scheduled(Combinator):
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise UserError(f"Scheduled: steps must be a whole number >= 1; got {self.steps!r}")
 
-    def _factor(self, t: Tensor) -> float:
-        return self.schedule(min(float(t), self.steps - 1) / self.steps)
+    def factor_at(self, step: float) -> float:
+        """Return the factor on the learning rate after `step` steps."""
+        return self.schedule(min(step, self.steps - 1) / self.steps)
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the inner state and the number of steps made, "step"."""
         return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0)}
 
-    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
-        """Return the inner step times the factor."""
-        step, inner = self.rule.update(grad, state["rule"], params, layout)
-        return step * self._factor(state["step"]), {"rule": inner, "step": state["step"] + 1}
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
+        """Return the inner step at the rate of the moment, and the new state."""
+        factor = self.factor_at(float(state["step"]))
+        step, inner = self.rule.scaled_update(grad, state["rule"], params, layout, scale * factor)
+        return step, {"rule": inner, "step": state["step"] + 1}
 
     def begin(self, params: Sequence[Tensor]) -> list[State]:
-        """Return the inner in-place states, each with its count of steps."""
-        return [{"rule": state, "step": torch.tensor(0.0)} for state in self.rule.begin(params)]
+        """Return the inner in-place states, with one count of steps that they share."""
+        count = torch.tensor(0.0)
+        return [{"rule": state, "step": count} for state in self.rule.begin(params)]
 
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
-        """Add the inner step times the factor in place."""
-        factor = self._factor(states[0]["step"])
-        self.rule.add_step_(targets, grads, [s["rule"] for s in states], params, scale * factor)
+        """Add the inner step at the rate of the moment in place."""
+        done = steps_made(states)
+        self.rule.add_step_(targets, grads, [s["rule"] for s in states], params, scale * self.factor_at(done))
         for state in states:
-            state["step"] += 1
+            state["step"].fill_(done + 1)
 
 
 @dataclass(frozen=True, repr=False)
-class Decayed(Combinator):
+class Decayed(Wrapper):
     """L2 regularisation: the rule sees g + decay · w (PyTorch's `weight_decay` of SGD and Adam).
 
     Decay that bypasses an adaptive rule's moments is `AdamW`.
@@ -144,9 +144,15 @@ class Decayed(Combinator):
         """Return the inner rule's state."""
         return self.rule.init(params, layout)
 
-    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
+    @property
+    def penalty(self) -> Hyper:
+        """The decay."""
+        return self.decay
+
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
         """Return the inner rule's step on g + decay · w."""
-        return self.rule.update(grad + per_member(self.decay, grad) * params, state, params, layout)
+        return self.rule.scaled_update(grad + per_member(self.decay, grad) * params, state, params, layout, scale)
 
     def begin(self, params: Sequence[Tensor]) -> list[State]:
         """Return the inner rule's in-place states."""

@@ -23,8 +23,8 @@ class SVAG(Combinator):
 
     The first of two calls keeps g₁ and moves nothing, so g₂, of the next batch, is taken at the same weights. As
     r₁ + r₂ = 1 and r₁² + r₂² = l, ĝ has the gradient's mean and `level` l times its covariance. The rule's step
-    from ĝ is divided by l. Over l such steps descent and noise do what they did in one, and curvature does 1/l of
-    it: as l grows, paths go to those of the rule's stochastic differential equation.
+    from ĝ is made at 1/l of its rate. Over l such steps descent and noise do what they did in one, and curvature
+    does 1/l of it: as l grows, paths go to those of the rule's stochastic differential equation.
 
     The same training time takes 2 l times the epochs; schedules over the fraction of training scale by themselves.
     Level 1 is the plain rule, on every second batch. Batches of one epoch do not overlap, which makes g₁ and g₂
@@ -58,14 +58,16 @@ class SVAG(Combinator):
         return {"rule": self.rule.init(params, layout), "seen": torch.tensor(0.0),
                 "first": torch.zeros_like(params)}
 
-    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
-        """Return no step from the first gradient of two, and the inner step from both, over l, from the second."""
+    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
+                      scale: float) -> tuple[Tensor, State]:
+        """Return no step from the first gradient of two, and from the second the inner step from both."""
         seen = state["seen"] + 1
         if seen % 2:
             return torch.zeros_like(grad), {**state, "first": grad, "seen": seen}
         r1, r2 = self.coefficients
-        step, inner = self.rule.update(r1 * state["first"] + r2 * grad, state["rule"], params, layout)
-        return step / self.level, {**state, "rule": inner, "seen": seen}
+        both = r1 * state["first"] + r2 * grad
+        step, inner = self.rule.scaled_update(both, state["rule"], params, layout, scale / self.level)
+        return step, {**state, "rule": inner, "seen": seen}
 
     def begin(self, params: Sequence[Tensor]) -> list[State]:
         """Return the inner in-place states, each with its count and its room for a gradient."""
@@ -74,7 +76,14 @@ class SVAG(Combinator):
 
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
-        """Keep the first gradient of two in place, or add the inner step from both, over l."""
+        """Keep the first gradient of two in place, or add the inner step from both, at 1/l of the rate.
+
+        Raises:
+            UserError: when a parameter has a gradient in some steps only.
+        """
+        if len({float(state["seen"]) for state in states}) > 1:
+            raise UserError("SVAG adds up the gradients of every two batches, so every parameter needs one in "
+                            "every step; some have none in some steps: train only what every batch uses")
         for state in states:
             state["seen"] += 1
         if states[0]["seen"] % 2:
