@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
@@ -11,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-
-import numpy as np
 
 from optscope import __version__
 from optscope.engine.execute import Engine, Local
@@ -33,6 +30,7 @@ from optscope.study.comparison import Arm, Comparison
 from optscope.study.conduct import Conducted, Listener, Silence, conduct
 from optscope.study.findings import findings, headline, places
 from optscope.study.grafts import graft_matrix, grafted_rules, length_earns_more
+from optscope.study.protocol import checklist, next_steps, warnings
 from optscope.study.settings import Settings
 from optscope.study.study import Study
 from optscope.tasks.check import check_task
@@ -77,10 +75,10 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
         question=_question(comparison),
         verdict_sentence="\n".join(filter(None, (headline(comparison, conducted.records, found),
                                                  earned(comparison, conducted.records)))),
-        warnings=_warnings([comparison], conducted),
-        verdicts=verdicts, scale="desk", next_steps=_next_steps(comparison, conducted.records, store),
+        warnings=warnings([comparison], conducted),
+        verdicts=verdicts, scale="desk", next_steps=next_steps(comparison, conducted.records, store.folder),
         figures=figures, tables=[_measured(comparison, conducted.records)],
-        checklist=_checklist(comparison, conducted.records),
+        checklist=[Check(*each) for each in checklist(comparison, conducted.records)],
         environment=environment(time.perf_counter() - start, conducted.records), command=command,
         runs_table=runs_table(conducted.records))
     return _finish(document, conducted, store)
@@ -140,12 +138,12 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
                f"{counts['undecided']} are undecided at {scale} scale.\n" + "\n".join(study.answer(verdicts)))
     document = Document(
         title=study.paper.title, question=study.question, verdict_sentence=summary,
-        warnings=[*study.left_out.splitlines(), *_warnings(comparisons, conducted)],
+        warnings=[*study.left_out.splitlines(), *warnings(comparisons, conducted)],
         verdicts=verdicts, scale=scale,
         figures=study.pictures(conducted.records, conducted.arrays),
         tables=[_measured(c, conducted.records) for c in comparisons],
-        checklist=[check for c in comparisons if any(arm.search for arm in c.arms)
-                   for check in _checklist(c, conducted.records)],
+        checklist=[Check(*each) for c in comparisons if any(arm.search for arm in c.arms)
+                   for each in checklist(c, conducted.records)],
         environment=environment(time.perf_counter() - start, conducted.records)
         | {"paper": f"{study.paper.authors}, {study.paper.venue}, arXiv {study.paper.arxiv}",
            "reproduced": study.reproduced},
@@ -213,75 +211,3 @@ def _question(comparison: Comparison) -> str:
              "which model is more accurate, more robust, smoother?")
     return (f"{', '.join(names[1:])} against {names[0]}: at learning rates chosen alike on clean validation "
             f"data, {asked}")
-
-
-def _warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[str]:
-    found = [*conducted.failures, *conducted.silences]
-    for comparison in comparisons:
-        mine = conducted.records.where(experiment=comparison.name)
-        chosen = comparison.chosen(mine)
-        edges = []
-        for arm in comparison.arms:
-            if arm.search and not math.isfinite(comparison.score(mine, arm, chosen[arm.name])):
-                found.append(f"{comparison.name}: every learning rate tried for {arm.name} diverged or failed; "
-                             f"the smallest ({chosen[arm.name].lr}) stands for it: try smaller ones.")
-            elif arm.search and arm.search.at_edge(chosen[arm.name]):
-                edges.append(f"{arm.name} ({chosen[arm.name].lr})")
-            runs = {r.run: r.status for r in mine.where(arm=arm.name, phase="final")}
-            bad = sum(status != "ok" for status in runs.values())
-            if bad:
-                found.append(f"{comparison.name}: {bad} of {len(runs)} runs of {arm.name} diverged or failed; "
-                             "they are missing from its means.")
-        if edges:
-            found.append(f"{comparison.name}: the best learning rate lies at the edge of those tried for "
-                         f"{', '.join(edges)}: try more beyond it.")
-        found += _failed_checks(comparison, mine)
-        if comparison.probes and len(comparison.seeds) < 6:
-            found.append(f"{comparison.name}: with fewer than 6 seeds, here {len(comparison.seeds)}, p < 0.05 can "
-                         "never be shown.")
-    return found
-
-
-def _failed_checks(comparison: Comparison, records: Records) -> list[str]:
-    """Return a sentence for every check of a probe (unit "check": 1 holds, 0 fails) that some models fail."""
-    found = []
-    probes = (*comparison.probes, *comparison.described, *comparison.watched)
-    for metric in (m for probe in probes for m in probe.metrics if m.unit == "check"):
-        for arm in comparison.arms:
-            failed = len(records.where(arm=arm.name, metric=metric.name, phase="final", value=0.0).seeds(arm.name))
-            if failed:
-                found.append(f'{comparison.name}: the check "{metric.name}" fails for {failed} model(s) of '
-                             f"{arm.name}: {metric.text}")
-    return found
-
-
-def _next_steps(comparison: Comparison, records: Records, store: Store) -> list[str]:
-    more = len(comparison.seeds) + 4
-    steps = [f"More certainty: the same command with --seeds {more} keeps all runs and adds "
-             f"{4 * len(comparison.arms)}."]
-    edges = [arm.name for arm in comparison.arms
-             if arm.search and arm.search.at_edge(comparison.chosen(records)[arm.name])]
-    if edges:
-        steps.append(f"Wider search for {', '.join(edges)}: give other learning rates in a TOML file "
-                     "(--config; [optimisers.NAME] lr = [...]).")
-    steps.append(f"Your own analysis: every number is in {store.folder}/summary.csv (and index.sqlite).")
-    return steps
-
-
-def _checklist(comparison: Comparison, records: Records) -> list[Check]:
-    budgets = {len(arm.candidates()) for arm in comparison.arms}
-    mine = records.where(experiment=comparison.name)
-    finished = {arm.name: sorted(mine.by_seed(arm.name, "training loss")) for arm in comparison.arms}
-    whole = all(np.isfinite(mine.values(arm.name, "training loss")).all() for arm in comparison.arms)
-    name = comparison.name
-    return [
-        Check(f"{name}: every optimiser had the same budget", len(budgets) <= 1,
-              f"{next(iter(budgets), 0)} learning rates × {len(comparison.tuning_seeds)} seed(s) each, "
-              f"chosen by clean validation {comparison.criterion.metric}"),
-        Check(f"{name}: seeds that choose are not the seeds that compare",
-              not set(comparison.seeds) & set(comparison.tuning_seeds),
-              f"tuned on {comparison.tuning_seeds}, compared on {comparison.seeds}"),
-        Check(f"{name}: every arm finished on every seed", whole and len({str(s) for s in finished.values()}) == 1,
-              "a seed fixes initialisation, data order and the noise of probes for all arms; "
-              f"the plan of all was {comparison.plan!r}"),
-    ]

@@ -29,7 +29,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Equivalence:
-    """What two one-sided tests found: the 1 - 2·alpha interval, the tests' name, the larger p, whether p <= alpha."""
+    """What two one-sided tests found: the 1 - 2·alpha interval, their name, the larger p, whether p <= alpha."""
 
     interval: Interval
     test: str
@@ -57,8 +57,8 @@ def paired_test(a: ArrayLike, b: ArrayLike, one_sided: bool = False) -> Tested:
         return Tested("t test" if len(gaps) >= FEWEST else "sign-flip test", math.nan)
     if len(gaps) < FEWEST or np.ptp(gaps) <= SAME * max(np.abs(first).max(), np.abs(second).max()):
         return Tested("sign-flip test", sign_flip_p(gaps, one_sided))
-    side = "greater" if one_sided else "two-sided"
-    return Tested("t test", float(scipy.stats.ttest_1samp(gaps, 0.0, alternative=side).pvalue))
+    return Tested("t test", float(scipy.stats.ttest_1samp(
+        gaps, 0.0, alternative="greater" if one_sided else "two-sided").pvalue))
 
 
 def equivalence(a: ArrayLike, b: ArrayLike, margin: ArrayLike, alpha: float = ALPHA) -> Equivalence:
@@ -76,7 +76,7 @@ def equivalence(a: ArrayLike, b: ArrayLike, margin: ArrayLike, alpha: float = AL
     given = np.asarray(margin, dtype=np.float64)
     kept = given if given.ndim == 0 else given[~np.isnan(np.asarray(a) + np.asarray(b))]
     if kept.size and not 0 < float(kept.mean()) < math.inf:
-        raise UserError(f"expected a positive margin, fixed before the runs, got {margin}")
+        raise UserError(f"expected a positive margin, fixed before the runs, got {margin!r}")
     if not 0 < alpha < 0.5:
         raise UserError(f"expected alpha between 0 and 0.5, got {alpha}")
     found = paired_difference(a, b, 1 - 2 * alpha)

@@ -27,8 +27,8 @@ def greater(a: ArrayLike, b: ArrayLike, margin: float = 0.0, what: str = "differ
             unit: str = "") -> Verdict:
     """Judge over pairs whether the mean of a - b is above `margin`.
 
-    Holds if the two-sided `paired_test` of a - b - margin has p <= 0.05 and the mean lies above the margin, fails if
-    it lies below, else undecided. A negative margin asks for non-inferiority. From six pairs on that is the t test,
+    Holds if the two-sided `paired_test` of a - b - margin has p <= 0.05 and the mean lies above the margin, fails
+    if it lies below, else undecided. A negative margin asks for non-inferiority. From six pairs on that is the t test,
     and its p is at most 0.05 exactly when the 95 % t interval leaves the margin out.
 
     >>> greater([81.0, 82.5, 80.5], [79.0, 80.0, 79.0], what="accuracy, SGD - Adam", unit="points").note
@@ -72,7 +72,8 @@ def equivalent(a: ArrayLike, b: ArrayLike, margin: ArrayLike, what: str = "diffe
     outside = paired_test(side_of * (first - second), margins)
     apart = outside.p <= ALPHA and abs(wide.estimate) > float(margins.mean())
     reason = _too_little(wide)
-    outcome: Outcome = ("undecided" if reason else "holds" if tost.equivalent else "fails" if apart else "undecided")
+    outcome: Outcome = "holds" if tost.equivalent else "fails" if apart else "undecided"
+    outcome = "undecided" if reason else outcome
     p, test = (outside.p, outside.test) if apart else (tost.p, f"two one-sided {tost.test}s")
     side = {"holds": "within", "fails": "outside", "undecided": "neither shown within nor outside"}[outcome]
     interval = _bounds(wide, 95) if apart else _bounds(tost.interval, 90)
