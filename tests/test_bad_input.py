@@ -142,11 +142,11 @@ CONFIGS = [
 ]
 TASKS = [
     made("a loss for each example", "T = task(loss=lambda a, b: functional.cross_entropy(a, b, reduction='none'))",
-         "task: the loss must be one number", "(8,)", "mean over the batch"),
+         "task: the loss must be one number", "(32,)", "mean over the batch"),
     made("a detached loss", "T = task(loss=lambda a, b: functional.cross_entropy(a.detach(), b))",
          "does not depend on the model's parameters"),
     made("a loss that raises", "T = task(loss=lambda a, b: a.nothing)",
-         "task: its data, model or loss stopped with AttributeError"),
+         "task: the loss refused the model's outputs", "AttributeError"),
     made("an infinite loss", "T = task(loss=lambda a, b: a.detach().sum() / 0)",
          "loss of a fresh model is", "finite"),
     made("two passes differ", "T = task(Sampling)", "two passes of the same inputs differ", "self.training"),
@@ -166,10 +166,10 @@ TASKS = [
     made("whole-number inputs", "T = task(x=(X * 255).byte())", "inputs must be floating point", ".float() / 255"),
     made("no examples", "T = task(x=X[:0], y=Y[:0])", "at least one example"),
     made("too few targets", "T = task(y=Y[:-1])", "as many targets as inputs", "40 inputs and 39 targets"),
-    made("data that are lost", "T = Task('mine', linear, lost)", "mine: its data, model or loss stopped with "
-         "FileNotFoundError", "images.npy"),
+    made("data that are lost", "T = Task('mine', linear, lost)", "mine: its data stopped with FileNotFoundError",
+         "images.npy"),
     made("data of another kind", "T = Task('mine', linear, lambda: (X, Y))",
-         "mine: its data, model or loss stopped"),
+         "mine: data() must return Data(train, validation, test)", "got tuple"),
 ]
 FILES = [
     command("no file", "compare nowhere.py:T", "no file nowhere.py"),

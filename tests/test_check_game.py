@@ -65,7 +65,7 @@ def test_good_games_pass(game):
     (lambda: with_player(1, model=Perceptron((7, 8, 2))), r"refused latent vectors of shape \(8, 8\)"),
     (lambda: with_player(0, model=Perceptron((3, 8, 1))), "the discriminator's loss stopped with RuntimeError"),
     (lambda: with_player(0, loss=every_example), r"must be one number .*; got \(8,\)"),
-    (lambda: with_player(0, loss=infinite), "loss is (inf|-inf|nan) for fresh networks"),
+    (lambda: with_player(0, loss=infinite), "loss of a fresh model is (inf|-inf|nan)"),
     (lambda: with_player(1, loss=every_example), "must be one number|does not depend"),
     (lambda: replace(GOOD, latent=scattered), "from the generator it is given alone"),
     (lambda: replace(GOOD, latent=lambda n, g: torch.zeros(1, 8)), r"must return 8 vectors; got shape \(1, 8\)"),

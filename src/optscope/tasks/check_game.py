@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
-from optscope.tasks.check_inputs import check_inputs, check_same
+from optscope.tasks.blame import blaming, first_words
+from optscope.tasks.check_inputs import check_data
+from optscope.tasks.check_loss import check_leaves, check_number, check_slope
+from optscope.tasks.check_model import check_factory
+from optscope.tasks.fresh import seeded
 from optscope.tasks.game import Game, Player
 
 BATCH = 8
@@ -15,21 +19,18 @@ BATCH = 8
 def check_game(game: Game) -> None:
     """Raise unless the game can be played and measured.
 
-    Its data load, the same each time, finite and inside the bounds; every player's network is a new one each time
-    and has parameters; latent vectors are finite, as many as asked for, and a function of their generator; every
-    loss is one finite number that reaches all weights of its player; and a "generator" makes things shaped like the
-    real ones.
+    Its data load, the same each time, finite and inside the bounds; every player's network is a new one each time,
+    a function of the seed, and has parameters; latent vectors are finite, as many as asked for, and a function of
+    their generator; every loss is one finite number that reaches all weights of its player, can move them, and
+    depends on no weights but the players'; and a "generator" makes things shaped like the real ones.
 
     Raises:
         UserError: naming the first of these that is not so.
     """
-    data = game.data()
-    for name, part in vars(data).items():
-        check_inputs(game, name, part)
-    check_same(game, data, game.data())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        networks = {player.name: _network(game, player) for player in game.players}
+    data = check_data(game)
+    networks = {player.name: check_factory(game.name, f"the {player.name}", player.model).train()
+                for player in game.players}
+    with seeded(0):
         latent = _latent(game)
         real = data.train.inputs[:BATCH]
         if "generator" in networks:
@@ -38,22 +39,9 @@ def check_game(game: Game) -> None:
             _check_loss(game, player, networks, real, latent[:len(real)])
 
 
-def _network(game: Game, player: Player) -> nn.Module:
-    network = player.model()
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{game.name}: the {player.name}'s model() must return a torch.nn.Module; "
-                        f"got {type(network).__name__}")
-    if not any(p.requires_grad for p in network.parameters()):
-        raise UserError(f"{game.name}: the {player.name} has no parameters to train; "
-                        "register its tensors as nn.Parameter")
-    if not {id(p) for p in network.parameters()}.isdisjoint(id(p) for p in player.model().parameters()):
-        raise UserError(f"{game.name}: the {player.name}'s model() must return a new model each time: "
-                        "build every layer inside it")
-    return network.train()
-
-
 def _latent(game: Game) -> Tensor:
-    drawn = [game.latent(BATCH, torch.Generator().manual_seed(0)) for _ in range(2)]
+    with blaming(game.name, f"latent({BATCH}, generator)"):
+        drawn = [game.latent(BATCH, torch.Generator().manual_seed(0)) for _ in range(2)]
     if len(drawn[0]) != BATCH:
         raise UserError(f"{game.name}: latent({BATCH}, generator) must return {BATCH} vectors; "
                         f"got shape {tuple(drawn[0].shape)}")
@@ -68,28 +56,24 @@ def _latent(game: Game) -> Tensor:
 def _check_made(game: Game, generator: nn.Module, latent: Tensor, real: Tensor) -> None:
     try:
         made = generator(latent)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever the author chose to raise
         raise UserError(f"{game.name}: the generator refused latent vectors of shape {tuple(latent.shape)}: "
-                        f"{str(error).splitlines()[0]}") from error
+                        f"{first_words(error)}") from error
     if made.shape[1:] != real.shape[1:]:
         raise UserError(f"{game.name}: the generator must make things shaped like the real ones, "
                         f"{tuple(real.shape[1:])}; it makes {tuple(made.shape[1:])}")
 
 
 def _check_loss(game: Game, player: Player, networks: dict[str, nn.Module], real: Tensor, latent: Tensor) -> None:
-    params = [p for p in networks[player.name].parameters() if p.requires_grad]
-    try:
-        loss = player.loss(networks, real, latent)
-        reached = torch.autograd.grad(loss, params, allow_unused=True) if loss.numel() == 1 else ()
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{game.name}: the {player.name}'s loss stopped with {type(error).__name__}: "
-                        f"{str(error).splitlines()[0]}") from error
-    if loss.dim() != 0:
-        raise UserError(f"{game.name}: the {player.name}'s loss must be one number (a tensor of shape ()); got "
-                        f"{tuple(loss.shape)}: take its mean over the batch")
-    if not bool(torch.isfinite(loss)):
-        raise UserError(f"{game.name}: the {player.name}'s loss is {float(loss.detach())} for fresh networks; "
-                        "it must be finite")
+    named = {name: p for name, p in networks[player.name].named_parameters() if p.requires_grad}
+    whose = f"the {player.name}'s loss"
+    with blaming(game.name, whose):
+        loss = player.loss(networks, real.clone(), latent.clone())
+    check_number(game.name, whose, loss)
+    with blaming(game.name, whose):
+        reached = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
     if any(grad is None for grad in reached):
-        raise UserError(f"{game.name}: the {player.name}'s loss does not depend on all of its own parameters; "
+        raise UserError(f"{game.name}: {whose} does not depend on all of its own parameters; "
                         "leave out layers that are not used")
+    check_slope(game.name, whose, dict(zip(named, reached, strict=True)))
+    check_leaves(game.name, loss, nn.ModuleDict(networks))
