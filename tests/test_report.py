@@ -448,7 +448,7 @@ def test_verdicts_json_has_the_agreed_form(folder):
     assert [list(row) for row in rows] == [
         ["claim", "text", "source", "outcome", "effect", "low", "high", "n", "p", "test", "scale", "note"]] * 3
     assert rows[0] == {"claim": "C1", "text": "plain", "source": "plain", "outcome": "holds", "effect": 0.1,
-                       "low": 0.05, "high": 0.15, "n": 8, "p": 0.0078, "scale": "desk", "note": "plain"}
+                       "low": 0.05, "high": 0.15, "n": 8, "p": 0.0078, "test": "", "scale": "desk", "note": "plain"}
     assert rows[2]["effect"] is rows[2]["p"] is None
 
 

@@ -28,8 +28,8 @@ def greater(a: ArrayLike, b: ArrayLike, margin: float = 0.0, what: str = "differ
     """Judge over pairs whether the mean of a - b is above `margin`.
 
     Holds if the two-sided `paired_test` of a - b - margin has p <= 0.05 and the mean lies above the margin, fails
-    if it lies below, else undecided. A negative margin asks for non-inferiority. From six pairs on that is the t test,
-    and its p is at most 0.05 exactly when the 95 % t interval leaves the margin out.
+    if it lies below, else undecided. A negative margin asks for non-inferiority. From six pairs on that is the t
+    test, and its p is at most 0.05 exactly when the 95 % t interval leaves the margin out.
 
     >>> greater([81.0, 82.5, 80.5], [79.0, 80.0, 79.0], what="accuracy, SGD - Adam", unit="points").note
     'accuracy, SGD - Adam: +2 points (95 % interval +0.758 to +3.24, 3 pairs, sign-flip test p = 0.25), not told

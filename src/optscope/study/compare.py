@@ -11,6 +11,7 @@ from optscope.errors import UserError
 from optscope.optim import Graft, Players, PolarSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.attack import PGD
+from optscope.probes.chance import Chance
 from optscope.probes.coverage import Coverage
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.embedding import EfficientNetLite0, Embedding, OwnClassifier, Pixels
@@ -120,4 +121,4 @@ def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
 def describing_probes(task: Task, examples: int) -> tuple[Probe, ...]:
     """Return cheap probes of what a model is like, in which more is neither better nor worse."""
     margin = (Margin(examples=examples),) if task.kind == "classification" else ()
-    return (*margin, Geometry(), FirstStep(), GradientNoise())
+    return (Chance(), *margin, Geometry(), FirstStep(), GradientNoise())
