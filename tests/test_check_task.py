@@ -116,7 +116,8 @@ REFUSED = {
     "lazy": (lambda: task(lambda: nn.LazyLinear(3)), "weight of the model has no shape before a first batch"),
     "meta": (lambda: task(lambda: nn.Linear(6, 3, device="meta")), 'on the device "meta"'),
     "factory that raises": (lambda: task(complaining), r"model\(\) stopped with OSError: no such checkpoint$"),
-    "squeeze": (lambda: task(model(lambda m, x: m.linear(x).unsqueeze(0).squeeze())), r"got \(3,\) for 1 of them: name the axis"),
+    "squeeze": (lambda: task(model(lambda m, x: m.linear(x).unsqueeze(0).squeeze())),
+                r"got \(3,\) for 1 of them: name the axis"),
     "softmax over the batch": (lambda: task(model(lambda m, x: m.linear(x).softmax(0))), "others in its batch"),
     "batch statistics": (lambda: task(lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(
         3, track_running_stats=False))), "refused a batch of inputs of shape .1, 6.|others in its batch"),

@@ -75,5 +75,4 @@ class Graft(Combinator):
         self.direction.add_step_(steps, grads, [s["direction"] for s in states], params, turning)
         norms = list_norms(steps, self.per)
         for target, step, length, norm in zip(targets, steps, lengths, norms, strict=True):
-            if norm != 0:  # nan too: a broken gradient must show
-                target.add_(step, alpha=outside * length / norm)
+            target.addcmul_(step, length * safe_inverse(norm), value=outside)

@@ -58,7 +58,10 @@ def _joined(values: Tensor, layout: Layout) -> Tensor:
 
 
 def safe_inverse(norm: Tensor) -> Tensor:
-    """Return 1/norm, and 0 where the norm is 0: a zero gradient has no direction and makes no step."""
+    """Return 1/norm, and 0 where the norm is 0: a zero gradient has no direction and makes no step.
+
+    A norm that is nan stays nan: a broken gradient must show.
+    """
     return torch.where(norm != 0, norm.reciprocal(), torch.zeros_like(norm))
 
 
@@ -133,17 +136,17 @@ class NormalizedSGD(Fused):
         alpha = -self.lr * scale  # type: ignore[operator]
         everything = sum(grad.numel() for grad in grads)
         for target, grad, norm in zip(targets, grads, list_norms(grads, self.per), strict=True):
-            if norm != 0:  # nan too: a broken gradient must show
-                n = grad.numel() if self.per == "layer" else everything
-                target.add_(grad, alpha=alpha * (math.sqrt(n) if self.rms else 1.0) / norm)
+            n = grad.numel() if self.per == "layer" else everything
+            target.addcmul_(grad, safe_inverse(norm), value=alpha * (math.sqrt(n) if self.rms else 1.0))
 
 
-def list_norms(tensors: Sequence[Tensor], per: Per) -> list[float]:
-    """Return one l2 norm a tensor: its own, or (unless per="layer") that of all of them together."""
+def list_norms(tensors: Sequence[Tensor], per: Per) -> Sequence[Tensor]:
+    """Return one l2 norm `()` a tensor: its own, or (unless per="layer") that of all of them together.
+
+    They stay tensors: on an accelerator a number that Python reads is a wait.
+    """
     norms = torch.stack([torch.linalg.vector_norm(t) for t in tensors])
-    if per != "layer":
-        return [float(torch.linalg.vector_norm(norms))] * len(tensors)
-    return [float(n) for n in norms]
+    return norms.unbind() if per == "layer" else [torch.linalg.vector_norm(norms)] * len(tensors)
 
 
 def _chunks(target: Tensor, grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
