@@ -27,6 +27,7 @@ from optscope.probes.curvature import (
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.hessian import GaussNewton, Hessian
 from optscope.probes.lanczos import largest
+from optscope.probes.probe import trained_names
 from optscope.probes.rule_in_use import preconditioner
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
@@ -169,14 +170,41 @@ def test_chunks_and_rebuilt_graphs_change_nothing(kind, monkeypatch):
         torch.testing.assert_close(other.gradient(), one.gradient(), rtol=1e-10, atol=1e-13)
 
 
-def test_a_loss_that_is_no_mean_is_refused_over_chunks(monkeypatch):
-    case = replace(CASES["mlp"], loss=nn.CrossEntropyLoss(reduction="sum"))
-    model, x, _ = case(torch.float32)
+def test_a_loss_that_is_no_mean_is_refused():
+    model, x, _ = CASES["mlp"]()
     y = torch.randint(0, 3, (len(x),))
-    Hessian(model, case.loss, x, y)  # one chunk: any loss will do
+    for kind in (Hessian, GaussNewton):
+        with pytest.raises(UserError, match="the loss must be a mean over the examples"):
+            kind(model, nn.CrossEntropyLoss(reduction="sum"), x, y)
+
+
+def test_a_mean_of_another_kind_is_taken_in_one_chunk(monkeypatch):
     monkeypatch.setattr(hessian, "CACHED", 1)
-    with pytest.raises(UserError, match="mean"):
-        Hessian(model, case.loss, x, y)
+    model, x, _ = CASES["mlp"]()
+    y = torch.arange(len(x)) % 3
+    for loss in (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1], dtype=x.dtype)),
+                 nn.CrossEntropyLoss(ignore_index=2)):
+        operator = Hessian(model, loss, x, y)
+        assert len(operator._chunks) == 1
+        torch.testing.assert_close(whole(operator), dense(model, loss, x, y), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_only_trained_parameters_have_rows(kind):
+    """Frozen ones are constants: the block of the others, whether flags or names say which."""
+    case = CASES["conv-bn-residual"]
+    model, x, y = case()
+    full = kind(model, case.loss, x, y)
+    trained = [name for name in full.layout.names if not name.startswith(("0.", "3."))]
+    rows = full.layout.spread(torch.tensor([name in trained for name in full.layout.names]))
+    named = kind(model, case.loss, x, y, parameters=trained)
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in trained)
+    flagged = kind(model, case.loss, x, y)
+    for part in (named, flagged):
+        assert part.layout.names == tuple(trained)
+        torch.testing.assert_close(whole(part), whole(full)[rows][:, rows], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(part.gradient(), full.gradient()[rows], rtol=1e-9, atol=1e-12)
 
 
 @cases
@@ -193,7 +221,7 @@ def test_gradient_and_blocks(case):
     pair = operator.block(names[-1], names[0])  # in the model's order, whatever the order asked for
     rows = torch.cat([torch.arange(starts[0], starts[1]), torch.arange(starts[-2], starts[-1])])
     torch.testing.assert_close(whole(pair), full[rows][:, rows], rtol=1e-9, atol=1e-12)
-    with pytest.raises(UserError, match="no layer 'nothing'"):
+    with pytest.raises(UserError, match="no trained layer 'nothing'"):
         operator.block("nothing")
 
 
@@ -237,11 +265,9 @@ def test_graphs_are_built_where_gradients_are_off():
 
 
 def test_a_model_without_parameters_is_refused():
-    with pytest.raises(UserError, match="has none"):
-        Hessian(nn.Flatten(), functional.mse_loss, torch.ones(2, 3), torch.ones(2, 3))
-
-
-
+    for model in (nn.Flatten(), nn.Linear(3, 3).requires_grad_(False)):
+        with pytest.raises(UserError, match="has none: set requires_grad, or name them"):
+            Hessian(model, functional.mse_loss, torch.ones(2, 3), torch.ones(2, 3))
 
 
 @dataclass(frozen=True)
@@ -343,7 +369,7 @@ def test_the_preconditioner_is_the_one_the_optimiser_divides_by(make):
     model, made, x, y = task(case)
     optimizer = make(model.parameters())
     snapshot = Snapshot(model, made, optimizer=optimizer)
-    assert preconditioner(snapshot) is None
+    assert preconditioner(snapshot, trained_names(snapshot)) is None
     assert PreconditionedSharpness()(snapshot).values == {}
     gradients = follow(optimizer, model, case, x, y)
     group = optimizer.param_groups[0]
@@ -359,14 +385,15 @@ def test_the_preconditioner_is_the_one_the_optimiser_divides_by(make):
                    for t in range(5)]
         v = torch.stack(moments).amax(0) if group.get("amsgrad") else moments[-1]
         expected = (1 - beta1**5) * ((v / (1 - beta2**5)).sqrt() + 1e-8)
-    torch.testing.assert_close(preconditioner(snapshot).double(), expected, rtol=1e-5, atol=1e-12)
+    found = preconditioner(snapshot, trained_names(snapshot))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", OURS.values(), ids=OURS)
 def test_preconditioned_sharpness_is_the_top_of_the_quotient(rule):
     snapshot, truth = trained(CASES["layernorm-attention"], rule)
     reading = PreconditionedSharpness()(snapshot)
-    d = preconditioner(snapshot).double()
+    d = preconditioner(snapshot, trained_names(snapshot)).double()
     exact = float(torch.linalg.eigvals(truth / d[:, None]).real.max())
     value = reading.values["preconditioned sharpness"]
     # Float32 weighs the products of coordinates with a tiny D, where the dense twin has float64.
@@ -388,7 +415,8 @@ def test_the_edge_of_stability_is_that_of_the_rule_in_use(rule):
     if isinstance(rule, NormalizedSGD):  # no threshold is known
         assert set(values) == {"sharpness"}
         return
-    matrix = truth if isinstance(rule, SGD) else truth / preconditioner(snapshot).double()[:, None]
+    d = 1.0 if isinstance(rule, SGD) else preconditioner(snapshot, trained_names(snapshot)).double()[:, None]
+    matrix = truth / d
     edge = {"SGD": 38.0, "Adam": 3800.0, "RMSProp": 200.0}[type(rule).__name__]
     assert values["sharpness met"] == pytest.approx(float(torch.linalg.eigvals(matrix).real.max()), rel=1e-3)
     assert values["stability threshold"] == pytest.approx(edge)
@@ -414,13 +442,32 @@ def test_preconditioned_sharpness_needs_an_adaptive_optimiser(snapshot, says):
         PreconditionedSharpness()(snapshot())
 
 
-def test_an_optimiser_of_half_the_model_is_refused():
+def test_an_optimiser_of_half_the_model_meets_that_half():
     model, made, x, y = task(CASES["mlp"])
     optimizer = torch.optim.Adam(model[0].parameters(), 0.01)
     functional.cross_entropy(model(x), y).backward()
     optimizer.step()
-    with pytest.raises(UserError, match=r"no second moment for the parameter '2.weight'"):
-        PreconditionedSharpness()(Snapshot(model, made, optimizer=optimizer))
+    snapshot = Snapshot(model, made, optimizer=optimizer)
+    values = EdgeOfStability(rel=1e-6)(snapshot).values
+    half = dense(copy.deepcopy(model).double(), functional.cross_entropy, x.double(), y)[:30, :30]
+    d = preconditioner(snapshot, trained_names(snapshot)).double()
+    assert values["sharpness"] == pytest.approx(float(torch.linalg.eigvalsh(half)[-1]), rel=1e-4)
+    top = float(torch.linalg.eigvals(half / d[:, None]).real.max())
+    assert values["sharpness met"] == pytest.approx(top, rel=1e-3)
+
+
+def test_a_layer_that_never_had_a_gradient_does_not_move():
+    """Of an adaptive rule: its D is infinite, and the sharpness met is that of the others."""
+    model, made, x, y = task(CASES["mlp"])
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    functional.cross_entropy(model(x), y).backward()
+    model[4].weight.grad = model[4].bias.grad = None
+    optimizer.step()
+    met = PreconditionedSharpness(rel=1e-5)(Snapshot(model, made, optimizer=optimizer)).values
+    for p in model[4].parameters():
+        p.requires_grad_(False)
+    others = PreconditionedSharpness(rel=1e-5)(Snapshot(model, made, optimizer=optimizer)).values
+    assert met["preconditioned sharpness"] == pytest.approx(others["preconditioned sharpness"], rel=1e-4)
 
 
 def test_gradient_descent_leaves_the_minimum_exactly_above_its_threshold():

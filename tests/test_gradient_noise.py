@@ -23,7 +23,7 @@ from optscope.probes.gradient_noise import (
     shuffled_parts,
     signal_and_noise,
 )
-from optscope.probes.probe import Subject, frozen
+from optscope.probes.probe import Subject, frozen, trained_names
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -43,7 +43,7 @@ def parts_of(probe, snapshot):
     generator = torch.Generator().manual_seed(snapshot.seed)
     with frozen(snapshot.model) as model:
         return shuffled_parts(Subject(model, train.inputs, train.targets, snapshot.task.loss, None, generator,
-                                      snapshot), probe.parts)
+                                      snapshot, trained_names(snapshot)), probe.parts)
 
 
 def flat_loss(snapshot):
@@ -260,7 +260,10 @@ def test_what_a_user_can_mend():
         DescentSplit(batch=0)
     with pytest.raises(UserError, match="8 parts of the examples; got 5 examples"):
         GradientNoise(examples=5)(example(20))
-    with pytest.raises(UserError, match="mean over examples"):
+    with pytest.raises(UserError, match="the loss must be a mean over the examples"):
         GradientNoise()(example(20, loss=nn.CrossEntropyLoss(reduction="sum")))
+    weights = torch.tensor([1.0, 5.0, 0.1]).double()
+    with pytest.raises(UserError, match="the noise of a gradient needs a loss that is a mean over examples"):
+        GradientNoise(4)(example(20, loss=nn.CrossEntropyLoss(weight=weights)))
     with pytest.raises(UserError, match="has none"):
         GradientNoise()(example(20, model=nn.Flatten()))

@@ -85,8 +85,8 @@ def log_spaced(total: int, per_decade: int = 12) -> list[int]:
 
 
 def flat(model: nn.Module) -> Tensor:
-    """Return a copy of all the parameters of a model, joined, `(P,)`."""
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    """Return a copy of the trained parameters of a model, joined, `(P,)`; frozen ones would dilute distances."""
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
 
 
 def apart(a: Tensor, b: Tensor) -> tuple[float, float]:

@@ -32,6 +32,7 @@ _LAST: WeakKeyDictionary[nn.Module, dict[Probe, Tensor]] = WeakKeyDictionary()
 class CurvatureProbe(Probe):
     """A probe of the Hessian of the mean training loss over the first `examples`, in eval mode.
 
+    Its rows are the trained parameters: frozen ones and those that the live optimiser lacks are constants.
     `gauss_newton` takes the Gauss-Newton matrix instead.
     """
 
@@ -43,7 +44,7 @@ class CurvatureProbe(Probe):
         """Return the matrix at the subject's weights, once the examples are checked."""
         check_examples(subject)
         kind = GaussNewton if self.gauss_newton else Hessian
-        return kind(subject.model, subject.loss, subject.inputs, subject.targets)
+        return kind(subject.model, subject.loss, subject.inputs, subject.targets, parameters=subject.trained)
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,7 +112,7 @@ class PreconditionedSharpness(CurvatureProbe):
 
     def measure(self, subject: Subject) -> Reading:
         """Run Lanczos on the preconditioned Hessian."""
-        diagonal = preconditioner(subject.snapshot)
+        diagonal = preconditioner(subject.snapshot, subject.trained)
         if diagonal is None:
             return Reading({})
         matrix = self.matrix(subject)
@@ -239,7 +240,7 @@ def _search(probe: TopEigenvalues | PreconditionedSharpness, subject: Subject, o
     """Run Lanczos from the gradient and the sum of the vectors this probe last found for the model."""
     kept = _LAST.setdefault(subject.model, {})
     start = functional.normalize(gradient, dim=0)
-    if probe in kept:
+    if probe in kept and kept[probe].shape == start.shape:  # layers may have been frozen or freed meanwhile
         start = start + torch.copysign(torch.ones(()), kept[probe] @ start) * kept[probe]
     found = lanczos.largest(operator, k, rel=probe.rel, margin=probe.margin, start=start,
                             generator=subject.generator)

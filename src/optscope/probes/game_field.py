@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
+from optscope.probes.at_weights import AtWeights, grad
 from optscope.probes.probe import Probe, Reading, Subject
 from optscope.tasks.game import Game
 
@@ -28,8 +30,9 @@ class Rotation(Probe):
 
     J is symmetric, its eigenvalues real, when all players share one loss; in a zero-sum game its off-diagonal part
     is antisymmetric, and imaginary parts appear. "rotation" is Σ|Im λ| / Σ|λ| over the eigenvalues found: 0 for
-    descent on one loss, 1 for pure circling. The networks are in eval mode (batch normalisation uses running
-    statistics), the batch is the first `examples` of the split, the latent vectors come from the probe's stream.
+    descent on one loss, 1 for pure circling. θ holds the trained parameters. The networks are in eval mode (batch
+    normalisation uses running statistics), the batch is the first `examples` of the split, the latent vectors come
+    from the probe's stream.
 
     Mescheder et al. 2017, arXiv 1705.10461; Gidel et al. 2019, arXiv 1802.10551.
 
@@ -55,7 +58,8 @@ class Rotation(Probe):
         if not isinstance(game, Game):
             raise UserError(f"Rotation needs a game; {game.name} is none: measure TopEigenvalues instead")
         latent = game.latent(len(subject.inputs), subject.generator)
-        values = leading(Jacobian(game, subject.model, subject.inputs, latent), self.count, self.tolerance)
+        jacobian = Jacobian(game, subject.model, subject.inputs, latent, subject.trained)
+        values = leading(jacobian, self.count, self.tolerance)
         top = values[np.argmax(np.abs(values))]
         total = float(np.abs(values).sum())
         return Reading({"rotation": float(np.abs(values.imag).sum()) / total if total else 0.0,
@@ -65,19 +69,23 @@ class Rotation(Probe):
 
 
 class Jacobian:
-    """Products of vectors with the transposed Jacobian of a game's gradient field at one batch."""
+    """Products of vectors with the transposed Jacobian of a game's gradient field at one batch.
 
-    def __init__(self, game: Game, table: torch.nn.Module, real: Tensor, latent: Tensor) -> None:
+    `names` says which weights of the table are trained, as in `AtWeights`.
+    """
+
+    def __init__(self, game: Game, table: torch.nn.Module, real: Tensor, latent: Tensor,
+                 names: Collection[str] | None = None) -> None:
         networks = dict(table.named_children())
-        self.params = [p for player in game.players for p in networks[player.name].parameters()]
-        with torch.enable_grad():
-            for p in self.params:
-                p.requires_grad_(True)
-            losses = [player.loss(networks, real, latent) for player in game.players]
-            self.field: list[Tensor] = []
-            for player, loss in zip(game.players, losses, strict=True):
-                own = list(networks[player.name].parameters())
-                self.field += torch.autograd.grad(loss, own, create_graph=True)
+        self._at = AtWeights(table, names)
+        self.params: list[Tensor] = []
+        self.field: list[Tensor] = []
+        with self._at.held():
+            for player in game.players:
+                own = [w for name, w in self._at.weights.items() if name.startswith(f"{player.name}.")]
+                self.params += own
+                self.field += grad([player.loss(networks, real.clone(), latent.clone())], own, None,
+                                   create_graph=True)
         self.size = sum(p.numel() for p in self.params)
 
     def product(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -86,8 +94,8 @@ class Jacobian:
         parts = whole.split([p.numel() for p in self.params])
         # A component that is constant, such as that of a Wasserstein critic's last bias, has no graph.
         moving = [(v, part.view_as(v)) for v, part in zip(self.field, parts, strict=True) if v.requires_grad]
-        grads = torch.autograd.grad([v for v, _ in moving], self.params, [u for _, u in moving], retain_graph=True,
-                                    materialize_grads=True, allow_unused=True)
+        with self._at.held():
+            grads = grad([v for v, _ in moving], self.params, [u for _, u in moving])
         return torch.cat([g.reshape(-1) for g in grads]).double().numpy()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier
-from optscope.probes.hessian import Hessian
+from optscope.probes.at_weights import AtWeights, chunks
 from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.tasks.fresh import fresh_model
@@ -33,7 +33,7 @@ BATCH = 256
 
 @dataclass(frozen=True, repr=False)
 class Geometry(Probe):
-    """Measure the weights w of a model: length, sparsity, rank, and distance from where they started.
+    """Measure the weights w of a model, trained or not: length, sparsity, rank, and distance from their start.
 
     "weight norm" is |w|₂. "effective density" is |w|₁² / (P |w|₂²) in percent: 100 when all are equally large, and
     100/P when one is alone (over P, the effective sparsity of Plan and Vershynin 2013, Comm. Pure Appl. Math. 66,
@@ -76,10 +76,10 @@ class Geometry(Probe):
 class FirstStep(Probe):
     """Measure the step the rule in use would make from here with no memory of earlier gradients.
 
-    "step length" is |s|₂ for s = the rule's first step on the gradient g of the mean loss over the examples; "step
-    cosine" is that of the angle between s and -g: 1 for SGD, 0 at a right angle, nan where s or g is zero. The
-    learning rate is the present one, where it is known. Nothing is read without a rule. Arrays: "layers" and for
-    each "layer step lengths" and "layer step cosines".
+    "step length" is |s|₂ for s = the rule's first step on the gradient g of the mean loss over the examples, both
+    in the trained parameters alone; "step cosine" is that of the angle between s and -g: 1 for SGD, 0 at a right
+    angle, nan where s or g is zero. The learning rate is the present one, where it is known. Nothing is read
+    without a rule. Arrays: "layers" and for each "layer step lengths" and "layer step cosines".
     """
 
     examples: int | None = field(default=256, kw_only=True)
@@ -97,9 +97,10 @@ class FirstStep(Probe):
         if rule is None:
             return Reading({})
         check_examples(subject)
-        hessian = Hessian(subject.model, subject.loss, subject.inputs, subject.targets)  # it sums over chunks
-        layout, gradient = hessian.layout, hessian.gradient()
-        weights = layout.flatten([p.detach() for p in subject.model.parameters()])
+        at = AtWeights(subject.model, subject.trained)
+        layout, weights = at.layout, at.layout.flatten([w.detach() for w in at.weights.values()])
+        gradient = torch.stack([part.share * at.gradient(subject.loss, part.inputs, part.targets) for part in
+                                chunks(at, subject.loss, subject.inputs, subject.targets, BATCH)]).sum(dim=0)
         step, _ = rule.update(gradient, rule.init(weights, layout), weights, layout)
         parts = [(s.flatten(), g.flatten()) for s, g in zip(layout.views(step.double()),
                                                             layout.views(gradient.double()), strict=True)]

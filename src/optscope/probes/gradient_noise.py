@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor
-from torch.func import functional_call
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
@@ -28,10 +27,10 @@ from optscope.optim.momentum import Momentum, matched
 from optscope.optim.rule import Rule
 from optscope.optim.schedules import Scheduled
 from optscope.optim.sgd import SGD
+from optscope.probes.at_weights import AtWeights
 from optscope.probes.hessian import Hessian
 from optscope.probes.probe import Probe, Reading, Subject, check_examples
 from optscope.probes.rule_in_use import rule_in_use
-from optscope.vector import Layout
 
 Array = NDArray[np.float64]
 Batch = tuple[Tensor, Tensor]
@@ -159,26 +158,15 @@ def shuffled_parts(subject: Subject, parts: int) -> list[Batch]:
 
 
 def batch_gradients(subject: Subject, batches: Sequence[Batch]) -> Tensor:
-    """Return the gradient of the loss on each batch, `(k, P)`.
+    """Return the gradient of the loss on each batch in the trained parameters, `(k, P)`.
 
     Raises:
-        UserError: for a model without parameters, or a loss that is no mean over examples.
+        UserError: when nothing is trained, or the loss is no mean over examples.
     """
-    weights = {name: p.detach().requires_grad_() for name, p in subject.model.named_parameters()}
-    if not weights:
-        raise UserError("gradients are taken in a model's parameters; this "
-                        f"{type(subject.model).__name__} has none")
-    layout = Layout.of(weights)
-    rows: list[Tensor] = []
-    for inputs, targets in batches:
-        with torch.enable_grad():
-            outputs = functional_call(subject.model, weights, (inputs,))
-            loss = subject.loss(outputs, targets)
-        if not rows:
-            _check_mean(subject, outputs.detach(), targets)
-        rows.append(layout.flatten(torch.autograd.grad(loss, list(weights.values()), allow_unused=True,
-                                                       materialize_grads=True)))
-    return torch.stack(rows)
+    at = AtWeights(subject.model, subject.trained)
+    with at.held(), torch.no_grad():
+        _check_mean(subject, at.outputs(batches[0][0]), batches[0][1])
+    return torch.stack([at.gradient(subject.loss, inputs, targets) for inputs, targets in batches])
 
 
 def signal_and_noise(products: Array) -> Array:
@@ -272,7 +260,7 @@ def _curved_products(subject: Subject, batches: Sequence[Batch], gradients: Tens
     k = len(batches)
     products = np.zeros((k, k, k))
     for m, (inputs, targets) in enumerate(batches):  # one Hessian at a time, as each keeps a graph
-        hessian = Hessian(subject.model, subject.loss, inputs, targets)
+        hessian = Hessian(subject.model, subject.loss, inputs, targets, parameters=subject.trained)
         for i in range(k):
             if i != m:
                 products[m, i] = _array(gradients @ hessian(gradients[i]))

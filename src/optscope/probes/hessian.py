@@ -8,17 +8,14 @@ graphs that would not fit the memory allowed are built again for every product.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optscope.errors import UserError, nearest
-from optscope.probes.probe import frozen
+from optscope.probes.at_weights import AtWeights, Chunk, chunks, grad
+from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.task import Loss
 from optscope.vector import Layout
 
@@ -98,7 +95,7 @@ class _Graph(ABC):
 class _HessianGraph(_Graph):
     def __init__(self, outputs: Tensor, targets: Tensor, loss: Loss, share: float, weights: list[Tensor]) -> None:
         self._weights = weights
-        self._gradient = _grad([share * loss(outputs, targets)], weights, None, create_graph=True)
+        self._gradient = grad([share * loss(outputs, targets)], weights, None, create_graph=True)
 
     def gradient(self) -> list[Tensor]:
         return [g.detach() for g in self._gradient]
@@ -106,7 +103,7 @@ class _HessianGraph(_Graph):
     def product(self, vectors: Sequence[Tensor], rows: Sequence[int]) -> Iterable[Tensor]:
         curved = [(self._gradient[i], v) for i, v in zip(rows, vectors, strict=True)
                   if self._gradient[i].requires_grad]
-        return _grad([g for g, _ in curved], [self._weights[i] for i in rows], [v for _, v in curved])
+        return grad([g for g, _ in curved], [self._weights[i] for i in rows], [v for _, v in curved])
 
 
 class _GaussNewtonGraph(_Graph):
@@ -118,33 +115,17 @@ class _GaussNewtonGraph(_Graph):
     def __init__(self, outputs: Tensor, targets: Tensor, loss: Loss, share: float, weights: list[Tensor]) -> None:
         self._weights, self._outputs = weights, outputs
         self._leaf = outputs.detach().requires_grad_()
-        self._slope = _grad([share * loss(self._leaf, targets)], [self._leaf], None, create_graph=True)
+        self._slope = grad([share * loss(self._leaf, targets)], [self._leaf], None, create_graph=True)
         self._dummy = torch.zeros_like(outputs, requires_grad=True)
-        self._pulled = _grad([outputs], weights, [self._dummy], create_graph=True)
+        self._pulled = grad([outputs], weights, [self._dummy], create_graph=True)
 
     def gradient(self) -> list[Tensor]:
-        return _grad([self._outputs], self._weights, [self._slope[0].detach()])
+        return grad([self._outputs], self._weights, [self._slope[0].detach()])
 
     def product(self, vectors: Sequence[Tensor], rows: Sequence[int]) -> Iterable[Tensor]:
-        pushed = _grad([self._pulled[i] for i in rows], [self._dummy], vectors)
-        bent = _grad(self._slope, [self._leaf], pushed)
-        return _grad([self._outputs], [self._weights[i] for i in rows], bent)
-
-
-def _grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor] | None, *,
-          create_graph: bool = False) -> list[Tensor]:
-    """Return the gradient, with zeros where nothing depends on anything, and keep the graph."""
-    if not any(z.requires_grad for z in outputs):
-        return [torch.zeros_like(x) for x in inputs]
-    return list(torch.autograd.grad(outputs, inputs, weights, retain_graph=True, create_graph=create_graph,
-                                    allow_unused=True, materialize_grads=True))
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    inputs: Tensor
-    targets: Tensor
-    share: float
+        pushed = grad([self._pulled[i] for i in rows], [self._dummy], vectors)
+        bent = grad(self._slope, [self._leaf], pushed)
+        return grad([self._outputs], [self._weights[i] for i in rows], bent)
 
 
 class _Curvature(SymmetricOperator):
@@ -153,24 +134,20 @@ class _Curvature(SymmetricOperator):
     _kind: type[_HessianGraph] | type[_GaussNewtonGraph]
 
     def __init__(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, *,
-                 training: bool = False, memory: int = 2 * 2**30) -> None:
-        self._model, self._loss, self._training = model, loss, training
-        self._weights = {name: p.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-                         for name, p in model.named_parameters()}
-        if not self._weights:
-            raise UserError(f"curvature is taken in a model's parameters; this {type(model).__name__} has none")
-        super().__init__(Layout.of(self._weights), next(iter(self._weights.values())))
-        each = self._saved_bytes(inputs[:8]) / len(inputs[:8])
+                 parameters: Collection[str] | None = None, training: bool = False,
+                 memory: int = 2 * 2**30) -> None:
+        self._at, self._loss = AtWeights(model, parameters, training=training), loss
+        self._weights = list(self._at.weights.values())
+        super().__init__(self._at.layout, self._weights[0])
+        each = self._saved_bytes(inputs[:8], targets[:8]) / len(inputs[:8])
         size = len(inputs) if training else max(1, int(CACHED / max(each, 1.0)))
-        self._chunks = [_Chunk(x, y, len(x) / len(inputs))
-                        for x, y in zip(inputs.split(size), targets.split(size), strict=True)]
-        if len(self._chunks) > 1:
-            self._check_mean(targets)
+        self._chunks = chunks(self._at, loss, inputs, targets, size)
         self._kept = [*map(self._graph, self._chunks)] if each * len(inputs) * GRAPH <= memory else None
 
     def gradient(self) -> Tensor:
         """Return the gradient of the loss, `(P,)`."""
-        parts = [self.layout.flatten(graph.gradient()) for graph in self._graphs()]
+        with self._at.held():
+            parts = [self.layout.flatten(graph.gradient()) for graph in self._graphs()]
         return torch.stack(parts).sum(dim=0)
 
     def block(self, *layers: str) -> SymmetricOperator:
@@ -180,9 +157,9 @@ class _Curvature(SymmetricOperator):
             UserError: naming a layer that the model does not have.
         """
         for name in layers:
-            if name not in self._weights:
-                raise UserError(f"the model has no layer {name!r}; {nearest(name, self._weights)}")
-        return _Block(self, tuple(name for name in self._weights if name in layers))
+            if name not in self.layout.names:
+                raise UserError(f"the model has no trained layer {name!r}; {nearest(name, self.layout.names)}")
+        return _Block(self, tuple(name for name in self.layout.names if name in layers))
 
     def _product(self, vector: Tensor) -> Tensor:
         return self.block_product(vector, self.layout, range(len(self._weights)))
@@ -191,28 +168,21 @@ class _Curvature(SymmetricOperator):
         """Return the product with the diagonal block of the layers at `rows`."""
         vectors = layout.views(vector)
         total = torch.zeros_like(vector)
-        for graph in self._graphs():
-            for part, piece in zip(layout.views(total), graph.product(vectors, rows), strict=True):
-                part += piece
+        with self._at.held():
+            for graph in self._graphs():
+                for part, piece in zip(layout.views(total), graph.product(vectors, rows), strict=True):
+                    part += piece
         return total
 
     def _graphs(self) -> Iterable[_Graph]:
         return map(self._graph, self._chunks) if self._kept is None else self._kept
 
-    def _graph(self, chunk: _Chunk) -> _Graph:
-        with torch.enable_grad():
-            outputs = self._outputs(chunk.inputs)
-            return self._kind(outputs, chunk.targets, self._loss, chunk.share, list(self._weights.values()))
+    def _graph(self, chunk: Chunk) -> _Graph:
+        with self._at.held():
+            return self._kind(self._at.outputs(chunk.inputs), chunk.targets, self._loss, chunk.share, self._weights)
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
-        # Buffers are copied, as batch normalisation in training mode would move the model's own. Of the
-        # attention kernels only the plain one can be differentiated twice.
-        buffers = {name: b.clone() for name, b in self._model.named_buffers()}
-        with nullcontext() if self._training else frozen(self._model), sdpa_kernel(SDPBackend.MATH):
-            outputs: Tensor = functional_call(self._model, {**self._weights, **buffers}, (inputs,))
-        return outputs
-
-    def _saved_bytes(self, inputs: Tensor) -> int:
+    def _saved_bytes(self, inputs: Tensor, targets: Tensor) -> int:
+        """Return what a forward pass saves for the backward, and look at the loss on the way."""
         total = 0
 
         def weigh(saved: Tensor) -> Tensor:
@@ -220,28 +190,19 @@ class _Curvature(SymmetricOperator):
             total += saved.numel() * saved.element_size()
             return saved.detach()
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
-            self._outputs(inputs)
+        with self._at.held(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
+            outputs = self._at.outputs(inputs)
+        check_mean(self._loss, outputs, targets)
         return total
-
-    def _check_mean(self, targets: Tensor) -> None:
-        with torch.no_grad():
-            outputs = [self._outputs(chunk.inputs) for chunk in self._chunks]
-            whole = float(self._loss(torch.cat(outputs), targets))
-            parts = sum(chunk.share * float(self._loss(z, chunk.targets))
-                        for chunk, z in zip(self._chunks, outputs, strict=True))
-        if abs(whole - parts) > 1e-4 * abs(whole) + 1e-6:
-            raise UserError(f"curvature over many examples needs a loss that is their mean; this one gives "
-                            f"{whole:g} on all {len(targets)}, and the mean over its parts is {parts:g}: use "
-                            "reduction='mean' without class weights")
 
 
 class Hessian(_Curvature):
-    """The Hessian of the mean loss in all parameters of a model, H = (1/n) sum_i d^2 l_i / d theta^2.
+    """The Hessian of the mean loss in the trained parameters of a model, H = (1/n) sum_i d^2 l_i / d theta^2.
 
-    The model is put in eval mode for it and left untouched; `training=True` keeps the mode it is in, so that
-    batch normalisation uses the statistics of all examples, which then make one chunk. Graphs are kept up to
-    `memory` bytes, and built again for each product beyond. Pearlmutter 1994, "Fast exact multiplication by
+    They are those that require a gradient, or those named by `parameters`: within a probe, where none does,
+    `subject.trained`. The model is put in eval mode for it and left untouched; `training=True` keeps the mode it is
+    in, so that batch normalisation uses the statistics of all examples, which then make one chunk. Graphs are kept
+    up to `memory` bytes, and built again for each product beyond. Pearlmutter 1994, "Fast exact multiplication by
     the Hessian".
 
     >>> _ = torch.manual_seed(0)
@@ -251,7 +212,8 @@ class Hessian(_Curvature):
     tensor([0.6667, 0.6667, 0.6667])
 
     Raises:
-        UserError: for a model without parameters, or (over several chunks) a loss that is no mean over examples.
+        UserError: for a model without trained parameters, a loss that is no mean over its examples, or a layer or
+            loss that torch cannot differentiate twice.
     """
 
     _kind = _HessianGraph

@@ -19,8 +19,12 @@ from torch import Tensor, nn
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
+from optscope.tasks.fresh import seeded
+from optscope.tasks.game import Game
+from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Loss, Split
+from optscope.tasks.unchanged import unchanged
 
 Value = float | Mapping[float, float]
 """One number, or one a coordinate on the metric's axis."""
@@ -28,7 +32,10 @@ Value = float | Mapping[float, float]
 
 @dataclass(frozen=True)
 class Subject:
-    """What an author's `measure` sees: the model in eval mode with frozen parameters, and its examples."""
+    """What an author's `measure` sees: the model in eval mode with frozen parameters, and its examples.
+
+    `trained` names the parameters that training moves: no others belong to its gradients and its curvature.
+    """
 
     model: nn.Module
     inputs: Tensor
@@ -37,6 +44,7 @@ class Subject:
     bounds: tuple[float, float] | None
     generator: torch.Generator
     snapshot: Snapshot
+    trained: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,10 @@ class Probe(ABC):
 
     @final
     def __call__(self, snapshot: Snapshot) -> Reading:
-        """Check the snapshot, measure it, and leave its model exactly as it was.
+        """Check the snapshot, measure it, and leave all it holds exactly as it was.
+
+        Measured is the model that its optimiser stands for: one with an eval mode is put in it. Global random
+        numbers are seeded by the snapshot's seed meanwhile.
 
         Raises:
             UserError: no examples, weights that are not finite, or inputs outside the task's bounds.
@@ -82,12 +93,13 @@ class Probe(ABC):
                             f"got {self.examples}")
         split: Split = getattr(snapshot.task.data(), self.split)
         split = split.first(self.examples)
-        check_finite(snapshot.model)
         check_bounds(split.inputs, snapshot.task.bounds)
         generator = torch.Generator().manual_seed(snapshot.seed)
-        with frozen(snapshot.model) as model:
-            subject = Subject(model, split.inputs.detach(), split.targets.detach(), snapshot.task.loss,
-                              snapshot.task.bounds, generator, snapshot)
+        with seeded(snapshot.seed), torch.inference_mode(False), torch.enable_grad(), as_meant(snapshot) as model:
+            check_finite(model)
+            trained = trained_names(snapshot)
+            subject = Subject(_still(model), split.inputs.detach(), split.targets.detach(), snapshot.task.loss,
+                              snapshot.task.bounds, generator, snapshot, trained)
             return self.measure(subject)
 
     def __repr__(self) -> str:
@@ -95,9 +107,38 @@ class Probe(ABC):
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
 
+def trained_names(snapshot: Snapshot) -> tuple[str, ...]:
+    """Return the names of the parameters that training moves.
+
+    They require a gradient, and the live optimiser, where there is one that holds any of them, holds them.
+    """
+    names = {name: p for name, p in snapshot.model.named_parameters() if p.requires_grad}
+    groups = [] if snapshot.optimizer is None else snapshot.optimizer.param_groups
+    held = {id(p) for group in groups for p in group["params"]}
+    return tuple(name for name, p in names.items() if id(p) in held) or tuple(names)
+
+
+@contextmanager
+def as_meant(snapshot: Snapshot) -> Iterator[nn.Module]:
+    """Put a snapshot's model where its optimiser evaluates it, and leave model, loss and optimiser as they were.
+
+    Schedule-free rules train at other weights than those they stand for: they have train and eval modes.
+    """
+    task, optimizer = snapshot.task, snapshot.optimizer
+    losses = [player.loss for player in task.players] if isinstance(task, Game) else [task.loss]
+    evaluate = getattr(optimizer, "eval", None)
+    with unchanged(snapshot.model, *losses, *([optimizer] if callable(evaluate) else [])):
+        if callable(evaluate):
+            evaluate()
+        yield snapshot.model
+
+
 def check_finite(model: nn.Module) -> None:
-    """Raise unless all parameters are finite."""
+    """Raise unless all parameters have shapes, and are finite."""
     for name, p in model.named_parameters():
+        if nn.parameter.is_lazy(p):
+            raise UserError(f"the model's parameter {name!r} has no shape yet: call the model once on a batch, or "
+                            "give its layers their sizes")
         if not bool(torch.isfinite(p).all()):
             raise UserError(f"the model's parameter {name!r} is not finite: training diverged; "
                             "measure an earlier checkpoint or lower the learning rate")
@@ -136,7 +177,7 @@ def check_outputs(subject: Subject) -> Tensor:
 
 
 def check_examples(subject: Subject) -> None:
-    """Raise unless a model gives the same finite outputs twice, its labels are classes, and its loss is one number.
+    """Raise unless a model gives the same finite outputs twice, its labels are classes, and its loss a mean.
 
     Authors call it where `measure` uses the loss, and `check_outputs` where it uses the outputs alone.
 
@@ -155,30 +196,28 @@ def check_examples(subject: Subject) -> None:
     if loss.dim() != 0:
         raise UserError("the loss must be one number (a tensor of shape ()); got shape "
                         f"{tuple(loss.shape)}: take its mean over the examples")
+    check_mean(subject.loss, outputs, y)
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Put a model in eval mode with frozen parameters, and restore both afterwards.
+    """Put a model in eval mode with frozen parameters, and leave it as it was afterwards.
 
     Meanwhile it is handed copies of its inputs: what a layer writes into them reaches nobody's data.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    needs = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
-    for p, _ in needs:
-        p.requires_grad_(False)
-    apart = handed_copies in model._forward_pre_hooks.values()
-    handle = None if apart else model.register_forward_pre_hook(handed_copies)
-    try:
+    if handed_copies in model._forward_pre_hooks.values():
         yield model
-    finally:
-        if handle is not None:
-            handle.remove()
-        for module, mode in modes:
-            module.training = mode
-        for p, need in needs:
-            p.requires_grad_(need)
+        return
+    with unchanged(model):
+        yield _still(model)
+
+
+def _still(model: nn.Module) -> nn.Module:
+    model.eval()
+    for p in model.parameters():
+        p.requires_grad_(False)
+    model.register_forward_pre_hook(handed_copies)
+    return model
 
 
 def handed_copies(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,22 +95,39 @@ def rule_in_use(snapshot: Snapshot) -> Rule | None:
     optimizer = snapshot.optimizer
     if optimizer is None:
         return snapshot.rule
-    groups = [{name: value for name, value in group.items() if name != "params"}
+    groups = [{name: plain(value) for name, value in group.items() if name not in ("params", "param_names")}
               for group in optimizer.param_groups]
-    if any(group != groups[0] for group in groups):
+    try:
+        if any(group != groups[0] for group in groups):
+            return None
+        if isinstance(optimizer, RuleOptimizer):
+            names = {f.name for f in fields(optimizer.rule)} | {"lr"}
+            return optimizer.rule.with_(**{name: value for name, value in groups[0].items() if name in names})
+        return _from_torch(type(optimizer), groups[0])
+    except (LookupError, RuntimeError, TypeError, ValueError):  # numbers that no rule has, such as a rate of 0
         return None
-    if isinstance(optimizer, RuleOptimizer):
-        names = {f.name for f in fields(optimizer.rule)} | {"lr"}
-        return optimizer.rule.with_(**{name: value for name, value in groups[0].items() if name in names})
-    return _from_torch(type(optimizer), groups[0])
+
+
+def plain(value: Any) -> Any:
+    """Return a param group's value without tensors and arrays, which do not compare as one.
+
+    >>> plain((torch.tensor(0.5), np.ones(2)))
+    (0.5, [1.0, 1.0])
+    """
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+
+
+_TORCH = (torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adam, torch.optim.AdamW)
 
 
 def _from_torch(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> Rule | None:
-    lr, decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
+    if kind not in _TORCH or group["maximize"]:
+        return None
+    lr, decay = float(group["lr"]), float(group["weight_decay"])
     beta1, beta2 = group.get("betas", (0.0, 0.0))
     rule: Rule | None = None
-    if group.get("maximize") or lr <= 0:
-        return None
     if kind is torch.optim.SGD and not group["dampening"]:
         rule = SGD(lr, group["momentum"], group["nesterov"])
     elif kind is torch.optim.RMSprop and not group["momentum"] and not group["centered"]:
@@ -128,25 +146,28 @@ def adaptive(rule: Rule | None) -> Adam | RMSProp | None:
     return rule if isinstance(rule, (Adam, RMSProp)) else None
 
 
-def preconditioner(snapshot: Snapshot) -> Tensor | None:
+def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | None:
     """Return the diagonal D by which an adaptive rule divides the gradient, `(P,)`, or None before its first step.
 
         RMSProp: D = √v + eps        Adam: D = (1 − beta1ᵗ) (√(v/(1 − beta2ᵗ)) + eps)
 
-    The first factor is the bias correction of Adam's momentum (arXiv 2207.14484). P runs over the
-    model's parameters in their order.
+    The first factor is the bias correction of Adam's momentum (arXiv 2207.14484). P runs over the `trained`
+    parameters in the model's order. One that never had a gradient has not moved: its D is infinite.
 
     Raises:
-        UserError: without a live optimiser, or when it is not Adam, AdamW or RMSProp, or lacks a parameter.
+        UserError: without a live optimiser, or when it is not Adam, AdamW or RMSProp, or keeps no second moment.
     """
     rule = adaptive(rule_in_use(snapshot))
     if snapshot.optimizer is None or rule is None:
         raise UserError("preconditioned sharpness needs the live Adam, AdamW or RMSProp that trains the model, "
                         f"with one set of numbers; got {snapshot.optimizer or snapshot.rule!r}")
-    states = {name: snapshot.optimizer.state.get(p, {}) for name, p in snapshot.model.named_parameters()}
+    weights = {name: p for name, p in snapshot.model.named_parameters() if name in trained}
+    states = {name: snapshot.optimizer.state.get(p, {}) for name, p in weights.items()}
     if not any(states.values()):
         return None
-    return torch.cat([_diagonal(rule, name, state).reshape(-1) for name, state in states.items()])
+    return torch.cat([_diagonal(rule, name, state).reshape(-1) if state
+                      else torch.full_like(weights[name].detach(), math.inf).reshape(-1)
+                      for name, state in states.items()])
 
 
 def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tensor:
@@ -154,8 +175,8 @@ def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tens
         state = state["rule"]
     moment: Tensor | None = next((state[key] for key in SECOND_MOMENTS if key in state), None)
     if moment is None:
-        raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}; train all the model's "
-                        "parameters with it, or measure TopEigenvalues instead")
+        raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}: measure TopEigenvalues "
+                        "instead")
     moment = moment.detach()
     if isinstance(rule, RMSProp):
         return moment.sqrt() + _one(rule.eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,26 +31,26 @@ def check_mean(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, target
         UserError: when it is another one, or the loss takes no batch of twice the size.
     """
     apart = torch.roll(outputs.detach(), 1, 0)
-    once, slope = _slope(loss, apart, targets)
+    slope = _slope(loss, apart, targets)
     try:
-        twice, slopes = _slope(loss, torch.cat([apart, apart]), torch.cat([targets, targets]))
+        twice = _slope(loss, torch.cat([apart, apart]), torch.cat([targets, targets]))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"the loss must be a mean over as many examples as it is given; it takes {len(outputs)} of "
                         f"them, and of twice as many it says: {str(error).splitlines()[0]}") from error
-    joined = slopes.reshape(2, *slope.shape).sum(0)
-    share = max(SHARE, 8 * torch.finfo(slope.dtype).eps)
-    if float((joined - slope).abs().max()) > share * float(torch.maximum(joined.abs(), slope.abs()).max()):
-        raise UserError("the loss must be a mean over the examples, the same when each is taken twice; this one is "
-                        f"{once:g} for {len(outputs)} of them and {twice:g} for the same twice: "
-                        "use reduction='mean'")
+    joined = twice.reshape(2, *slope.shape).sum(0)
+    moved, size = float((joined - slope).abs().max()), float(slope.abs().max())
+    if moved > max(SHARE, 8 * torch.finfo(slope.dtype).eps) * max(size, float(joined.abs().max())):
+        change = moved / size if size else math.inf
+        raise UserError("the loss must be a mean over the examples, with the same gradient when each is taken "
+                        f"twice; this one's changes by {change:.0%}: use reduction='mean'")
 
 
-def _slope(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> tuple[float, Tensor]:
-    """Return the loss and its gradient in the outputs, zero where it has none."""
+def _slope(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient of the loss in the outputs, zero where it has none."""
     with torch.inference_mode(False), torch.enable_grad():
         z = outputs.clone().requires_grad_()
         value = loss(z, targets)
         if value.dim() != 0 or not value.requires_grad:
-            return float(value.detach().sum()), torch.zeros_like(z)
+            return torch.zeros_like(z)
         (slope,) = torch.autograd.grad(value, z, allow_unused=True, materialize_grads=True)
-    return float(value.detach()), slope
+    return slope
