@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from torch import nn
 
 from optscope.errors import UserError
 from optscope.probes import operator_norm as module_under_test
+from optscope.probes.layers import SLOPES
+from optscope.probes.layers import constant as constant_of
 from optscope.probes.lipschitz import Lipschitz, steepest_slope
-from optscope.probes.lipschitz_product import SLOPES, kernel_norm, pieces, product, runs
+from optscope.probes.lipschitz_product import kernel_norm, pieces, product, runs
 from optscope.probes.operator_norm import largest_eigenvalue, operator_norm
 from optscope.probes.probe import Snapshot
 from optscope.tasks.models import MLP, Residual, ResNet
@@ -250,11 +253,46 @@ def test_max_pool_constant_is_reached_by_a_spike(pool, constant):
     assert float(pool(spikes).flatten(1).norm(dim=1).max()) == pytest.approx(constant)
 
 
-@pytest.mark.parametrize("kind", SLOPES, ids=lambda kind: kind.__name__)
-def test_no_activation_is_steeper_than_its_constant(kind):
-    x = torch.linspace(-10, 10, 200_001, dtype=torch.float64, requires_grad=True)
-    slope = torch.autograd.grad(kind()(x).sum(), x)[0].abs().max()
-    assert SLOPES[kind] - 2e-3 <= slope <= SLOPES[kind]
+def tuned(layer, weight):
+    layer.weight.data.fill_(weight)
+    return layer
+
+
+ELEMENTWISE = [
+    *(kind() for kind in SLOPES), nn.GELU("tanh"), nn.Hardtanh(-2, 0.5), nn.ELU(), nn.ELU(2.5), nn.ELU(-3.0),
+    nn.CELU(0.3), nn.LeakyReLU(0.2), nn.LeakyReLU(-1.5), tuned(nn.PReLU(), -2.0), nn.PReLU(), nn.RReLU(1.0, 3.0),
+    nn.Softplus(), nn.Softplus(-3.0), nn.Threshold(0.5, 0.5)]
+SOFTMAXES = [nn.Softmax(1), nn.Softmin(-3), nn.LogSoftmax(1), nn.Softmax2d()]
+
+
+@pytest.mark.parametrize("layer", ELEMENTWISE, ids=str)
+def test_no_activation_is_steeper_than_its_constant_which_is_reached(layer):
+    x = torch.linspace(-12, 12, 200_001, dtype=torch.float64).view(1, -1)
+    slopes = (layer.eval().double().requires_grad_(False)(x).diff() / x.diff()).abs()
+    assert constant_of(layer, x, "here") * 0.998 <= slopes.max() <= constant_of(layer, x, "here") * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("layer", SOFTMAXES, ids=str)
+def test_the_constant_of_a_softmax_is_the_largest_singular_value_of_its_jacobians(layer):
+    sure = torch.tensor([[40.0, 0, 0, 0], [40, 40, 0, 0], [-40, -40, 0, 0]], dtype=torch.float64)
+    points = torch.cat([sure, 3 * torch.randn(300, 4, generator=generator(), dtype=torch.float64)])
+    found = [torch.func.jacrev(layer)(x.view(1, 4, 1, 1)).reshape(4, 4) for x in points]
+    steepest = float(torch.linalg.matrix_norm(torch.stack(found), 2).max())
+    assert constant_of(layer, points[:1].view(1, 4, 1, 1), "here") == pytest.approx(steepest)
+
+
+def test_every_activation_of_torch_has_a_constant_or_none_exists():
+    without = {"GLU", "Hardshrink", "MultiheadAttention"}  # a product of inputs, a jump, products again
+    named = {type(layer).__name__ for layer in (*ELEMENTWISE, *SOFTMAXES)}
+    assert set(torch.nn.modules.activation.__all__) - without == named
+
+
+@pytest.mark.parametrize("layer", [nn.Hardshrink(), nn.GLU(), nn.Softplus(threshold=1), nn.Threshold(0.0, 5.0),
+                                   nn.CELU(-1.0), nn.Softmax(0), nn.LayerNorm(4), nn.GroupNorm(2, 4),
+                                   nn.InstanceNorm1d(4)], ids=str)
+def test_what_jumps_or_multiplies_its_inputs_has_no_constant(layer):
+    with pytest.raises(UserError, match=f"no Lipschitz constant is known for the module {type(layer).__name__}"):
+        pieces(ready(layer), torch.rand(1, 4, 4) if isinstance(layer, nn.InstanceNorm1d) else torch.rand(1, 4))
 
 
 def test_a_module_used_twice_counts_twice():
@@ -287,6 +325,129 @@ def test_what_cannot_be_bounded_is_named_and_keeps_its_lower_bound(model, messag
     steepest = steepest_slope(ready(model), x, (0.0, 1.0), generator())
     assert found == {"Lipschitz lower bound": pytest.approx(steepest)}
     assert not arrays
+
+
+class Rectified(nn.Linear):
+    def forward(self, x):
+        return nn.functional.relu(super().forward(x))
+
+
+class Steep(nn.ReLU):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Twice(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) + super().forward(-x)
+
+
+class Restless(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train()
+
+
+def patched(module):
+    module.forward = MethodType(lambda self, x: 5 * type(self).forward(self, x), module)
+    return module
+
+
+def hooked(module, before=False):
+    if before:
+        module.register_forward_pre_hook(lambda module, x: 5 * x[0])
+    else:
+        module.register_forward_hook(lambda module, x, y: 5 * y)
+    return module
+
+
+@pytest.mark.parametrize(("layer", "words"), [
+    (lambda: Rectified(4, 4), "Rectified at '1'"), (Steep, "Steep at '1'"),
+    (lambda: Twice(nn.Linear(4, 4), nn.ReLU()), "Twice at '1'"),
+    (lambda: patched(nn.Linear(4, 4)), "Linear at '1': it has a method 'forward' of its own"),
+    (lambda: patched(nn.ReLU()), "ReLU at '1': it has a method"),
+    (lambda: hooked(nn.Linear(4, 4)), "Linear at '1': it has hooks"),
+    (lambda: hooked(nn.Sequential(nn.ReLU()), before=True), "Sequential at '1': it has hooks"),
+    (lambda: Restless(4), "batch norms that use their running statistics; '1' does not"),
+    (lambda: Residual(nn.Sequential(nn.Identity(), nn.ELU(3.0, inplace=True)), nn.Identity()),
+     "residual block at '1': its branch writes into the input"),
+], ids=str)
+def test_a_layer_is_known_by_what_it_computes(layer, words):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), layer())
+    x = torch.rand(16, 4)
+    labels = torch.zeros(16).long()
+    reading = Lipschitz(climb=5)(Snapshot(model, Task.from_tensors(lambda: model, (x, labels), (x, labels))))
+    assert set(reading.values) == {"Lipschitz lower bound"}
+    assert words in reading.silence
+    assert not reading.arrays
+
+
+def test_a_slope_above_the_product_takes_the_product_back(monkeypatch):
+    monkeypatch.setattr("optscope.probes.lipschitz.product", lambda *_, **__: 1e-3)
+    found, arrays = bounds_of(nn.Linear(4, 3), torch.rand(6, 4))
+    assert set(found) == {"Lipschitz lower bound"}
+    assert not arrays
+
+
+class Named(nn.Linear):
+    """A layer that only begins otherwise."""
+
+    def __init__(self):
+        super().__init__(4, 4)
+
+
+@pytest.mark.parametrize("layer", [Named(), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+                                   nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))], ids=str)
+def test_other_weights_are_the_same_layer(layer):
+    layer.eval()
+    truth = float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2))
+    found, _ = bounds_of(nn.Sequential(layer, nn.ReLU()), torch.rand(6, 4))
+    assert found["Lipschitz upper bound"] == pytest.approx(truth, rel=1e-6)
+    assert found["paper's spectral product"] == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("first", [nn.Conv1d(5, 5, 1), nn.Linear(5, 5)], ids=str)
+def test_a_batch_norm_over_time_scales_what_lies_on_its_axis(first):
+    """Inputs are (5, 5): the axis of the channels, and that of the features, are equally long."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(5)
+    norm.running_var.copy_(torch.tensor([0.01, 1.0, 4.0, 9.0, 16.0]))
+    model = ready(nn.Sequential(first, norm))
+    dense = torch.func.jacrev(ready(nn.Sequential(first, norm)).double())(torch.zeros(1, 5, 5).double())
+    truth = float(torch.linalg.matrix_norm(dense.reshape(25, 25), 2))
+    found, _ = bounds_of(model.float(), torch.rand(6, 5, 5))
+    assert found["Lipschitz lower bound"] <= truth * (1 + 1e-6)
+    assert found["Lipschitz upper bound"] == pytest.approx(truth, rel=1e-5)
+    assert found["sqrt(kh kw) bound"] >= truth * (1 - 1e-6)
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = nn.functional.leaky_relu(self.first(x), 0.2)
+        return self.last(nn.functional.relu(self.second(x)))
+
+
+@pytest.mark.parametrize("activation", [
+    nn.LeakyReLU(0.1), nn.PReLU(), nn.Hardtanh(-0.3, 0.3), nn.MaxPool2d(2), None], ids=str)
+def test_the_lower_bound_is_never_below_plain_sampling(activation):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        if isinstance(activation, nn.MaxPool2d):
+            model, shape = nn.Sequential(nn.Conv2d(1, 4, 3), activation, nn.Conv2d(4, 4, 2), nn.Flatten(),
+                                         nn.Linear(16, 3)), (1, 8, 8)
+        else:
+            shape = (6,)
+            model = Functional() if activation is None else nn.Sequential(
+                nn.Linear(6, 12), activation, nn.Linear(12, 12), activation, nn.Linear(12, 3))
+        inputs, points = torch.rand(64, *shape), torch.rand(2000, *shape, requires_grad=True)
+        outputs = ready(model)(points)
+        rows = [torch.autograd.grad(outputs[:, i].sum(), points, retain_graph=True)[0].flatten(1) for i in range(3)]
+        plain = float(torch.linalg.matrix_norm(torch.stack(rows, 1), 2).max())
+        assert steepest_slope(model, inputs, (0.0, 1.0), generator()) >= plain * (1 - 1e-6)
 
 
 class Doubled(nn.Module):

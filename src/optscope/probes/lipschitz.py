@@ -20,11 +20,14 @@ from optscope.evidence.records import Metric
 from optscope.probes.lipschitz_product import kernel_norm, pieces, product, runs
 from optscope.probes.operator_norm import operator_norm
 from optscope.probes.probe import Probe, Reading, Subject, check_outputs
+from optscope.probes.smoothed import Smoothed
 
 Bounds = tuple[float, float] | None
 
-STARTS = 16  # how many of the steepest examples are climbed from
-STRIDE = 0.03  # the length of a climbing step, in lengths of an input
+SAMPLED = 2**17  # numbers in all random points: a few images, or many points of few axes, where they cover much
+STARTED, FEWEST, MOST = 2**12, 16, 64  # numbers in, least and largest count of, the places that are climbed from
+STRIDE = 0.03  # the length of a step uphill, in lengths of an input
+REACH = (1.0, 0.3, 0.1, 0.03)  # of random steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +48,8 @@ class Lipschitz(Probe):
     model (branches before shortcuts). A constant network has L = 0 and log10 -inf.
 
     The products need a network made of known layers, see `pieces`. For any other, such as a module with a
-    `forward` of its own, there is no upper bound, and "Lipschitz lower bound" is all that a reading holds.
+    `forward` of its own, there is no upper bound: "Lipschitz lower bound" is all that a reading holds, and its
+    `silence` says why. The same happens if a slope is seen that is steeper than the product.
 
     Raises:
         UserError: when inputs are whole numbers, or the model cannot be differentiated twice.
@@ -77,8 +81,8 @@ class Lipschitz(Probe):
         check_outputs(subject)
         try:
             chain, _ = pieces(subject.model, subject.inputs[:1])
-        except UserError:
-            return Reading({"Lipschitz lower bound": _log10(self._lower(subject))})
+        except UserError as error:
+            return self._alone(self._lower(subject), str(error))
         norms = {run: operator_norm(nn.Sequential(*run.layers), run.shape, subject.generator, self.tolerance)
                  for run in runs(chain)}
         kernels = {run: kernel_norm(run, taps=False) for run in norms}
@@ -88,15 +92,22 @@ class Lipschitz(Probe):
             "sqrt(kh kw) bound": product(chain, lambda run: kernel_norm(run, taps=True)),
             "paper's spectral product": product(chain, kernels.__getitem__, pooling=False),
         }
+        lower, upper = values["Lipschitz lower bound"], values["Lipschitz upper bound"]
+        if lower > upper:
+            return self._alone(lower, f"a slope of {lower:.4g} was seen, and the norms of the layers multiply to "
+                                      f"{upper:.4g}: the model does not compute what its layers do")
         return Reading({name: _log10(v) for name, v in values.items()},
                        {"operator norms": np.array([norm.lower for norm in norms.values()]),
                         "kernel norms": np.array(list(kernels.values()))})
+
+    def _alone(self, lower: float, reason: str) -> Reading:
+        return Reading({"Lipschitz lower bound": _log10(lower)}, silence=f"there is no upper bound: {reason}")
 
     def _lower(self, subject: Subject) -> float:
         try:
             with sdpa_kernel(SDPBackend.MATH):  # of the attention kernels it alone has a second derivative
                 return steepest_slope(subject.model, subject.inputs, subject.bounds, subject.generator, self.climb)
-        except RuntimeError as error:  # some operations of torch have no second derivative, or no float64
+        except (RuntimeError, TypeError) as error:  # some operations have no second derivative, or no float64
             raise UserError(f"Lipschitz: the model must be twice differentiable and run in float64; "
                             f"torch said: {str(error).splitlines()[0]}") from error
 
@@ -109,33 +120,79 @@ def steepest_slope(model: nn.Module, inputs: Tensor, bounds: Bounds, generator: 
                    climb: int = 40) -> float:
     """Return the steepest slope found for a frozen model in eval mode, from `inputs` `(n, ...)`.
 
-    The spectral norm of the Jacobian, ‖J(x)‖ = max_{‖u‖=1} ‖Jᵀu‖, is taken at all inputs by power iteration;
-    from the steepest ones x climbs for `climb` steps within the `bounds`. As ‖J‖ of a ReLU network is
-    constant in pieces and has no gradient, the way up is that of a copy with softplus for ReLU, and only what
-    the model itself says counts. At last the slope across x ± h v, v the steepest direction, is taken in
-    float64: this is a lower bound of L whatever autograd calls a derivative at a kink.
+    The spectral norm of the Jacobian, ‖J(x)‖ = max_{‖u‖=1} ‖Jᵀu‖, is taken by power iteration at all inputs, and
+    unless `climb` is 0 at random points of the `bounds` (or of the box that the inputs span). From the steepest of
+    them x climbs for `climb` steps: along the gradient of ‖J‖, where that of a network that is linear in pieces is
+    taken from its `Smoothed` self, and by random steps of several lengths; only what the model itself says counts.
+    At last the slope across x ± h v, v the steepest direction, is taken in float64: this is a lower bound of L
+    whatever autograd calls a derivative at a kink. Places without a finite derivative are passed over.
+
+    Raises:
+        UserError: when no slope that was seen is finite.
     """
     length = float(inputs.flatten(1).norm(dim=1).mean()) or 1.0
-    parts = [_jacobian_norm(model, x, _start(model, x, generator), rounds=4) for x in inputs.split(128)]
+    size = inputs[0].numel()
+    more = _sampled(inputs, bounds, min(SAMPLED // size, 2048), generator) if climb else inputs[:0]
+    points = torch.cat([inputs, more])
+    parts = [_jacobian_norm(model, x, _start(model, x, generator), rounds=4) for x in points.split(128)]
     norms, u, v = (torch.cat([part[i] for part in parts]) for i in range(3))
-    steepest = norms.argsort(descending=True)[:STARTS]
-    norms, u, v, x = norms[steepest], u[steepest], v[steepest], inputs[steepest]
-    top, place, along = norms, x, v
-    smooth = _smoothed(model)
-    for _ in range(climb):
-        x = x + STRIDE * length * _uphill(smooth, x, u)
-        x = x if bounds is None else x.clamp(*bounds)
-        norms, u, v = _jacobian_norm(model, x, u, rounds=1)
-        better = _column(norms > top, x)
-        place, along = torch.where(better, x, place), torch.where(better, v, along)
-        top = torch.maximum(top, norms)
+    first = norms.argsort(descending=True)[:min(max(STARTED // size, FEWEST), MOST)]
+    best = _Best(points[first], norms[first], u[first], v[first])
+    x, u = best.place, best.u
+    for step in range(climb):
+        x = _inside(x + STRIDE * length * _uphill(model, x, u), bounds)
+        u = best.consider(model, x, u)
+        direction = _unit(torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device))
+        best.consider(model, _inside(best.place + REACH[step % len(REACH)] * length * direction, bounds), best.u)
+    return _across(model, best.place, best.along, 1e-4 * length, generator)
+
+
+@dataclass
+class _Best:
+    """The steepest places so far `(n, ...)`, with ‖J‖ there, and its left and right singular vectors."""
+
+    place: Tensor
+    norm: Tensor
+    u: Tensor
+    along: Tensor
+
+    def consider(self, model: nn.Module, x: Tensor, u: Tensor) -> Tensor:
+        """Take the places of `x` that are steeper, and return u there."""
+        norm, u, v = _jacobian_norm(model, x, u, rounds=2)
+        better = norm > self.norm
+        self.place, self.along = (torch.where(_column(better, x), new, old)
+                                  for new, old in ((x, self.place), (v, self.along)))
+        self.u = torch.where(better.unsqueeze(1), u, self.u)
+        self.norm = torch.maximum(norm, self.norm)
+        return u
+
+
+def _across(model: nn.Module, place: Tensor, along: Tensor, step: float, generator: torch.Generator) -> float:
+    """Return the steepest finite slope across `place` ± `step` in the directions `along`, in float64."""
+    other = torch.randn(along.shape, generator=generator, dtype=torch.float64).to(along.device)
+    known = along.flatten(1).isfinite().all(1)
+    direction = _unit(torch.where(_column(known, along), along.double(), other))
     exact = copy.deepcopy(model).double()
-    step = 1e-4 * length * _unit(along.double())
-    a, b = place.double() + step, place.double() - step
+    a, b = place.double() + step * direction, place.double() - step * direction
     with torch.no_grad():
         rise = (exact(a) - exact(b)).flatten(1).norm(dim=1)
     slopes = rise / (a - b).flatten(1).norm(dim=1).clamp_min(1e-30)
+    slopes = slopes[slopes.isfinite()]
+    if len(slopes) == 0:
+        raise UserError("Lipschitz: no slope of the model is finite where it was looked at: its outputs are nan or "
+                        "inf around the inputs; look at divisions and roots in its forward")
     return float(slopes.max()) * (1 - 1e-8)  # less what rounding may have added
+
+
+def _sampled(inputs: Tensor, bounds: Bounds, n: int, generator: torch.Generator) -> Tensor:
+    """Return `n` points, uniform in the bounds, or in the box that the inputs span."""
+    low, high = (inputs.amin(0), inputs.amax(0)) if bounds is None else bounds
+    share = torch.rand((n, *inputs.shape[1:]), generator=generator, dtype=inputs.dtype).to(inputs.device)
+    return low + (high - low) * share
+
+
+def _inside(x: Tensor, bounds: Bounds) -> Tensor:
+    return x if bounds is None else x.clamp(*bounds)
 
 
 def _start(model: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -146,7 +203,10 @@ def _start(model: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.enable_grad()
 def _jacobian_norm(model: nn.Module, x: Tensor, u: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ‖Jᵀu‖ `(n,)`, u `(n, outputs)` and Jᵀu `(n, ...)` after rounds of u <- J Jᵀu / ‖J Jᵀu‖."""
+    """Return ‖Jᵀu‖ `(n,)`, u `(n, outputs)` and Jᵀu `(n, ...)` after rounds of u <- J Jᵀu / ‖J Jᵀu‖.
+
+    Where J is not finite, u stays and the norm is -1: below any that is one.
+    """
     x = x.detach().requires_grad_()
     y = model(x).flatten(1)
     p = torch.zeros_like(y, requires_grad=True)
@@ -154,30 +214,23 @@ def _jacobian_norm(model: nn.Module, x: Tensor, u: Tensor, rounds: int) -> tuple
     for _ in range(rounds):
         v, = torch.autograd.grad(y, x, u, retain_graph=True)
         image, = torch.autograd.grad(pulled, p, v, retain_graph=True)
-        u = _unit(image)
+        u = torch.where(image.isfinite().all(1, keepdim=True), _unit(image), u)
     v, = torch.autograd.grad(y, x, u)
-    return v.flatten(1).norm(dim=1), u, v
+    return v.flatten(1).norm(dim=1).nan_to_num(-1, -1), u, v
 
 
 @torch.enable_grad()
 def _uphill(model: nn.Module, x: Tensor, u: Tensor) -> Tensor:
-    """Return the unit direction `(n, ...)` in which ‖J(x)ᵀu‖ rises fastest (0 where it is constant)."""
+    """Return the unit direction `(n, ...)` in which ‖J(x)ᵀu‖ rises fastest, 0 where there is none."""
     x = x.detach().requires_grad_()
-    pulled, = torch.autograd.grad(model(x).flatten(1), x, u, create_graph=True)
+    with Smoothed():
+        y = model(x)
+    pulled, = torch.autograd.grad(y.flatten(1), x, u, create_graph=True)
     if not pulled.requires_grad:  # an affine model
         return torch.zeros_like(x)
     norm = torch.linalg.vector_norm(pulled.flatten(1), dim=1).sum()
-    return _unit(torch.autograd.grad(norm, x, materialize_grads=True)[0])
-
-
-def _smoothed(model: nn.Module) -> nn.Module:
-    """Return a copy of a model with a sharp softplus in place of each ReLU."""
-    copied = copy.deepcopy(model)
-    for parent in copied.modules():
-        for name, child in parent._modules.items():  # named_children leaves out a layer used twice
-            if isinstance(child, nn.ReLU):
-                setattr(parent, name, nn.Softplus(beta=20))
-    return copied
+    rise, = torch.autograd.grad(norm, x, materialize_grads=True)
+    return _unit(rise.nan_to_num(0, 0, 0))
 
 
 def _unit(x: Tensor) -> Tensor:

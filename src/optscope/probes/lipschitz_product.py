@@ -9,7 +9,6 @@ layers without an activation between them count as the one map they are.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,26 +16,29 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
+from optscope.probes.layers import constant, known
 from optscope.tasks.models import Residual
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 AFFINE = (nn.Linear, nn.Flatten, *CONVOLUTIONS, *BATCH_NORMS, *AVERAGES)
-IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d)
-SLOPES: dict[type[nn.Module], float] = {nn.ReLU: 1.0, nn.ReLU6: 1.0, nn.Tanh: 1.0, nn.Sigmoid: 0.25,
-                                        nn.Softplus: 1.0, nn.GELU: 1.13, nn.SiLU: 1.1}
-"""The steepest slope of each activation (rounded up for the last two)."""
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+              nn.FeatureAlphaDropout)  # in eval mode
 
 
 @dataclass(frozen=True)
 class Run:
-    """Affine layers, one behind the other, and the shape of one input to them."""
+    """Affine layers, one behind the other, and the shape of one input to each of them."""
 
     name: str
     layers: tuple[nn.Module, ...]
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input to the first layer."""
+        return self.shapes[0]
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,24 @@ def pieces(model: nn.Module, x: Tensor, name: str = "") -> tuple[tuple[Piece, ..
     """
     chain: list[Piece] = []
     for path, leaf in _leaves(model, name):
-        if isinstance(leaf, Residual):
+        kind = known(leaf, path, (Residual, *AFFINE, *IDENTITIES))
+        if kind is Residual:
+            assert isinstance(leaf, Residual)
+            _check_apart(leaf.branch, path)
             branch, _ = pieces(leaf.branch, x, f"{path}.branch")
             shortcut, _ = pieces(leaf.shortcut, x, f"{path}.shortcut")
             chain.append(Sum(branch, shortcut))
-        elif isinstance(leaf, AFFINE):
+        elif kind in AFFINE:
             _check_affine(leaf, x, path)
-            last = chain[-1] if chain else None
+            last, shape = chain[-1] if chain else None, tuple(x.shape[1:])
             if isinstance(last, Run):
-                chain[-1] = Run(last.name, (*last.layers, leaf), last.shape)
+                chain[-1] = Run(last.name, (*last.layers, leaf), (*last.shapes, shape))
             else:
-                chain.append(Run(path, (leaf,), tuple(x.shape[1:])))
-        elif not isinstance(leaf, IDENTITIES):
-            chain.append(Nonlinear(path, _constant(leaf, path)))
+                chain.append(Run(path, (leaf,), (shape,)))
+        elif kind is None:
+            chain.append(Nonlinear(path, constant(leaf, x, path)))
         with torch.no_grad():
-            x = leaf(x)
+            x = leaf(x.clone())
     return tuple(chain), x
 
 
@@ -116,11 +121,12 @@ def kernel_norm(run: Run, taps: bool) -> float:
     This is the quantity of arXiv 2308.06703's code; for convolutions it is *not* a bound (the all-ones 3x3
     kernel gives 3, the operator tends to 9). With `taps` every convolution's norm is multiplied by
     √(kh · kw), which makes it one: each tap reads each pixel at most once. A batch norm behind a kernel
-    scales its rows; average pooling and flattening count as 1.
+    scales its rows, unless the rows are no channels (a linear layer over several axes); average pooling and
+    flattening count as 1.
     """
     total = 1.0
     matrix: Tensor | None = None
-    for layer in run.layers:
+    for layer, shape in zip(run.layers, run.shapes, strict=True):
         if isinstance(layer, BATCH_NORMS):
             scale = _scale(layer)
             if matrix is None:
@@ -129,8 +135,10 @@ def kernel_norm(run: Run, taps: bool) -> float:
                 matrix = scale.unsqueeze(1) * matrix
             continue
         total, matrix = total * _spectral(matrix), None
-        if isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+        if isinstance(layer, CONVOLUTIONS) or (isinstance(layer, nn.Linear) and len(shape) == 1):
             matrix = layer.weight.detach().double().flatten(1)
+        elif isinstance(layer, nn.Linear):  # over time: a batch norm behind it scales moments, not the rows
+            total *= _spectral(layer.weight.detach().double())
         if taps and isinstance(layer, CONVOLUTIONS):
             total *= math.sqrt(math.prod(layer.kernel_size))
     return total * _spectral(matrix)
@@ -149,21 +157,36 @@ def _scale(layer: nn.Module) -> Tensor:
 
 
 def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+    if known(module, name, (nn.Sequential,)):
+        assert isinstance(module, nn.Sequential)
         for child, part in enumerate(module):  # unlike named_children, this repeats a layer used twice
             yield from _leaves(part, f"{name}.{child}".lstrip("."))
     else:
         yield name or type(module).__name__, module
 
 
+def _check_apart(branch: nn.Module, path: str) -> None:
+    """Raise if a residual branch begins by writing into the input that the shortcut sees as well."""
+    for _, leaf in _leaves(branch, path):
+        if isinstance(leaf, (*IDENTITIES, nn.Flatten)):  # what they return is the input itself
+            continue
+        if getattr(leaf, "inplace", False):
+            raise UserError(f"no Lipschitz constant is known for the residual block at {path!r}: its branch writes "
+                            "into the input before the shortcut sees it; use inplace=False there")
+        return
+
+
 def _check_affine(layer: nn.Module, x: Tensor, path: str) -> None:
     """Raise unless the layer is affine in eval mode, and each tap or window reads each pixel at most once."""
+    if isinstance(layer, nn.Flatten) and layer.start_dim == 0:
+        raise UserError(f"the Lipschitz bounds need examples that stay apart; {path!r} flattens them into one: "
+                        "write start_dim=1")
     if isinstance(layer, CONVOLUTIONS) and layer.padding_mode != "zeros":
         raise UserError(f"the Lipschitz bounds need convolutions padded with zeros; {path!r} has "
                         f"padding_mode={layer.padding_mode!r}")
-    if isinstance(layer, BATCH_NORMS) and layer.running_var is None:
-        raise UserError(f"the Lipschitz bounds need batch norms with running statistics; {path!r} has none: "
-                        "make it with track_running_stats=True")
+    if isinstance(layer, BATCH_NORMS) and (layer.running_var is None or layer.training):
+        raise UserError(f"the Lipschitz bounds need batch norms that use their running statistics; {path!r} does "
+                        "not: make it with track_running_stats=True, and let it change to eval mode")
     if isinstance(layer, AVERAGES) and not _is_plain(layer, x):
         raise UserError(f"the Lipschitz bounds need average pooling over whole windows of one size; {path!r} "
                         f"is {layer} on images of {tuple(x.shape[2:])}: choose a size that divides them, "
@@ -177,26 +200,3 @@ def _is_plain(pool: nn.Module, x: Tensor) -> bool:
                        for inside, outside in zip(x.shape[2:], pool(x).shape[2:], strict=True))
     plain = pool.padding in (0, (0,), (0, 0)) and not pool.ceil_mode
     return plain and getattr(pool, "divisor_override", None) is None
-
-
-def _constant(module: nn.Module, path: str) -> float:
-    if isinstance(module, MAX_POOLS):
-        return _overlap(module)
-    if isinstance(module, nn.LeakyReLU):
-        return max(1.0, abs(module.negative_slope))
-    if type(module) in SLOPES:
-        return SLOPES[type(module)]
-    raise UserError(f"no Lipschitz constant is known for the module {type(module).__name__} at {path!r}: "
-                    "build the model of Sequential, Residual, Linear, Conv, BatchNorm, pooling and "
-                    f"{', '.join(sorted(kind.__name__ for kind in SLOPES))}, or leave this probe out")
-
-
-def _overlap(pool: nn.MaxPool1d | nn.MaxPool2d) -> float:
-    """√ of the number of windows a pixel can lie in: it can be the maximum of each of them."""
-    axes = 1 if isinstance(pool, nn.MaxPool1d) else 2
-    settings = ((value,) * axes if isinstance(value, int) else value
-                for value in (pool.kernel_size, pool.stride, pool.dilation))
-    windows = 1
-    for kernel, stride, dilation in zip(*settings, strict=True):
-        windows *= max(Counter(tap * dilation % stride for tap in range(kernel)).values())
-    return math.sqrt(windows)
