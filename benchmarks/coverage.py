@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.timing import Contender, interleave, rows
-from optscope.probes.coverage import neighbourhoods
+from optscope.probes.neighbours import neighbourhoods
 
 N, DIMENSIONS, NEIGHBOURS = 3000, 64, 5
 MOST_MEGABYTES = 150.0

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from optscope.errors import UserError
-from optscope.probes.coverage import BLOCK, Coverage, frechet_distance, frechet_floor, neighbourhoods
+from optscope.probes.coverage import Coverage, frechet_distance, frechet_floor
 from optscope.probes.embedding import EfficientNetLite0, OwnClassifier, own_classifier
 from optscope.probes.fid import FID, pictures
 from optscope.probes.game_field import Jacobian, Rotation, leading
 from optscope.probes.modes import Classes, Modes, Samples, count_modes
+from optscope.probes.neighbours import BLOCK, neighbourhoods
 from optscope.tasks.game import Game, Normal, Player
 from optscope.tasks.gan import WGANGP, Saturating, gan
 from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, Perceptron
@@ -81,6 +82,47 @@ def test_neighbourhoods_equal_prdc():
     real, fake = cloud(700, 16, 0), cloud(900, 16, 1, 0.9, 0.1)
     expected = prdc.compute_prdc(real.numpy(), fake.numpy(), nearest_k=5)
     assert neighbourhoods(real, fake, 5) == pytest.approx(expected, abs=1e-6)
+
+
+def counted(real, fake, k):
+    """The four definitions in whole numbers, pair by pair."""
+    def squares(a, b):
+        return ((a[:, None] - b[None]) ** 2).sum(2)
+    radii, radii_fake = (np.sort(squares(x, x), axis=1)[:, k] for x in (real, fake))
+    d = squares(real, fake)
+    inside = d < radii[:, None]
+    return {"precision": inside.any(0).mean(), "recall": (d < radii_fake).any(1).mean(),
+            "density": inside.sum(0).mean() / k, "coverage": inside.any(1).mean()}
+
+
+def test_ties_of_whole_numbers_as_another_library_has_them():
+    rng = np.random.default_rng(0)
+    real, fake = rng.integers(0, 4, (500, 4)), rng.integers(0, 4, (500, 4))
+    found = neighbourhoods(torch.tensor(real), torch.tensor(fake), 5)
+    assert found == pytest.approx(counted(real, fake, 5), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("levels", "place"), [
+    (4, lambda k: k), (4, lambda k: k + 1e6), (256, lambda k: k / 255), (256, lambda k: k / 127.5 - 1),
+    (16, lambda k: k / 15), (17, lambda k: k / 16), (8, lambda k: k / 10 - 3),
+    (9, lambda k: (k - 5) * 2.0**-7 + 3)],
+    ids=["whole", "far", "pixels", "centred pixels", "four bits", "digits", "decimals", "dyadic"])
+def test_ties_on_a_grid_are_those_of_whole_numbers(levels, place, dtype):
+    rng = np.random.default_rng(1)
+    real, fake = (np.minimum(rng.integers(0, levels, (300, 3)), levels // 8 + 2) for _ in range(2))
+    found = neighbourhoods(*(place(torch.tensor(x, dtype=torch.float64)).to(dtype) for x in (real, fake)), 5)
+    assert found == pytest.approx(counted(real, fake, 5), abs=1e-12)
+
+
+@pytest.mark.parametrize("features", [2, 64, 300])
+def test_copies_of_real_things_tie_with_their_neighbours(features):
+    """A copy lies on the ball of its original's k-th neighbour, and not inside it; repeated points have no ball."""
+    real = cloud(BLOCK + 90, features, 0).float().double() + 7
+    real[:40] = real[0]
+    fake = torch.cat([real[7:400], cloud(100, features, 1) + 7])
+    assert neighbourhoods(real, fake, 3) == pytest.approx(brute(real, fake, 3), abs=1e-12)
+    assert neighbourhoods(real[:30], real[:30], 3)["density"] == 0
 
 
 # Modes

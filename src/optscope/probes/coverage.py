@@ -15,11 +15,9 @@ from torch import Tensor
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.embedding import Embedding, Pixels
+from optscope.probes.neighbours import neighbourhoods
 from optscope.probes.probe import Probe, Reading, Subject, in_batches
 from optscope.tasks.game import Game
-
-BLOCK = 512
-"""Rows of a distance matrix that are held at once: 12 MB for 3,000 columns."""
 
 
 def generated(subject: Subject, n: int) -> Tensor:
@@ -135,39 +133,3 @@ def between_halves(real: Tensor) -> float:
 def _bias(n: int, samples: int) -> float:
     """Return the bias at n real and so many generated things, in that of two halves of n."""
     return (1 / n + 1 / samples) / (2 / (n // 2))
-
-
-def neighbourhoods(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
-    """Return precision, recall, density and coverage of clouds `(n, f)` and `(m, f)` with k-th neighbour balls.
-
-    With r_i the distance of real i to its k-th real neighbour, and s_j that of generated j to its own kind's,
-
-        precision = mean_j 1[∃i: d_ij < r_i]            recall = mean_i 1[∃j: d_ij < s_j]
-        density = mean_j Σ_i 1[d_ij < r_i] / k          coverage = mean_i 1[min_j d_ij < r_i]
-    """
-    centre = real.mean(0)  # squares of large numbers would cancel in the distances
-    real, fake = real.double() - centre, fake.double() - centre
-    radii, radii_fake = _kth_squares(real, k), _kth_squares(fake, k)
-    precise, dense = 0, 0
-    recalled = torch.zeros(len(real), dtype=torch.bool)
-    nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
-    for block, radius in zip(fake.split(BLOCK), radii_fake.split(BLOCK), strict=True):
-        squares = _squares(block, real)
-        inside = squares < radii
-        precise += int(inside.any(1).sum())
-        dense += int(inside.sum())
-        recalled |= (squares < radius[:, None]).any(0)
-        nearest = torch.minimum(nearest, squares.amin(0))
-    return {"precision": precise / len(fake), "recall": float(recalled.double().mean()),
-            "density": dense / (k * len(fake)), "coverage": float((nearest < radii).double().mean())}
-
-
-def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """Return the squared distances of the rows of `a` and `b`, `(len(a), len(b))`."""
-    lengths = a.square().sum(1)[:, None] + b.square().sum(1)
-    return torch.addmm(lengths, a, b.T, alpha=-2)
-
-
-def _kth_squares(cloud: Tensor, k: int) -> Tensor:
-    """Return for every row the squared distance to its k-th nearest other row."""
-    return torch.cat([_squares(block, cloud).kthvalue(k + 1, dim=1).values for block in cloud.split(BLOCK)])
