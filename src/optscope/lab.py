@@ -25,12 +25,13 @@ from optscope.report.tables import Table, interval, metric_table, runs_table
 from optscope.study import rounding
 from optscope.study.advice import earned
 from optscope.study.charts import comparison_figures
-from optscope.study.compare import arms_of, comparison_of
+from optscope.study.compare import arms_of, comparison_of, not_taken
 from optscope.study.comparison import Arm, Comparison
 from optscope.study.conduct import Conducted, Listener, Silence, conduct
 from optscope.study.findings import findings, headline, places
 from optscope.study.grafts import graft_matrix, grafted_rules, length_earns_more
 from optscope.study.protocol import checklist, next_steps, warnings
+from optscope.study.rehearse import rehearsed
 from optscope.study.settings import Settings
 from optscope.study.study import Study
 from optscope.tasks.check import check_task
@@ -60,14 +61,16 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     """
     for each in {id(t): t for t in (task, *(arm.task for arm in arms if arm.task))}.values():
         _check(each)
-    comparison = comparison_of(task, settings or Settings(), arms)
+    settings, listener = settings or Settings(), listener or Silence()
+    (comparison,), known = _rehearsed([comparison_of(task, settings, arms)], listener)
+    known += not_taken(task)
     store = Store(Path(out))
     start = time.perf_counter()
-    conducted = conduct([comparison], store, engine or Local(), listener or Silence())
+    conducted = conduct([comparison], store, engine or Local(), listener)
     found = findings(comparison, conducted.records)
     verdicts = [(f.claim, f.verdict) for f in found]
     figures = comparison_figures(comparison, conducted.records, places(comparison, conducted.records))
-    if settings is not None and settings.graft:
+    if settings.graft:
         matrices, claim = _grafts(comparison, conducted.records)
         figures, verdicts = [*matrices, *figures], [claim, *verdicts]
     document = Document(
@@ -75,7 +78,7 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
         question=_question(comparison),
         verdict_sentence="\n".join(filter(None, (headline(comparison, conducted.records, found),
                                                  earned(comparison, conducted.records)))),
-        warnings=warnings([comparison], conducted),
+        warnings=[*warnings([comparison], conducted), *known],
         verdicts=verdicts, scale="desk", next_steps=next_steps(comparison, conducted.records, store.folder),
         figures=figures, tables=[_measured(comparison, conducted.records)],
         checklist=[Check(*each) for each in checklist(comparison, conducted.records)],
@@ -95,12 +98,14 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
         UserError: when the task, an arm or the folder will not do; before anything is trained.
     """
     _check(task)
-    settings = settings or Settings()
+    settings, listener = settings or Settings(), listener or Silence()
     chosen = tuple(arms) or arms_of(settings)
+    known = rounding.rehearsed(task, settings, chosen)
+    for sentence in known:
+        listener.say(sentence)
     store = Store(Path(out))
     start = time.perf_counter()
-    conducted = conduct([rounding.calculation(task, settings, chosen)], store, engine or Local(),
-                        listener or Silence())
+    conducted = conduct([rounding.calculation(task, settings, chosen)], store, engine or Local(), listener)
     metric, unit = rounding.metric_of(task)
     found = rounding.levels(chosen, conducted.records, metric)
     unit = "points" if unit == "%" else "1"
@@ -114,7 +119,7 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
         question="At which learning rates do trainings that differ in the last bit of their steps end as different "
                  "models, and how much does that alone change the result?",
         verdict_sentence="\n".join(rounding.sentence(arm.name, found, task) for arm in chosen),
-        warnings=conducted.failures,
+        warnings=[*conducted.failures, *known],
         figures=rounding.figures(chosen, found, conducted.records, conducted.arrays, task),
         tables=[Table("Rounding at every learning rate", header, rows,
                       f"{settings.seeds} seeds, divisors 1, 3 and 5 each. In brackets 95 % F intervals.")],
@@ -125,20 +130,23 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
 def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | None = None,
               listener: Listener | None = None, command: str = "") -> Result:
     """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`."""
+    listener = listener or Silence()
     experiments = study.experiments(scale)
     comparisons = [e for e in experiments if isinstance(e, Comparison)]
-    for task in {id(c.task): c.task for c in comparisons}.values():
+    for task in {id(t): t for c in comparisons for t in (c.task, *(a.task for a in c.arms if a.task))}.values():
         _check(task)
+    comparisons, known = _rehearsed(comparisons, listener)
+    experiments = [*comparisons, *(e for e in experiments if not isinstance(e, Comparison))]
     store = Store(Path(out))
     start = time.perf_counter()
-    conducted = conduct(experiments, store, engine or Local(), listener or Silence())
+    conducted = conduct(experiments, store, engine or Local(), listener)
     verdicts = study.judge(conducted.records, scale)
     counts = {o: sum(v.outcome == o for _, v in verdicts) for o in ("holds", "fails", "undecided")}
     summary = (f"Of {len(verdicts)} claims {counts['holds']} hold, {counts['fails']} fail and "
                f"{counts['undecided']} are undecided at {scale} scale.\n" + "\n".join(study.answer(verdicts)))
     document = Document(
         title=study.paper.title, question=study.question, verdict_sentence=summary,
-        warnings=[*study.left_out.splitlines(), *warnings(comparisons, conducted)],
+        warnings=[*study.left_out.splitlines(), *warnings(comparisons, conducted), *known],
         verdicts=verdicts, scale=scale,
         figures=study.pictures(conducted.records, conducted.arrays),
         tables=[_measured(c, conducted.records) for c in comparisons],
@@ -170,6 +178,15 @@ def environment(seconds: float, records: Records) -> dict[str, object]:
 def _spent(records: Records) -> float:
     """Return the seconds all runs took, each counted once."""
     return sum({row.run: row.value for row in records.where(metric="seconds")}.values())
+
+
+def _rehearsed(comparisons: Sequence[Comparison], listener: Listener) -> tuple[list[Comparison], list[str]]:
+    """Rehearse comparisons, tell the listener what is known of them, and return it for the report."""
+    found = [rehearsed(comparison) for comparison in comparisons]
+    known = list(dict.fromkeys(sentence for each in found for sentence in each.known))
+    for sentence in (*dict.fromkeys(sentence for each in found for sentence in each.before), *known):
+        listener.say(sentence)
+    return [each.comparison for each in found], known
 
 
 def _check(task: Task) -> None:

@@ -20,6 +20,7 @@ class Display:
         self.console = console
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._waiting: list[str] = []
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Start a stage of `total` jobs, of which `done` are finished."""
@@ -28,6 +29,8 @@ class Display:
         self._start = self._said = time.monotonic()
         if done == total:
             return
+        while self._waiting:
+            self.console.print(self._waiting.pop(0), markup=False, soft_wrap=True, highlight=False)
         if done:
             self.console.print(f"{stage}: {done} of {total} runs are there already")
         if self.console.is_terminal:
@@ -37,6 +40,10 @@ class Display:
             self._task = self._bar.add_task(stage, total=total, completed=done, rate="")
         else:
             self.console.print(f"{stage}: {total - done} runs to do")
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence before the first stage that has anything to do."""
+        self._waiting.append(sentence)
 
     def end_of_job(self, outcome: Outcome) -> None:
         """Count one job, and say so if it did not end well."""

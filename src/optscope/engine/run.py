@@ -134,7 +134,7 @@ class Run:
             snapshot = dataclasses.replace(load_snapshot(task, folder.path), rule=self.rule)
             for probe, name in missing.items():
                 if isinstance(probe, Probe):
-                    reading, silence, error = _take(probe, snapshot)
+                    reading, silence, error = take(probe, snapshot)
                     errors += [error] if error else []
                     if not error:
                         folder.write_reading(name, repr(probe), [(None, reading)], silence)
@@ -154,7 +154,7 @@ class Run:
         def look(snapshot: Snapshot) -> None:
             for w in watch:
                 if w not in errors and snapshot.step in w.steps(total):
-                    reading, silence, error = _take(w.probe, snapshot)
+                    reading, silence, error = take(w.probe, snapshot)
                     seen[w].append((snapshot.step, reading))
                     silences.update({w: silence} if silence else {})
                     errors.update({w: error} if error else {})
@@ -234,7 +234,7 @@ def probe_id(probe: Probe) -> str:
     return digest({"probe": describe(probe), "code": code(*sorted(modules))})
 
 
-def _take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:
+def take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:
     """Return a reading, why the probe is silent about the model or a part of it, and how it failed: "" if not."""
     with seeded(snapshot.seed):
         try:

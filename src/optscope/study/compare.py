@@ -118,6 +118,22 @@ def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
     return (*probes, Lipschitz(examples=64))
 
 
+def not_taken(task: Task) -> list[str]:
+    """Return a sentence for each kind of measurement that `fitting_probes` leaves out of a task."""
+    if task.kind == "game":
+        return []
+    if task.kind != "classification":
+        return [f"{task.name}: accuracy, calibration, margins, noise and attacks are not measured: they need "
+                'kind="classification".']
+    if task.bounds is None:
+        return [f"{task.name}: noise and attacks are not measured: the inputs have no bounds (bounds=None)."]
+    shape = tuple(task.data().test.inputs.shape[1:])
+    if len(shape) != 3 or min(shape[-2:]) < 8:
+        return [f"{task.name}: noise of single frequencies is not measured: that needs images of 8 x 8 or more; "
+                f"the inputs have shape {shape}."]
+    return []
+
+
 def describing_probes(task: Task, examples: int) -> tuple[Probe, ...]:
     """Return cheap probes of what a model is like, in which more is neither better nor worse."""
     margin = (Margin(examples=examples),) if task.kind == "classification" else ()

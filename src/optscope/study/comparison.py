@@ -81,8 +81,8 @@ class Comparison:
     the result (on the test part, if they do not say otherwise), and so do `described`, of which no difference is
     tested: what they find is shown. `watched` are taken during training, at as many `moments` as `validation`, with
     the live optimiser. On `twin_seeds` every arm is trained and measured twice more, with its steps rounded
-    otherwise: what then differs, rounding alone has done. Large models need not keep their weights: to add a probe
-    then trains again.
+    otherwise: what then differs, rounding alone has done (arms in `single` have no such
+    twins). Large models need not keep their weights: to add a probe then trains again.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, a criterion that
@@ -101,6 +101,7 @@ class Comparison:
     watched: tuple[Probe, ...] = ()
     described: tuple[Probe, ...] = ()
     twin_seeds: tuple[int, ...] = ()
+    single: tuple[str, ...] = ()
     keep_weights: bool = True
     validation: Probe = VALIDATION
 
@@ -146,7 +147,8 @@ class Comparison:
         chosen = self.chosen(known)
         final = [self._job(arm, chosen[arm.name], "final", seed) for seed in self.seeds for arm in self.arms]
         return tuning + final + [self._job(arm, Rounded(chosen[arm.name], k), "twin", seed)
-                                 for seed in self.twin_seeds for arm in self.arms for k in TWINS]
+                                 for seed in self.twin_seeds for arm in self.arms if arm.name not in self.single
+                                 for k in TWINS]
 
     def chosen(self, records: Records) -> dict[str, Rule]:
         """Return the rule of every arm, the best of its candidates."""

@@ -21,6 +21,9 @@ class Listener(Protocol):
     def begin(self, stage: str, total: int, done: int) -> None:
         """Hear that a stage of `total` jobs starts, of which `done` were finished earlier."""
 
+    def say(self, sentence: str) -> None:
+        """Hear what should be known before the work starts."""
+
     def end_of_job(self, outcome: Outcome) -> None:
         """Hear how one job ended."""
 
@@ -32,6 +35,9 @@ class Silence:
     """A listener that says nothing."""
 
     def begin(self, stage: str, total: int, done: int) -> None:
+        """Say nothing."""
+
+    def say(self, sentence: str) -> None:
         """Say nothing."""
 
     def end_of_job(self, outcome: Outcome) -> None:

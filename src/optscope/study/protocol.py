@@ -11,6 +11,7 @@ import numpy as np
 from optscope.evidence.records import Records
 from optscope.study.comparison import Comparison
 from optscope.study.conduct import Conducted
+from optscope.study.rehearse import planned
 
 
 def warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[str]:
@@ -84,5 +85,5 @@ def checklist(comparison: Comparison, records: Records) -> list[tuple[str, bool,
               f"tuned on {comparison.tuning_seeds}, compared on {comparison.seeds}"),
         (f"{name}: every arm finished on every seed", whole and len({str(s) for s in finished.values()}) == 1,
               "a seed fixes initialisation, data order and the noise of probes for all arms; "
-              f"the plan of all was {comparison.plan!r}"),
+              f"the plan of all was {comparison.plan!r}, {planned(comparison.task, comparison.plan)}"),
     ]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from optscope.engine.contrast import contrast, log_spaced
+from optscope.engine.rehearsal import rehearse
 from optscope.engine.run import Computation, Row
 from optscope.engine.train import Plan
 from optscope.errors import UserError
@@ -21,6 +22,7 @@ from optscope.evidence.stats import Interval, mean_interval
 from optscope.evidence.variance import spread_ratio
 from optscope.optim import Rounded, Rule, StepDecay
 from optscope.study.comparison import TWINS, VALIDATION, Arm, Calculation
+from optscope.study.rehearse import planned, smallest
 from optscope.study.settings import Settings
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
@@ -85,6 +87,19 @@ def calculation(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calculat
     return Calculation("rounding", [
         Computation(twins, {"arm": arm.name, "task": task, "rule": rule, "plan": plan, "seed": seed})
         for seed in range(1, settings.seeds + 1) for arm in arms for rule in arm.candidates() or [arm.rule]])
+
+
+def rehearsed(task: Task, settings: Settings, arms: Sequence[Arm]) -> list[str]:
+    """Let every arm and its twin make a few steps, and return what a reader should know first.
+
+    Raises:
+        UserError: naming an arm that cannot step a parameter or has no twins.
+    """
+    found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, Plan(settings.epochs, settings.batch),
+                     (VALIDATION,), around=lambda rule: Rounded(rule, TWINS[0]))
+    for why in (*found.broken.values(), *found.silent.values(), *found.single.values()):
+        raise UserError(f"{task.name}: {why}")
+    return [planned(task, Plan(settings.epochs, settings.batch)), *found.said]
 
 
 def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int) -> tuple[list[Row], Mapping[str, NDArray[Any]]]:

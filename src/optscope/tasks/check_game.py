@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from optscope.errors import UserError
-from optscope.tasks.blame import blaming, first_words
+from optscope.errors import UserError, blaming, first_words
 from optscope.tasks.check_inputs import check_data
 from optscope.tasks.check_loss import check_leaves, check_number, check_slope
 from optscope.tasks.check_model import check_factory

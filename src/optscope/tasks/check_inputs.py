@@ -6,8 +6,7 @@ import math
 
 import torch
 
-from optscope.errors import UserError
-from optscope.tasks.blame import blaming
+from optscope.errors import UserError, blaming
 from optscope.tasks.task import Data, Split, Task
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optscope.errors import UserError
-from optscope.tasks.blame import first_words
+from optscope.errors import UserError, first_words
 from optscope.tasks.task import Split, Task
 
 SOME = 64

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from optscope.errors import UserError
-from optscope.tasks.blame import blaming, first_words
+from optscope.errors import UserError, blaming, first_words
 from optscope.tasks.fresh import seeded
 from optscope.tasks.task import Split
 

@@ -1,0 +1,246 @@
+"""A rehearsal: what a comparison will do to a task, done once and small, so that nothing fails late or unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from optscope.engine.checkpoint import check_kept
+from optscope.engine.identity import THREADS
+from optscope.engine.play import play
+from optscope.engine.run import take
+from optscope.engine.train import Plan, train
+from optscope.errors import UserError, blaming, first_words
+from optscope.optim.players import Players
+from optscope.optim.rule import Rule
+from optscope.optim.trial import check_on, notes
+from optscope.probes.probe import Probe
+from optscope.tasks.fresh import fresh_model, seeded
+from optscope.tasks.game import Game, Player
+from optscope.tasks.snapshot import Snapshot
+from optscope.tasks.task import Data, InMemory, Split, Task
+
+STEPS = 3
+"""How many steps every arm makes, all on the first batch."""
+EXAMPLES = 32
+"""How many examples of each part probes look at first; one that finds nothing there gets all of them."""
+SEED = 0
+
+
+@dataclass
+class Rehearsal:
+    """What a rehearsal found, in sentences.
+
+    `said` is what a reader should know of the arms; `silent` tells of every probe that measures nothing of an
+    untrained model why, and `broken` with what others stopped; `single` tells of arms why their steps cannot be
+    taken inside a combinator, and so have no rounding twins.
+    """
+
+    said: list[str] = field(default_factory=list)
+    silent: dict[Probe, str] = field(default_factory=dict)
+    broken: dict[Probe, str] = field(default_factory=dict)
+    single: dict[str, str] = field(default_factory=dict)
+
+    def note(self, probe: Probe, silence: str, error: str) -> None:
+        """Keep what came of taking a probe."""
+        if error:
+            self.broken[probe] = error
+        elif silence:
+            self.silent[probe] = silence
+
+
+def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence[Probe] = (),
+             watched: Sequence[Probe] = (), around: Callable[[Rule], Rule] | None = None) -> Rehearsal:
+    """Let every arm make a few steps with the plan's batch, and take every probe of an untrained model.
+
+    `rules` are the arms' by name. The first arm's model is also written and read again. `watched` probes are taken
+    with each arm's live optimiser, after its steps. `around` makes a combinator of a rule, of which it is asked
+    whether that makes the same steps. Everything runs in this process, with the threads of a worker.
+
+    Raises:
+        UserError: naming what cannot be trained, or the arm and the parameter that it cannot step.
+    """
+    found = Rehearsal()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        data = task.data()
+        task = replace(task, data=InMemory(data))
+        batch = Split(data.train.inputs[:plan.batch], data.train.targets[:plan.batch])
+        found.said += _try_round(task, batch) if isinstance(task, Game) else _try_batch(task, batch)
+        small = replace(task, data=InMemory(replace(data, train=batch)))
+        for i, (arm, rule) in enumerate(rules.items()):
+            with blaming(task.name, arm):
+                _check_combined(task, rule, batch)
+            with _of_arm(task, arm, rule, batch):
+                model = _try_steps(small, arm, rule, plan, watched, found)
+            if i == 0 and all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+                check_kept(task, model, SEED, None if isinstance(task, Game) else batch.inputs[:8])
+            if around is not None:
+                found.single.update(_single(task, arm, around(rule), batch))
+        _try_probes(task, data, probes, next(iter(rules.values()), None), plan, found)
+    finally:
+        torch.set_num_threads(threads)
+    return found
+
+
+def _try_batch(task: Task, batch: Split) -> list[str]:
+    """Take the gradient of a whole batch twice, as two steps do, and say which parameters have none."""
+    model = fresh_model(task, SEED).train()
+    before = _shapes(model)
+    inputs = _augmented(task, batch.inputs)
+    with seeded(SEED), blaming(task.name, f"a training batch of {len(batch)} examples"):
+        for _ in range(2):
+            loss = task.loss(model(inputs.clone()), batch.targets.clone())
+            loss.backward()
+    if not bool(torch.isfinite(loss)):
+        raise UserError(f"{task.name}: the loss of the first batch of {len(batch)} examples is "
+                        f"{float(loss.detach())} in a fresh model; it must be finite")
+    if _shapes(model) != before:
+        raise UserError(f"{task.name}: the model has other parameters after a batch than before; optimisers get "
+                        "those of a fresh model: make them all in its constructor")
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    return [f"{task.name}: the loss of the first batch does not depend on {_some(without)}, which are then not "
+            "trained."] if without else []
+
+
+def _try_round(game: Game, batch: Split) -> list[str]:
+    """Take every player's loss on a whole batch."""
+    model = fresh_model(game, SEED).train()
+    for name, loss in _losses(game, model, batch).items():
+        with seeded(SEED), blaming(game.name, f"the {name}'s loss on a batch of {len(batch)} examples"):
+            loss(model.get_submodule(name))
+    return []
+
+
+def _losses(game: Game, table: nn.Module, batch: Split) -> dict[str, Callable[[nn.Module], Tensor]]:
+    """Return each player's loss as a function of its own network, with the others at the table."""
+    others: dict[str, nn.Module] = dict(table.named_children())
+    latent = game.latent(len(batch), torch.Generator().manual_seed(SEED))
+
+    def of(player: Player) -> Callable[[nn.Module], Tensor]:
+        return lambda network: player.loss({**others, player.name: network}, batch.inputs.clone(), latent.clone())
+
+    return {player.name: of(player) for player in game.players}
+
+
+def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, p.shape) for name, p in model.named_parameters()]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"the parameter{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}"
+
+
+def _augmented(task: Task, inputs: Tensor) -> Tensor:
+    """Return a batch as it is trained on, if augmentation gives as many examples, the same from the same seed."""
+    if task.augment is None:
+        return inputs
+    made = []
+    for _ in range(2):
+        with seeded(SEED), blaming(task.name, "augment"):
+            made.append(task.augment(inputs.clone(), torch.Generator().manual_seed(SEED)))
+    first, again = made
+    if not isinstance(first, Tensor) or len(first) != len(inputs):
+        got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        raise UserError(f"{task.name}: augment(inputs, generator) must return as many examples as it is given; got "
+                        f"{got} for {tuple(inputs.shape)}")
+    if not torch.equal(first, again):
+        raise UserError(f"{task.name}: augment(inputs, generator) must draw from the generator it is given alone, "
+                        "so that a training can be repeated")
+    return first
+
+
+@contextmanager
+def _of_arm(task: Task, arm: str, rule: Rule, batch: Split) -> Iterator[None]:
+    """Say of an error in an arm's steps which arm it is, and which parameter it cannot step."""
+    try:
+        yield
+    except Exception as error:  # whatever the author of an optimiser chose to raise
+        words = str(error) if isinstance(error, UserError) else first_words(error)
+        name = _refused(task, rule, batch)
+        raise UserError(f"{task.name}: {arm} cannot {f'step {name}' if name else 'train it'}: {words}") from error
+
+
+def _refused(task: Task, rule: Rule, batch: Split) -> str:
+    """Return the first parameter that an optimiser refuses when it has it alone, with its shape, or ""."""
+    if isinstance(task, Game):
+        return ""
+    model = fresh_model(task, SEED).train()
+    with seeded(SEED):
+        task.loss(model(_augmented(task, batch.inputs).clone()), batch.targets).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            try:
+                rule.optimizer([p]).step()
+            except Exception:
+                return f"the parameter {name} of shape {tuple(p.shape)}"
+    return ""
+
+
+def _check_combined(task: Task, rule: Rule, batch: Split) -> None:
+    """Raise unless optimisers inside combinators do there what they do alone; each player's of a game."""
+    model = fresh_model(task, SEED).train()
+    if not isinstance(task, Game):
+        check_on(rule, model, lambda m: task.loss(m(batch.inputs.clone()), batch.targets))
+    elif isinstance(rule, Players):
+        losses = _losses(task, model, batch)
+        for name in losses.keys() & rule.by_name.keys():
+            check_on(rule.by_name[name], model.get_submodule(name), losses[name])
+
+
+def _single(task: Task, arm: str, rule: Rule, batch: Split) -> dict[str, str]:
+    try:
+        _check_combined(task, rule, batch)
+    except UserError as error:
+        return {arm: str(error)}
+    return {}
+
+
+def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, watched: Sequence[Probe],
+               found: Rehearsal) -> nn.Module:
+    """Return the model after an arm's first steps; note what they, and the probes that watch them, tell."""
+    start = [p.detach().clone() for p in fresh_model(small, SEED).parameters()]
+    still: list[int] = []
+
+    def look(snapshot: Snapshot) -> None:
+        weights = snapshot.model.parameters()
+        if snapshot.step is not None and all(torch.equal(p, old) for p, old in zip(weights, start, strict=True)):
+            still.append(snapshot.step)
+        if snapshot.step == STEPS:
+            for probe in watched:
+                found.note(probe, *take(probe, snapshot)[1:])
+
+    short = Plan(STEPS, plan.batch)
+    if isinstance(small, Game):
+        trained = play(small, rule, short, SEED, watch=look, at=(1, STEPS))
+    else:
+        trained = train(small, rule, short, SEED, watch=look, at=(1, STEPS))
+    found.said += [f"{arm}: {note}" for note in notes(rule)]
+    if trained.diverged_at is not None:
+        found.said.append(f"{arm}: {rule!r}, its smallest rate, diverges within {STEPS} steps.")
+    elif STEPS in still:
+        found.said.append(f"{arm}: its first {STEPS} steps change no weight.")
+    elif still:
+        found.said.append(f"{arm}: its first step changes no weight.")
+    return trained.snapshot.model
+
+
+def _try_probes(task: Task, data: Data, probes: Sequence[Probe], rule: Rule | None, plan: Plan,
+                found: Rehearsal) -> None:
+    """Take every probe of an untrained model, of few examples first."""
+    few = Data(*(part.first(EXAMPLES) for part in (data.train, data.validation, data.test)))
+    model = fresh_model(task, SEED)
+    for probe in probes:
+        for part in (few, data):
+            snapshot = Snapshot(model, replace(task, data=InMemory(part)), SEED, plan.steps(len(data.train)), rule)
+            _, silence, error = take(probe, snapshot)
+            if not silence and not error:
+                break
+        else:
+            found.note(probe, silence, error)

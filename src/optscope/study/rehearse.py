@@ -1,0 +1,105 @@
+"""What is known of a comparison before it trains: whether every arm can step, what is measured, how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from optscope.engine.rehearsal import Rehearsal, rehearse
+from optscope.engine.train import Plan
+from optscope.errors import UserError
+from optscope.optim.rounding import Rounded
+from optscope.optim.rule import Rule
+from optscope.probes.probe import Probe
+from optscope.study.comparison import TWINS, Arm, Comparison
+from optscope.tasks.task import Task
+
+FEW = 200
+"""A training of fewer steps is said to be short."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """A comparison that can be conducted, and sentences on it.
+
+    `known` belongs into a report too; `before` is told before the work starts, for afterwards more is known.
+    """
+
+    comparison: Comparison
+    known: Sequence[str]
+    before: Sequence[str]
+
+
+def rehearsed(comparison: Comparison) -> Rehearsed:
+    """Return the comparison without what cannot be measured, and what is to be said of it.
+
+    On every task its arms make a few steps, and every probe is taken of an untrained model. Probes that stop with
+    an error, and twins of arms whose step cannot be taken inside a combinator, are left out.
+
+    Raises:
+        UserError: naming an arm that cannot step a parameter, or saying why validation measures nothing.
+    """
+    by_task: dict[int, tuple[Task, list[Arm]]] = {}
+    for arm in comparison.arms:
+        task = arm.task or comparison.task
+        by_task.setdefault(id(task), (task, []))[1].append(arm)
+    known: list[str] = []
+    before: list[str] = []
+    broken: dict[Probe, str] = {}
+    single: dict[str, str] = {}
+    for task, arms in by_task.values():
+        found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, comparison.plan,
+                         (comparison.validation, *comparison.probes, *comparison.described), comparison.watched,
+                         (lambda rule: Rounded(rule, TWINS[0])) if comparison.twin_seeds else None)
+        _check_validation(comparison, task, found)
+        before.append(planned(task, comparison.plan))
+        before += [f"{probe!r} measures nothing of an untrained model: {why}"
+                   for probe, why in found.silent.items()]
+        known += [*_short(task, comparison.plan), *found.said]
+        broken |= found.broken
+        single |= found.single
+    known += [f"{probe!r} is left out: of an untrained model, {why}" for probe, why in broken.items()]
+    known += [f"{arm} has no rounding twins: {why}" for arm, why in single.items()]
+    probes, described, watched = (tuple(probe for probe in probes if probe not in broken) for probes in (
+        comparison.probes, comparison.described, comparison.watched))
+    left = replace(comparison, probes=probes, described=described, watched=watched, single=tuple(single))
+    return Rehearsed(left, list(dict.fromkeys(known)), list(dict.fromkeys(before)))
+
+
+def smallest(arm: Arm) -> Rule:
+    """Return the candidate of an arm with the lowest learning rate."""
+    return min(arm.candidates() or [arm.rule], key=lambda rule: float(rule.lr))  # type: ignore[arg-type]
+
+
+def _check_validation(comparison: Comparison, task: Task, found: Rehearsal) -> None:
+    why = found.broken.get(comparison.validation) or found.silent.get(comparison.validation)
+    if why:
+        raise UserError(f"{task.name}: learning rates are chosen by {comparison.validation!r}, which measures "
+                        f"nothing of an untrained model: {why}")
+
+
+def planned(task: Task, plan: Plan) -> str:
+    """Return what a plan makes of a task: epochs, steps, and the examples that wait."""
+    examples = len(task.data().train)
+    batch, each = min(plan.batch, examples), plan.steps_per_epoch(examples)
+    left = examples - each * batch
+    waiting = f"; {left} of {examples} examples wait in every epoch" if left else ""
+    return (f"{task.name}: {_count(plan.epochs, 'epoch')} of {_count(each, 'step')} on {batch} examples each make "
+            f"{_count(plan.steps(examples), 'step')}{waiting}")
+
+
+def _short(task: Task, plan: Plan) -> list[str]:
+    examples = len(task.data().train)
+    steps = plan.steps(examples)
+    found = []
+    if plan.batch > examples:
+        found.append(f"{task.name}: a batch of {plan.batch} was asked for; there are {examples} training examples, "
+                     "and every step sees all of them.")
+    if steps < FEW:
+        found.append(f"{task.name}: {_count(steps, 'step')} in all, fewer than {FEW}, may be too few for any "
+                     "optimiser: give more epochs or a smaller batch.")
+    return found
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
