@@ -27,8 +27,9 @@ LEVELS = [line.split() for line in re.search(r"```levels\n(.*?)\n```", PAGE, re.
 SEES = {
     "report": {"optscope.evidence", "optscope.errors"},
     "engine": {"optscope.evidence", "optscope.errors", "optscope.vector", "optscope.optim.rule",
-               "optscope.optim.players", "optscope.optim.schedules", "optscope.optim.trial",
-               "optscope.tasks.task", "optscope.tasks.game", "optscope.tasks.fresh", "optscope.tasks.snapshot",
+               "optscope.optim.players", "optscope.optim.schedules", "optscope.optim.rates", "optscope.optim.trial",
+               "optscope.tasks.task", "optscope.tasks.game",
+               "optscope.tasks.fresh", "optscope.tasks.snapshot", "optscope.tasks.unchanged",
                "optscope.probes.probe"},
 }
 WITHOUT_TORCH = ("errors", "evidence", "theory", "report")

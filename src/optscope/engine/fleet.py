@@ -64,9 +64,9 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
         losses = vmap(_loss_of(game, name, networks, layouts))({**vectors, name: own}, real, latent)
         (grad,) = torch.autograd.grad(losses.sum(), own)
         own = own.detach()
-        change, states[name] = rule.by_name[name].update(grad, states[name], own, layouts[name])
+        change, states[name] = rule.by_name[name].scaled_update(grad, states[name], own, layouts[name], factor)
         vectors[name] = own
-        return own + factor * change
+        return own + change
 
     total = plan.steps(len(deals[0].real))
     with seeded(distinct[0]):

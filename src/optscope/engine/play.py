@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optscope.engine.stepping import Stepper
 from optscope.engine.train import (
     Plan,
     Trained,
@@ -20,10 +22,13 @@ from optscope.engine.train import (
 from optscope.errors import UserError
 from optscope.optim.players import Players
 from optscope.optim.rule import Rule
+from optscope.optim.trial import check_on
 from optscope.tasks.fresh import fresh_model, seeded, streams
 from optscope.tasks.game import Game, Player
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Split
+
+Gradients = Sequence[Tensor | None]
 
 BURN_IN = 0.01
 """The share of rounds, at the start, that the pace leaves out."""
@@ -71,31 +76,28 @@ class Side:
 
     player: Player
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    stepper: Stepper
     rounds: int
 
     def __post_init__(self) -> None:
         self.params = [p for p in self.network.parameters() if p.requires_grad]
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.start = [p.detach().clone() for p in self.params]
         self.losses = torch.full((self.rounds,), torch.nan)
         self.steps, self.slopes, self.weights = (torch.full((self.rounds, len(self.params)), torch.nan)
                                                  for _ in range(3))
 
     def gradient(self, networks: Mapping[str, nn.Module], real: Tensor,
-                 latent: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the player's loss and its gradient by its own weights."""
+                 latent: Tensor) -> tuple[Tensor, Gradients]:
+        """Return the player's loss and its gradient by its own weights, None by those it does not use."""
         loss = self.player.loss(networks, real, latent)
-        return loss.detach(), list(torch.autograd.grad(loss, self.params))
+        return loss.detach(), torch.autograd.grad(loss, self.params, allow_unused=True)
 
-    def move(self, round_: int, loss: Tensor, grads: list[Tensor], factor: float) -> None:
+    def move(self, round_: int, loss: Tensor, grads: Gradients, factor: float) -> None:
         """Make one step at `factor` times the rate, and note it; steps of one round add up."""
         before = [p.detach().clone() for p in self.params]
         for p, grad in zip(self.params, grads, strict=True):
             p.grad = grad
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.step()
+        self.stepper.step(factor)
         moved = _norms([p.detach() - old for p, old in zip(self.params, before, strict=True)])
         first, n = bool(torch.isnan(self.losses[round_])), self.player.steps
         for trace, value in ((self.losses, loss / n), (self.steps, moved), (self.slopes, _norms(grads) / n)):
@@ -137,10 +139,13 @@ def _loop(game: Game, table: nn.Module, rule: Players, plan: Plan, seed: int, wa
     networks: dict[str, nn.Module] = dict(table.named_children())
     total, per_epoch = plan.steps(len(deal.real)), plan.steps_per_epoch(len(deal.real))
     table.train()
-    for network in networks.values():
-        network.to(memory_format=fast_format(network, deal.real.inputs[:plan.batch]))  # type: ignore[call-overload]
-    sides = [Side(player, network, rule.by_name[player.name].optimizer_of(network), total)
-             for player, network in zip(game.players, networks.values(), strict=True)]
+    if rule.foreign:
+        _check(game, rule, plan, seed)
+    sides = []
+    for i, (player, network) in enumerate(zip(game.players, networks.values(), strict=True)):
+        own = rule.by_name[player.name]
+        network.to(memory_format=fast_format(network, deal.real.inputs[:plan.batch], own))  # type: ignore[call-overload]
+        sides.append(Side(player, network, Stepper(own, network, seed + 2 + i), total))
 
     def losses() -> Tensor:
         return torch.stack([side.losses for side in sides], dim=1)
@@ -155,7 +160,10 @@ def _loop(game: Game, table: nn.Module, rule: Players, plan: Plan, seed: int, wa
         if (round_ % per_epoch == 0 or round_ in at) and diverged(round_) is not None:
             break
         if round_ in at:
-            watch(snapshot(round_))
+            with ExitStack() as looks:
+                for side in sides:
+                    looks.enter_context(side.stepper.looked_at())
+                watch(snapshot(round_))
         factor = plan.schedule(round_ / total)
         if game.order == "simultaneous":
             real, latent = deal.batch(round_), deal.latent()
@@ -166,6 +174,8 @@ def _loop(game: Game, table: nn.Module, rule: Players, plan: Plan, seed: int, wa
             for side in sides:
                 for step in range(side.player.steps):
                     side.move(round_, *side.gradient(networks, deal.batch(round_, step), deal.latent()), factor)
+    for side in sides:
+        side.stepper.finish()
     at_end = diverged(total)
     if at_end is None and total in at:
         watch(snapshot(total))
@@ -174,8 +184,20 @@ def _loop(game: Game, table: nn.Module, rule: Players, plan: Plan, seed: int, wa
     return Trained(snapshot(total), at_end, traces, pace(sides) if at_end is None else {})
 
 
-def _norms(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([torch.linalg.vector_norm(t) for t in tensors])
+def _check(game: Game, rule: Players, plan: Plan, seed: int) -> None:
+    """Raise if a player's rule holds an optimiser that is another one inside a combinator."""
+    deal = Deal(game, plan, seed)
+    real, latent = deal.batch(0), deal.latent()
+    for player in game.players:
+        with seeded(seed):
+            networks = dict(fresh_model(game, seed).train().named_children())
+
+            check_on(rule.by_name[player.name], networks[player.name],
+                     lambda _: player.loss(networks, real, latent))  # noqa: B023
+
+
+def _norms(tensors: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([torch.zeros(()) if t is None else torch.linalg.vector_norm(t) for t in tensors])
 
 
 def pace(sides: list[Side]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError, nearest
-from optscope.optim.rates import Rates
+from optscope.optim.rates import Rates, set_mode
 from optscope.optim.rule import Fused, Hyper, State, check_hyper
 from optscope.vector import Layout
 
@@ -79,6 +79,11 @@ class Foreign(Fused):
         """Nobody knows: a factor on the rate is handed to the optimiser."""
         return False
 
+    @property
+    def foreign(self) -> bool:
+        """It is."""
+        return True
+
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return no saved optimiser for every member."""
         return {"members": [{} for _ in range(params[..., 0].numel())]}
@@ -140,17 +145,6 @@ class Foreign(Fused):
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options)
         return f"Foreign({_path(self.make)!r}{options})"
-
-
-def set_mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
-    """Put an optimiser in "train" or "eval" mode, if it has modes, as schedule-free ones do."""
-    if has_modes(optimizer):
-        getattr(optimizer, mode)()
-
-
-def has_modes(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether an optimiser has train and eval modes, between which the weights differ."""
-    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
 def _path(make: Callable[..., Any]) -> str:

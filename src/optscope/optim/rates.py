@@ -1,9 +1,9 @@
-"""Learning rates under a schedule: the factor is ours, what an optimiser makes of its own rate stays its own."""
+"""What a loop does to an optimiser beside stepping: learning rates under a schedule, and train and eval modes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -30,3 +30,14 @@ class Rates:
     def state(self) -> dict[str, Any]:
         """Return what a later `Rates` of the same optimiser goes on from."""
         return {"base": list(self.base), "written": list(self.written)}
+
+
+def set_mode(optimizer: torch.optim.Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Put an optimiser in a mode, if it has modes: schedule-free ones do."""
+    if has_modes(optimizer):
+        getattr(optimizer, mode)()
+
+
+def has_modes(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimiser has train and eval modes; the weights it stands for are those of eval mode."""
+    return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))

@@ -90,6 +90,11 @@ class Rule(ABC):
         """Whether the step is exactly proportional to the learning rate, and so may be multiplied instead."""
         return all(rule.proportional for rule in self.held())
 
+    @property
+    def foreign(self) -> bool:
+        """Whether it is, or holds, an optimiser of other authors, which may draw random numbers and have modes."""
+        return any(rule.foreign for rule in self.held())
+
     def split_scale(self, scale: float) -> tuple[float, float]:
         """Return the factor that the learning rate must be multiplied by, and that by which the step may be."""
         return (1.0, scale) if self.proportional else (scale, 1.0)

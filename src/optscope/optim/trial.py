@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
 from optscope.optim.adaptive import AdamW
-from optscope.optim.foreign import Foreign, has_modes, set_mode
+from optscope.optim.foreign import Foreign
+from optscope.optim.rates import has_modes, set_mode
 from optscope.optim.rule import Rule, State
 from optscope.optim.torch_bridge import as_real
 
@@ -174,7 +178,8 @@ def _path(rule: Foreign, first: float, later: float) -> Tensor | None:
     weights = [nn.Parameter(w.clone()) for w in SMALL]
     with own_stream(0):
         try:
-            optimizer = rule.with_(lr=rule.lr * first).optimizer(weights)  # type: ignore[operator]
+            at_rate = rule if first == 1 else rule.with_(lr=rule.lr * first)  # type: ignore[operator]
+            optimizer = at_rate.optimizer(weights)
             set_mode(optimizer, "train")
             for t in range(LONG):
                 for w, g in zip(weights, slope([w.detach() for w in weights]), strict=True):
@@ -190,6 +195,20 @@ def _path(rule: Foreign, first: float, later: float) -> Tensor | None:
 
 def _near(a: Tensor, b: Tensor | None) -> bool:
     return b is not None and float((a - b).norm()) <= SAME * float(a.norm())
+
+
+def draws_elsewhere(rule: Rule) -> bool:
+    """Return whether a foreign optimiser draws random numbers from NumPy's or Python's global generator."""
+    kept = np.random.get_state(), random.getstate()
+    before = pickle.dumps(kept)
+    try:
+        for inner in rule.walk():
+            if isinstance(inner, Foreign):
+                _path(inner, 1.0, 1.0)
+        return pickle.dumps((np.random.get_state(), random.getstate())) != before
+    finally:
+        np.random.set_state(kept[0])
+        random.setstate(kept[1])
 
 
 def _default(rule: Rule, name: str) -> object:

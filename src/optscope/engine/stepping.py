@@ -1,0 +1,86 @@
+"""An optimiser in our loops: its rates follow the schedule, it draws from a stream of its own, and has modes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from optscope.optim.rates import Rates, has_modes, set_mode
+from optscope.optim.rule import Rule
+from optscope.optim.trial import draws_elsewhere
+from optscope.tasks.fresh import seeded
+from optscope.tasks.unchanged import unchanged
+
+
+class Stepper:
+    """The optimiser that a rule makes of a model, as training uses it.
+
+    An optimiser of other authors makes its steps inside a stream of random numbers of its own, which `seed` starts:
+    dropout and augmentation are then those of every other arm. One with train and eval modes is put in eval mode
+    for looks, and at the end, as its authors ask for: the weights it stands for are those.
+    """
+
+    def __init__(self, rule: Rule, model: nn.Module, seed: int) -> None:
+        self.model = model
+        self._numbers = OwnNumbers(seed, everywhere=draws_elsewhere(rule)) if rule.foreign else nullcontext()
+        with self._numbers:
+            self.optimizer = rule.optimizer_of(model)
+            set_mode(self.optimizer, "train")
+        self._rates = Rates(self.optimizer)
+
+    def step(self, factor: float) -> None:
+        """Make one step at `factor` times the learning rate."""
+        self._rates.set(factor)
+        with self._numbers:
+            self.optimizer.step()
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Show the weights that the optimiser stands for; the training goes on from the same bits as without."""
+        if not has_modes(self.optimizer):
+            yield
+            return
+        with unchanged(self.model, self.optimizer):
+            set_mode(self.optimizer, "eval")
+            yield
+
+    def finish(self) -> None:
+        """Leave the weights that the optimiser stands for."""
+        set_mode(self.optimizer, "eval")
+
+
+class OwnNumbers:
+    """A stream of random numbers for what is done inside; the global generators are left as they were.
+
+    torch's generator is swapped in two microseconds. NumPy's and Python's take a hundred times as long, so only
+    where `everywhere` asks for it.
+    """
+
+    def __init__(self, seed: int, *, everywhere: bool) -> None:
+        self._everywhere = everywhere
+        with seeded(seed):
+            self._kept = self._states()
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+    def _states(self) -> tuple[Any, ...]:
+        others = (np.random.get_state(), random.getstate()) if self._everywhere else ()
+        return (torch.get_rng_state(), *others)
+
+    def _swap(self) -> None:
+        numbers, *others = self._kept
+        self._kept = self._states()
+        torch.set_rng_state(numbers)
+        if others:
+            np.random.set_state(others[0])
+            random.setstate(others[1])
