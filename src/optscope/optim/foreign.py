@@ -113,7 +113,7 @@ class Foreign(Fused):
         """Add the change by one step in place; tensors that are not given have no gradient in it."""
         for shared in {id(state["shared"]): state["shared"] for state in states}.values():
             mine = {state["place"]: i for i, state in enumerate(states) if state["shared"] is shared}
-            weights = [params[mine[j]] if j in mine else torch.zeros(shape, dtype=params[0].dtype)
+            weights = [params[mine[j]] if j in mine else params[0].new_zeros(shape)
                        for j, shape in enumerate(shared["shapes"])]
             given = [grads[mine[j]] if j in mine else None for j in range(len(weights))]
             changes, shared["saved"] = self._step(weights, given, shared["saved"], scale)

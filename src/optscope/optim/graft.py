@@ -74,5 +74,6 @@ class Graft(Combinator):
             step.zero_()
         self.direction.add_step_(steps, grads, [s["direction"] for s in states], params, turning)
         norms = list_norms(steps, self.per)
-        for target, step, length, norm in zip(targets, steps, lengths, norms, strict=True):
-            target.addcmul_(step, length * safe_inverse(norm), value=outside)
+        factors = (lengths * safe_inverse(norms)).unbind()
+        for target, step, factor in zip(targets, steps, factors, strict=True):
+            target.addcmul_(step, factor, value=outside)

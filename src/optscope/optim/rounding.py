@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.rule import Rule, State, Wrapper, per_member, steps_made
+from optscope.optim.rule import Rule, State, Wrapper, count_step, per_member
 from optscope.vector import Layout
 
 
@@ -68,12 +68,10 @@ class Rounded(Wrapper):
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Let the inner rule step from zero, divide, and add the multiple in place."""
-        done, (inside, outside) = steps_made(states), self.rule.split_scale(scale)
-        divisor: float = self.lr * self._k(done)  # type: ignore[assignment]
+        inside, outside = self.rule.split_scale(scale)
+        divisor: float = self.lr * self._k(count_step(states))  # type: ignore[assignment]
         parts = [state["scratch"] for state in states]
         torch._foreach_zero_(parts)
         self.rule.add_step_(parts, grads, [state["rule"] for state in states], params, inside)
         torch._foreach_div_(parts, divisor)
         torch._foreach_add_(list(targets), parts, alpha=outside * divisor)
-        for state in states:
-            state["step"].fill_(done + 1)

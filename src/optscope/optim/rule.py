@@ -51,9 +51,16 @@ def check_hyper(owner: str, name: str, value: object, *, low: float = 0.0, high:
             raise UserError(f"{owner}: {name} must be a finite number {sign} {low:g}{upper}; got {v!r}")
 
 
-def steps_made(states: Sequence[State]) -> float:
-    """Return the number of steps, "step", of in-place states: parameters without a gradient may lag behind."""
-    return max(float(state["step"]) for state in states)
+def count_step(states: Sequence[State]) -> float:
+    """Return the number of steps made, "step", of in-place states that share it, and make it one more, in place.
+
+    Parameters that began later have a count of their own, which catches up.
+    """
+    counts = list({id(state["step"]): state["step"] for state in states}.values())
+    done = max(float(count) for count in counts)
+    for count in counts:
+        count.fill_(done + 1)
+    return done
 
 
 @dataclass(frozen=True, repr=False)

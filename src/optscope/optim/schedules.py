@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.rule import Hyper, Rule, State, Wrapper, check_hyper, per_member, steps_made
+from optscope.optim.rule import Hyper, Rule, State, Wrapper, check_hyper, count_step, per_member
 from optscope.vector import Layout
 
 
@@ -118,10 +118,8 @@ class Scheduled(Wrapper):
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Add the inner step at the rate of the moment in place."""
-        done = steps_made(states)
-        self.rule.add_step_(targets, grads, [s["rule"] for s in states], params, scale * self.factor_at(done))
-        for state in states:
-            state["step"].fill_(done + 1)
+        factor = self.factor_at(count_step(states))
+        self.rule.add_step_(targets, grads, [s["rule"] for s in states], params, scale * factor)
 
 
 @dataclass(frozen=True, repr=False)

@@ -135,18 +135,19 @@ class NormalizedSGD(Fused):
         """Add the step in place: one pass for the norms, one for the step."""
         alpha = -self.lr * scale  # type: ignore[operator]
         everything = sum(grad.numel() for grad in grads)
-        for target, grad, norm in zip(targets, grads, list_norms(grads, self.per), strict=True):
+        lengths = safe_inverse(list_norms(grads, self.per)).unbind()
+        for target, grad, length in zip(targets, grads, lengths, strict=True):
             n = grad.numel() if self.per == "layer" else everything
-            target.addcmul_(grad, safe_inverse(norm), value=alpha * (math.sqrt(n) if self.rms else 1.0))
+            target.addcmul_(grad, length, value=alpha * (math.sqrt(n) if self.rms else 1.0))
 
 
-def list_norms(tensors: Sequence[Tensor], per: Per) -> Sequence[Tensor]:
-    """Return one l2 norm `()` a tensor: its own, or (unless per="layer") that of all of them together.
+def list_norms(tensors: Sequence[Tensor], per: Per) -> Tensor:
+    """Return one l2 norm a tensor, `(n,)`: its own, or (unless per="layer") that of all of them together.
 
     They stay tensors: on an accelerator a number that Python reads is a wait.
     """
     norms = torch.stack([torch.linalg.vector_norm(t) for t in tensors])
-    return norms.unbind() if per == "layer" else [torch.linalg.vector_norm(norms)] * len(tensors)
+    return norms if per == "layer" else torch.linalg.vector_norm(norms).expand(len(tensors))
 
 
 def _chunks(target: Tensor, grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

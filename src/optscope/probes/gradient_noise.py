@@ -24,8 +24,7 @@ from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.evidence.stats import Interval, mean_interval
 from optscope.optim.momentum import Momentum, matched
-from optscope.optim.rule import Rule
-from optscope.optim.schedules import Scheduled
+from optscope.optim.rule import Rule, bare
 from optscope.optim.sgd import SGD
 from optscope.probes.at_weights import AtWeights
 from optscope.probes.hessian import Hessian
@@ -239,18 +238,16 @@ def ratio_interval(numerator: Array, denominator: Array, confidence: float = 0.9
 def effective_rate(rule: Rule | None, step: int = 0) -> float | None:
     """Return the rate η of SGD that moves alike after `step` steps, lr / (1 - momentum), or None for other rules.
 
-    Known are SGD and Momentum, also inside Scheduled.
+    Known are SGD and Momentum, also inside Scheduled, Decayed and Rounded.
 
     >>> round(effective_rate(SGD(lr=0.01, momentum=0.9)), 12)
     0.1
     """
-    if isinstance(rule, Scheduled):
-        inner = effective_rate(rule.rule, step)
-        return None if inner is None else inner * rule.schedule(min(step, rule.steps - 1) / rule.steps)
-    if not isinstance(rule, (SGD, Momentum)):
+    if rule is None:
         return None
     try:
-        return float(matched(rule).lr)  # type: ignore[arg-type]
+        inner, factor, _ = bare(rule, step)
+        return float(matched(inner).lr) * factor if isinstance(inner, (SGD, Momentum)) else None  # type: ignore[arg-type]
     except UserError:  # one rule a member
         return None
 

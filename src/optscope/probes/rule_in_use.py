@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from functools import singledispatch
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from torch import Tensor
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.momentum import Momentum
-from optscope.optim.rounding import Rounded
-from optscope.optim.rule import Hyper, Rule
-from optscope.optim.schedules import Decayed, Scheduled
+from optscope.optim.rule import Hyper, Rule, bare
+from optscope.optim.schedules import Decayed
 from optscope.optim.sgd import SGD
 from optscope.optim.torch_bridge import RuleOptimizer
 from optscope.tasks.snapshot import Snapshot
@@ -27,12 +25,12 @@ SECOND_MOMENTS = ("v", "max_exp_avg_sq", "exp_avg_sq", "square_avg")
 """Where rules and torch's optimisers keep the running mean of the squared gradient."""
 
 
-@singledispatch
 def threshold(rule: Rule, step: int = 0) -> float:
     """Return the largest stable eigenvalue of the Hessian of the loss under a rule, after `step` steps.
 
     For Adam, AdamW and RMSProp it is that of the preconditioned Hessian D⁻¹ᐟ² H D⁻¹ᐟ², with D held still. With L2
-    regularisation, H is the Hessian of the loss without its penalty. Formulas: `optscope.theory.stability`.
+    regularisation, H is the Hessian of the loss without its penalty, whose curvature is a shift under SGD and
+    Momentum. Formulas: `optscope.theory.stability`.
 
     >>> threshold(SGD(lr=0.1)), round(threshold(Adam(lr=0.001)))
     (20.0, 38000)
@@ -40,50 +38,31 @@ def threshold(rule: Rule, step: int = 0) -> float:
     Raises:
         UserError: when no threshold is known in closed form, or the rule holds several learning rates.
     """
-    raise UserError(f"no stability threshold is known for {rule!r}; there is one for SGD, Momentum, Adam, "
-                    "AdamW, RMSProp, and for these inside Scheduled, and SGD inside Decayed")
+    inner, factor, decay = bare(rule, step)
+    if factor == 0:
+        return math.inf
+    plain = _plain_threshold(inner.with_(lr=factor * _one(inner.lr)) if factor != 1 else inner)
+    if plain is None:
+        raise UserError(f"no stability threshold is known for {rule!r}; there is one for SGD, Momentum, Adam, "
+                        "AdamW and RMSProp, also inside Scheduled and Rounded, and for SGD and Momentum inside "
+                        "Decayed")
+    if decay and not isinstance(inner, (SGD, Momentum)):  # the penalty's curvature is then preconditioned
+        raise UserError(f"no stability threshold is known for {rule!r}: L2 regularisation has one with SGD and "
+                        "Momentum; with Adam, use AdamW")
+    return plain - decay
 
 
-@threshold.register
-def _(rule: SGD, step: int = 0) -> float:
-    form = stability.nesterov if rule.nesterov else stability.heavy_ball
-    return form(_one(rule.lr), _one(rule.momentum))
-
-
-@threshold.register
-def _(rule: Momentum, step: int = 0) -> float:
-    return stability.averaged(_one(rule.lr), _one(rule.beta))
-
-
-@threshold.register
-def _(rule: Adam, step: int = 0) -> float:
-    decay = rule.decay if isinstance(rule, AdamW) else 0.0
-    return stability.averaged(_one(rule.lr), _one(rule.beta1), _one(decay))
-
-
-@threshold.register
-def _(rule: RMSProp, step: int = 0) -> float:
-    return stability.gradient_descent(_one(rule.lr))
-
-
-@threshold.register
-def _(rule: Scheduled, step: int = 0) -> float:
-    factor = rule.schedule(min(step, rule.steps - 1) / rule.steps)
-    inner = rule.rule
-    return math.inf if factor == 0 else threshold(inner.with_(lr=factor * _one(inner.lr)), step)
-
-
-@threshold.register
-def _(rule: Rounded, step: int = 0) -> float:
-    return threshold(rule.rule, step)
-
-
-@threshold.register
-def _(rule: Decayed, step: int = 0) -> float:
-    if not isinstance(rule.rule, SGD):  # the penalty's curvature is then preconditioned, no longer a shift
-        raise UserError(f"no stability threshold is known for {rule!r}: L2 regularisation has one with SGD; "
-                        "with Adam, use AdamW")
-    return threshold(rule.rule, step) - _one(rule.decay)
+def _plain_threshold(rule: Rule) -> float | None:
+    """Return the threshold of a rule that wraps no other, if one is known."""
+    if isinstance(rule, SGD):
+        form = stability.nesterov if rule.nesterov else stability.heavy_ball
+        return form(_one(rule.lr), _one(rule.momentum))
+    if isinstance(rule, Momentum):
+        return stability.averaged(_one(rule.lr), _one(rule.beta))
+    if isinstance(rule, Adam):
+        return stability.averaged(_one(rule.lr), _one(rule.beta1),
+                                  _one(rule.decay if isinstance(rule, AdamW) else 0.0))
+    return stability.gradient_descent(_one(rule.lr)) if isinstance(rule, RMSProp) else None
 
 
 def rule_in_use(snapshot: Snapshot) -> Rule | None:
@@ -95,7 +74,7 @@ def rule_in_use(snapshot: Snapshot) -> Rule | None:
     optimizer = snapshot.optimizer
     if optimizer is None:
         return snapshot.rule
-    groups = [{name: plain(value) for name, value in group.items() if name not in ("params", "param_names")}
+    groups = [{name: plain(value) for name, value in group.items() if name not in ("params", "param_names", "name")}
               for group in optimizer.param_groups]
     try:
         if any(group != groups[0] for group in groups):
@@ -141,9 +120,8 @@ def _from_torch(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> 
 
 def adaptive(rule: Rule | None) -> Adam | RMSProp | None:
     """Return the rule inside schedules, decay and rounding when it divides by a second moment, else None."""
-    while isinstance(rule, (Scheduled, Decayed, Rounded)):
-        rule = rule.rule
-    return rule if isinstance(rule, (Adam, RMSProp)) else None
+    inner = None if rule is None else bare(rule)[0]
+    return inner if isinstance(inner, (Adam, RMSProp)) else None
 
 
 def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | None:
@@ -174,7 +152,7 @@ def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tens
     while "rule" in state:  # a combinator's state holds its rule's
         state = state["rule"]
     moment: Tensor | None = next((state[key] for key in SECOND_MOMENTS if key in state), None)
-    if moment is None:
+    if moment is None or (isinstance(rule, Adam) and float(state["step"]) == 0):
         raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}: measure TopEigenvalues "
                         "instead")
     moment = moment.detach()
