@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,20 +17,24 @@ from optscope.optim import (
     SVAG,
     Adam,
     AdamW,
+    Constant,
     Cosine,
     Decayed,
     Foreign,
     Graft,
+    Linear,
     Momentum,
     NormalizedSGD,
     PolarSGD,
     RMSProp,
     Rounded,
     Rule,
+    Schedule,
     Scheduled,
     SignSGD,
     StepDecay,
 )
+from optscope.optim.rates import Rates
 from optscope.vector import Layout
 
 STEPS = 25
@@ -38,13 +43,6 @@ STEPS = 25
 class Row(NamedTuple):
     rule: Rule
     torch_twin: Callable[[Any], torch.optim.Optimizer] | None = None
-
-
-def is_proportional(rule: Rule) -> bool:
-    """Whether a rule's step is proportional to its learning rate, not to first order only."""
-    while isinstance(rule, Decayed):
-        rule = rule.rule
-    return not isinstance(rule, PolarSGD)
 
 
 class SignTwin(torch.optim.Optimizer):
@@ -58,6 +56,34 @@ class SignTwin(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 p -= group["lr"] * p.grad.sign()
+
+
+class SquareTwin(SignTwin):
+    """Descent at the square of its rate, so that nothing but its own rate under a schedule makes its steps."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= 100 * group["lr"] ** 2 * p.grad
+
+
+class HalvingTwin(SignTwin):
+    """Descent that makes its own rate smaller at every step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= group["lr"] * p.grad
+            group["lr"] *= 0.9
+
+
+def sorted_adam(params, lr=0.01):
+    """Adam in two groups, the last parameters first, each with numbers of its own."""
+    params = list(params)
+    groups = [{"params": params[1:]}, {"params": params[:1], "betas": (0.5, 0.9)}]
+    return torch.optim.Adam(groups[:len(params)] if len(params) > 1 else params, lr=lr)
 
 
 T = torch.optim
@@ -99,6 +125,12 @@ ROWS = [
     Row(Rounded(Foreign("torch.optim:NAdam", lr=0.01), k=5), lambda p: T.NAdam(p, lr=0.01)),
     Row(Foreign("torch.optim:RAdam", lr=0.01), lambda p: T.RAdam(p, lr=0.01)),
     Row(Foreign(SignTwin, lr=0.02), lambda p: SignTwin(p, lr=0.02)),
+    Row(Foreign(SquareTwin, lr=0.02), lambda p: SquareTwin(p, lr=0.02)),
+    Row(Foreign(HalvingTwin, lr=0.1), lambda p: HalvingTwin(p, lr=0.1)),
+    Row(Foreign("torch.optim:Rprop", lr=0.01, step_sizes=(0.0, 50.0)),
+        lambda p: T.Rprop(p, lr=0.01, step_sizes=(0.0, 50.0))),
+    Row(Foreign(sorted_adam, lr=0.02), lambda p: sorted_adam(p, lr=0.02)),
+    Row(Scheduled(PolarSGD(lr=0.05), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),
 ]
 rules = pytest.mark.parametrize("rule", [row.rule for row in ROWS], ids=repr)
 
@@ -167,7 +199,7 @@ def test_step_added_to_zeros_is_the_step(rule):
     layout = Layout.of(params)
     flat, grad = layout.flatten(params), layout.flatten(grads)
     step, _ = rule.update(grad, rule.init(flat, layout), flat, layout)
-    if is_proportional(rule):
+    if rule.proportional:
         expected = 0.5 * step
     else:
         halved = rule.with_(lr=rule.lr / 2)
@@ -196,6 +228,58 @@ def test_members_on_the_leading_axis_equal_separate_runs(rule):
     together = run_pure(rule, members, layout)
     apart = torch.stack([run_pure(rule, member, layout) for member in members])
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-13)
+
+
+FEW = 8
+"""Steps in which rounding errors cannot grow, as they do later where a rule and this gradient are chaotic."""
+SCHEDULES = [Constant(), StepDecay(at=(0.3, 0.6)), Cosine(warmup=0.2), Linear()]
+
+
+def run_scheduled(rule: Rule, schedule: Schedule, start: list[Tensor]) -> Tensor:
+    """Train as the engine does: the schedule multiplies the rates of the optimiser."""
+    def make(params):
+        optimizer = rule.optimizer(params)
+        rates, step, done = Rates(optimizer), optimizer.step, iter(range(FEW))
+
+        def at_its_rate(closure=None):
+            rates.set(schedule(next(done) / FEW))
+            step()
+        optimizer.step = at_its_rate
+        return optimizer
+    return run_optimizer(make, start, FEW)
+
+
+@rules
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_twins_and_schedules_around_a_rule_are_the_rule(rule, schedule):
+    """A twin of divisor 1, a graft on itself and a schedule held by the rule all train what the arm trains."""
+    start = tensors()
+    arm, layout = run_scheduled(rule, schedule, start), Layout.of(start)
+    close = partial(torch.testing.assert_close, expected=arm, rtol=0, atol=1e-11)
+    close(run_scheduled(Rounded(rule, 1), schedule, start))
+    close(run_scheduled(Graft(rule, rule), schedule, start))
+    inside = Scheduled(rule, schedule, FEW)
+    close(run_optimizer(inside.optimizer, start, FEW))
+    close(run_pure(inside, layout.flatten(start), layout, FEW))
+    single = tensors(dtype=torch.float32)
+    torch.testing.assert_close(run_scheduled(Rounded(rule, 1), schedule, single),
+                               run_scheduled(rule, schedule, single), rtol=0, atol=1e-4)
+
+
+def test_a_schedule_reaches_a_rate_that_is_read_in_another_way():
+    """SquareTwin on a constant gradient moves by the sum of squared rates, HalvingTwin by 0.9ᵗ of each."""
+    for rule, moved in ((Foreign(SquareTwin, lr=0.1), lambda t, f: (10 * 0.1 * f) ** 2),
+                        (Foreign(HalvingTwin, lr=0.1), lambda t, f: 0.1 * 0.9**t * f)):
+        expected = -sum(moved(t, 1 - t / 4) for t in range(4))
+        for made in (rule, Rounded(rule, 1), Graft(rule, SGD(lr=1.0)), Decayed(rule, 0.0)):
+            weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+            optimizer = made.optimizer([weight])
+            rates = Rates(optimizer)
+            for t in range(4):
+                weight.grad = torch.ones_like(weight)
+                rates.set(Linear()(t / 4))
+                optimizer.step()
+            assert float(weight.detach()) == pytest.approx(expected, rel=1e-12)
 
 
 @rules
@@ -238,7 +322,7 @@ def test_learning_rate_can_be_changed_and_scales_the_first_step(rule):
 
     def first(r):
         return r.update(grad, r.init(params, layout), params, layout)[0]
-    if is_proportional(rule):
+    if rule.proportional:
         torch.testing.assert_close(first(changed), 2 * first(rule), rtol=0, atol=1e-12)
     else:
         small = rule.with_(lr=1e-8)

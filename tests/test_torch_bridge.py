@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from dataclasses import dataclass
 
 import cloudpickle
 import pytest
@@ -11,7 +12,24 @@ import torch
 from torch import nn
 
 from optscope.errors import UserError
-from optscope.optim import SGD, Adam, Foreign, Graft, NormalizedSGD, SignSGD
+from optscope.optim import (
+    SGD,
+    SVAG,
+    Adam,
+    AdamW,
+    Constant,
+    Decayed,
+    Foreign,
+    Graft,
+    Momentum,
+    NormalizedSGD,
+    PolarSGD,
+    RMSProp,
+    Rounded,
+    Rule,
+    Scheduled,
+    SignSGD,
+)
 from optscope.study.arms import arm_named
 from optscope.vector import Layout
 
@@ -191,10 +209,154 @@ def test_channels_last_parameters_move_like_contiguous_ones():
     (lambda: Foreign(Strict), "refused the options {}: .*'lr'"),
     (lambda: SGD(lr=0.1).with_(beta1=0.5), "has no hyperparameter 'beta1'; it has lr, momentum, nesterov"),
     (lambda: SGD(lr=(0.1, 0.2)).optimizer([nn.Parameter(torch.zeros(1))]), "one number a hyperparameter"),
+    (lambda: Foreign(Keyed), "it wants param groups of its own making; write a function"),
+    (lambda: Foreign(OfModel), "perhaps the model"),
+    (lambda: AdamW(lr=0.1).optimizer(group(betas=(0.9, 0.99))), "'betas', which AdamW would ignore; .*beta1"),
+    (lambda: AdamW(lr=0.1).optimizer(group(decay=0.1, weight_decay=0.2)), "mean the same in AdamW: give it one"),
+    (lambda: AdamW(lr=0.1).optimizer(group(weight_decay=-1.0)), "AdamW: decay must be a finite number >= 0"),
+    (lambda: SGD(lr=0.1).optimizer(group(weight_decay=0.1)), "weight_decay=0.1, which SGD does not have: use"),
+    (lambda: Rounded(AdamW(lr=0.1), 1).optimizer(group(decay=0.1)), "'decay', which Rounded would ignore"),
 ])
 def test_bad_input_gets_one_sentence(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def group(**numbers):
+    return [{"params": [nn.Parameter(torch.zeros(2))], **numbers}]
+
+
+class Keyed(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        self.kinds = [group["kind"] for group in params if "kind" in group]
+
+
+class OfModel(torch.optim.SGD):
+    def __init__(self, model, lr=0.1):
+        super().__init__(model.parameters(), lr=lr)
+
+
+@pytest.mark.parametrize(("rule", "torchs"), [
+    (AdamW(lr=0.1, decay=0.5), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5)),
+    (Decayed(SGD(lr=0.1, momentum=0.9), 0.5), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.5)),
+    (SGD(lr=0.1), lambda p: torch.optim.SGD(p, lr=0.1))], ids=["AdamW", "Decayed", "SGD"])
+def test_no_decay_on_biases_is_said_in_torchs_words_or_in_ours(rule, torchs):
+    ends = []
+    for make in (rule.optimizer, torchs):
+        model, loss = problem()
+        sorted_ = [[p for p in model.parameters() if (p.dim() > 1) == matrix] for matrix in (True, False)]
+        groups = [{"params": sorted_[0], "name": "weights"},
+                  {"params": sorted_[1], "weight_decay": 0.0, "lr": 0.05}]
+        kept = [dict(each) for each in groups]
+        optimizer = make(groups)
+        assert [each["params"] for each in groups] == [each["params"] for each in kept]
+        ends.append(train(model, loss, optimizer))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+
+
+def test_a_users_own_groups_are_not_written_to():
+    groups = group(weight_decay=0.0)
+    AdamW(lr=0.1).optimizer(groups)
+    assert groups[0]["weight_decay"] == 0.0
+
+
+class Spectral(nn.Module):
+    """A complex matrix between two real layers, as in Fourier neural operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(0.3 * torch.randn(4, 3, dtype=torch.cfloat))
+        self.scale, self.head = nn.Parameter(torch.ones((), dtype=torch.cfloat)), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head((torch.fft.fft(x) @ self.weight * self.scale).abs())
+
+
+T = torch.optim
+
+
+@pytest.mark.parametrize(("rule", "torchs"), [
+    (SGD(lr=0.1, momentum=0.9), lambda p: T.SGD(p, lr=0.1, momentum=0.9)),
+    (Momentum(lr=0.5), lambda p: T.SGD(p, lr=0.05, momentum=0.9)),
+    (RMSProp(lr=0.01), lambda p: T.RMSprop(p, lr=0.01)),
+    (Adam(lr=0.01), lambda p: T.Adam(p, lr=0.01)),
+    (AdamW(lr=0.01, decay=0.1), lambda p: T.AdamW(p, lr=0.01, weight_decay=0.1)),
+    (Decayed(Adam(lr=0.01), 0.1), lambda p: T.Adam(p, lr=0.01, weight_decay=0.1)),
+    (Rounded(Scheduled(Adam(lr=0.01), Constant(), 10), 3), lambda p: T.Adam(p, lr=0.01)),
+    (Graft(Adam(lr=0.01), Adam(lr=1.0)), lambda p: T.Adam(p, lr=0.01)),
+    (Rounded(Foreign("torch.optim:Adagrad", lr=0.05), 3), lambda p: T.Adagrad(p, lr=0.05)),
+    (Foreign("torch.optim:Adagrad", lr=0.05), lambda p: T.Adagrad(p, lr=0.05)),
+    (SignSGD(lr=0.01), None), (NormalizedSGD(lr=0.1, rms=True), None), (PolarSGD(lr=0.1), None),
+    (SVAG(Momentum(lr=0.1), 2), None), (Graft(NormalizedSGD(lr=0.1), SignSGD(lr=1.0), per="model"), None),
+], ids=lambda value: repr(value) if isinstance(value, Rule) else None)
+def test_complex_weights_are_stepped_as_pairs_of_real_numbers(rule, torchs):
+    class Pairs(Spectral):
+        """The same with real parameters."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.scale = (nn.Parameter(torch.view_as_real(p.detach()).clone())
+                                       for p in (self.weight, self.scale))
+
+        def forward(self, x):
+            weight, scale = torch.view_as_complex(self.weight), torch.view_as_complex(self.scale)
+            return self.head((torch.fft.fft(x) @ weight * scale).abs())
+
+    ends = []
+    for kind, make in ((Spectral, rule.optimizer), (Pairs, rule.optimizer), (Spectral, torchs)):
+        torch.manual_seed(0)
+        model, x = kind(), torch.randn(16, 4)
+        optimizer = (make or rule.optimizer)(model.parameters())
+        for _ in range(6):
+            optimizer.zero_grad()
+            (model(x) - x[:, :1]).square().mean().backward()
+            optimizer.step()
+        ends.append(torch.cat([torch.view_as_real(p.detach()).flatten() if p.is_complex() else p.detach().flatten()
+                               for p in model.parameters()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(ends[0], ends[2], rtol=0, atol=1e-5)
+
+
+def test_complex_state_comes_back_to_the_bit(tmp_path):
+    weights = nn.Parameter(torch.randn(3, dtype=torch.cfloat, generator=torch.Generator().manual_seed(0)))
+    copies, grads = [], torch.randn(4, 3, dtype=torch.cfloat, generator=torch.Generator().manual_seed(1))
+    optimizer = Adam(lr=0.1).optimizer([weights])
+    for t, grad in enumerate(grads):
+        if t == 2:
+            torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+            copies = [nn.Parameter(weights.detach().clone())]
+        weights.grad = grad
+        optimizer.step()
+    restored = Adam(lr=0.1).optimizer(copies)
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for grad in grads[2:]:
+        copies[0].grad = grad
+        restored.step()
+    assert torch.equal(weights, copies[0])
+
+
+def test_a_rule_with_one_state_for_all_says_that_it_needs_all_gradients():
+    first, second = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = Together(lr=0.1).optimizer([first, second])
+    first.grad, second.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    first.grad = None
+    with pytest.raises(UserError, match="keeps one state for all parameters"):
+        optimizer.step()
+
+
+@dataclass(frozen=True, repr=False)
+class Together(Rule):
+    """A rule with nothing but its equation."""
+
+    lr: float
+
+    def init(self, params, layout):
+        return {"m": torch.zeros_like(params)}
+
+    def update(self, grad, state, params, layout):
+        m = 0.9 * state["m"] + grad
+        return -self.lr * m, {"m": m}
 
 
 def test_sparse_gradients_are_refused():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import torch
 from torch import Tensor, nn
 
-from optscope.errors import UserError, nearest
+from optscope.errors import UserError
 
 if TYPE_CHECKING:
     from optscope.optim.rule import Rule
@@ -60,7 +60,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                                 "or Decayed(rule, decay), whose param groups may have a decay of their own")
         for name in param_group:
             if name not in known and name not in PLAIN:
-                raise UserError(f"a param group has {name!r}, which {kind} would ignore; {nearest(name, known)}")
+                raise UserError(f"a param group has {name!r}, which {kind} would ignore; "
+                                f"it has {', '.join(sorted(known))}")
         self._rule_of(param_group)  # raises what there is to raise
         super().add_param_group(param_group)
 
@@ -106,8 +107,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             for p, state in zip(new, rule.begin([as_real(p) for p in new]), strict=True):
                 self.state[p] = state
         states = [self.state[p] for p in params]
-        real = [as_real(p) for p in params]
-        rule.add_step_(real, [as_real(g) for g in grads], states, real, group["lr"] / cast(float, rule.lr))
+        if any(p.is_complex() for p in params):
+            params, grads = [as_real(p) for p in params], [as_real(g) for g in grads]
+        rule.add_step_(params, grads, states, params, group["lr"] / cast(float, rule.lr))
 
     def _rule_of(self, group: dict[str, Any]) -> Rule:
         """Return the rule with the group's numbers; `lr` apart, which acts as a scale."""
