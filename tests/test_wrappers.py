@@ -153,4 +153,4 @@ def test_a_parameter_that_no_step_has_moved_has_no_preconditioner():
     model.weight.grad = torch.ones_like(model.weight)
     optimizer.step()
     with pytest.raises(UserError, match="no second moment for the parameter 'bias'"):
-        preconditioner(Snapshot(model, None, optimizer=optimizer))
+        preconditioner(Snapshot(model, None, optimizer=optimizer), ["weight", "bias"])
