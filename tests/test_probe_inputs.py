@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from optscope.errors import UserError
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.apgd import APGD, TargetedAPGD
 from optscope.probes.attack import BIM, FGSM, PGD
@@ -59,3 +60,119 @@ def test_features_with_a_graph_attached_are_data():
         assert probe(snapshot(head, features, bounds=None)).values == probe(
             snapshot(head, features.detach(), bounds=None)).values
     assert backbone.weight.grad is None
+
+
+class Rooted(nn.Module):
+    """A linear classifier of x / (|x| + 1), its norm written out: at x = 0 the gradient is nan."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.head.weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+        self.head.bias.data = torch.tensor([0.3, 0.2, 0.1])
+
+    def forward(self, x):
+        return self.head(x / (x.square().sum(1, keepdim=True).sqrt() + 1))
+
+
+def with_blank(n=12):
+    """Images of which the first is blank; all are of the class that the model names but every fourth."""
+    x = rand(n, 4)
+    x[0] = 0
+    y = Rooted()(x).argmax(1).detach()
+    y[3::4] = (y[3::4] + 1) % 3
+    return x, y
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)], ids=str)
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_attack_on_an_image_without_a_gradient_finds_images_or_nothing(norm, attack, bounds):
+    x, y = with_blank()
+    found = attack.run(Rooted(), x, y, 0.02, norm, bounds)
+    assert found.isfinite().all()
+    ball = (found - x).abs().amax(1) if norm == "linf" else (found - x).norm(dim=1)
+    assert ball.max() <= 0.02 * (1 + 1e-5)
+    reading = RobustAccuracy(norm, 0.02, attack, checked=0)(snapshot(Rooted(), x, y, bounds))
+    # The blank image leads by 0.1: within 0.02 no logit moves by more than 0.04, so that nothing fools.
+    assert reading.arrays[f"correct under {norm} attack"][0, 0]
+
+
+def test_an_image_without_a_gradient_has_no_boundary_distance_and_the_others_keep_theirs():
+    x, y = with_blank()
+    whole, rest = Margin()(snapshot(Rooted(), x, y)), Margin()(snapshot(Rooted(), x[1:], y[1:]))
+    assert whole.arrays["boundary distances"][1:] == pytest.approx(rest.arrays["boundary distances"])
+    assert torch.tensor(whole.arrays["boundary distances"][0]).isnan()
+    assert whole.arrays["margins"][0] == pytest.approx(0.1)
+    assert whole.values["boundary distance"] == rest.values["boundary distance"]
+    assert whole.silence.startswith("1 of 12 examples have no boundary distance")
+    assert not rest.silence
+
+
+@pytest.mark.parametrize("climb", [0, 5])
+def test_an_image_without_a_gradient_does_not_make_a_model_constant(climb):
+    """The Jacobian of x/(|x| + 1) is I at 0, its norm is below 1 elsewhere, and the head's is 1."""
+    x, y = with_blank()
+    alone = Lipschitz(climb=climb)(snapshot(Rooted(), x[:1], y[:1])).values["Lipschitz lower bound"]
+    assert -0.5 < alone <= 0  # a direction drawn at random
+    both = Lipschitz(climb=climb)(snapshot(Rooted(), x, y)).values["Lipschitz lower bound"]
+    rest = Lipschitz(climb=0)(snapshot(Rooted(), x[1:], y[1:])).values["Lipschitz lower bound"]
+    assert rest - 0.05 <= both <= 0
+
+
+class Divided(nn.Module):
+    """Divides by the norm: a blank image gets nan for logits."""
+
+    def forward(self, x):
+        return x / x.norm(dim=1, keepdim=True)
+
+
+def test_logits_of_nan_name_no_class():
+    x = torch.eye(3).repeat(5, 1)
+    x[12] = 0
+    y = torch.arange(15) % 3
+    task = snapshot(Divided(), x, y, bounds=None)
+    assert Accuracy()(task).values["accuracy"] == pytest.approx(100 * 14 / 15)
+    assert Accuracy()(task).arrays["correct"].sum() == 14
+    noisy = GaussianNoise(variances=(0.0,))(task)
+    assert noisy.arrays["correct under gaussian noise"].sum() == 14
+    assert PGD(3).run(Divided(), x, y, 0.1).isfinite().all()
+    assert RobustAccuracy("l2", 0.1, checked=0)(task).arrays["fooled by l2 radius"][12] == 0
+    margin = Margin()(task)
+    assert margin.values["margin"] == 1
+    assert margin.silence.startswith("1 of 15")
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.embed(x).mean(1))
+
+
+def test_token_ids_have_margins_and_no_distances():
+    x = torch.randint(20, (12, 7), generator=torch.Generator().manual_seed(0))
+    reading = Margin()(snapshot(Words(), x, bounds=None))
+    assert set(reading.values) == {"margin", "margin, lowest tenth"}
+    assert reading.silence == ("12 of 12 examples have no boundary distance, as the margin has no finite gradient "
+                               "in them (torch.int64)")
+
+
+@pytest.mark.parametrize("probe", [p for p in OF_INPUTS if not isinstance(p, (Accuracy, Margin))], ids=repr)
+def test_probes_that_move_inputs_say_one_line_for_token_ids(probe):
+    x = torch.randint(20, (12, 8, 8), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match=r"^\w+: inputs must be floating point to have a slope; got torch\.int64$"):
+        probe(snapshot(Words(), x[:, 0], bounds=None))
+
+
+@pytest.mark.parametrize("bounds", [
+    (torch.zeros(3, 1, 1), torch.ones(3, 1, 1)), (torch.tensor(0.0), torch.tensor(1.0)), (1.0, 0.0),
+    (0.0, torch.inf), 1.0, ([0.0], [1.0])], ids=["channels", "tensors", "upside down", "open", "one", "lists"])
+def test_bounds_are_two_numbers(bounds):
+    x = rand(6, 3, 4, 4)
+    with pytest.raises(UserError, match="bounds must be two finite numbers"):
+        PGD().run(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), x, torch.arange(6) % 3, 0.1, bounds=bounds)
+    with pytest.raises(UserError, match="bounds must be two finite numbers"):
+        RobustAccuracy()(snapshot(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), x, bounds=bounds))

@@ -41,7 +41,7 @@ class Accuracy(Probe):
         loss = float(subject.loss(outputs, subject.targets))
         if task.kind == "regression":
             return Reading({"loss": loss})
-        correct = outputs.argmax(1) == subject.targets
+        correct = named(outputs) == subject.targets
         interval = wilson(int(correct.sum()), len(correct))
         return Reading({"accuracy": percent(correct), "loss": loss,
                         "calibration error": 100 * calibration_error(outputs, subject.targets)},
@@ -73,16 +73,25 @@ class Checkpoint(Probe):
             outputs = in_batches(subject.model, split.inputs)
             values[f"{part} loss at checkpoint"] = float(subject.loss(outputs, split.targets))
             if task.kind == "classification":
-                values[f"{part} accuracy at checkpoint"] = percent(outputs.argmax(1) == split.targets)
+                values[f"{part} accuracy at checkpoint"] = percent(named(outputs) == split.targets)
         return Reading(values)
 
 
 _METRICS: tuple[tuple[str, str, Direction], ...] = (("accuracy", "%", "higher"), ("loss", "", "lower"))
 
 
+def named(logits: Tensor) -> Tensor:
+    """Return the classes that logits `(n, classes)` name, `(n,)`; -1 where one is nan: those name none.
+
+    >>> named(torch.tensor([[1.0, 2.0], [torch.nan, 0.0]]))
+    tensor([ 1, -1])
+    """
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
+
+
 def verdicts(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return which of `inputs` `(n, ...)` are classified rightly, `(n,)` of bool."""
-    return in_batches(lambda x: model(x).argmax(1), inputs) == targets
+    return in_batches(lambda x: named(model(x)), inputs) == targets
 
 
 def percent(correct: Tensor) -> float:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
+from optscope.probes.accuracy import named
 from optscope.probes.attack_losses import AttackLoss, CrossEntropy
-from optscope.probes.perturbation import Ball, Bounds, ball_of, per_example
+from optscope.probes.perturbation import Ball, Bounds, ball_of, check_box, check_movable, per_example
 from optscope.probes.probe import frozen
 
 Search = Callable[["Batch"], Tensor]
@@ -57,16 +58,24 @@ class Batch:
 
     def fooled(self, x: Tensor) -> Tensor:
         """Return which of `x` are classified wrongly, `(n,)`."""
-        return self.logits(x).argmax(1) != self.labels
+        return named(self.logits(x)) != self.labels
 
     def ascent(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return at `x` which are fooled `(n,)`, the losses `(n,)` and their gradients `(n, ...)`."""
+        """Return at `x` which are fooled `(n,)`, the losses `(n,)` and their gradients `(n, ...)`.
+
+        What is not finite leads nowhere: such a gradient counts as 0, and a loss that is nan as the lowest.
+        """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self.model(x)
             losses = loss(logits)
             gradient, = torch.autograd.grad(losses.sum(), x)
-        return logits.detach().argmax(1) != self.labels, losses.detach(), gradient
+        return named(logits.detach()) != self.labels, lowest(losses.detach()), gradient.nan_to_num(0, 0, 0)
+
+
+def lowest(losses: Tensor) -> Tensor:
+    """Return losses with -inf for nan, so that any other is above it."""
+    return losses.nan_to_num(-torch.inf, torch.inf, -torch.inf)
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,9 +102,11 @@ class Attack(ABC):
         they are. The model is attacked in eval mode; its mode and its parameters' flags are restored.
 
         Raises:
-            UserError: unknown norm, a radius that is not positive, a model without one logit a class, labels
-                outside its classes.
+            UserError: inputs of whole numbers, unknown norm, bounds that are not two numbers, a radius that is
+                not positive, a model without one logit a class, labels outside its classes.
         """
+        check_movable(inputs, type(self).__name__)
+        check_box(bounds)
         radii = torch.as_tensor(eps, dtype=inputs.dtype, device=inputs.device).expand(len(inputs)).contiguous()
         if not bool((torch.isfinite(radii) & (radii > 0)).all()):
             raise UserError(f"the radius of an attack must be a finite number above 0; got {eps!r}")

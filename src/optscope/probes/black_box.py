@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from optscope.probes.attack import Attack, Batch, check_counts
+from optscope.probes.attack import Attack, Batch, check_counts, lowest
 from optscope.probes.attack_losses import Margin
 from optscope.probes.perturbation import per_example
 
@@ -34,7 +34,7 @@ class RandomSearch(Attack):
         margin, generator = Margin(), batch.generator
         v = _stripes(batch.inputs, generator)
         found = best = _at_end(batch, v)
-        value = margin(batch.logits(best), batch.labels)
+        value = lowest(margin(batch.logits(best), batch.labels))
         left = torch.arange(len(batch), device=best.device)
         for query in range(self.queries):
             if (value > 0).any():
@@ -47,7 +47,7 @@ class RandomSearch(Attack):
             proposal = batch.ball.steepest(v + 2 * _window(batch.inputs, share, generator))
             proposal = proposal / per_example(proposal.flatten(1).square().mean(1).sqrt(), proposal)
             x = _at_end(batch, proposal)
-            there = margin(batch.logits(x), batch.labels)
+            there = lowest(margin(batch.logits(x), batch.labels))
             better = per_example(there > value, x)
             v, best = torch.where(better, proposal, v), torch.where(better, x, best)
             value = torch.maximum(there, value)

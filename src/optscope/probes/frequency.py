@@ -16,6 +16,7 @@ from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier, percent, verdicts
 from optscope.probes.noise import check_images
+from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject
 
 Cell = tuple[int, int]
@@ -114,6 +115,7 @@ class SensitivityMap(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure all cells."""
+        check_movable(subject.inputs, "SensitivityMap")
         check_classifier(subject)
         check_images(subject.inputs)
         inputs, (height, width) = subject.inputs, subject.inputs.shape[-2:]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -120,7 +120,10 @@ class Margin(Probe):
     d is the signed l2 distance to the boundary with the runner-up where the model is linear, and to first order
     elsewhere (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599; Elsayed et al. 2018, arXiv 1803.05598); it is
     infinite where the gradient vanishes and the margin does not, so its centre is the median. The "lowest tenth" is
-    the 10 % quantile. Arrays: "margins" and "boundary distances", one an example.
+    the 10 % quantile. Where there is no finite gradient in the input (it is nan at a blank image that is divided by
+    its norm, and there is none in token ids) there is a margin and no distance: those examples are left out, and
+    the reading's `silence` says so. Arrays: "margins" and "boundary distances", one an example, nan where there is
+    none.
 
     Raises:
         UserError: for a task that is no classification.
@@ -135,17 +138,29 @@ class Margin(Probe):
                 Metric("boundary distance, lowest tenth", "", "higher", "10 % of the examples are no further"))
 
     def measure(self, subject: Subject) -> Reading:
-        """Take the margin and its gradient in the input for every example."""
+        """Take the margin and, where there is one, its gradient in the input for every example."""
         check_classifier(subject)
         pairs = [_margins(subject.model, x, y) for x, y in
                  zip(subject.inputs.split(BATCH), subject.targets.split(BATCH), strict=True)]
         margins, slopes = (torch.cat(column).double().cpu().numpy() for column in zip(*pairs, strict=True))
         distances = np.copysign(np.where(margins == 0, 0.0, np.inf), margins)
         np.divide(margins, slopes, out=distances, where=slopes > 0)
-        return Reading({"margin": float(margins.mean()), "margin, lowest tenth": _quantile(margins, LOW),
-                        "boundary distance": _quantile(distances, 0.5),
-                        "boundary distance, lowest tenth": _quantile(distances, LOW)},
-                       {"margins": margins, "boundary distances": distances})
+        distances[~np.isfinite(margins) | ~np.isfinite(slopes)] = np.nan
+        values = _centre("margin", margins[np.isfinite(margins)], np.mean)
+        far = distances[~np.isnan(distances)]
+        values |= _centre("boundary distance", far, lambda some: _quantile(some, 0.5))
+        kind = subject.inputs.dtype
+        silence = "" if len(far) == len(margins) else (
+            f"{len(margins) - len(far)} of {len(margins)} examples have no boundary distance, as the margin has no "
+            f"finite gradient in them ({kind})")
+        return Reading(values, {"margins": margins, "boundary distances": distances}, silence)
+
+
+def _centre(name: str, values: Array, centre: Callable[[Array], np.floating[Any] | float]) -> dict[str, Value]:
+    """Return a centre of some values and their lowest tenth; nothing where there are none."""
+    if not len(values):
+        return {}
+    return {name: float(centre(values)), f"{name}, lowest tenth": _quantile(values, LOW)}
 
 
 def effective_density(weights: Tensor) -> float:
@@ -248,13 +263,16 @@ def _descent_cosine(step: Tensor, gradient: Tensor) -> float:
 
 
 def _margins(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the margins and the norms of their gradients in the inputs, `(n,)` each."""
-    x = inputs.detach().clone().requires_grad_()
+    """Return the margins and the norms of their gradients in the inputs, `(n,)` each, nan where there is none."""
+    x = inputs.detach().clone().requires_grad_(inputs.is_floating_point())
     with torch.enable_grad():
         logits = model(x)
         own = targets[:, None]
         margins = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
-        (slopes,) = torch.autograd.grad(margins.sum(), x, allow_unused=True, materialize_grads=True)
+        try:
+            (slopes,) = torch.autograd.grad(margins.sum(), x, allow_unused=True, materialize_grads=True)
+        except RuntimeError:  # whole numbers, or an operation of the model's, have no derivative
+            return margins.detach(), torch.full_like(margins.detach(), torch.nan)
     return margins.detach(), slopes.flatten(1).norm(dim=1)
 
 

@@ -19,6 +19,7 @@ from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.lipschitz_product import kernel_norm, pieces, product, runs
 from optscope.probes.operator_norm import operator_norm
+from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject, check_outputs
 from optscope.probes.smoothed import Smoothed
 
@@ -76,8 +77,7 @@ class Lipschitz(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure all four, or the lower bound alone where the model's structure is unknown."""
-        if not subject.inputs.is_floating_point():
-            raise UserError(f"Lipschitz: inputs must be floating point to have a slope; got {subject.inputs.dtype}")
+        check_movable(subject.inputs, "Lipschitz")
         check_outputs(subject)
         try:
             chain, _ = pieces(subject.model, subject.inputs[:1])

@@ -12,6 +12,7 @@ from optscope.dct import dct2, equal_count_bands, idct2
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier, percent, verdicts
+from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject
 
 PIXELS = 2**18  # numbers a noise draw: part of what a seed means, as draws of another size differ
@@ -42,6 +43,7 @@ class GaussianNoise(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure all variances."""
+        check_movable(subject.inputs, "GaussianNoise")
         check_classifier(subject)
         rows = []
         for images, targets, noise in _noisy_batches(subject):
@@ -86,6 +88,7 @@ class BandNoise(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure all bands."""
+        check_movable(subject.inputs, "BandNoise")
         check_classifier(subject)
         check_images(subject.inputs)
         height, width = subject.inputs.shape[-2:]

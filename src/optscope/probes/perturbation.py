@@ -5,6 +5,7 @@ A point of a ball also lies in the box of allowed inputs, when there is one.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,6 +135,21 @@ class L2(Ball):
 def _random(draw: Callable[..., Tensor], shape: torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
     """Return a draw made on the generator's device, so that it does not depend on where the model is."""
     return draw(shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+
+
+def check_movable(inputs: Tensor, who: str) -> None:
+    """Raise unless inputs are floating point: a token id or a byte has no slope, and nothing lies near it."""
+    if not inputs.is_floating_point():
+        raise UserError(f"{who}: inputs must be floating point to have a slope; got {inputs.dtype}")
+
+
+def check_box(bounds: object) -> None:
+    """Raise unless bounds are None, or a pair of finite numbers in ascending order."""
+    pair = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else (math.nan, math.nan)
+    numbers = all(isinstance(end, (int, float)) and math.isfinite(end) for end in pair)
+    if bounds is not None and not (numbers and pair[0] < pair[1]):
+        raise UserError("bounds must be two finite numbers such as (0.0, 1.0), the least and the largest value of "
+                        f"inputs, or None; got {bounds!r}: put what differs between channels inside the model")
 
 
 def ball_of(norm: str) -> type[Ball]:

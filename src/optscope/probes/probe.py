@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
+from optscope.probes.perturbation import check_box
 from optscope.tasks.fresh import seeded
 from optscope.tasks.game import Game
 from optscope.tasks.mean_loss import check_mean
@@ -145,7 +146,8 @@ def check_finite(model: nn.Module) -> None:
 
 
 def check_bounds(inputs: Tensor, bounds: tuple[float, float] | None) -> None:
-    """Raise unless all inputs lie within the bounds the task declares."""
+    """Raise unless all inputs lie within the bounds the task declares, which are two numbers."""
+    check_box(bounds)
     if bounds is None:
         return
     low, high = float(inputs.min()), float(inputs.max())

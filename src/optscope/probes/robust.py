@@ -20,7 +20,7 @@ from optscope.evidence.stats import wilson
 from optscope.probes.accuracy import check_classifier, percent, verdicts
 from optscope.probes.attack import BIM, PGD, Attack
 from optscope.probes.attack_checks import CHECKS, check_attack, run
-from optscope.probes.perturbation import Norm, ball_of, per_example
+from optscope.probes.perturbation import Norm, ball_of, check_movable, per_example
 from optscope.probes.probe import Probe, Reading, Subject
 
 ROUNDING = 1e-6  # relative: how much longer than a radius a perturbation may be and still count as within it
@@ -70,6 +70,7 @@ class RobustAccuracy(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Find the smallest radius that fools each example, then check the attack on some that withstood it."""
+        check_movable(subject.inputs, "RobustAccuracy")
         check_classifier(subject)
         radii = subject.inputs.new_tensor(self.radii)
         rank = smallest_fooling(self.attack, subject, self.norm, radii)
