@@ -1,9 +1,8 @@
-"""Fair comparisons: what is tried, which runs are needed, who is chosen, and what is said in the end."""
+"""Fair comparisons: what is tried, which runs are needed, and who is chosen."""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from optscope.report.tables import metric_table
 from optscope.study.charts import edge_of_stability
 from optscope.study.comparison import Arm, Calculation, Comparison, Criterion
 from optscope.study.conduct import Silence, conduct
-from optscope.study.findings import MARGIN, findings, headline, places
+from optscope.study.findings import places
 from optscope.study.search import Grid, Halton, Log
 from optscope.tasks.task import Data, Task
 from tiny import TASK, Blobs, Net, fail, succeed
@@ -379,110 +378,3 @@ def test_when_it_is_stopped_the_listener_is_let_go_and_the_folder_too(tmp_path):
     engine = Counted()
     conduct([comparison()], Store(tmp_path), engine, engine)
     assert len(engine.done) == 8 + 6 - 1
-
-
-# Findings
-
-SEEDS = tuple(range(1, 9))
-
-
-@dataclass(frozen=True, repr=False)
-class Attacked(Probe):
-    """The metrics of a probe that looks at three radii; it is never taken here."""
-
-    @property
-    def metrics(self):
-        return (Metric("accuracy under attack", "%", "higher", axis="radius"),
-                Metric("steps of the attack", better="neither", axis="radius"))
-
-    def measure(self, subject: Subject) -> Reading:
-        raise AssertionError
-
-
-MEASURED = comparison(arms=tuple(Arm(name, SGD(lr=0.1)) for name in ("A", "B", "C")), seeds=SEEDS,
-                      probes=(Accuracy(), Attacked()))
-
-
-def drawn(generator, shifts=None, arms=("A", "B", "C"), spread=1.0):
-    """Records in which arms differ by `shifts[arm, metric]` alone, with seed effects that arms share."""
-    rows = []
-    for metric in (m for probe in MEASURED.probes for m in probe.metrics):
-        for at in (0.1, 0.5, 1.0) if metric.axis else (None,):
-            common = generator.normal(size=len(SEEDS)) * 5 + 70
-            for arm in arms:
-                shift = (shifts or {}).get((arm, metric.name), 0.0)
-                values = common + shift + spread * generator.normal(size=len(SEEDS))
-                rows += [Record("demo", arm, seed, metric.name, float(v), at)
-                         for seed, v in zip(SEEDS, values, strict=True)]
-    return Records(rows)
-
-
-def test_of_all_that_is_said_about_equal_arms_a_false_word_is_no_more_frequent_than_the_level():
-    generator = np.random.default_rng(0)
-    comparisons, false = 200, 0
-    for _ in range(comparisons):
-        found = [f for f in findings(MEASURED, drawn(generator)) if f.lead]
-        assert len(found) == 2 * 4
-        assert all(f.verdict.outcome != "fails" for f in found)
-        false += any(f.verdict.outcome == "holds" for f in found)
-    error = math.sqrt(0.05 * 0.95 / comparisons)
-    assert 0 < false / comparisons < 0.05 + 3 * error  # above 0: the test could have failed
-
-
-def test_a_planted_gap_is_found_with_the_right_lead_and_size_and_lower_is_turned():
-    shifts = {("B", "accuracy under attack"): -5.0, ("C", "accuracy under attack"): 5.0,
-              ("B", "loss"): 5.0, ("C", "loss"): -5.0}
-    found = findings(MEASURED, drawn(np.random.default_rng(1), shifts))
-    for metric, side in (("accuracy under attack", "higher"), ("loss", "lower")):
-        b, c = (f for f in found if f.place.metric.name == metric)
-        assert (b.arm, b.lead, c.arm, c.lead) == ("B", "A", "C", "C")
-        for f in (b, c):
-            assert f.verdict.outcome == "holds"
-            assert f.verdict.low < 5 < f.verdict.high
-            assert f.verdict.effect > 0
-            assert f.verdict.n == 8
-        place = " (radius 0.5)" if metric != "loss" else ""
-        assert b.claim.text == f"A has {side} {metric}{place} than B"
-        assert c.claim.text == f"C has {side} {metric}{place} than A"
-    assert [f.claim.id for f in found] == [f"F{i}" for i in range(1, len(found) + 1)]
-    assert {f.verdict.outcome for f in found if f.place.metric.name == "calibration error"} == {"undecided"}
-
-
-def test_places_are_metrics_with_a_direction_at_the_middle_of_their_axis():
-    found = places(MEASURED, drawn(np.random.default_rng(0)))
-    assert [(p.metric.name, p.at) for p in found] == [
-        ("accuracy", None), ("loss", None), ("calibration error", None), ("accuracy under attack", 0.5)]
-    assert places(MEASURED, Records()) == []
-
-
-def said(records):
-    return headline(MEASURED, records, findings(MEASURED, records)).splitlines()
-
-
-def test_the_headline_reads_well():
-    generator = np.random.default_rng(2)
-    shifts = {("B", "accuracy under attack"): -5.0, ("B", "loss"): -5.0, ("C", "accuracy"): 9.0}
-    lines = said(drawn(generator, shifts, spread=0.2))
-    number = r"[\d.]+ \[[\d.]+, [\d.]+\]"
-    assert len(lines) == 2
-    assert re.fullmatch(rf"A against B: clean accuracy equal within {MARGIN:g} points; "
-                        rf"A is better in accuracy under attack \(radius 0\.5\) by {number} points; "
-                        rf"B is better in loss by {number}\.", lines[0])
-    assert re.fullmatch(rf"A against C: clean accuracy differs by more than {MARGIN:g} points; "
-                        rf"C is better in accuracy by {number} points\.", lines[1])
-    assert said(drawn(generator, spread=30.0))[0] == (
-        f"A against B: clean accuracy not shown equal within {MARGIN:g} points; no difference is shown.")
-    assert said(Records()) == [f"A against {arm}: no difference is shown." for arm in "BC"]
-
-
-def test_seeds_on_which_an_arm_diverged_count_as_missing_and_are_said():
-    records = drawn(np.random.default_rng(3), {("B", "accuracy"): -9.0})
-    lost = Records([*(r for r in records if r.arm != "B" or r.seed > 3),
-                    *(Record("demo", "B", s, "training loss", math.nan, status="diverged") for s in (1, 2, 3))])
-    whole, part = (next(f.verdict for f in findings(MEASURED, given)
-                        if f.lead and (f.arm, f.place.text) == ("B", "accuracy")) for given in (records, lost))
-    assert whole.outcome == "holds"
-    assert part.outcome == "undecided"
-    assert "3 of 8 missing" in part.note
-    assert said(lost)[0].startswith("A against B: B diverged or failed on 3 of 8 seeds; clean accuracy")
-    assert "diverged" not in said(lost)[1]

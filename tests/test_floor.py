@@ -97,10 +97,10 @@ def test_twins_need_a_run_of_their_seed():
 
 
 def test_a_report_speaks_of_the_floor(tmp_path):
-    settings = Settings(seeds=2, twin_seeds=1, epochs=2, batch=32, examples=24)
+    settings = Settings(seeds=2, twin_seeds=1, epochs=12, batch=16, examples=24)
     lab.compare(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
     notes = [v["note"] for v in json.loads((tmp_path / "verdicts.json").read_text())]
-    assert all("Rounding alone moves two single runs apart by up to" in note for note in notes)
+    assert not any("Rounding alone" in note for note in notes)  # two seeds decide nothing
     assert "are smaller than what rounding alone does" in (tmp_path / "report.md").read_text()
     assert (tmp_path / "figures" / "rounding-floor.svg").is_file()
 

@@ -85,7 +85,7 @@ def test_what_earns_the_result_is_judged():
 
 def test_a_task_is_compared_by_grafts(tmp_path):
     settings = Settings(optimisers={"sgd": OptimiserSettings(lr=[0.1]), "adam": OptimiserSettings(lr=[0.01])},
-                        seeds=2, epochs=1, batch=16, examples=20, graft=True)
+                        seeds=2, epochs=12, batch=16, examples=20, graft=True)
     result = compare(TASK, tmp_path / "out", settings=settings, engine=Inline())
     assert result.verdicts[0][0].text.startswith("Step length explains more of the differences in accuracy")
     page = result.report.read_text()

@@ -38,7 +38,7 @@ from optscope.tasks.task import Task
 from tiny import TASK, Blobs, Net, call, succeed
 
 ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
-SETTINGS = Settings(seeds=2, twin_seeds=1, epochs=2, batch=32, examples=24)
+SETTINGS = Settings(seeds=2, twin_seeds=1, epochs=12, batch=16, examples=24)
 
 
 def test_a_comparison_leaves_a_report_and_the_same_verdicts_anywhere(tmp_path):
@@ -48,15 +48,19 @@ def test_a_comparison_leaves_a_report_and_the_same_verdicts_anywhere(tmp_path):
     assert results[0].report == a / "report.html"
     page = results[0].report.read_text()
     assert "Which optimiser for blobs?" in page
-    assert "with fewer than 6 seeds, here 2, p &lt; 0.05 can never be shown" in page
+    assert "with fewer than 6 seeds, here 2, no difference can be shown, whatever the runs give" in page
+    assert "What would refute it: a difference that is shown" in page
+    assert "Accuracy, clean and perturbed; higher is better" in page
+    assert "12 epochs of 6 steps on 16 examples each make 72 steps; 96 examples for training, 96 examples" in page
     assert results[0].failures == ()
     assert results[0].summary == results[1].summary
-    assert results[0].summary.startswith("SGD against Adam: clean accuracy ")
+    assert results[0].summary.startswith("SGD against Adam: SGD's accuracy ")
     assert (a / "verdicts.json").read_bytes() == (b / "verdicts.json").read_bytes()
     verdicts = json.loads((a / "verdicts.json").read_text())
     assert [v["claim"] for v in verdicts] == [claim.id for claim, _ in results[0].verdicts]
     assert {v["outcome"] for v in verdicts} <= {"holds", "fails", "undecided"}
-    assert {v["text"] for v in verdicts} >= {"SGD and Adam reach the same accuracy (within 1.5 points)"}
+    assert {v["text"] for v in verdicts} >= {"SGD and Adam reach the same accuracy (within 1.5 points or 20 % of "
+                                               "the baseline's error, whichever is less)"}
     numbers = [[(r.arm, r.seed, r.phase, r.metric, r.at, r.step, repr(r.value)) for r in result.records
                 if r.metric != "seconds"] for result in results]
     assert numbers[0] == numbers[1]
@@ -127,7 +131,7 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_task.py").write_text(MY_TASK)
     (tmp_path / "settings.toml").write_text(
-        "seeds = 5\nepochs = 1\n[optimisers.sgd]\nlr = [0.1, 0.3]\n[optimisers.adam]\nlr = [0.01, 0.03]\n")
+        "seeds = 5\nepochs = 60\n[optimisers.sgd]\nlr = [0.1, 0.3]\n[optimisers.adam]\nlr = [0.01, 0.03]\n")
     line = "compare my_task.py:task --config settings.toml --seeds 2 --slots 1 --out out"
     assert call(monkeypatch, line) == 0
     first = capsys.readouterr()
@@ -135,8 +139,10 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     assert first.out.startswith("SGD against Adam: ")
     assert "tuning: 4 runs to do" in first.err
     assert "training and measuring: 4 of 16 runs are there already" in first.err
-    assert "optscope compare my_task.py:task --config settings.toml --seeds 2" in (
-        tmp_path / "out" / "report.md").read_text()
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "optscope compare my_task.py:task --config settings.toml --seeds 2" in page
+    assert "accuracy, calibration, margins, noise and attacks are not measured: they need" in page
+    assert "which model has the lower loss, and which is smoother?" in page
     results = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
     assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 4 + 4 + 8  # tuning, final, twins
 

@@ -125,12 +125,15 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
             epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
             graft: Annotated[bool | None, typer.Option(
                 "--graft", help="Compare every optimiser's step length on every one's direction.")] = None,
+            margin: Annotated[str | None, typer.Option(
+                help="Within what accuracies count as equal: points, or a share of the error (20%).")] = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
             slots: Slots = 0) -> None:
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
     from optscope.lab import compare as door
 
-    _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, graft=graft)
+    _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, graft=graft,
+          margin=margin)
 
 
 @app.command()

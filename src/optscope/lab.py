@@ -20,16 +20,19 @@ from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.picture import Figure
 from optscope.evidence.records import Metric, Records
+from optscope.probes.robust import RobustAccuracy
 from optscope.report.document import Check, Document, write
 from optscope.report.tables import Table, interval, metric_table, runs_table
 from optscope.study import rounding
 from optscope.study.advice import earned
-from optscope.study.charts import comparison_figures
+from optscope.study.charts import comparison_figures, training_figures
 from optscope.study.compare import arms_of, comparison_of, not_taken
 from optscope.study.comparison import Arm, Comparison
 from optscope.study.conduct import Conducted, Listener, Silence, conduct
-from optscope.study.findings import findings, headline, places
+from optscope.study.examples import right
+from optscope.study.findings import findings, places
 from optscope.study.grafts import graft_matrix, grafted_rules, length_earns_more
+from optscope.study.headline import headline, nothing_to_compare
 from optscope.study.protocol import checklist, next_steps, warnings
 from optscope.study.rehearse import rehearsed
 from optscope.study.settings import Settings
@@ -67,21 +70,17 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     store = Store(Path(out))
     start = time.perf_counter()
     conducted = conduct([comparison], store, engine or Local(), listener)
-    found = findings(comparison, conducted.records)
-    verdicts = [(f.claim, f.verdict) for f in found]
-    figures = comparison_figures(comparison, conducted.records, places(comparison, conducted.records))
-    if settings.graft:
-        matrices, claim = _grafts(comparison, conducted.records)
-        figures, verdicts = [*matrices, *figures], [claim, *verdicts]
+    figures, verdicts, answer = _said(comparison, conducted.records, store, settings)
     document = Document(
         title=f"Which optimiser for {task.name}?",
         question=_question(comparison),
-        verdict_sentence="\n".join(filter(None, (headline(comparison, conducted.records, found),
-                                                 earned(comparison, conducted.records)))),
+        verdict_sentence=answer,
         warnings=[*warnings([comparison], conducted), *known],
-        verdicts=verdicts, scale="desk", next_steps=next_steps(comparison, conducted.records, store.folder),
-        figures=figures, tables=[_measured(comparison, conducted.records)],
-        checklist=[Check(*each) for each in checklist(comparison, conducted.records)],
+        verdicts=verdicts, scale="desk", next_steps=(
+            next_steps(comparison, conducted.records, store.folder) if verdicts else []),
+        figures=figures, tables=[_measured(comparison, conducted.records)] if verdicts else [],
+        checklist=[Check(*each) for each in checklist(
+            comparison, conducted.records, [verdict for _, verdict in verdicts])],
         environment=environment(time.perf_counter() - start, conducted.records), command=command,
         runs_table=runs_table(conducted.records))
     return _finish(document, conducted, store)
@@ -159,6 +158,22 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
     return _finish(document, conducted, store)
 
 
+def _said(comparison: Comparison, records: Records, store: Store,
+          settings: Settings) -> tuple[list[Figure], list[tuple[Claim, Verdict]], str]:
+    """Return the figures, the claims and the answer of a comparison; where nothing can be compared, only why."""
+    nothing = nothing_to_compare(comparison, records)
+    if nothing:
+        return training_figures(comparison, records), [], nothing
+    found = findings(comparison, records, settings.margin, right(comparison, records, store))
+    verdicts = [(f.claim, f.verdict) for f in found]
+    figures = comparison_figures(comparison, records, places(comparison, records))
+    if settings.graft:
+        matrices, claim = _grafts(comparison, records)
+        figures, verdicts = [*matrices, *figures], [claim, *verdicts]
+    answer = headline(comparison, records, found), earned(comparison, records, settings.margin)
+    return figures, verdicts, "\n".join(filter(None, answer))
+
+
 def _measured(comparison: Comparison, records: Records) -> Table:
     """Return the table of all that was measured on the trained models of a comparison."""
     metrics, found = comparison.measured(records)
@@ -224,7 +239,9 @@ def _grafts(comparison: Comparison, records: Records) -> tuple[list[Figure], tup
 
 def _question(comparison: Comparison) -> str:
     names = [arm.name for arm in comparison.arms]
+    first = "is more accurate" if comparison.task.kind == "classification" else "has the lower loss"
+    robust = ", more robust" * any(isinstance(probe, RobustAccuracy) for probe in comparison.probes)
     asked = ("whose generator covers what is real?" if comparison.task.kind == "game" else
-             "which model is more accurate, more robust, smoother?")
+             f"which model {first}{robust}, and which is smoother?")
     return (f"{', '.join(names[1:])} against {names[0]}: at learning rates chosen alike on clean validation "
             f"data, {asked}")

@@ -24,6 +24,9 @@ from optscope.report.style import Styles, clean
 from optscope.report.svg import headed
 from optscope.report.tables import Table, figure_tables, interval, number
 
+REFUTED = {"holds": "What would refute it", "fails": "What refutes it", "undecided": "What would refute it"}
+"""What stands before the result that refutes a claim."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -133,7 +136,7 @@ def _templates() -> jinja2.Environment:
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: clean(value) if type(value) is str else value)
     found.filters.update(number=number, interval=lambda v: interval(v.effect, v.low, v.high), p=_p_value,
-                         parts=_parts, csp_hash=_csp_hash, markup=Markup)
+                         parts=_parts, refuted=REFUTED.__getitem__, csp_hash=_csp_hash, markup=Markup)
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from optscope.engine.run import Watch
 from optscope.engine.train import Plan, train
 from optscope.errors import UserError
-from optscope.evidence.records import Records
+from optscope.evidence.records import Metric, Records
 from optscope.evidence.verdicts import equivalent, greater
 from optscope.optim import SGD, Momentum, Rule, matched
 from optscope.optim.momentum import momentum_of
@@ -19,7 +19,8 @@ from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.gradient_noise import DescentSplit, effective_rate
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.study.comparison import Comparison
-from optscope.study.findings import CLEAN, MARGIN
+from optscope.study.findings import CLEAN
+from optscope.study.margin import margin_said
 from optscope.tasks.check import check_task
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
@@ -123,11 +124,11 @@ def size(count: int) -> str:
     return f"{value:.3g} {unit}"
 
 
-def earned(comparison: Comparison, records: Records) -> str:
+def earned(comparison: Comparison, records: Records, margin: float | str | None = None) -> str:
     """Return one sentence on whether momentum earned its buffer; nothing without both kinds of SGD, or accuracy.
 
     It did if the clean accuracy is shown to be higher than that of SGD without it, and did not if the two are shown
-    equal within 1.5 points.
+    equal within the margin, as in `findings`.
     """
     arms = [arm for arm in comparison.arms if isinstance(arm.rule, (SGD, Momentum))]
     plain = next((arm.name for arm in arms if momentum_of(arm.rule) == 0), "")
@@ -136,12 +137,15 @@ def earned(comparison: Comparison, records: Records) -> str:
     if not plain or not with_it or not mine.where(metric=CLEAN):
         return ""
     pair = mine.pairs(with_it, plain, CLEAN)
-    equal = equivalent(*pair, MARGIN, what="clean accuracy", unit="points")
+    accuracy = Metric(CLEAN, "%", "higher")
+    within = margin_said(margin, accuracy)
+    equal = equivalent(*pair, within.of(pair[1], accuracy), what="clean accuracy", unit="points")
     better = greater(*pair)
     buffer = f"its buffer of {size(buffer_bytes(comparison.task.model().parameters()))}"
     shown = f"{equal.effect:+.2g} points [{equal.low:+.2g}, {equal.high:+.2g}] against {plain}"
     if equal.outcome == "holds":
-        return f"{with_it} did not earn {buffer}: its clean accuracy is equal within {MARGIN:g} points ({shown})."
+        return (f"{with_it} did not earn {buffer}: its clean accuracy is equal within {within.text(accuracy)} "
+                f"({shown}).")
     if better.outcome == "holds":
         return f"{with_it} earned {buffer}: its clean accuracy is higher ({shown})."
     if better.outcome == "fails":

@@ -11,7 +11,7 @@ from optscope.evidence.picture import Figure, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import mean_interval, paired_difference
 from optscope.study.comparison import Comparison
-from optscope.study.findings import Place
+from optscope.study.findings import CLEAN, Place
 
 
 def label(metric: Metric) -> str:
@@ -141,7 +141,8 @@ def comparison_figures(comparison: Comparison, records: Records, shown: Sequence
     percent = [p for p in shown if p.metric.unit == "%"]
     if percent:
         named = [(p.metric, p.at, p.text.replace(" (", "\n(")) for p in percent]
-        figures.append(Picture("accuracies", "Accuracy, clean and perturbed; higher is better",
+        drawn = "clean and perturbed" if any(p.metric.name != CLEAN for p in percent) else "on clean inputs"
+        figures.append(Picture("accuracies", f"Accuracy, {drawn}; higher is better",
                                [by_arm(final, named, arms, "accuracy [%]")],
                                "Mean over seeds with 95 % t intervals. Differences between arms are surer than "
                                "these intervals suggest, because arms share seeds: see the table."))
@@ -158,12 +159,16 @@ def comparison_figures(comparison: Comparison, records: Records, shown: Sequence
                                [along_axis(final, metric, arms)],
                                "Mean over seeds with 95 % t intervals."
                                + (f" {metric.text[:1].upper()}{metric.text[1:]}." if metric.text else "")))
-    figures.append(learning_rates(comparison, records))
-    wanted = ("loss", "accuracy", comparison.criterion.metric)
-    curves = [m for m in comparison.validation.metrics if m.name in wanted]
-    figures.append(training_curves(comparison, records, curves))
+    figures += training_figures(comparison, records)
     edge = edge_of_stability(comparison, records)
     return [*figures, edge] if edge else figures
+
+
+def training_figures(comparison: Comparison, records: Records) -> list[Figure]:
+    """Return what choosing the rates and training looked like, whether anything came of it or not."""
+    wanted = ("loss", "accuracy", comparison.criterion.metric)
+    curves = [m for m in comparison.validation.metrics if m.name in wanted]
+    return [learning_rates(comparison, records), training_curves(comparison, records, curves)]
 
 
 def _leader(records: Records, place: Place, arms: Sequence[str]) -> str:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.floor import Floor, floor
+from optscope.evidence.paired import example_interval
 from optscope.evidence.records import Metric, Records
+from optscope.evidence.stats import Interval, paired_difference
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected
 from optscope.study.comparison import Comparison
+from optscope.study.examples import Right
+from optscope.study.margin import Margin, margin_said
 
-Values = NDArray[np.float64]
 CLEAN = "accuracy"
-MARGIN = 1.5
-"""Clean accuracies closer than this, in points, count as equal (fixed before any run)."""
+FIRST = (CLEAN, "loss")
+"""What an answer begins with: the first of these that was measured."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -39,20 +43,30 @@ class Place:
 
 
 def places(comparison: Comparison, records: Records) -> list[Place]:
-    """Return what arms are compared on: every metric with a better direction, at its middle coordinate."""
+    """Return what arms are compared on: every metric with a better direction, at its middle coordinate.
+
+    Accuracy comes first, or the loss where there is none; the others follow in the order of the probes.
+    """
     found = []
     for metric in (m for probe in comparison.probes for m in probe.metrics):
         axis = records.axis(metric.name)
         if metric.better != "neither" and records.where(metric=metric.name):
             found.append(Place(metric, axis[len(axis) // 2] if axis else None))
-    return found
+    return sorted(found, key=lambda place: place != primary(found))
+
+
+def primary(found: Sequence[Place]) -> Place | None:
+    """Return the place that comes first in an answer: the accuracy, or else the loss; None where neither is."""
+    return next((place for name in FIRST for place in found if place.metric.name == name), None)
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing a comparison says about an arm and the first one.
 
-    `lead` is the better arm of the two, `floor` what rounding alone does to their difference.
+    `lead` is the better arm of the two ("" where the claim is that they are equal), `floor` what rounding alone
+    does to their difference, `examples` the difference (first − other) with the interval that the number of test
+    examples leaves, where that is known.
     """
 
     claim: Claim
@@ -61,6 +75,7 @@ class Finding:
     arm: str
     lead: str
     floor: Floor
+    examples: Interval | None = None
 
     @property
     def drowned(self) -> bool:
@@ -68,28 +83,32 @@ class Finding:
         return self.floor.covers(self.verdict.effect)
 
 
-def findings(comparison: Comparison, records: Records) -> list[Finding]:
-    """Return what is said about each arm and the first: clean accuracy equal, all else better or worse.
+def findings(comparison: Comparison, records: Records, margin: float | str | None = None,
+             right: Right | None = None) -> list[Finding]:
+    """Return what is said about each arm and the first: the accuracy equal, all else better or worse.
 
-    Which arm leads is read off the data, so its test is two-sided: the claim holds when the 95 % interval of
-    the paired difference excludes 0 and the paired t test, Holm-corrected over *everything* that is said (all
-    metrics and arms), does not take that back. The t test, because eight seeds give a sign-flip test no p small
-    enough for such a family; the note has the sign-flip p too.
+    Which arm leads is read off the data, so its test is two-sided. Each claim has one test, `paired_test`, and the
+    p of all of them (all metrics and arms) are Holm-corrected together: a claim holds or fails if its corrected p
+    is at most 0.05. `margin` is within what accuracies (losses, where there are none) count as equal; `right` tells
+    which test examples each model was right about.
     """
     mine = records.where(experiment=comparison.name, phase=("final", "twin"))
     first, *others = [arm.name for arm in comparison.arms]
     shown = places(comparison, mine)
-    equal = [_equal(mine, place, first, other) for place in shown if place.metric.name == CLEAN for other in others]
+    equal = [_equal(mine, place, first, other, margin_said(margin, place.metric))
+             for place in shown if place == primary(shown) for other in others]
     better = [_better(mine, place, first, other) for place in shown for other in others]
-    corrected = holm_corrected([finding.verdict for finding in better])
-    found = [*equal, *(replace(f, verdict=verdict) for f, verdict in zip(better, corrected, strict=True))]
-    return [replace(_floored(f), claim=replace(f.claim, id=f"F{i}")) for i, f in enumerate(found, start=1)]
+    found = [_sized(f, first, right or {}) for f in (*equal, *better)]
+    corrected = holm_corrected([f.verdict for f in found])
+    found = [_floored(replace(f, verdict=verdict)) for f, verdict in zip(found, corrected, strict=True)]
+    return [replace(f, claim=replace(f.claim, id=f"F{i}")) for i, f in enumerate(found, start=1)]
 
 
 def _floored(finding: Finding) -> Finding:
-    """Return a finding whose note names the rounding floor, when there are twins to measure it."""
-    floor, unit = finding.floor, finding.place.difference_unit
-    if not np.isfinite(floor.value):
+    """Return a finding that is decided, with the rounding floor in its note where that shows in a printed digit."""
+    floor, unit, effect = finding.floor, finding.place.difference_unit, abs(finding.verdict.effect)
+    last_digit = 10.0 ** (math.floor(math.log10(effect)) - 2) if effect > 0 else 0.0  # three are printed
+    if finding.verdict.outcome == "undecided" or not floor.value >= last_digit / 2:
         return finding
     side = "smaller" if finding.drowned else "larger"
     note = (f"{finding.verdict.note} Rounding alone moves two single runs apart by up to {floor.value:.3g}"
@@ -97,12 +116,34 @@ def _floored(finding: Finding) -> Finding:
     return replace(finding, verdict=replace(finding.verdict, note=note))
 
 
-def _equal(records: Records, place: Place, first: str, other: str) -> Finding:
+def _sized(finding: Finding, first: str, right: Right) -> Finding:
+    """Return a finding about accuracy with what the number of test examples leaves open."""
+    ours, theirs = (right.get(arm, {}) for arm in (first, finding.arm))
+    seeds = sorted(ours.keys() & theirs.keys())
+    if finding.place.metric.name != CLEAN or not seeds:
+        return finding
+    found = example_interval(*([arm[seed] for seed in seeds] for arm in (ours, theirs)))
+    points = replace(found, **{name: 100 * getattr(found, name) for name in ("estimate", "low", "high")})
+    sign = -1 if finding.lead not in ("", first) else 1
+    low, high = sorted((sign * points.low, sign * points.high))
+    note = (f"{finding.verdict.note} That interval is over seeds, on these {points.n} test examples; on others "
+            f"drawn alike the same models would differ by {low:+.3g} to {high:+.3g} points (95 %, paired).")
+    return replace(finding, verdict=replace(finding.verdict, note=note), examples=points)
+
+
+def _equal(records: Records, place: Place, first: str, other: str, margin: Margin) -> Finding:
     a, b = records.pairs(first, other, place.metric.name, place.at)
-    verdict = equivalent(a, b, MARGIN, what=f"{place.text}, {first} − {other}", unit="points")
-    text = f"{first} and {other} reach the same {place.text} (within {MARGIN:g} points)"
-    return Finding(_claim(text, "the difference's 95 % interval lies outside the margin"), verdict, place,
-                   other, "", floor(records, first, other, place.metric.name, place.at))
+    unit, within = place.difference_unit, margin.of(a, place.metric)
+    paired = np.isfinite(a + b)
+    if not paired.any() or within[paired].sum() > 0:
+        verdict = equivalent(a, b, within, what=f"{place.text}, {first} − {other}", unit=unit)
+    else:
+        found = paired_difference(a, b)
+        verdict = Verdict("undecided", f"{place.text}, {first} − {other}: {first} errs nowhere, and a share of no "
+                          "error is no margin.", found.estimate, found.low, found.high, found.n)
+    text = f"{first} and {other} reach the same {place.text} (within {margin.text(place.metric)})"
+    return Finding(_claim(text, "a difference that is shown to lie outside the margin"), verdict, place, other, "",
+                   floor(records, first, other, place.metric.name, place.at))
 
 
 def _better(records: Records, place: Place, first: str, other: str) -> Finding:
@@ -115,9 +156,9 @@ def _better(records: Records, place: Place, first: str, other: str) -> Finding:
     side = "higher" if place.metric.better == "higher" else "lower"
     what = f"{place.text}, {lead} better than {trail} by"
     verdict = greater(better, worse, what=what, unit=place.difference_unit)
-    text = f"{lead} has {side} {place.text} than {trail}"
-    return Finding(_claim(text, "the paired difference's 95 % interval reaches 0"), verdict, place, other, lead,
-                   floor(records, first, other, place.metric.name, place.at))
+    return Finding(_claim(f"{lead} has {side} {place.text} than {trail}",
+                          f"a difference that is shown to be on the other side of 0, in favour of {trail}"),
+                   verdict, place, other, lead, floor(records, first, other, place.metric.name, place.at))
 
 
 def _claim(text: str, falsified: str) -> Claim:
@@ -126,36 +167,3 @@ def _claim(text: str, falsified: str) -> Claim:
 
 def _judged_already(records: Records) -> Verdict:
     raise AssertionError("findings are judged when they are made")
-
-
-def headline(comparison: Comparison, records: Records, found: Sequence[Finding]) -> str:
-    """Return the answer, a line an arm: is clean accuracy equal, and who is better at what, by how much."""
-    first = comparison.arms[0].name
-    lines = []
-    for arm in [arm.name for arm in comparison.arms[1:]]:
-        equal = [f"clean accuracy {_STATES[f.verdict.outcome]} {MARGIN:g} points"
-                 for f in found if f.arm == arm and not f.lead]
-        parts = [", ".join(_amount(f) for f in found
-                           if f.arm == arm and f.lead == lead and f.verdict.outcome == "holds")
-                 for lead in (first, arm)]
-        better = [f"{lead} is better in {part}" for lead, part in zip((first, arm), parts, strict=True) if part]
-        said = [*_lost(records, comparison, first), *_lost(records, comparison, arm), *equal,
-                *(better or ["no difference is shown"])]
-        lines.append(f"{first} against {arm}: " + "; ".join(said) + ".")
-    return "\n".join(lines)
-
-
-def _lost(records: Records, comparison: Comparison, arm: str) -> list[str]:
-    rows = records.where(experiment=comparison.name, phase="final", arm=arm)
-    bad = {row.seed for row in rows if row.status != "ok"}
-    return [f"{arm} diverged or failed on {len(bad)} of {len(rows.seeds(arm))} seeds"] if bad else []
-
-
-def _amount(finding: Finding) -> str:
-    found = finding.verdict
-    unit = finding.place.difference_unit
-    return (f"{finding.place.text} by {found.effect:.3g} [{found.low:.3g}, {found.high:.3g}]"
-            + (f" {unit}" if unit else "") + (", less than rounding alone can do" if finding.drowned else ""))
-
-
-_STATES = {"holds": "equal within", "fails": "differs by more than", "undecided": "not shown equal within"}

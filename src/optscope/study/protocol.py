@@ -8,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from optscope.evidence.claims import Verdict
+from optscope.evidence.paired import ALPHA, FEWEST
 from optscope.evidence.records import Records
+from optscope.evidence.stats import seeds_needed, smallest_p
+from optscope.optim.trial import notes
 from optscope.study.comparison import Comparison
 from optscope.study.conduct import Conducted
+from optscope.study.findings import places
+from optscope.study.headline import ORDER
 from optscope.study.rehearse import planned
 
 
@@ -36,9 +42,11 @@ def warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[st
             found.append(f"{comparison.name}: the best learning rate lies at the edge of those tried for "
                          f"{', '.join(edges)}: try more beyond it.")
         found += _failed_checks(comparison, mine)
-        if comparison.probes and len(comparison.seeds) < 6:
-            found.append(f"{comparison.name}: with fewer than 6 seeds, here {len(comparison.seeds)}, p < 0.05 can "
-                         "never be shown.")
+        n = len(comparison.seeds)
+        if comparison.probes and n < FEWEST:
+            found.append(f"{comparison.name}: with fewer than {FEWEST} seeds, here {n}, no difference can be "
+                         f"shown, whatever the runs give: the exact test's p is {smallest_p(n):.2g} at least.")
+        found += dict.fromkeys(note for arm in comparison.arms for note in notes(arm.rule))
     return found
 
 
@@ -69,21 +77,50 @@ def next_steps(comparison: Comparison, records: Records, folder: Path) -> list[s
     return steps
 
 
-def checklist(comparison: Comparison, records: Records) -> list[tuple[str, bool, str]]:
-    """Return each rule of a fair comparison, whether it was kept, and what was done."""
+def checklist(comparison: Comparison, records: Records,
+              verdicts: Sequence[Verdict] = ()) -> list[tuple[str, bool, str]]:
+    """Return each rule of a fair comparison, whether it was kept, and what was done.
+
+    Of a comparison whose `verdicts` are its findings, the tests are named too.
+    """
     budgets = {len(arm.candidates()) for arm in comparison.arms}
     mine = records.where(experiment=comparison.name)
-    finished = {arm.name: sorted(mine.by_seed(arm.name, "training loss")) for arm in comparison.arms}
-    whole = all(np.isfinite(mine.values(arm.name, "training loss")).all() for arm in comparison.arms)
+    asked = [("training loss", None), *((place.metric.name, place.at) for place in places(comparison, mine))]
+    found = [mine.by_seed(arm.name, metric, at) for arm in comparison.arms for metric, at in asked]
+    whole = len(asked) > 1 and all(set(each) == set(comparison.seeds) and np.isfinite(list(each.values())).all()
+                                   for each in found)
     name = comparison.name
-    return [
+    rules = [
         (f"{name}: every optimiser had the same budget", len(budgets) <= 1,
-              f"{next(iter(budgets), 0)} learning rates × {len(comparison.tuning_seeds)} seed(s) each, "
-              f"chosen by clean validation {comparison.criterion.metric}"),
+         f"{next(iter(budgets), 0)} learning rates × {len(comparison.tuning_seeds)} seed(s) each, "
+         f"chosen by clean validation {comparison.criterion.metric}"),
         (f"{name}: seeds that choose are not the seeds that compare",
-              not set(comparison.seeds) & set(comparison.tuning_seeds),
-              f"tuned on {comparison.tuning_seeds}, compared on {comparison.seeds}"),
-        (f"{name}: every arm finished on every seed", whole and len({str(s) for s in finished.values()}) == 1,
-              "a seed fixes initialisation, data order and the noise of probes for all arms; "
-              f"the plan of all was {comparison.plan!r}, {planned(comparison.task, comparison.plan)}"),
+         not set(comparison.seeds) & set(comparison.tuning_seeds),
+         f"tuned on {comparison.tuning_seeds}, compared on {comparison.seeds}"),
+        (f"{name}: every arm finished, and was measured, on every seed", whole,
+         "a seed fixes initialisation, data order and the noise of probes for all arms; "
+         f"the plan of all was {comparison.plan!r}, {planned(comparison.task, comparison.plan)}; "
+         f"{sizes(comparison)}"),
     ]
+    return rules + ([(f"{name}: one test a claim, its p corrected", True, tests(comparison, verdicts)),
+                     (f"{name}: the answer has a fixed order", True, ORDER)] if verdicts else [])
+
+
+def sizes(comparison: Comparison) -> str:
+    """Return how many examples each part has, in words."""
+    data = comparison.task.data()
+    return ", ".join(f"{len(part)} examples for {use}" for part, use in (
+        (data.train, "training"), (data.validation, "validation"), (data.test, "testing")))
+
+
+def tests(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
+    """Return which test judges claims, what it takes for granted, and what an exact one could have shown."""
+    n, family = len(comparison.seeds), max(1, sum(not math.isnan(verdict.p) for verdict in verdicts))
+    common = f"p are Holm-corrected over all {family} claims; intervals are of single claims, over seeds"
+    if n < FEWEST:
+        return f"the exact sign-flip test on paired seeds, whose p is {smallest_p(n):.2g} at least; {common}"
+    least = smallest_p(n) * family
+    exact = (f"an exact test of {n} seeds, whose p is {smallest_p(n):.2g} at least, could show nothing among so "
+             f"many claims (it takes {seeds_needed(family)} seeds), so what is shown rests on that"
+             if least > ALPHA else f"an exact test of {n} seeds could show as much")
+    return f"Student's t test on paired seeds, which takes differences for normal; {common}; {exact}"

@@ -6,12 +6,20 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from optscope.errors import UserError, nearest
+from optscope.evidence.records import Metric
 from optscope.study.arms import DEFAULT
+from optscope.study.margin import margin_said
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _margin(said: float | str | None) -> float | str | None:
+    """Return what was said, if it says a margin."""
+    margin_said(said, Metric("accuracy", "%"))
+    return said
 
 
 class OptimiserSettings(BaseModel):
@@ -32,6 +40,8 @@ class Settings(BaseModel):
     twin_seeds: int = Field(default=2, ge=0, le=1000, description="seeds that also train rounding twins")
     epochs: int = Field(default=30, ge=1)
     batch: int = Field(default=128, ge=1)
+    margin: Annotated[float | str | None, AfterValidator(_margin)] = Field(
+        default=None, description="within what accuracies count as equal: points, or a share of the error (20%)")
     graft: bool = Field(default=False, description="cross every optimiser's step length with every direction")
     examples: int = Field(default=1000, ge=1, description="test examples that attacks look at")
 
@@ -68,4 +78,6 @@ def _sentence(error: ValidationError, path: Path | None) -> str:
     if first["type"] == "extra_forbidden":
         known = OptimiserSettings if len(first["loc"]) > 1 else Settings
         return f"{source}{where} is not a setting; {nearest(str(first['loc'][-1]), known.model_fields)}"
+    if first["type"] == "value_error":
+        return f"{source}{first['ctx']['error']}"
     return f"{source}{where}: {first['msg'].lower()}; got {first['input']!r}"

@@ -1,0 +1,30 @@
+"""Which test examples every trained model was right about: what shows how much the test part's size leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optscope.engine.run import probe_id
+from optscope.engine.store import Store
+from optscope.evidence.records import Records
+from optscope.probes.accuracy import Accuracy
+from optscope.study.comparison import Comparison
+
+Right = Mapping[str, Mapping[int, NDArray[np.bool_]]]
+"""Arm and seed to a verdict an example."""
+
+
+def right(comparison: Comparison, records: Records, store: Store) -> Right:
+    """Return the verdicts of a comparison's final models, of those that have them."""
+    probe = next((probe for probe in comparison.probes if isinstance(probe, Accuracy)), None)
+    found: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    if probe is not None:
+        mine = records.where(experiment=comparison.name, phase="final")
+        for arm, seed, run in dict.fromkeys((row.arm, row.seed, row.run) for row in mine):
+            arrays = store.run_folder(run).reading_arrays(probe_id(probe))
+            if "correct" in arrays:
+                found.setdefault(arm, {})[seed] = arrays["correct"]
+    return found
