@@ -112,6 +112,8 @@ REFUSED = {
     "loss that is complex": (lambda: task(loss=lambda z, y: z.mean() * 1j), "got .*complex64"),
     "loss with an infinite slope": (lambda: task(loss=lambda z, y: (z - z).square().sum().sqrt() + z.mean()),
                                     "gradient of the loss by the parameter .* is not finite"),
+    "loss that is a sum": (lambda: task(loss=nn.CrossEntropyLoss(reduction="sum")), "must be a mean"),
+    "a sum by 64": (lambda: task(loss=lambda z, y: functional.cross_entropy(z, y, reduction="sum") / 64), "a mean"),
     "loss of a number": (lambda: task(loss=lambda z, y: 1.0), "must be one number .*; got float"),
     "lazy": (lambda: task(lambda: nn.LazyLinear(3)), "weight of the model has no shape before a first batch"),
     "meta": (lambda: task(lambda: nn.Linear(6, 3, device="meta")), 'on the device "meta"'),

@@ -11,9 +11,10 @@ from optscope.evidence.records import Metric, Record, Records
 from optscope.lab import compare
 from optscope.optim import SGD, Adam, Graft, Players, SignSGD
 from optscope.probes.coverage import Coverage
+from optscope.probes.embedding import OwnClassifier, Pixels
 from optscope.probes.modes import Modes
 from optscope.report.figures import draw
-from optscope.study.compare import comparison_of
+from optscope.study.compare import comparison_of, not_taken
 from optscope.study.comparison import Arm
 from optscope.study.grafts import graft_arms, graft_matrix, graft_name, grafted_rules, length_earns_more, two_way
 from optscope.study.search import Grid
@@ -21,8 +22,9 @@ from optscope.study.settings import OptimiserSettings, Settings
 from optscope.tasks.game import Normal
 from optscope.tasks.gan import gan
 from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, Perceptron
-from optscope.tasks.images import Digits
+from optscope.tasks.images import Digits, LowPass
 from optscope.tasks.mixtures import Ring
+from optscope.tasks.task import Data, Split
 from tiny import TASK
 
 RULES = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.2))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.02))))
@@ -111,6 +113,23 @@ def test_games_are_judged_by_what_fits_their_data():
     assert isinstance(comparison.arms[1].rule, Players)
     assert isinstance(comparison_of(RING, Settings()).validation, Modes)
     assert len(comparison_of(TASK, Settings(graft=True)).arms) == 9  # the ready graft is left out
+
+
+class OtherDigits:
+    """Images of the shape of ours, which our classifier was not trained on."""
+
+    def __call__(self):
+        whole = Digits()()
+        return Data(*(Split(1 - part.inputs, part.targets) for part in (whole.train, whole.validation, whole.test)))
+
+
+@pytest.mark.parametrize(("data", "seen"), [
+    (Digits(), OwnClassifier("digits")), (LowPass(Digits(), 0.5), OwnClassifier("digits")),
+    (OtherDigits(), Pixels())])
+def test_a_classifier_sees_its_own_images_alone(data, seen):
+    game = gan("digits", DCGenerator(), DCDiscriminator(), data, latent=Normal(16))
+    assert comparison_of(game, Settings()).probes[0].embedding == seen
+    assert ("compared by their pixels" in " ".join(not_taken(game))) == (seen == Pixels())
 
 
 @pytest.mark.parametrize(("call", "words"), [

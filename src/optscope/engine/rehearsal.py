@@ -18,7 +18,7 @@ from optscope.errors import UserError, blaming, first_words
 from optscope.optim.players import Players
 from optscope.optim.rule import Rule
 from optscope.optim.trial import check_on, notes
-from optscope.probes.probe import Probe
+from optscope.probes.probe import Probe, Reading
 from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.game import Game, Player
 from optscope.tasks.snapshot import Snapshot
@@ -27,7 +27,7 @@ from optscope.tasks.task import Data, InMemory, Split, Task
 STEPS = 3
 """How many steps every arm makes, all on the first batch."""
 EXAMPLES = 32
-"""How many examples of each part probes look at first; one that finds nothing there gets all of them."""
+"""How many examples of each part probes look at first; those that find nothing there get all of them."""
 SEED = 0
 
 
@@ -45,11 +45,11 @@ class Rehearsal:
     broken: dict[Probe, str] = field(default_factory=dict)
     single: dict[str, str] = field(default_factory=dict)
 
-    def note(self, probe: Probe, silence: str, error: str) -> None:
-        """Keep what came of taking a probe."""
+    def note(self, probe: Probe, reading: Reading, silence: str, error: str) -> None:
+        """Keep what came of taking a probe; a reading that says why a part of it is missing is one."""
         if error:
             self.broken[probe] = error
-        elif silence:
+        elif silence and not reading.values:
             self.silent[probe] = silence
 
 
@@ -214,7 +214,8 @@ def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, watched: Sequence[
             still.append(snapshot.step)
         if snapshot.step == STEPS:
             for probe in watched:
-                found.note(probe, *take(probe, snapshot)[1:])
+                reading, silence, error = take(probe, snapshot)
+                found.note(probe, reading, f"under {arm}, {silence}" if silence else "", error)
 
     short = Plan(STEPS, plan.batch)
     if isinstance(small, Game):
@@ -239,8 +240,7 @@ def _try_probes(task: Task, data: Data, probes: Sequence[Probe], rule: Rule | No
     for probe in probes:
         for part in (few, data):
             snapshot = Snapshot(model, replace(task, data=InMemory(part)), SEED, plan.steps(len(data.train)), rule)
-            _, silence, error = take(probe, snapshot)
-            if not silence and not error:
+            taken = take(probe, snapshot)
+            if taken[0].values:
                 break
-        else:
-            found.note(probe, silence, error)
+        found.note(probe, *taken)

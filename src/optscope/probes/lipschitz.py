@@ -175,7 +175,7 @@ def _across(model: nn.Module, place: Tensor, along: Tensor, step: float, generat
     exact = copy.deepcopy(model).double()
     a, b = place.double() + step * direction, place.double() - step * direction
     with torch.no_grad():
-        rise = (exact(a) - exact(b)).flatten(1).norm(dim=1)
+        rise = _rows(exact(a) - exact(b)).norm(dim=1)
     slopes = rise / (a - b).flatten(1).norm(dim=1).clamp_min(1e-30)
     slopes = slopes[slopes.isfinite()]
     if len(slopes) == 0:
@@ -197,7 +197,7 @@ def _inside(x: Tensor, bounds: Bounds) -> Tensor:
 
 def _start(model: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
     with torch.no_grad():
-        y = model(x).flatten(1)
+        y = _rows(model(x))
     return _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device))
 
 
@@ -208,7 +208,7 @@ def _jacobian_norm(model: nn.Module, x: Tensor, u: Tensor, rounds: int) -> tuple
     Where J is not finite, u stays and the norm is -1: below any that is one.
     """
     x = x.detach().requires_grad_()
-    y = model(x).flatten(1)
+    y = _rows(model(x))
     p = torch.zeros_like(y, requires_grad=True)
     pulled, = torch.autograd.grad(y, x, p, create_graph=True)  # Jᵀp is linear in p, so its derivative is J
     for _ in range(rounds):
@@ -225,12 +225,17 @@ def _uphill(model: nn.Module, x: Tensor, u: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     with Smoothed():
         y = model(x)
-    pulled, = torch.autograd.grad(y.flatten(1), x, u, create_graph=True)
+    pulled, = torch.autograd.grad(_rows(y), x, u, create_graph=True)
     if not pulled.requires_grad:  # an affine model
         return torch.zeros_like(x)
     norm = torch.linalg.vector_norm(pulled.flatten(1), dim=1).sum()
     rise, = torch.autograd.grad(norm, x, materialize_grads=True)
     return _unit(rise.nan_to_num(0, 0, 0))
+
+
+def _rows(outputs: Tensor) -> Tensor:
+    """Return outputs as `(n, m)`; those of one number an example may be `(n,)`."""
+    return outputs.reshape(len(outputs), -1)
 
 
 def _unit(x: Tensor) -> Tensor:

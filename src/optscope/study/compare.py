@@ -14,7 +14,7 @@ from optscope.probes.attack import PGD
 from optscope.probes.chance import Chance
 from optscope.probes.coverage import Coverage
 from optscope.probes.edge import EdgeOfStability
-from optscope.probes.embedding import EfficientNetLite0, Embedding, OwnClassifier, Pixels
+from optscope.probes.embedding import GREY, EfficientNetLite0, Embedding, OwnClassifier, Pixels
 from optscope.probes.game_field import Rotation
 from optscope.probes.geometry import FirstStep, Geometry, Margin
 from optscope.probes.gradient_noise import GradientNoise
@@ -81,12 +81,14 @@ def _for_players(arm: Arm, game: Game) -> Arm:
 
 
 def _embedding(game: Game) -> Embedding:
-    """Return the features in which a game's images are compared: of a classifier where there is one that fits."""
+    """Return the features in which a game's images are compared: of a classifier that was trained on such images.
+
+    A data set says so by its `features`; of another one of the same shape the classifier knows nothing.
+    """
+    own = getattr(game.data, "features", None)
+    if own is not None:
+        return OwnClassifier(own)
     shape = tuple(game.data().train.inputs.shape[1:])
-    if shape == (1, 8, 8):
-        return OwnClassifier("digits")
-    if shape == (1, 28, 28):
-        return OwnClassifier("fashion_mnist")
     if len(shape) == 3 and shape[0] == 3 and importlib.util.find_spec("efficientnet_lite_pytorch"):
         return EfficientNetLite0()
     return Pixels()
@@ -120,8 +122,10 @@ def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
 
 def not_taken(task: Task) -> list[str]:
     """Return a sentence for each kind of measurement that `fitting_probes` leaves out of a task."""
-    if task.kind == "game":
-        return []
+    if isinstance(task, Game):
+        blind = task.data().train.inputs.dim() == 4 and _embedding(task) == Pixels()
+        return [f"{task.name}: images are compared by their pixels, for lack of features: a data set that has the "
+                f"attribute `features`, one of {', '.join(GREY)}, is seen by that classifier."] if blind else []
     if task.kind != "classification":
         return [f"{task.name}: accuracy, calibration, margins, noise and attacks are not measured: they need "
                 'kind="classification".']

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from optscope.engine.rehearsal import Rehearsal, rehearse
@@ -53,8 +53,8 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
                          (lambda rule: Rounded(rule, TWINS[0])) if comparison.twin_seeds else None)
         _check_validation(comparison, task, found)
         before.append(planned(task, comparison.plan))
-        before += [f"{probe!r} measures nothing of an untrained model: {why}"
-                   for probe, why in found.silent.items()]
+        before += [f"{task.name}: nothing is measured of an untrained model by {_listed(probes)}: {why}"
+                   for why, probes in _by_reason(found.silent).items()]
         known += [*_short(task, comparison.plan), *found.said]
         broken |= found.broken
         single |= found.single
@@ -64,6 +64,18 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
         comparison.probes, comparison.described, comparison.watched))
     left = replace(comparison, probes=probes, described=described, watched=watched, single=tuple(single))
     return Rehearsed(left, list(dict.fromkeys(known)), list(dict.fromkeys(before)))
+
+
+def _by_reason(silent: Mapping[Probe, str]) -> dict[str, list[Probe]]:
+    found: dict[str, list[Probe]] = {}
+    for probe, why in silent.items():
+        found.setdefault(why, []).append(probe)
+    return found
+
+
+def _listed(probes: Sequence[Probe]) -> str:
+    *first, last = map(repr, probes)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def smallest(arm: Arm) -> Rule:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError, first_words
+from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.task import Split, Task
 
 SOME = 64
@@ -35,6 +36,10 @@ def check_loss(task: Task, model: nn.Module, part: Split, outputs: Tensor) -> No
                         "compute it from the outputs without .detach() or .item()")
     check_leaves(task.name, loss, model)
     _check_slope(task, loss, model)
+    try:
+        check_mean(task.loss, found, batch.targets)
+    except UserError as error:
+        raise UserError(f"{task.name}: {error}") from error
 
 
 def value_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -99,6 +99,11 @@ class FashionMNIST(Official):
         """What to write when more is asked for than there is."""
         return ": write embedded=False for the full set" if self.embedded else super().advice
 
+    @property
+    def features(self) -> str:
+        """The classifier of our own that was trained on these images."""
+        return "fashion_mnist"
+
     def read(self, folder: Path) -> Parts:
         """Return the official parts, or their embedded beginnings."""
         if not self.embedded:
@@ -170,6 +175,11 @@ class Digits:
 
     seed: int = 0
 
+    @property
+    def features(self) -> str:
+        """The classifier of our own that was trained on these images."""
+        return "digits"
+
     def __call__(self) -> Data:
         """Return the data; read once, then kept.
 
@@ -198,6 +208,11 @@ class LowPass:
     def __post_init__(self) -> None:
         check_keep(self.keep)
 
+    @property
+    def features(self) -> str | None:
+        """Which classifier was trained on the unfiltered images, if one was."""
+        return getattr(self.data, "features", None)
+
     def filtered(self, images: Tensor) -> Tensor:
         """Return images `(..., height, width)` without their high frequencies."""
         return idct2(dct2(images) * low_pass_mask(images.shape[-2], images.shape[-1], self.keep))
@@ -225,6 +240,11 @@ class HighEnergy:
 
     def __post_init__(self) -> None:
         check_keep(self.keep)
+
+    @property
+    def features(self) -> str | None:
+        """Which classifier was trained on the unfiltered images, if one was."""
+        return getattr(self.data, "features", None)
 
     def filtered(self, images: Tensor) -> Tensor:
         """Return images `(n, channels, height, width)` without their weak coefficients."""
