@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from types import MethodType
+import threading
 
 import numpy as np
 import pytest
@@ -348,7 +348,8 @@ class Restless(nn.BatchNorm1d):
 
 
 def patched(module):
-    module.forward = MethodType(lambda self, x: 5 * type(self).forward(self, x), module)
+    forward = module.forward
+    module.forward = lambda x: 5 * forward(x)
     return module
 
 
@@ -419,6 +420,17 @@ def test_a_batch_norm_over_time_scales_what_lies_on_its_axis(first):
     assert found["Lipschitz lower bound"] <= truth * (1 + 1e-6)
     assert found["Lipschitz upper bound"] == pytest.approx(truth, rel=1e-5)
     assert found["sqrt(kh kw) bound"] >= truth * (1 - 1e-6)
+
+
+def test_a_model_that_cannot_be_copied_keeps_its_precision():
+    model = nn.Linear(4, 3)
+    model.lock = threading.Lock()
+    before = model.weight.detach().clone()
+    found, _ = bounds_of(model, torch.rand(6, 4))
+    assert found["Lipschitz lower bound"] == pytest.approx(float(torch.linalg.matrix_norm(before, 2)), rel=1e-5)
+    steepest_slope(ready(model), torch.rand(6, 4), None, generator(), climb=1)
+    assert model.weight.dtype == torch.float32
+    assert torch.equal(model.weight, before)
 
 
 class Functional(nn.Module):

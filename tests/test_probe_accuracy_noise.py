@@ -36,6 +36,10 @@ def snapshot(model, x, y=None, seed=0, **settings):
     return Snapshot(model, Task.from_tensors(lambda: model, (x, y), (x, y), **settings), seed=seed)
 
 
+SEEN = {}
+"""What each recorder was shown: kept apart from the model, in which a probe leaves nothing behind."""
+
+
 class Recorder(nn.Module):
     """Keeps what it is shown; a probe looks three times at a few examples before it measures."""
 
@@ -43,7 +47,11 @@ class Recorder(nn.Module):
 
     def __init__(self, classes=3):
         super().__init__()
-        self.classes, self.seen = classes, []
+        self.classes, SEEN[id(self)] = classes, []
+
+    @property
+    def seen(self):
+        return SEEN[id(self)]
 
     def forward(self, x):
         self.seen.append(x)

@@ -6,7 +6,6 @@ as they really act (padding, stride, input size). The truth lies between, so nei
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from optscope.probes.operator_norm import operator_norm
 from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject, check_outputs
 from optscope.probes.smoothed import Smoothed
+from optscope.tasks.unchanged import unchanged
 
 Bounds = tuple[float, float] | None
 
@@ -172,9 +172,9 @@ def _across(model: nn.Module, place: Tensor, along: Tensor, step: float, generat
     other = torch.randn(along.shape, generator=generator, dtype=torch.float64).to(along.device)
     known = along.flatten(1).isfinite().all(1)
     direction = _unit(torch.where(_column(known, along), along.double(), other))
-    exact = copy.deepcopy(model).double()
     a, b = place.double() + step * direction, place.double() - step * direction
-    with torch.no_grad():
+    with unchanged(model), torch.no_grad():  # for the moment it is the model itself that has double precision
+        exact = model.double()
         rise = _rows(exact(a) - exact(b)).norm(dim=1)
     slopes = rise / (a - b).flatten(1).norm(dim=1).clamp_min(1e-30)
     slopes = slopes[slopes.isfinite()]

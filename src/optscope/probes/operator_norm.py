@@ -8,7 +8,6 @@ spectrum, must be small at the top eigenvalue: this bounds it from above, up to 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from scipy.linalg import eigvalsh_tridiagonal
 from torch import Tensor, nn
+
+from optscope.tasks.unchanged import unchanged
 
 FAILURE = 1e-9
 """The probability, over the random start, that the upper bound of one norm is wrong."""
@@ -55,7 +56,11 @@ def operator_norm(module: nn.Module, shape: Sequence[int], generator: torch.Gene
     >>> 8.9 < norm.lower <= norm.upper < 9
     True
     """
-    linear = copy.deepcopy(module).double().eval().requires_grad_(False)
+    with unchanged(module):  # for the moment it is the module itself that has double precision
+        return _bounds(module.double().eval().requires_grad_(False), shape, generator, tolerance)
+
+
+def _bounds(linear: nn.Module, shape: Sequence[int], generator: torch.Generator, tolerance: float) -> NormBounds:
     origin = torch.zeros(1, *shape, dtype=torch.float64, device=_device(linear))
     with torch.no_grad():
         offset = linear(origin)
