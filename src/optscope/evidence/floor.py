@@ -30,6 +30,16 @@ class Floor:
         return abs(difference) < self.value
 
 
+def shows(floor: float, number: float) -> bool:
+    """Return whether a rounding floor changes a number as it is printed, with three digits.
+
+    >>> shows(2e-15, 12.4), shows(0.2, 12.4)
+    (False, True)
+    """
+    last_digit = 10.0 ** (math.floor(math.log10(abs(number))) - 2) if number else 0.0
+    return floor >= last_digit / 2
+
+
 def floor(records: Records, arm: str, other: str, metric: str, at: float | None = None) -> Floor:
     """Return the rounding floor under a difference of two arms, t · √(s₁² + s₂²).
 

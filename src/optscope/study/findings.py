@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from optscope.evidence.claims import Claim, Verdict
-from optscope.evidence.floor import Floor, floor
+from optscope.evidence.floor import Floor, floor, shows
 from optscope.evidence.paired import example_interval
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import Interval, paired_difference
@@ -106,9 +105,8 @@ def findings(comparison: Comparison, records: Records, margin: float | str | Non
 
 def _floored(finding: Finding) -> Finding:
     """Return a finding that is decided, with the rounding floor in its note where that shows in a printed digit."""
-    floor, unit, effect = finding.floor, finding.place.difference_unit, abs(finding.verdict.effect)
-    last_digit = 10.0 ** (math.floor(math.log10(effect)) - 2) if effect > 0 else 0.0  # three are printed
-    if finding.verdict.outcome == "undecided" or not floor.value >= last_digit / 2:
+    floor, unit = finding.floor, finding.place.difference_unit
+    if finding.verdict.outcome == "undecided" or not shows(floor.value, finding.verdict.effect):
         return finding
     side = "smaller" if finding.drowned else "larger"
     note = (f"{finding.verdict.note} Rounding alone moves two single runs apart by up to {floor.value:.3g}"

@@ -16,6 +16,7 @@ from optscope.engine.rehearsal import rehearse
 from optscope.engine.run import Computation, Row
 from optscope.engine.train import Plan
 from optscope.errors import UserError
+from optscope.evidence.floor import shows
 from optscope.evidence.picture import Figure, Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import Interval, mean_interval
@@ -149,7 +150,7 @@ def sentence(arm: str, found: Sequence[Level], task: Task) -> str:
     best = (max if metric == "accuracy" else min)(mine, key=lambda level: level.mean)
     unit = " points" if unit == "%" else ""
     rounding = (f"two runs that differ by less than {best.floor:.3g}{unit} of validation {metric} may differ by "
-                "rounding alone" if best.deviation > 0 else
+                "rounding alone" if best.deviation > 0 and shows(best.floor, best.mean) else
                 f"rounding alone moved the validation {metric} of no run")
     said = [f"twins part at {_rates(parted)}" if parted else "twins part at no learning rate tried",
             f"rounding alone spreads results like seeds at {_rates(decided)}" if decided else
