@@ -70,6 +70,9 @@ class Rule(ABC):
     A rule never changes its inputs, holds no state of its own, and draws no random numbers.
     """
 
+    in_pairs: ClassVar[bool] = True
+    """Whether complex weights may be stepped as pairs of real numbers."""
+
     if TYPE_CHECKING:
         @property
         def lr(self) -> Hyper:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -71,11 +71,14 @@ class SignSGD(Fused):
 
         step = −lr · sign(g)                       sign(0) = 0
 
-    Bernstein et al. 2018, arXiv 1802.04434, algorithm 1. Adam with β₁ = β₂ = 0 and ε → 0 is this rule.
+    Bernstein et al. 2018, arXiv 1802.04434, algorithm 1. Adam with β₁ = β₂ = 0 and ε → 0 is this rule. Complex
+    weights are refused when they are stepped: the signs of two parts and the direction g/|g| are different rules.
 
     Raises:
         UserError: unless lr > 0.
     """
+
+    in_pairs: ClassVar[bool] = False
 
     lr: Hyper
 

@@ -75,7 +75,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Make one step; parameters without a gradient are left alone.
 
         Raises:
-            UserError: when a gradient is sparse.
+            UserError: when a gradient is sparse, or complex and the rule takes signs.
         """
         loss = None
         if closure is not None:
@@ -97,7 +97,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if not params:
             return
         grads = [cast(Tensor, p.grad) for p in params]
-        if any(g.layout != torch.strided for g in grads):
+        if any(g.layout is not torch.strided for g in grads):
             raise UserError("rules need dense gradients; got a sparse one: make the embedding with "
                             "sparse=False")
         rule = self._rule_of(group)
@@ -107,7 +107,10 @@ class RuleOptimizer(torch.optim.Optimizer):
             for p, state in zip(new, rule.begin([as_real(p) for p in new]), strict=True):
                 self.state[p] = state
         states = [self.state[p] for p in params]
-        if any(p.is_complex() for p in params):
+        if any(map(torch.is_complex, params)):
+            if not all(each.in_pairs for each in rule.walk()):
+                raise UserError(f"{rule!r} takes signs, and a complex number has none: step complex weights by "
+                                "another rule, or keep them as real parameters of two parts")
             params, grads = [as_real(p) for p in params], [as_real(g) for g in grads]
         rule.add_step_(params, grads, states, params, group["lr"] / cast(float, rule.lr))
 
