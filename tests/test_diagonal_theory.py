@@ -204,6 +204,33 @@ def test_rows_of_any_size_count_alike():
         np.testing.assert_allclose(found.x, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4])
+@pytest.mark.parametrize("ratio", [None, 3.0])
+@pytest.mark.parametrize(("condition", "most"), [(1e2, 1e-12), (3e4, 1e-11), (1e5, 3e-11), (1e7, 3e-9)])
+@pytest.mark.parametrize(("m", "n"), [(20, 60), (59, 401)])
+def test_systems_of_a_bad_condition_are_solved(m, n, condition, most, ratio, depth):
+    """The rows are U diag(s) Vᵀ: V says what the limit must fulfil without squaring the condition."""
+    rng = np.random.default_rng(m)
+    U, V = (np.linalg.qr(rng.normal(size=(size, m)))[0] for size in (m, n))
+    A = U * np.geomspace(1, 1 / condition, m) @ V.T
+    y = rng.normal(size=m)
+    found = fit(A, y, 1e-3, depth=depth, ratio=ratio)
+    assert np.abs(A @ found.x - y).max() < most
+    if ratio is None:  # the slope of the objective lies in the range of Aᵀ, hence of V
+        p = 1 - 2 / depth
+        slope = np.log(found.parts / 1e-3) if depth == 2 else 1e-3**-p - found.parts**-p
+        np.testing.assert_allclose(V @ (V.T @ slope[0]), slope[0], atol=1e-6 * np.abs(slope).max())
+
+
+def test_rows_that_repeat_others_are_no_obstacle():
+    A, y, _, start = instance(4, True)
+    again = np.concatenate([A, A[:2] + A[2:4]])
+    expected = fit(A, y, start).x
+    np.testing.assert_allclose(fit(again, again @ expected, start).x, expected, atol=1e-9)
+    with pytest.raises(UserError, match="has no solution"):
+        fit(again, np.append(y, [0.0, 7.0]), start)
+
+
 def test_a_start_far_below_the_floor_is_no_failure():
     problems = gaussian((8,), measurements=20, sparsity=8)  # some entries go with the start, and are tiny with it
     limit = fit(problems.A, problems.y, 2.787276144918332e-06, depth=3, ratio=15.147277)
@@ -235,7 +262,8 @@ def test_bounds_hold(depth):
             excess = (fit(A, y, alpha, depth=depth).l1 - least) / least
             assert excess <= excess_bound(alpha, 100, least, depth)
             polar = fit(A, y, alpha, depth=depth, ratio=30.0)
-            assert (polar.l1 - least) / least <= excess_bound(np.exp(polar.log_rho) * alpha, 100, least, depth)
+            bound = excess_bound(np.exp(polar.log_rho) * alpha, 100, least, depth)
+            assert (polar.l1 - least) / least <= bound + 1e-14  # it may be below rounding
             if depth == 2:
                 assert (polar.l1 - least) / least <= robust_bound(alpha, 100, least, 30.0) < 0.5
 
@@ -280,6 +308,18 @@ A2, Y2 = np.array([[1.0, 2.0]]), np.array([2.0])
 def test_bad_input_gets_one_sentence(arguments, words):
     with pytest.raises(UserError, match=words):
         fit(**{"A": A2, "y": Y2, **arguments})
+
+
+@pytest.mark.parametrize(("A", "y"), [(A2, [1.0, 2.0]), (A2[0], [1.0]), (A2[None], [[1.0]]), (A2, 1.0),
+                                      (np.empty((0, 3)), [])], ids=["rows", "vector", "batch", "number", "empty"])
+def test_basis_pursuit_takes_one_system_whose_shapes_match(A, y):
+    with pytest.raises(UserError, match=r"A must be \(M, N\) and y \(M,\); got "):
+        basis_pursuit(A, y)
+
+
+def test_basis_pursuit_needs_numbers():
+    with pytest.raises(UserError, match="A and y must be finite"):
+        basis_pursuit(A2, [np.nan])
 
 
 def test_basis_pursuit_says_when_there_is_no_solution():

@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk
-from scipy.linalg.lapack import dpotrf, dpotrs
+from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 
 from optscope.errors import UserError
 
@@ -38,6 +38,8 @@ SOLVABLE = 1e-7
 """The largest residual of the nearest solution, in units of the largest entry of y."""
 LOOSE = 0.3  # the last step, in units of the largest entry of x, after which log ρ moves too
 STALE = 0.05  # the relative change of the diagonal that calls for a new factor
+SKEWED = 1e-6  # the reciprocal condition of A Aᵀ below which the rows are made orthonormal first
+LOST = 1e-13  # the share of the largest singular value at which one is rounding
 RIDGE = 1e-15  # of rounding size, in units of the trace, against singular systems ...
 MOST_RIDGES = 6  # ... and ten times more whenever that is not enough
 MOST_STEPS = 400
@@ -77,10 +79,14 @@ class _Newton:
     def __init__(self, A: Array, y: Array, log_start: Array, depth: int, signs: Array, kappa: float | None) -> None:
         norms = np.linalg.norm(A, axis=1)
         norms = np.where(norms > 0, norms, 1.0)  # rows of any size count alike
-        self.A, self.y, self.log_start = np.ascontiguousarray(A / norms[:, None]), y / norms, log_start
+        self.rows, self.right = np.ascontiguousarray(A / norms[:, None]), y / norms
+        self.A, self.y, self.log_start = self.rows, self.right, log_start
         self.depth, self.power, self.kappa = depth, 1 - 2 / depth, kappa
         self.signs, self.column = signs, signs[:, None]
         self._factor(np.ones(A.shape[1]))
+        if dpocon(self.factor, 1.0, uplo="L")[0] < SKEWED:
+            self._straighten()
+            self._factor(np.ones(A.shape[1]))
         nearest = self._solve(self.y)
         if self._misses(nearest):
             raise UserError("the system A x = y has no solution: y must lie in the range of A; drop rows that "
@@ -120,17 +126,28 @@ class _Newton:
             drift = float((np.abs(self.weight - weight) / (weight + RIDGE * self.weight.max())).max())
             last = (STALLED if fresh and abs(move) > abs(before) / 2 else SETTLED) * max(1, abs(self.log_rho))
             if near and part == 1 and moved * drift < TOLERANCE and abs(move) <= last:
-                if self._misses(self.signs @ self.x):
+                parts = self._met(self._parts())
+                if self._misses(self.signs @ parts):
                     raise UserError(NOT_FOUND)
-                return self._parts()
+                return parts
             fresh = drift > STALE or abs(move) > STALE * abs(before)
             near, before = part == 1 and moved < LOOSE, move
         raise UserError(f"log ρ was not found in {MOST_STEPS} steps; the ratio {self.kappa} or the start may be "
                         "extreme: try others" if near and self.kappa is not None else self._failed())
 
-    def _misses(self, x: Array) -> bool:
+    def _misses(self, x: Array, by: float = SOLVABLE) -> bool:
         """Return whether x is too far from A x = y."""
-        return bool(np.abs(self.A @ x - self.y).max() > SOLVABLE * np.abs(self.y).max())
+        return bool(np.abs(self.rows @ x - self.right).max() > by * np.abs(self.right).max())
+
+    def _straighten(self) -> None:
+        """Solve with orthonormal rows in place of these: normal equations square the condition of a system.
+
+        Singular values of rounding size are those of rows that repeat others: `_misses` sees what they ask for.
+        """
+        left, sizes, across = np.linalg.svd(self.rows, full_matrices=False)
+        kept = sizes > LOST * sizes[0]
+        self.A = np.ascontiguousarray(across[kept])
+        self.y = left.T[kept] @ self.right / sizes[kept]
 
     def _failed(self) -> str:
         return NONE_POSITIVE if len(self.signs) == 1 else NOT_FOUND
@@ -201,6 +218,16 @@ class _Newton:
         """Return the largest share of the step, up to 1, that lets no entry rise too far."""
         room = self.zeta - self._zeta(np.maximum(self.log_x + RISE, NEGLIGIBLE + self.typical))
         return 1 / max(1.0, float((fall / room).max()))
+
+    def _met(self, parts: Array) -> Array:
+        """Return parts that solve the system, moved as ζ would move them: scaled small entries leave a gap."""
+        if self._misses(self.signs @ parts, TOLERANCE):
+            slope = parts * self.grade
+            self._factor(np.add.reduce(slope))
+            for _ in range(2):
+                missing = self.y - self.A @ (self.signs @ parts)
+                parts = np.maximum(parts + slope * self.column * self._solve(missing), 0)
+        return parts
 
     def _small(self) -> NDArray[np.bool_]:
         return np.asarray(self.log_x < SMALL + self.typical)

@@ -100,8 +100,7 @@ def _problem(A: ArrayLike, y: ArrayLike, start: ArrayLike, depth: int,
     check_depth(depth)
     if matrix.ndim < 2 or target.shape != matrix.shape[:-1] or not matrix.size:
         raise UserError(f"A must be (..., M, N) and y (..., M); got {matrix.shape} and {target.shape}")
-    if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
-        raise UserError("A and y must be finite; got nan or inf: clean them first")
+    _check_finite(matrix, target)
     if not target.any(-1).all():
         raise UserError("y must not be 0: the flow then ends at x = 0 whatever the start; got y = 0")
     check_start(start)
@@ -114,6 +113,11 @@ def _problem(A: ArrayLike, y: ArrayLike, start: ArrayLike, depth: int,
     except ValueError as error:
         raise UserError(f"start must be one number, one a problem, or {shape}; got {first.shape}") from error
     return matrix, target, log_start, signs
+
+
+def _check_finite(matrix: Array, target: Array) -> None:
+    if not (np.isfinite(matrix).all() and np.isfinite(target).all()):
+        raise UserError("A and y must be finite; got nan or inf: clean them first")
 
 
 def check_depth(depth: object) -> None:
@@ -145,9 +149,12 @@ def basis_pursuit(A: ArrayLike, y: ArrayLike, *, signed: bool = True) -> Array:
     [0.0, 1.0]
 
     Raises:
-        UserError: when there is no solution.
+        UserError: for arrays that do not fit or are not finite, or when there is no solution.
     """
     matrix, target = np.asarray(A, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if matrix.ndim != 2 or target.shape != matrix.shape[:1] or not matrix.size:
+        raise UserError(f"A must be (M, N) and y (M,); got {matrix.shape} and {target.shape}: one system at a time")
+    _check_finite(matrix, target)
     stacked = np.hstack([matrix, -matrix]) if signed else matrix
     found = linprog(np.ones(stacked.shape[1]), A_eq=stacked, b_eq=target, bounds=(0, None), method="highs-ds",
                     options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10})
