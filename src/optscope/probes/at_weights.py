@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends import cuda
 
 from optscope.errors import UserError
 from optscope.tasks.task import Loss
@@ -23,11 +24,15 @@ class AtWeights:
     backward pass may call layers again (activation checkpointing), so it is taken while the model is `held` too.
 
     Raises:
-        UserError: when nothing is trained, or a trained weight is complex.
+        UserError: when nothing is trained, a trained weight is complex, or the model is compiled by torch.jit.
     """
 
     def __init__(self, model: nn.Module, names: Collection[str] | None = None, *, training: bool = False) -> None:
         self.model, self._training = model, training
+        self._modules = list(model.modules())
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self._modules):
+            raise UserError("gradients and curvature are taken at copies of the weights, which a model that is "
+                            "compiled by torch.jit does not take: give the module it was made from")
         named = dict(model.named_parameters())
         trained = {name: p for name, p in named.items() if (p.requires_grad if names is None else name in names)}
         if not trained:
@@ -40,8 +45,10 @@ class AtWeights:
         self.weights = {name: p.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
                         for name, p in trained.items()}
         self.layout = Layout.of(self.weights)
+        self.dtype = torch.float32  # or more: sums over many numbers need more digits than the weights may have
+        for weight in self.weights.values():
+            self.dtype = torch.promote_types(self.dtype, weight.dtype)
         copies = {id(p): self.weights[name] for name, p in trained.items()}
-        self._modules = list(model.modules())
         self._places: list[tuple[dict[str, Any], str, Tensor]] = [
             (module._parameters, name, copies[id(p)]) for module in self._modules
             for name, p in module._parameters.items() if id(p) in copies]
@@ -50,15 +57,14 @@ class AtWeights:
     def held(self) -> Iterator[None]:
         """Put the copies in their places, in eval mode unless in training, and the model's own back afterwards.
 
-        Buffers are copied too, as batch normalisation in training mode would move them. Of the attention kernels
-        only the plain one can be differentiated twice.
+        Buffers are copied too, as batch normalisation in training mode would move them.
         """
         buffers = [(module._buffers, name, b.clone()) for module in self._modules
                    for name, b in module._buffers.items() if b is not None]
         copies: list[tuple[dict[str, Any], str, Tensor]] = [*self._places, *buffers]
         own = [(table, name, table[name]) for table, name, _ in copies]
         awake = [] if self._training else [module for module in self._modules if module.training]
-        with sdpa_kernel(SDPBackend.MATH), torch.inference_mode(False), torch.enable_grad():
+        with twice_differentiable():
             try:
                 for module in awake:
                     module.training = False
@@ -72,20 +78,77 @@ class AtWeights:
                     table[name] = value
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Return the model's outputs, with their graph; call it while the model is held."""
+        """Return the model's outputs; call it while the model is held."""
         found: Tensor = self.model(inputs.clone())  # a layer may write into its input
         return found
 
     def gradient(self, loss: Loss, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradient of the loss, `(P,)`, by one backward pass as in training."""
+        """Return the gradient of the loss, `(P,)`, by one backward pass as in training.
+
+        Raises:
+            UserError: when the loss does not depend on the trained weights.
+        """
         for weight in self.weights.values():
             weight.grad = None
-        with self.held():
+        with self.held(), grads():
             value = loss(self.outputs(inputs), targets)
-            if value.requires_grad:
-                value.backward()
-        return self.layout.flatten([torch.zeros_like(w) if w.grad is None else w.grad
-                                    for w in self.weights.values()])
+            check_depends(value)
+            value.backward()
+        return self.flatten([torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights.values()])
+
+    def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return one tensor a trained weight, joined, `(P,)`."""
+        return self.layout.flatten([t.detach() for t in tensors]).to(self.dtype)
+
+
+def check_depends(value: Tensor) -> None:
+    """Raise unless a loss, or outputs, depend on the trained weights."""
+    if not value.requires_grad:
+        raise UserError("in eval mode the loss does not depend on the trained parameters, so its slope there says "
+                        "nothing of training: look for adapters that eval() merges, and for torch.no_grad")
+
+
+def plain_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Return g v/‖v‖, with norms over all axes but one (over all for -1)."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+NORMS: tuple[Any, ...] = (torch, importlib.import_module("torch.nn.utils.weight_norm"))
+"""The modules where the two ways to normalise weights find torch's kernel."""
+
+KERNELS: tuple[tuple[Any, Any, bool], ...] = (
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp, False), (cuda.math_sdp_enabled, cuda.enable_math_sdp, True),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, False),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False))
+"""Torch's kernels of attention, on any device: of them only the plain one can be differentiated twice."""
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Use plain operations where torch's kernels have no second derivatives, or wrong ones.
+
+    Those of its weight normalisation take ‖v‖ for a constant on a CPU (2.13).
+    """
+    attention = [(enable, enabled()) for enabled, enable, _ in KERNELS]
+    fused = [(module, module._weight_norm) for module in NORMS]
+    try:
+        for module in NORMS:
+            module._weight_norm = plain_weight_norm
+        for _, enable, wanted in KERNELS:
+            enable(wanted)
+        yield
+    finally:
+        for module, kernel in fused:
+            module._weight_norm = kernel
+        for enable, before in attention:
+            enable(before)
+
+
+@contextmanager
+def grads() -> Iterator[None]:
+    """Record graphs, wherever this is called."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
-from optscope.probes.at_weights import AtWeights, grad
+from optscope.probes.at_weights import AtWeights, grad, grads
 from optscope.probes.probe import Probe, Reading, Subject
 from optscope.tasks.game import Game
 
@@ -80,7 +80,7 @@ class Jacobian:
         self._at = AtWeights(table, names)
         self.params: list[Tensor] = []
         self.field: list[Tensor] = []
-        with self._at.held():
+        with self._at.held(), grads():
             for player in game.players:
                 own = [w for name, w in self._at.weights.items() if name.startswith(f"{player.name}.")]
                 self.params += own

@@ -98,7 +98,7 @@ class FirstStep(Probe):
             return Reading({})
         check_examples(subject)
         at = AtWeights(subject.model, subject.trained)
-        layout, weights = at.layout, at.layout.flatten([w.detach() for w in at.weights.values()])
+        layout, weights = at.layout, at.flatten(list(at.weights.values()))
         gradient = torch.stack([part.share * at.gradient(subject.loss, part.inputs, part.targets) for part in
                                 chunks(at, subject.loss, subject.inputs, subject.targets, BATCH)]).sum(dim=0)
         step, _ = rule.update(gradient, rule.init(weights, layout), weights, layout)

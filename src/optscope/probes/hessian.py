@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError, nearest
-from optscope.probes.at_weights import AtWeights, Chunk, chunks, grad
+from optscope.probes.at_weights import AtWeights, Chunk, check_depends, chunks, grad, grads
 from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.task import Loss
 from optscope.vector import Layout
@@ -24,6 +25,10 @@ CACHED = 32 * 2**20
 
 GRAPH = 2
 """How many times the activations of a forward pass the graph of a gradient keeps, at most."""
+
+
+SKEW = 0.05
+"""How far products of a true second derivative may be from symmetric: rounding is far below, a lost term above."""
 
 
 class SymmetricOperator(ABC):
@@ -69,12 +74,12 @@ class Preconditioned(SymmetricOperator):
     """
 
     def __init__(self, operator: SymmetricOperator, diagonal: Tensor) -> None:
-        super().__init__(operator.layout, diagonal)
+        super().__init__(operator.layout, diagonal.to(operator.dtype))
         if diagonal.shape != (operator.size,) or not bool((diagonal > 0).all()):
             raise UserError(f"a preconditioner must hold {operator.size} positive numbers; got shape "
                             f"{tuple(diagonal.shape)} with smallest number {float(diagonal.min()):g}")
         self._operator = operator
-        self._scale = diagonal.rsqrt()
+        self._scale = diagonal.rsqrt().to(operator.dtype)
 
     def _product(self, vector: Tensor) -> Tensor:
         return self._scale * self._operator(self._scale * vector)
@@ -138,16 +143,17 @@ class _Curvature(SymmetricOperator):
                  memory: int = 2 * 2**30) -> None:
         self._at, self._loss = AtWeights(model, parameters, training=training), loss
         self._weights = list(self._at.weights.values())
-        super().__init__(self._at.layout, self._weights[0])
+        super().__init__(self._at.layout, self._weights[0].detach().to(self._at.dtype))
         each = self._saved_bytes(inputs[:8], targets[:8]) / len(inputs[:8])
         size = len(inputs) if training else max(1, int(CACHED / max(each, 1.0)))
         self._chunks = chunks(self._at, loss, inputs, targets, size)
+        self._kept: list[_Graph] | None
         self._kept = [*map(self._graph, self._chunks)] if each * len(inputs) * GRAPH <= memory else None
 
     def gradient(self) -> Tensor:
         """Return the gradient of the loss, `(P,)`."""
         with self._at.held():
-            parts = [self.layout.flatten(graph.gradient()) for graph in self._graphs()]
+            parts = [self._at.flatten(graph.gradient()) for graph in self._graphs()]
         return torch.stack(parts).sum(dim=0)
 
     def block(self, *layers: str) -> SymmetricOperator:
@@ -166,7 +172,7 @@ class _Curvature(SymmetricOperator):
 
     def block_product(self, vector: Tensor, layout: Layout, rows: Sequence[int]) -> Tensor:
         """Return the product with the diagonal block of the layers at `rows`."""
-        vectors = layout.views(vector)
+        vectors = [v.to(self._weights[i].dtype) for i, v in zip(rows, layout.views(vector), strict=True)]
         total = torch.zeros_like(vector)
         with self._at.held():
             for graph in self._graphs():
@@ -178,11 +184,11 @@ class _Curvature(SymmetricOperator):
         return map(self._graph, self._chunks) if self._kept is None else self._kept
 
     def _graph(self, chunk: Chunk) -> _Graph:
-        with self._at.held():
+        with self._at.held(), grads():
             return self._kind(self._at.outputs(chunk.inputs), chunk.targets, self._loss, chunk.share, self._weights)
 
     def _saved_bytes(self, inputs: Tensor, targets: Tensor) -> int:
-        """Return what a forward pass saves for the backward, and look at the loss on the way."""
+        """Return what a forward pass saves for the backward, and look at model and loss on the way."""
         total = 0
 
         def weigh(saved: Tensor) -> Tensor:
@@ -190,10 +196,45 @@ class _Curvature(SymmetricOperator):
             total += saved.numel() * saved.element_size()
             return saved.detach()
 
-        with self._at.held(), torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
-            outputs = self._at.outputs(inputs)
+        with self._at.held(), grads():
+            with torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
+                outputs = self._at.outputs(inputs)
+            check_depends(outputs)
+            value = self._loss(outputs, targets)
         check_mean(self._loss, outputs, targets)
+        if custom(value):
+            self._check_custom(Chunk(inputs, targets, 1.0))
         return total
+
+    def _check_custom(self, chunk: Chunk) -> None:
+        """Raise unless functions of the user's own can be differentiated twice.
+
+        Where they cannot, torch leaves terms out without a word (checkpointing with use_reentrant is such a
+        function): then the gradient is not that of training, or products are not symmetric.
+        """
+        self._chunks, self._kept = [chunk], [self._graph(chunk)]
+        gradient, plain = self.gradient(), self._at.gradient(self._loss, chunk.inputs, chunk.targets)
+        drawn = torch.randn(4, self.size, generator=torch.Generator().manual_seed(0)).to(plain)
+        products = torch.stack([self._product(v) for v in drawn])
+        square = drawn.double() @ products.double().T
+        skew, size = float((square - square.T).abs().max()), float(products.norm(dim=1).max())
+        # the products of a matrix without a symmetric part would be skew by about their own size
+        if float((gradient - plain).norm()) > SKEW * float(plain.norm()) or skew > SKEW * size:
+            raise UserError("curvature needs second derivatives, and those of a custom autograd function in this "
+                            "model or its loss are wrong: its backward pass must be the derivative of its forward "
+                            "pass, made of differentiable operations on ctx.saved_tensors")
+
+
+def custom(value: Tensor) -> bool:
+    """Return whether the graph of a number holds an autograd function that is written in Python."""
+    seen: set[Any] = set()
+    todo: list[Any] = [value.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [earlier for earlier, _ in node.next_functions]
+    return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in seen)
 
 
 class Hessian(_Curvature):

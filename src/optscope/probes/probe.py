@@ -218,7 +218,8 @@ def _still(model: nn.Module) -> nn.Module:
     model.eval()
     for p in model.parameters():
         p.requires_grad_(False)
-    model.register_forward_pre_hook(handed_copies)
+    if not isinstance(model, torch.jit.ScriptModule):  # which takes no hooks, and calls none
+        model.register_forward_pre_hook(handed_copies)
     return model
 
 

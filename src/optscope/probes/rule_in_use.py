@@ -159,6 +159,8 @@ def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tens
     if isinstance(rule, RMSProp):
         return moment.sqrt() + _one(rule.eps)
     t, beta1, beta2 = float(state["step"]), _one(rule.beta1), _one(rule.beta2)
+    if t == 0:
+        return torch.full_like(moment, math.inf)
     diagonal: Tensor = (1 - beta1**t) * ((moment / (1 - beta2**t)).sqrt() + _one(rule.eps))
     return diagonal
 

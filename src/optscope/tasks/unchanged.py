@@ -195,5 +195,5 @@ def _attributes(thing: Any) -> list[Any]:
     if isinstance(own := getattr(thing, "__dict__", None), dict):
         found.append(own)
     if isinstance(thing, nn.Module):  # of a compiled module they are no attributes
-        found += [*thing.parameters(recurse=False), *thing.buffers(recurse=False)]
+        found += [*thing.parameters(recurse=False), *thing.buffers(recurse=False), *thing.children()]
     return found
