@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
+from optscope.optim.rates import has_modes, set_mode
 from optscope.probes.perturbation import check_box
 from optscope.tasks.fresh import seeded
 from optscope.tasks.game import Game
@@ -127,10 +128,10 @@ def as_meant(snapshot: Snapshot) -> Iterator[nn.Module]:
     """
     task, optimizer = snapshot.task, snapshot.optimizer
     losses = [player.loss for player in task.players] if isinstance(task, Game) else [task.loss]
-    evaluate = getattr(optimizer, "eval", None)
-    with unchanged(snapshot.model, *losses, *([optimizer] if callable(evaluate) else [])):
-        if callable(evaluate):
-            evaluate()
+    moded = [optimizer] if optimizer is not None and has_modes(optimizer) else []
+    with unchanged(snapshot.model, *losses, *moded):
+        for each in moded:
+            set_mode(each, "eval")
         yield snapshot.model
 
 
