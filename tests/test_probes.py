@@ -20,6 +20,7 @@ from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.apgd import APGD, TargetedAPGD
 from optscope.probes.black_box import RandomSearch
+from optscope.probes.chance import Chance
 from optscope.probes.curvature import (
     HessianTrace,
     LayerSharpness,
@@ -71,7 +72,8 @@ MODELS = {
 }
 QUICK = Ensemble((APGD(steps=3), TargetedAPGD(rivals=1, steps=3), RandomSearch(queries=3)))
 PROBES: tuple[Probe, ...] = (
-    Accuracy(), GaussianNoise(), BandNoise(), SensitivityMap(basis=DCT()), SensitivityMap(basis=Fourier()),
+    Accuracy(), Chance(), GaussianNoise(), BandNoise(),
+    SensitivityMap(basis=DCT()), SensitivityMap(basis=Fourier()),
     RobustAccuracy("l2", (0.1, 0.5), QUICK, checked=4), RobustAccuracy("linf", 0.1, QUICK, checked=4),
     Lipschitz(climb=3), TopEigenvalues(k=2, rel=0.1), PreconditionedSharpness(rel=0.1), EdgeOfStability(),
     TopEigenvalues(rel=0.1, gauss_newton=True), LayerSharpness(rel=0.1), HessianTrace(6), SpectralDensity(1, 5),
