@@ -121,6 +121,13 @@ REFUSED = {
     "squeeze": (lambda: task(model(lambda m, x: m.linear(x).unsqueeze(0).squeeze())),
                 r"got \(3,\) for 1 of them: name the axis"),
     "softmax over the batch": (lambda: task(model(lambda m, x: m.linear(x).softmax(0))), "others in its batch"),
+    "recurrent over the batch": (lambda: task(model(
+        lambda m, x: m.linear(m.lstm(x[:, None].transpose(0, 1))[0][0]), lstm=lambda: nn.LSTM(6, 6, batch_first=True))),
+        "others in its batch"),
+    "one logit for two classes": (lambda: task(lambda: nn.Linear(6, 1), y=Y % 2), 'for one logit kind="regression"'),
+    "a bias alone": (lambda: task(model(lambda m, x: m.linear.bias.expand(len(x), 3))), "same for all inputs"),
+    "a loss that remembers": (lambda: task(loss=lambda z, y: functional.cross_entropy(z, y) * (1 + next(CALLS))),
+                              "neither draws nor remembers"),
     "batch statistics": (lambda: task(lambda: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(
         3, track_running_stats=False))), "refused a batch of inputs of shape .1, 6.|others in its batch"),
     "inputs without a say": (lambda: task(model(lambda m, x: m.linear(torch.ones_like(x)))), "same for all inputs"),

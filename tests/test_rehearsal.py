@@ -131,6 +131,11 @@ class Sparse(nn.Module):
         return self.head(self.embed(x).mean(1))
 
 
+def seeded_itself():
+    torch.manual_seed(0)
+    return nn.Linear(6, 3)
+
+
 def own_stream(x, generator):
     return x + torch.tensor(np.random.default_rng().normal(size=x.shape), dtype=x.dtype)
 
@@ -174,8 +179,9 @@ def test_what_cannot_be_trained_is_one_sentence_that_names_arm_and_parameter(nam
     (task(), Foreign(Late, lr=0.1), "arm: its first step changes no weight."),
     (task(), Foreign("torch.optim:AdamW", lr=0.1), "decays weights by 0.01, its default"),
     (task(), SGD(lr=1e39), "its smallest rate, diverges within 3 steps"),
-    (task(Unused), SGD(lr=0.1), "does not depend on the parameters spare.weight, spare.bias, which are then not"),
-], ids=["never moves", "moves late", "decay", "diverges", "unused parameters"])
+    (task(seeded_itself), SGD(lr=0.1), "every seed starts from the same weights"),
+    (task(Unused), SGD(lr=0.1), "does not depend on the parameters spare.weight, spare.bias: not trained"),
+], ids=["never moves", "moves late", "decay", "diverges", "one start", "unused parameters"])
 def test_what_is_odd_is_said(given, rule, words):
     found = rehearse(given, {"arm": rule}, PLAN)
     assert words in " ".join(found.said)

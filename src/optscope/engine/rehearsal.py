@@ -71,6 +71,7 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
         data = task.data()
         task = replace(task, data=InMemory(data))
         batch = Split(data.train.inputs[:plan.batch], data.train.targets[:plan.batch])
+        found.said += _same_start(task)
         found.said += _try_round(task, batch) if isinstance(task, Game) else _try_batch(task, batch)
         small = replace(task, data=InMemory(replace(data, train=batch)))
         for i, (arm, rule) in enumerate(rules.items()):
@@ -104,8 +105,16 @@ def _try_batch(task: Task, batch: Split) -> list[str]:
         raise UserError(f"{task.name}: the model has other parameters after a batch than before; optimisers get "
                         "those of a fresh model: make them all in its constructor")
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    return [f"{task.name}: the loss of the first batch does not depend on {_some(without)}, which are then not "
-            "trained."] if without else []
+    said = [f"{task.name}: the loss of the first batch does not depend on {_some(without)}: not trained."]
+    return said if without else []
+
+
+def _same_start(task: Task) -> list[str]:
+    """Say when all seeds start from the same weights, as those of a pretrained model are."""
+    one, other = (fresh_model(task, seed).parameters() for seed in (SEED, SEED + 1))
+    if all(torch.equal(a, b) for a, b in zip(one, other, strict=True)):
+        return [f"{task.name}: every seed starts from the same weights; seeds differ in what training draws alone."]
+    return []
 
 
 def _try_round(game: Game, batch: Split) -> list[str]:

@@ -33,7 +33,8 @@ def check_loss(task: Task, model: nn.Module, part: Split, outputs: Tensor) -> No
     loss = value_of(task, found, batch.targets)
     if not loss.requires_grad:
         raise UserError(f"{task.name}: the loss does not depend on the model's parameters; "
-                        "compute it from the outputs without .detach() or .item()")
+                        "compute it from the outputs, and these from the inputs, without .detach(), .item(), "
+                        "torch.no_grad or a checkpoint with use_reentrant=True")
     check_leaves(task.name, loss, model)
     _check_slope(task, loss, model)
     try:
@@ -63,8 +64,8 @@ def value_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
                             "without methods that end in _")
     if not torch.allclose(loss.detach(), again.detach(), rtol=1e-4, atol=0):
         raise UserError(f"{task.name}: the loss of the same outputs and targets is {float(loss.detach()):g} and "
-                        f"then {float(again.detach()):g}; it must be a function of them: what is random belongs "
-                        "into the model, in train mode")
+                        f"then {float(again.detach()):g}; it must be a function of them, that "
+                        "neither draws nor remembers: what is random belongs into the model, in train mode")
     return loss
 
 
