@@ -122,9 +122,9 @@ REFUSED = {
                 r"got \(3,\) for 1 of them: name the axis"),
     "softmax over the batch": (lambda: task(model(lambda m, x: m.linear(x).softmax(0))), "others in its batch"),
     "recurrent over the batch": (lambda: task(model(
-        lambda m, x: m.linear(m.lstm(x[:, None].transpose(0, 1))[0][0]), lstm=lambda: nn.LSTM(6, 6, batch_first=True))),
+        lambda m, x: m.linear(m.lstm(x[None])[0][0]), lstm=lambda: nn.LSTM(6, 6, batch_first=True))),
         "others in its batch"),
-    "one logit for two classes": (lambda: task(lambda: nn.Linear(6, 1), y=Y % 2), 'for one logit kind="regression"'),
+    "one logit for two classes": (lambda: task(lambda: nn.Linear(6, 1), y=Y % 2), "for one logit kind="),
     "a bias alone": (lambda: task(model(lambda m, x: m.linear.bias.expand(len(x), 3))), "same for all inputs"),
     "a loss that remembers": (lambda: task(loss=lambda z, y: functional.cross_entropy(z, y) * (1 + next(CALLS))),
                               "neither draws nor remembers"),
