@@ -390,6 +390,23 @@ def test_a_slope_above_the_product_takes_the_product_back(monkeypatch):
     assert not arrays
 
 
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm, lambda layer: halved(layer)],
+                         ids=["weight_norm", "spectral_norm", "prune"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_hooks_of_torchs_that_only_make_weights_leave_a_layer_what_it_is(wrap):
+    torch.manual_seed(0)
+    layer = wrap(nn.Linear(4, 3)).eval()
+    plain, x = nn.Linear(4, 3), torch.rand(6, 4)
+    found, _ = bounds_of(layer, x)
+    layer(x)  # makes the weights that follow; a look has left the old ones
+    plain.weight.data, plain.bias.data = layer.weight.detach().clone(), layer.bias.detach().clone()
+    assert found == pytest.approx(bounds_of(plain, x)[0], rel=1e-6)
+
+
+def halved(layer):
+    return nn.utils.prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
 class Named(nn.Linear):
     """A layer that only begins otherwise."""
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from optscope.errors import UserError
 from optscope.probes.probe import handed_copies
@@ -34,6 +37,9 @@ STEEPEST: dict[type[nn.Module], Callable[[Any], float]] = {
 }
 """The steepest slope of those with settings; infinite where a setting makes them jump."""
 
+WEIGHT_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""Hooks of torch's that make a layer's weights before it computes, and change nothing else."""
+
 SOFTMAXES = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
 MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
@@ -51,7 +57,7 @@ def known(module: nn.Module, path: str, kinds: Sequence[type[nn.Module]]) -> typ
            if callable(value) and callable(getattr(type(module), name, None))]
     everywhere = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
     hooks = [hook for some in (module._forward_hooks, module._forward_pre_hooks, *everywhere)
-             for hook in some.values() if hook is not handed_copies]
+             for hook in some.values() if hook is not handed_copies and not isinstance(hook, WEIGHT_HOOKS)]
     if own or hooks:
         reason = f"a method {own[0]!r} of its own" if own else "hooks, which may change what it computes"
         raise UserError(f"no Lipschitz constant is known for the module {type(module).__name__} at {path!r}: it "
