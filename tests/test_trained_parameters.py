@@ -13,7 +13,7 @@ from torch.nn import functional
 from optscope.engine.contrast import contrast
 from optscope.engine.train import Plan
 from optscope.errors import UserError
-from optscope.optim import SGD, Adam, RMSProp, Rule
+from optscope.optim import SGD, Adam, RMSProp, Rule, Schedule
 from optscope.probes.curvature import (
     HessianTrace,
     LayerSharpness,
@@ -164,3 +164,17 @@ def test_layers_may_be_freed_on_the_way() -> None:
     few = probe(found).values["sharpness"]
     freed = replace(found, optimizer=None, model=found.model.requires_grad_(True))
     assert probe(freed).values["sharpness"] >= few
+
+
+def test_advice_where_a_schedule_stands_still() -> None:
+    """At a rate of 0 there is no step to foretell: the other moments are counted."""
+    plan = Plan(epochs=8, batch=16, schedule=Pause())
+    assert advise(task(False), SGD(lr=0.1, momentum=0.9), plan).product > 0
+
+
+@dataclass(frozen=True)
+class Pause(Schedule):
+    """The full rate, and none in the second quarter."""
+
+    def __call__(self, progress: float) -> float:
+        return 0.0 if 0.25 <= progress < 0.5 else 1.0

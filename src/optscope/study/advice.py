@@ -93,7 +93,8 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
     def look(snapshot: Snapshot) -> None:
         top, split = (probe(snapshot).values for probe in looks)
         rate = effective_rate(rule_in_use(snapshot))
-        assert rate is not None
+        if rate is None:  # where a schedule is at 0 nothing moves, and there is nothing to foretell
+            return
         products.append(rate * float(top["sharpness"]))  # type: ignore[arg-type]
         terms.append((float(split["curvature-induced"]), float(split["noise-induced"])))  # type: ignore[arg-type]
 

@@ -146,7 +146,7 @@ def _full(cell: types.CellType) -> bool:
 def _object(thing: Any) -> Iterator[Callable[[], None]]:
     """Yield what puts back an array, a generator of random numbers, or the class and mode of an object."""
     if isinstance(thing, np.ndarray):
-        if thing.flags.writeable:
+        if thing.flags.writeable and not isinstance(thing, np.memmap):  # a file, which may not fit into memory
             yield partial(np.copyto, thing, thing.copy())
     elif isinstance(thing, torch.Generator):
         yield partial(torch.Generator.set_state, thing, thing.get_state())  # type: ignore[misc]
