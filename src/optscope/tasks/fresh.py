@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from optscope.tasks.task import Task
+if TYPE_CHECKING:  # a task reads its data by a seed of its own
+    from optscope.tasks.task import Task
 
 
 def streams(seed: int) -> tuple[int, int, int]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from optscope.errors import UserError
+from optscope.tasks.gather import gathered, plain
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Kind = Literal["classification", "regression", "game"]
@@ -19,17 +19,29 @@ Kind = Literal["classification", "regression", "game"]
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as two tensors with the same first axis: inputs `(n, ...)` and targets `(n, ...)`."""
+    """Examples as two tensors with the same first axis: inputs `(n, ...)` and targets `(n, ...)`.
+
+    They are kept dense, contiguous and on the CPU, without gradients; whole-number targets `(n,)`, such as the
+    labels of images as bytes, become int64.
+
+    Raises:
+        UserError: unless both are tensors with values and as many examples, at least one.
+    """
 
     inputs: Tensor
     targets: Tensor
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise UserError(f"a split needs as many targets as inputs; got {len(self.inputs)} inputs "
-                            f"and {len(self.targets)} targets")
-        if len(self.inputs) == 0:
+        inputs, targets = plain(self.inputs, "inputs"), plain(self.targets, "targets")
+        if len(inputs) != len(targets):
+            raise UserError(f"a split needs as many targets as inputs; got {len(inputs)} inputs "
+                            f"and {len(targets)} targets")
+        if len(inputs) == 0:
             raise UserError("a split needs at least one example; got none")
+        if targets.dim() == 1 and not (targets.is_floating_point() or targets.is_complex()):
+            targets = targets.long()
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "targets", targets)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -40,58 +52,20 @@ class Split:
 
     @classmethod
     def of(cls, source: Any) -> Split:
-        """Gather a pair of tensors, a `Dataset` or a `DataLoader` into memory, once.
+        """Gather a pair of tensors or arrays, a `Dataset`, a list of pairs or a `DataLoader` into memory, once.
 
-        Of a data loader the examples that its sampler visits are read in the order of their index, through its
-        collate function: shuffling and `drop_last` do not count. One that makes no batches of its own (over an
-        iterable data set, or with `batch_size=None`) is read through once, in its own order. Random
+        Arrays (NumPy, pandas, sparse matrices) become tensors, float64 ones of torch's default dtype; tensors keep
+        theirs. Of a data loader the examples that its sampler visits are read in the order of their index, through
+        its collate function: shuffling and `drop_last` do not count. A stream (an `IterableDataset`) is read
+        through once, in its own order and by this process alone, for its workers would each give all of it. Random
         augmentation in the data is frozen (give `Task` an `augment` function instead).
 
         Raises:
-            UserError: when `source` is none of these, its examples are not pairs, or its sampler visits other
-                examples each time.
+            UserError: when `source` is none of these, its examples are not pairs of numbers of one shape and type,
+                they would not fit twice into the memory that is free, a stream goes on after its length (if it
+                has none, after 100,000 examples), or a sampler visits other examples each time.
         """
-        if isinstance(source, Split):
-            return source
-        if isinstance(source, (tuple, list)) and len(source) == 2 and all(
-                isinstance(part, Tensor) for part in source):
-            return cls(source[0], source[1])
-        if isinstance(source, DataLoader):
-            return cls._joined(_in_index_order(source), torch.cat)
-        if isinstance(source, Dataset) and isinstance(source, Sized):
-            return cls._joined((source[i] for i in range(len(source))), torch.stack)
-        raise UserError("data must be a pair of tensors (inputs, targets), a torch Dataset or a DataLoader; "
-                        f"got {type(source).__name__}")
-
-    @classmethod
-    def _joined(cls, pairs: Iterable[Any], join: Callable[[list[Tensor]], Tensor]) -> Split:
-        inputs, targets = [], []
-        for pair in pairs:
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise UserError("every example must be a pair (input, target); "
-                                f"got {type(pair).__name__}: wrap the data set so that it returns two things")
-            inputs.append(torch.as_tensor(pair[0]))
-            targets.append(torch.as_tensor(pair[1]))
-        return cls(join(inputs), join(targets))
-
-
-def _in_index_order(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader of the same examples in the order of their index, so that every process reads the same."""
-    batches = loader.batch_sampler
-    if isinstance(loader.dataset, IterableDataset) or batches is None:
-        return loader
-
-    def visited() -> list[int]:
-        if isinstance(batches, BatchSampler):
-            return sorted(batches.sampler)
-        return sorted(index for batch in batches for index in batch)
-
-    indices = visited()
-    if visited() != indices:
-        raise UserError("a DataLoader must visit the same examples in every pass, in whatever order; its sampler "
-                        "picks others: give the Dataset itself")
-    return DataLoader(loader.dataset, loader.batch_size or 1, sampler=indices, collate_fn=loader.collate_fn,
-                      num_workers=loader.num_workers)
+        return source if isinstance(source, Split) else cls(*gathered(source))
 
 
 @dataclass(frozen=True)
@@ -103,24 +77,45 @@ class Data:
     test: Split
 
 
+def _chosen(loss: Loss | None, kind: Kind) -> Loss:
+    """Return a loss, or what is usual for a kind of task when none is given."""
+    return loss or (functional.mse_loss if kind == "regression" else functional.cross_entropy)
+
+
 @dataclass(frozen=True)
 class Task:
     """What is learned.
 
     `model` and `data` are callables without arguments, so that a task is small, can be sent to another
     process, and is made afresh there; give frozen dataclasses with `__call__` (as all tasks here do) or
-    functions at the top of a module. `bounds` is the range in which inputs live: attacks and noise are
-    clipped to it, so normalisation belongs inside the model. `augment(inputs, generator)` is applied to every
-    training batch.
+    functions at the top of a module.
+
+    Args:
+        name: what reports call it.
+        model: returns a new, untrained model each time.
+        data: returns the same `Data` each time.
+        loss: `loss(outputs, targets)`, one number: the mean over the examples of a batch. None: for
+            "classification" the cross-entropy in nats, of outputs `(n, classes)` (not their softmax) and labels
+            `(n,)` from 0; for "regression" the mean squared error, in the targets' unit squared.
+        kind: "classification", of which accuracies and attacks are measured, or "regression", which stands for
+            every other loss too (several labels an example, labels of pixels, ...), of which the loss is.
+        bounds: the least and the largest value that inputs may have, in their own unit: noise and attacks are
+            clipped to it, so that normalisation belongs inside the model. None: there is no range, as for token
+            ids or standardised tables; then attacks and noise are not measured.
+        augment: `augment(inputs, generator)` returns every training batch anew, of the same shape; it draws from
+            `generator` alone. Nothing else sees its inputs: probes measure the data as they are.
     """
 
     name: str
     model: Callable[[], nn.Module]
     data: Callable[[], Data]
-    loss: Loss = functional.cross_entropy
+    loss: Loss = None  # type: ignore[assignment]  # set below: nobody meets the None
     kind: Kind = "classification"
     bounds: tuple[float, float] | None = (0.0, 1.0)
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", _chosen(self.loss, self.kind))
 
     @property
     def parts(self) -> tuple[object, ...]:
@@ -129,28 +124,47 @@ class Task:
 
     @classmethod
     def from_tensors(cls, model: Callable[[], nn.Module], train: Any, test: Any, *, validation: Any = None,
-                     name: str = "task", loss: Loss = functional.cross_entropy,
+                     name: str = "task", loss: Loss | None = None,
                      kind: Kind = "classification", bounds: tuple[float, float] | None = (0.0, 1.0),
                      augment: Callable[[Tensor, torch.Generator], Tensor] | None = None) -> Task:
-        """Return a task over data in memory: pairs of tensors, `Dataset`s or `DataLoader`s.
+        """Return a task over data in memory: whatever `Split.of` reads, and the fields of `Task`.
 
         Without `validation`, a fifth of `train` is held out for choosing learning rates: the same random fifth
-        each time (seed 0), so that data sorted by class leave no class out.
+        each time (seed 0), so that data sorted by class leave no class out. Probes of the training part then see
+        the other four fifths. To measure a model that is trained already on all the examples of one set, give that
+        set three times: nothing is held out.
 
         >>> x, y = torch.rand(100, 4), torch.arange(100) % 2
         >>> task = Task.from_tensors(lambda: nn.Linear(4, 2), (x, y), (x, y))
         >>> len(task.data().train), len(task.data().validation)
         (80, 20)
+        >>> measured = Task.from_tensors(lambda: nn.Linear(4, 2), (x, y), (x, y), validation=(x, y)).data()
+        >>> len(measured.train), len(measured.validation), len(measured.test)
+        (100, 100, 100)
+
+        Raises:
+            UserError: when a part cannot be read, or `train` has a single example and nothing can be held out.
         """
-        whole = Split.of(train)
-        if validation is None:
-            order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-            held_out, kept = order.tensor_split([max(1, len(whole) // 5)])
-            parts = (Split(whole.inputs[kept], whole.targets[kept]),
-                     Split(whole.inputs[held_out], whole.targets[held_out]))
-        else:
-            parts = whole, Split.of(validation)
-        return cls(name, model, InMemory(Data(*parts, Split.of(test))), loss, kind, bounds, augment)
+        read: dict[int, Split] = {}
+
+        def part(what: str, source: Any) -> Split:
+            try:
+                return read.setdefault(id(source), read.get(id(source)) or Split.of(source))
+            except UserError as error:
+                raise UserError(f"{name}, {what} part: {error}") from error
+
+        loss = _chosen(loss, kind)
+        whole, last = part("train", train), part("test", test)
+        if validation is not None:
+            return cls(name, model, InMemory(Data(whole, part("validation", validation), last)), loss, kind, bounds,
+                       augment)
+        if len(whole) == 1:
+            raise UserError(f"{name}: a fifth of the training part is held out for validation, but it has one "
+                            "example: give more, or validation=")
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+        held_out, kept = (Split(whole.inputs[of], whole.targets[of])
+                          for of in order.tensor_split([max(1, len(whole) // 5)]))
+        return cls(name, model, InMemory(Data(kept, held_out, last)), loss, kind, bounds, augment)
 
 
 @dataclass(frozen=True, eq=False)
