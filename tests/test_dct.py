@@ -85,6 +85,7 @@ def test_bands_are_the_papers(n: int) -> None:
     # The paper's boundaries lie on a grid of radii (1,000 for 28 and 32, 100 for 224), so each of its discs
     # may hold some more or fewer of the coefficients on its rim; none is further than one band away.
     assert abs(band - paper).max() <= 1
+    assert (band != paper).sum() == {28: 10, 32: 28, 224: 1366}[n]  # what the docstring says
     for k, boundary in enumerate(PAPER_BOUNDARIES[n], start=1):
         assert (band < k).sum() == pytest.approx((rho < boundary).sum(), abs={28: 2, 32: 4, 224: 210}[n])
 

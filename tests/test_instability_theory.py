@@ -121,6 +121,20 @@ def test_the_window_decides_what_the_linear_equation_does(place):
     assert (change < 1e-6) if place == "inside" else (change > 10)
 
 
+def test_the_linear_equation_starts_with_the_gradient_of_the_loss_and_its_growth_knows_no_constant():
+    rng, lr = np.random.default_rng(3), 1e-3
+    image = rng.random((12, 14))
+    layer = OneLayer.of(image, 4, decay=0.3)
+    first = layer.descend_linear(np.zeros(16), lr, 1)[1]
+    np.testing.assert_allclose(first, -lr * layer.gradient(np.zeros(16)), rtol=1e-12)
+    theirs = np.full(16, 0.25 * lr * image.mean())  # as the authors' script has it
+    assert np.abs(first - theirs).max() > 1e-3 * theirs.max()
+    kernels = rng.normal(size=(2, 16))
+    moved = layer.descend_linear(kernels, lr, 1)[1]
+    expected = (1 - lr * 0.3) * np.eye(16) + lr / 4 * gram(image, 4)
+    np.testing.assert_allclose(moved[0] - moved[1], expected @ (kernels[0] - kernels[1]), rtol=1e-10)
+
+
 def test_a_kernel_must_fit():
     with pytest.raises(UserError, match="a kernel of 9 x 9 needs a grey image of at least that size"):
         gram(np.ones((8, 20)), 9)

@@ -85,7 +85,9 @@ def equal_count_bands(height: int, width: int, bands: int = 10) -> Tensor:
 
     Bands hold equally many coefficients as nearly as can be without parting equal radii, hence equal shares
     of white noise. Band k is `r_k <= rho < r_(k+1)`, where r_k is the radius whose disc `rho < r_k` holds
-    nearest to k/`bands` of all coefficients.
+    nearest to k/`bands` of all coefficients. The code of arXiv 2308.06703 takes its radii from a grid of some
+    hundred: there 10 of the 784 coefficients of a 28x28 image lie in the next band, 28 of 1,024 at 32x32, and 1,366
+    of 50,176 at 224x224, where its bands hold 9.7 to 10.2 % of the coefficients each, and these 10.0 %.
 
     >>> equal_count_bands(28, 28).flatten().bincount()
     tensor([79, 77, 80, 78, 78, 79, 78, 77, 80, 78])

@@ -142,7 +142,10 @@ class OneLayer:
 
             K ← K − lr · {(a/2) (mean patch + β Σ patch patchᵀ K) + α K}
 
-        As in the paper, the second term is a sum over positions, not a mean.
+        As in the paper, the second term is a sum over positions, not a mean. The mean patch is what linearising
+        the gradient gives, entry by entry; the authors' script adds the image's mean to every entry in its place
+        (on their checkerboard 0 for ±2e-5). It is a constant of the equation: what grows, and the window, are the
+        same with either.
         """
         mean = self.share @ self.patches
         path = np.empty((steps + 1, *kernel.shape))
