@@ -224,6 +224,34 @@ def test_a_schedule_counts_all_steps_of_parameters_that_take_turns(rule):
     torch.testing.assert_close(b.detach(), torch.full((2,), -1.1))
 
 
+class Wiping(torch.optim.SGD):
+    """Writes to the gradients it is given."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            p.grad.zero_()
+
+
+def test_players_may_have_modes_and_write_to_their_gradients():
+    game = gan("blobs", lambda: nn.Linear(4, 2), lambda: nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)),
+               Points(), latent=lambda n, g: torch.randn(n, 4, generator=g))
+    path, seen = [], []
+    plain = Players(generator=SGD(lr=0.1), discriminator=SGD(lr=0.1))
+    first = play(game, plain, Plan(1, 16), 1, at=range(1, 7), watch=lambda s: path.append(weights_of(s.model)))
+    rule = Players(generator=Foreign(Averaging, lr=0.1), discriminator=Foreign(Wiping, lr=0.1))
+    second = play(game, rule, Plan(1, 16), 1, at=(3,), watch=lambda s: seen.append(weights_of(s.model)))
+    torch.testing.assert_close(first.losses, second.losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first.traces["slopes discriminator"], second.traces["slopes discriminator"],
+                               rtol=1e-4, atol=1e-6)
+    names = [name for name, _ in second.snapshot.model.named_parameters()]
+    for found, step in ((seen[0], 3), (weights(second), 6)):
+        for i, (name, p) in enumerate(zip(names, found, strict=True)):
+            mean = torch.stack([moment[i] for moment in path[:step]]).mean(0)
+            torch.testing.assert_close(p, mean if name.startswith("generator") else path[step - 1][i],
+                                       rtol=1e-4, atol=1e-6)
+
+
 def test_a_player_may_leave_weights_unused():
     game = gan("idle", lambda: WithIdle(4, 2), lambda: nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)),
                Points(), latent=lambda n, g: torch.randn(n, 4, generator=g))

@@ -161,7 +161,7 @@ def test_a_trial_draws_nothing():
     (Foreign("torch.optim:AdamW"), ["decays weights by 0.01, its default"]),
     (Foreign("torch.optim:AdamW", weight_decay=0.01), []), (Foreign("torch.optim:ASGD"), []),
     (Decayed(AdamW(lr=0.1), 0.1), ["decays weights by 0.01, its default"]), (AdamW(lr=0.1, decay=0.1), []),
-    (Foreign(Modes, lr=0.1), [])], ids=repr)
+    (Foreign(Modes, lr=0.1), ["measured at the weights of its eval mode"])], ids=repr)
 def test_what_a_reader_would_not_guess_is_noted(rule, said):
     found = notes(rule)
     assert len(found) == len(said)

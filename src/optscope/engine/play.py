@@ -94,13 +94,13 @@ class Side:
 
     def move(self, round_: int, loss: Tensor, grads: Gradients, factor: float) -> None:
         """Make one step at `factor` times the rate, and note it; steps of one round add up."""
-        before = [p.detach().clone() for p in self.params]
+        before, slope = [p.detach().clone() for p in self.params], _norms(grads)
         for p, grad in zip(self.params, grads, strict=True):
             p.grad = grad
         self.stepper.step(factor)
         moved = _norms([p.detach() - old for p, old in zip(self.params, before, strict=True)])
         first, n = bool(torch.isnan(self.losses[round_])), self.player.steps
-        for trace, value in ((self.losses, loss / n), (self.steps, moved), (self.slopes, _norms(grads) / n)):
+        for trace, value in ((self.losses, loss / n), (self.steps, moved), (self.slopes, slope / n)):
             trace[round_] = value if first else trace[round_] + value
         self.weights[round_] = _norms(before)
 

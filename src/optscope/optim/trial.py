@@ -140,7 +140,7 @@ def notes(rule: Rule) -> list[str]:
 
     Measured on a small problem: whether a tenth of the learning rate makes other steps at all, and whether the
     rate is read again after the first step, without which schedules do nothing. Read: a weight decay that is not 0
-    though nobody asked for it. It takes milliseconds, and no model.
+    though nobody asked for it, and train and eval modes. It takes milliseconds, and no model.
 
     >>> notes(Foreign("torch.optim:AdamW"))
     ["Foreign('torch.optim.adamw:AdamW') decays weights by 0.01, its default."]
@@ -150,7 +150,7 @@ def notes(rule: Rule) -> list[str]:
         if isinstance(inner, AdamW) and inner.decay == _default(inner, "decay"):
             found.append(f"{inner!r} decays weights by {inner.decay}, its default.")
         if isinstance(inner, Foreign):
-            found += [f"{inner!r} {words}" for words in (*_rate_notes(inner), *_decay_notes(inner))]
+            found += [f"{inner!r} {words}" for words in (*_rate_notes(inner), *_kind_notes(inner))]
     return list(dict.fromkeys(found))
 
 
@@ -164,13 +164,15 @@ def _rate_notes(rule: Foreign) -> Iterator[str]:
         yield "reads its learning rate at its first step only: schedules do nothing after it."
 
 
-def _decay_notes(rule: Foreign) -> Iterator[str]:
-    if "weight_decay" in dict(rule.options):
-        return
+def _kind_notes(rule: Foreign) -> Iterator[str]:
     with own_stream(0):
-        group = rule.optimizer([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
-    if group.get("weight_decay"):
-        yield f"decays weights by {group['weight_decay']}, its default."
+        optimizer = rule.optimizer([nn.Parameter(torch.zeros(2, 2))])
+    decay = optimizer.param_groups[0].get("weight_decay")
+    if decay and "weight_decay" not in dict(rule.options):
+        yield f"decays weights by {decay}, its default."
+    if has_modes(optimizer):
+        yield ("is measured at the weights of its eval mode; batch normalisation keeps the statistics of those it "
+               "trains with.")
 
 
 def _path(rule: Foreign, first: float, later: float) -> Tensor | None:
