@@ -25,14 +25,14 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 LEVELS = [line.split() for line in re.search(r"```levels\n(.*?)\n```", PAGE, re.DOTALL)[1].splitlines()][::-1]
 # Units that may see less than their level allows, and all that they may see.
 SEES = {
-    "report": {"optscope.evidence", "optscope.errors"},
-    "engine": {"optscope.evidence", "optscope.errors", "optscope.vector", "optscope.optim.rule",
+    "report": {"optscope.evidence", "optscope.files", "optscope.errors"},
+    "engine": {"optscope.evidence", "optscope.files", "optscope.errors", "optscope.vector", "optscope.optim.rule",
                "optscope.optim.players", "optscope.optim.schedules", "optscope.optim.rates", "optscope.optim.trial",
                "optscope.tasks.task", "optscope.tasks.game",
                "optscope.tasks.fresh", "optscope.tasks.snapshot", "optscope.tasks.unchanged",
                "optscope.probes.probe"},
 }
-WITHOUT_TORCH = ("errors", "evidence", "theory", "report")
+WITHOUT_TORCH = ("errors", "files", "evidence", "theory", "report")
 MODULE_LINES, FUNCTION_LINES = 320, 60
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "misc"}
 ERRORS_THAT_SAY_NOTHING = {"Exception", "BaseException", "NotImplementedError"}

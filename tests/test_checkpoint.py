@@ -14,7 +14,7 @@ from torch import nn
 from optscope import load_snapshot
 from optscope.engine.checkpoint import check_kept
 from optscope.engine.run import Run
-from optscope.engine.store import RunFolder
+from optscope.engine.run_folder import RunFolder
 from optscope.engine.train import Plan, train
 from optscope.errors import UserError
 from optscope.optim import Adam

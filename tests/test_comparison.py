@@ -45,14 +45,15 @@ def comparison(**changes):
 
 
 def tuned(given, values, criterion="loss"):
-    """Records of the tuning runs with `values[arm, lr]` on every tuning seed; None leaves a run out."""
+    """Records of the tuning runs with `values[arm, lr]` on every tuning seed; None is a run that diverged."""
     rows = []
     for job in given.jobs(Records()):
         e = job.entry
         value = values[e.arm, job.work.rule.lr]
         value = value(e.seed) if callable(value) else value
         common = (e.experiment, e.arm, e.seed)
-        rows.append(Record(*common, "training loss", 1.0, phase="tune", rule=e.rule, run=e.run))
+        rows.append(Record(*common, "training loss", 1.0, phase="tune", rule=e.rule, run=e.run,
+                           status="diverged" if value is None else "ok"))
         if value is not None:
             rows.append(Record(*common, criterion, value, phase="tune", rule=e.rule, run=e.run))
     return Records(rows)

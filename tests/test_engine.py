@@ -22,12 +22,13 @@ from torch import nn
 from torch.nn import functional
 
 from optscope.engine.execute import Inline, Local
-from optscope.engine.files import write_atomically
 from optscope.engine.identity import code, describe
 from optscope.engine.run import Computation, Run, Watch, probe_id
-from optscope.engine.store import Entry, RunFolder, Store, export_csv
+from optscope.engine.run_folder import RunFolder
+from optscope.engine.store import Entry, Store, export_csv
 from optscope.engine.train import Plan, epoch_permutation, first_non_finite, train
 from optscope.errors import UserError
+from optscope.files import write_atomically
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.geometry import Geometry
@@ -276,7 +277,7 @@ def test_killed_at_any_moment_the_same_command_continues_to_the_same_bits(tmp_pa
 
 
 def test_json_keeps_what_is_not_finite(tmp_path):
-    from optscope.engine.files import to_json
+    from optscope.files import to_json
     assert json.loads(to_json({"a": float("nan"), "b": [float("-inf"), 1.5]})) == {"a": "nan", "b": ["-inf", 1.5]}
 
 

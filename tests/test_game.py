@@ -13,7 +13,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from optscope.engine.fleet import outputs, play_members
 from optscope.engine.play import Deal, play
 from optscope.engine.run import Run
-from optscope.engine.store import Entry, RunFolder, Store
+from optscope.engine.run_folder import RunFolder
+from optscope.engine.store import Entry, Store
 from optscope.engine.train import Plan, epoch_permutation, train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, Players, StepDecay

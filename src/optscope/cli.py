@@ -171,7 +171,7 @@ def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.p
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")]) -> None:
     """Say again where a folder's report is and what it found."""
-    from optscope.engine.files import read_json
+    from optscope.files import read_json
 
     if not (folder / "optscope.json").is_file():
         raise UserError(f"{folder} is not a folder that optscope made: give the --out of a run or compare")

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from optscope import __version__
 from optscope.engine.execute import Engine, Local
-from optscope.engine.files import to_json, write_atomically
 from optscope.engine.identity import numerics
 from optscope.engine.store import Store, export_csv
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.picture import Figure
 from optscope.evidence.records import Metric, Records
+from optscope.files import to_json, write_atomically
 from optscope.probes.robust import RobustAccuracy
 from optscope.report.document import Check, Document, write
 from optscope.report.tables import Table, interval, metric_table, runs_table

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from optscope.engine.store import RunFolder
+from optscope.engine.run_folder import RunFolder
 from optscope.engine.weights import from_files, to_files
 from optscope.errors import UserError
 from optscope.tasks.fresh import fresh_model, seeded

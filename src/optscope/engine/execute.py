@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from optscope.engine.identity import THREADS, code
 from optscope.engine.run import ProbesError, Work, explained
-from optscope.engine.store import RunFolder
+from optscope.engine.run_folder import RunFolder, gone
 from optscope.errors import DISK_ERRORS, UserError
 
 TRIES = 3
@@ -40,18 +40,19 @@ class Outcome:
 class Engine(Protocol):
     """Does pieces of work in any order and yields outcomes as they come."""
 
-    def run(self, works: Sequence[Work], folder: Path) -> Iterator[Outcome]:
-        """Do every piece of work in its folder below `folder`."""
+    def run(self, works: Sequence[Work], folder: Path) -> Generator[Outcome, None, None]:
+        """Do every piece of work in its folder below `folder`; closed early, it leaves nothing running."""
 
 
 @dataclass(frozen=True)
 class Inline:
     """Everything in this process, one thing after the other: for debugging."""
 
-    def run(self, works: Sequence[Work], folder: Path) -> Iterator[Outcome]:
+    def run(self, works: Sequence[Work], folder: Path) -> Generator[Outcome, None, None]:
         """Do every piece of work here."""
         import torch
 
+        folder.mkdir(parents=True, exist_ok=True)
         threads = torch.get_num_threads()
         torch.set_num_threads(THREADS)
         try:
@@ -67,12 +68,15 @@ class Local:
 
     slots: int = 0
 
-    def run(self, works: Sequence[Work], folder: Path) -> Iterator[Outcome]:
+    def run(self, works: Sequence[Work], folder: Path) -> Generator[Outcome, None, None]:
         """Do every piece of work in a worker; one whose worker dies is tried again, at most three times."""
         import loky
         from loky.process_executor import BrokenProcessPool
 
+        if not works:
+            return
         _check_can_be_sent(works)
+        folder.mkdir(parents=True, exist_ok=True)
         program = code(*PROGRAM)
         count = min(self.slots or loky.cpu_count(), max(1, len(works)))
         slots: list[Any] = [_start_slot() for _ in range(count)]
@@ -149,16 +153,20 @@ def _perform_there(work: Work, folder: Path, program: str) -> Outcome:
 
 
 def _perform(work: Work, folder: Path) -> Outcome:
-    """Do one piece of work; an error in it is an outcome, except a full or read-only disk below `folder`."""
+    """Do one piece of work; an error in it is an outcome, but not a full or read-only disk below `folder`.
+
+    Raises:
+        UserError: when `folder` is gone.
+    """
     start = time.perf_counter()
     try:
         status, reason = work.perform(RunFolder(folder / work.id)), ""
-    except (UserError, ProbesError) as error:
-        status, reason = "failed", str(error)
     except Exception as error:
+        if not folder.is_dir():
+            raise UserError(gone(folder.parent)) from error
         if isinstance(error, OSError) and _is_of_disk(error, folder):
             raise
-        status, reason = "failed", explained(error)
+        status, reason = "failed", str(error) if isinstance(error, (UserError, ProbesError)) else explained(error)
     return Outcome(work.id, status, time.perf_counter() - start, reason)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import code, describe, digest, numerics
 from optscope.engine.play import play
-from optscope.engine.store import RunFolder
+from optscope.engine.run_folder import RunFolder
 from optscope.engine.train import Plan, Trained, train
 from optscope.errors import UserError
 from optscope.optim.rule import Rule

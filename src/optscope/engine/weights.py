@@ -28,8 +28,8 @@ def to_files(state: Mapping[str, Any]) -> dict[str, bytes]:
     dense = {name: t.detach().clone().contiguous() for name, t in state.items() if _is_ordinary(t)}
     rest = {name: value.detach().clone() if isinstance(value, Tensor) else value
             for name, value in state.items() if name not in dense}
-    files = {TENSORS: tensor_bytes(dense)}
-    if rest:
+    files = {}
+    if rest:  # written first: where the tensors are, all is there
         file = io.BytesIO()
         try:
             torch.save(rest, file)
@@ -37,7 +37,7 @@ def to_files(state: Mapping[str, Any]) -> dict[str, bytes]:
             raise UserError(f"the entries {', '.join(rest)} of the model's state dict cannot be saved ({error}): "
                             "give get_extra_state a value of tensors, numbers and text") from error
         files[REST] = file.getvalue()
-    return files
+    return files | {TENSORS: tensor_bytes(dense)}
 
 
 def from_files(files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -16,6 +16,9 @@ Direction = Literal["higher", "lower", "neither"]
 Phase = Literal["tune", "final", "twin"]
 """Why a run was made: to choose a learning rate, to compare arms, or to see what rounding alone changes."""
 
+_INDEXED = ("run", "metric", "arm", "experiment")
+"""Fields by which rows are found at once, those that leave the fewest first."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -62,6 +65,7 @@ class Records(Sequence[Record]):
 
     def __init__(self, rows: Iterable[Record] = ()) -> None:
         self._rows = tuple(rows)
+        self._places: dict[str, dict[object, list[Record]]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -80,7 +84,17 @@ class Records(Sequence[Record]):
         def fits(row: Record) -> bool:
             return all(getattr(row, name) in value if isinstance(value, (tuple, set, frozenset))
                        else getattr(row, name) == value for name, value in fields.items())
-        return Records(row for row in self._rows if fits(row))
+        one = next((name for name in _INDEXED if isinstance(fields.get(name), str)), None)
+        return Records(filter(fits, self._rows if one is None else self._of(one, fields[one])))
+
+    def _of(self, name: str, value: object) -> Sequence[Record]:
+        """Return the rows whose field `name` is `value`, found by an index that is made when it is first needed."""
+        if name not in self._places:
+            places: dict[object, list[Record]] = {}
+            for row in self._rows:
+                places.setdefault(getattr(row, name), []).append(row)
+            self._places[name] = places
+        return self._places[name].get(value, ())
 
     def arms(self) -> list[str]:
         """Return the arms in order of first appearance."""
@@ -92,7 +106,7 @@ class Records(Sequence[Record]):
 
     def axis(self, metric: str) -> list[float]:
         """Return the coordinates at which a metric was measured, ascending."""
-        return sorted({row.at for row in self._rows if row.metric == metric and row.at is not None})
+        return sorted({row.at for row in self._of("metric", metric) if row.at is not None})
 
     def by_seed(self, arm: str, metric: str, at: float | None = None) -> dict[int, float]:
         """Return seed to value for the final phase of one arm and metric, measured after the last step.
@@ -100,8 +114,8 @@ class Records(Sequence[Record]):
         Raises:
             UserError: without `at`, when the metric was measured at several coordinates.
         """
-        rows = [row for row in self._rows
-                if row.arm == arm and row.metric == metric and row.phase == "final" and row.step is None
+        rows = [row for row in self._of("metric", metric)
+                if row.arm == arm and row.phase == "final" and row.step is None
                 and (at is None or (row.at is not None and math.isclose(row.at, at)))]
         if at is None and len({row.at for row in rows}) > 1:
             places = sorted({row.at for row in rows if row.at is not None})
@@ -111,7 +125,7 @@ class Records(Sequence[Record]):
 
     def seeds(self, *arms: str) -> list[int]:
         """Return the seeds on which any of the arms was trained in the final phase, well or not."""
-        return sorted({row.seed for row in self._rows if row.arm in arms and row.phase == "final"})
+        return sorted({row.seed for arm in arms for row in self._of("arm", arm) if row.phase == "final"})
 
     def values(self, arm: str, metric: str, at: float | None = None) -> NDArray[np.float64]:
         """Return one value a seed the arm was trained on, nan where a run left none."""

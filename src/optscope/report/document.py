@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.picture import Figure
+from optscope.files import write_atomically
 from optscope.report.figures import alt, plain, slug
 from optscope.report.markdown import markdown
 from optscope.report.style import Styles, clean
@@ -105,7 +106,7 @@ def _or_none(value: float) -> float | None:
 
 
 def _save(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_atomically(path, text.encode())
 
 
 def _drawings(document: Document) -> tuple[list[Drawing], Styles]:

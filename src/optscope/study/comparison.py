@@ -142,7 +142,10 @@ class Comparison:
         # By the run, not by rule and seed: the folder may hold the same rules under another plan.
         runs = {job.entry.run for job in tuning}
         known = records.where(experiment=self.name, phase="tune", run=runs)
-        if {(job.entry.arm, job.entry.run) for job in tuning} - {(row.arm, row.run) for row in known}:
+        # Judged, or ended by itself: one whose process died, or that has no reading yet, says nothing of its rate.
+        ended = {(row.arm, row.run) for row in known if row.status in ("diverged", "failed")
+                 or (row.metric == self.criterion.metric and row.step is None)}
+        if {(job.entry.arm, job.entry.run) for job in tuning} - ended:
             return tuning
         chosen = self.chosen(known)
         final = [self._job(arm, chosen[arm.name], "final", seed) for seed in self.seeds for arm in self.arms]

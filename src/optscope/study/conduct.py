@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from optscope.engine.execute import Engine, Outcome
 from optscope.engine.run import Run
 from optscope.engine.store import Entry, Store
+from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.study.comparison import Experiment, Job
 
@@ -61,43 +63,77 @@ class Conducted:
     silences: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A job that gave nothing: its place, and how it ended."""
+
+    entry: Entry
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        name = self.entry.arm or self.entry.experiment
+        return f"{name} {self.entry.rule} seed {self.entry.seed}: {self.outcome.status}, {self.outcome.reason}"
+
+
 def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, listener: Listener) -> Conducted:
-    """Do every job of the experiments that is not done; the same call again repeats no finished run."""
-    failures: dict[str, str] = {}
+    """Do every job of the experiments that is not done; the same call again repeats no finished run.
+
+    What is known when the experiments name their jobs is what their own earlier jobs gave, whatever else the folder
+    holds: the result does not depend on the folder's history.
+
+    Raises:
+        UserError: when the folder disappears meanwhile, or a learning rate cannot be chosen since the process of a
+            tuning run died; all that was finished is kept.
+    """
+    failures: dict[str, Failure] = {}
+    named: set[Entry] = set()
+    records = Records()
     with store.locked():
-        # Failures of earlier commands are tried again: until then nothing may be chosen by them.
-        for job in (job for experiment in experiments for job in experiment.jobs(store.records())):
-            if not is_done(job, store):
-                store.run_folder(job.work.id).forget_failure()
-        for _ in range(2):  # the first stage chooses learning rates, the second uses them
-            records = store.records()
+        while True:
             jobs = [job for experiment in experiments for job in experiment.jobs(records)]
-            store.add_entries(job.entry for job in jobs)
+            fresh = {job.work.id for job in jobs if job.entry not in named}
+            if not fresh:
+                break
+            named.update(job.entry for job in jobs)
             unique = {job.work.id: job for job in _merged(jobs)}
-            todo = [job for key, job in unique.items() if key not in failures and not is_done(job, store)]
+            todo = _todo([job for key, job in unique.items() if key in fresh and key not in failures], store)
+            store.check_is_there()
+            store.add_entries(job.entry for job in jobs)
             tuning = any(job.entry.phase == "tune" for job in todo)
-            listener.begin("tuning" if tuning else "training and measuring", len(unique),
-                           len(unique) - len(todo))
+            listener.begin("tuning" if tuning else "training and measuring", len(unique), len(unique) - len(todo))
             try:
-                for outcome in engine.run([job.work for job in todo], store.folder / "runs"):
-                    if outcome.status in ("failed", "lost"):
-                        store.run_folder(outcome.id).write_failure(outcome.status, outcome.reason)
-                        entry = unique[outcome.id].entry
-                        failures[outcome.id] = (f"{entry.arm or entry.experiment} {entry.rule} seed "
-                                                     f"{entry.seed}: {outcome.status}, {outcome.reason}")
-                    listener.end_of_job(outcome)
+                with closing(engine.run([job.work for job in todo], store.folder / "runs")) as outcomes:
+                    for outcome in outcomes:
+                        store.check_is_there()
+                        if outcome.status in ("failed", "lost"):
+                            store.run_folder(outcome.id).write_failure(outcome.status, outcome.reason)
+                            failures[outcome.id] = Failure(unique[outcome.id].entry, outcome)
+                        listener.end_of_job(outcome)
             finally:
                 listener.finish()  # also when stopped: a bar hides the terminal's cursor
-    records = store.records()
-    wanted = {job.entry for experiment in experiments for job in experiment.jobs(records)}
-    entries = [e for e in store.entries() if e in wanted]
-    wanted_records = store.records(entries)
-    store.index(wanted_records)
+            records = store.records(dict.fromkeys(job.entry for job in jobs))
+        lost = [f for f in failures.values() if f.outcome.status == "lost" and f.entry.phase == "tune"]
+        if lost:
+            raise UserError(f"{len(lost)} tuning run(s) ended without a result, so that no learning rate can be "
+                            f"chosen ({lost[0]}): run the same command again, with more memory or fewer --slots")
+        unwritten = store.index(records)
+    entries = list(dict.fromkeys(job.entry for job in jobs))
     arrays = {f"{e.experiment}/{name}": array for e in entries if not e.arm
               for name, array in store.run_folder(e.run).series().items()}
     arrays |= {f"{e.experiment}/{e.arm}/{name}": array for e in _first_seeds(entries) for probe in e.probes
                for name, array in store.run_folder(e.run).reading_arrays(probe).items()}
-    return Conducted(wanted_records, arrays, tuple(failures.values()), tuple(store.silences(entries)))
+    silences = [*store.silences(entries), *filter(None, [unwritten])]
+    return Conducted(records, arrays, tuple(map(str, failures.values())), tuple(silences))
+
+
+def _todo(jobs: Sequence[Job], store: Store) -> list[Job]:
+    """Return the jobs that are not done; what is damaged, or failed in an earlier command, is done anew."""
+    for job in jobs:
+        store.run_folder(job.work.id).mend()
+    todo = [job for job in jobs if not is_done(job, store)]
+    for job in todo:
+        store.run_folder(job.work.id).forget_failure()
+    return todo
 
 
 def _first_seeds(entries: Sequence[Entry]) -> list[Entry]:

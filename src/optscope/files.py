@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -27,6 +28,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -52,14 +55,23 @@ def to_json(value: object) -> bytes:
     return json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False).encode()
 
 
+class DamagedError(UserError):
+    """A file that is not what its name says: cut off, garbled or emptied."""
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds.
 
     Raises:
-        UserError: naming the file when it is not JSON.
+        DamagedError: naming the file when it is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete its folder and run the same command "
-                        "again") from error
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged ({error}): run the command that made it again, which sets it aside "
+                           "and writes it anew") from error
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged file, so that it is made again and can still be looked at."""
+    path.replace(path.with_name(f"{path.name}.damaged"))

@@ -1,0 +1,162 @@
+"""What one run leaves on disk: files that a crash leaves whole or absent, the summary last."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as numpy_bytes
+
+from optscope.engine.weights import REST, TENSORS, from_files, to_files
+from optscope.errors import UserError
+from optscope.files import DamagedError, read_json, set_aside, to_json, write_atomically
+from optscope.probes.probe import Reading
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run. `result.json` is written last: its presence means that training is done."""
+
+    path: Path
+
+    def has_result(self) -> bool:
+        """Return whether the run has finished."""
+        return (self.path / "result.json").is_file()
+
+    def result(self) -> dict[str, Any]:
+        """Return the run's summary."""
+        return self._read("result.json", "status")
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return why the last try left no result, or None."""
+        return self._read("failed.json", "status") if (self.path / "failed.json").is_file() else None
+
+    def reading(self, probe: str) -> dict[str, Any] | None:
+        """Return what a probe found, or None when it has not been taken."""
+        return self._read(f"probe-{probe}.json", "values") if self.has_reading(probe) else None
+
+    def _read(self, name: str, key: str) -> dict[str, Any]:
+        found = read_json(self.path / name)
+        if not isinstance(found, dict) or key not in found:
+            raise UserError(f"{self.path / name} is not what optscope writes there (it has no {key!r}): "
+                            f"delete the folder {self.path} and run the same command again")
+        return found
+
+    def mend(self) -> None:
+        """Set aside every file that is cut off or garbled, and those that vouch for it: they are made again."""
+        for path in (*self.path.glob("*.safetensors"), *self.path.glob("*.pt")):
+            if not _is_whole(path):
+                voucher = f"{path.stem}.json" if path.stem.startswith("probe-") else "result.json"
+                for each in (self.path / voucher, path):
+                    if each.is_file():
+                        set_aside(each)
+        for path in self.path.glob("*.json"):
+            try:
+                read_json(path)
+            except DamagedError:
+                set_aside(path)
+
+    def forget_failure(self) -> None:
+        """Remove what an earlier command wrote of a failure: it is tried anew."""
+        (self.path / "failed.json").unlink(missing_ok=True)
+
+    def write_failure(self, status: str, reason: str) -> None:
+        """Write that the run failed or was lost; the next command tries it again."""
+        self.path.mkdir(exist_ok=True)
+        found = {"schema": SCHEMA, "status": status, "reason": reason, "train_loss": math.nan}
+        write_atomically(self.path / "failed.json", to_json(found))
+
+    def series(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays a finished run left."""
+        path = self.path / "series.safetensors"
+        return load_arrays(path.read_bytes()) if path.is_file() else {}
+
+    def weights(self) -> dict[str, Any]:
+        """Return the trained weights by name."""
+        try:
+            return from_files({name: (self.path / name).read_bytes() for name in (TENSORS, REST)
+                               if name == TENSORS or (self.path / name).is_file()})
+        except Exception as error:  # of damaged bytes, the unpickler raises whatever they lead it to
+            raise UserError(f"the weights in {self.path} cannot be read ({error}): delete that folder and "
+                            "run the same command again") from error
+
+    def has_weights(self) -> bool:
+        """Return whether the trained weights are kept."""
+        return (self.path / TENSORS).is_file()
+
+    def drop_weights(self) -> None:
+        """Remove the trained weights; training makes the same again."""
+        for name in (TENSORS, REST):
+            (self.path / name).unlink(missing_ok=True)
+
+    def write_result(self, summary: Mapping[str, Any], series: Mapping[str, NDArray[Any]],
+                     weights: Mapping[str, Any]) -> None:
+        """Write all that training left; the summary last."""
+        self.path.mkdir(exist_ok=True)
+        if series:
+            arrays = {name: np.ascontiguousarray(value) for name, value in series.items()}
+            write_atomically(self.path / "series.safetensors", numpy_bytes(arrays))
+        for name, content in (to_files(weights) if weights else {}).items():
+            write_atomically(self.path / name, content)
+        write_atomically(self.path / "result.json", to_json({"schema": SCHEMA, **summary}))
+
+    def has_reading(self, probe: str) -> bool:
+        """Return whether a probe has been taken."""
+        return (self.path / f"probe-{probe}.json").is_file()
+
+    def reading_arrays(self, probe: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays that a probe kept; those taken during training are named "NAME at STEP"."""
+        path = self.path / f"probe-{probe}.safetensors"
+        return load_arrays(path.read_bytes()) if path.is_file() else {}
+
+    def write_reading(self, probe: str, label: str, readings: Sequence[tuple[int | None, Reading]],
+                      reason: str = "") -> None:
+        """Write what a probe found, after which step (None: on the trained model), or why it found nothing."""
+        self.path.mkdir(exist_ok=True)
+        found = {name if step is None else f"{name} at {step}": np.ascontiguousarray(a)
+                 for step, reading in readings for name, a in reading.arrays.items()}
+        texts = {name: a.tolist() for name, a in found.items() if a.dtype.kind == "U"}  # safetensors holds no text
+        arrays = {name: a for name, a in found.items() if name not in texts}
+        if arrays:
+            write_atomically(self.path / f"probe-{probe}.safetensors", numpy_bytes(arrays))
+        write_atomically(self.path / f"probe-{probe}.json",
+                         to_json({"schema": SCHEMA, "probe": label, "reason": reason, "texts": texts,
+                                  "values": [[*row, step] for step, reading in readings
+                                             for row in _values(reading)]}))
+
+
+def gone(folder: Path) -> str:
+    """Return what is said of an output folder that is not there any more."""
+    return (f"the output folder {folder} was deleted, moved or emptied while this command ran: what was finished "
+            "is where it went; run the same command again, with --out where it is now")
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file of arrays is as long as it says, without reading it all."""
+    try:
+        if path.suffix == ".pt":
+            zipfile.ZipFile(path).close()
+        else:
+            safetensors.safe_open(path, "np")
+    except (safetensors.SafetensorError, zipfile.BadZipFile):
+        return False
+    return True
+
+
+def _values(reading: Reading) -> list[list[Any]]:
+    """Return [metric, at or None, value] for every number of a reading."""
+    rows: list[list[Any]] = []
+    for metric, value in reading.values.items():
+        pairs = value.items() if isinstance(value, Mapping) else [(None, value)]
+        rows.extend([metric, at, float(number)] for at, number in pairs)
+    return rows
