@@ -188,7 +188,7 @@ def test_a_probe_added_later_does_not_train_again(tmp_path):
     (lambda p: p.write_text("x"), "is a file"),
     (lambda p: (p.mkdir(), (p / "thesis.tex").write_text("x")), "not optscope's"),
     (lambda p: (p.mkdir(), (p / "optscope.json").write_text('{"schema": 99}')), "newer optscope"),
-    (lambda p: (p.mkdir(), (p / "optscope.json").write_text("{")), "damaged"),
+    (lambda p: (p.mkdir(), (p / "optscope.json").write_text("{"), (p / "x").touch()), "is damaged, and"),
 ])
 def test_folders_that_will_not_do(tmp_path, prepare, words):
     prepare(tmp_path / "out")

@@ -176,8 +176,14 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
     if not (folder / "optscope.json").is_file():
         raise UserError(f"{folder} is not a folder that optscope made: give the --out of a run or compare")
     if (folder / "verdicts.json").is_file():
-        for verdict in read_json(folder / "verdicts.json"):
-            _say(f"{verdict['claim']:<5} {verdict['outcome']:<10} {verdict['text']}")
+        verdicts = read_json(folder / "verdicts.json")
+        try:
+            lines = [f"{verdict['claim']:<5} {verdict['outcome']:<10} {verdict['text']}" for verdict in verdicts]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'verdicts.json'} is not what optscope writes there: run the command that "
+                            "made it again") from error
+        for line in lines:
+            _say(line)
     _say(f"every number: {folder / 'summary.csv'}")
     page = folder / "report.html"
     _say(f"report: {page}" if page.is_file() else "no report yet: the command that made the folder continues")

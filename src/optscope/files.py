@@ -68,8 +68,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged ({error}): run the command that made it again, which sets it aside "
-                           "and writes it anew") from error
+        raise DamagedError(f"{path} is damaged ({error}): run the command that made it again, which sets it "
+                           "aside and writes it anew") from error
 
 
 def set_aside(path: Path) -> None:

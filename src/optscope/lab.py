@@ -67,7 +67,7 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     settings, listener = settings or Settings(), listener or Silence()
     (comparison,), known = _rehearsed([comparison_of(task, settings, arms)], listener)
     known += not_taken(task)
-    store = Store(Path(out))
+    store = Store(Path(out), f"the comparison on {task.name}")
     start = time.perf_counter()
     conducted = conduct([comparison], store, engine or Local(), listener)
     figures, verdicts, answer = _said(comparison, conducted.records, store, settings)
@@ -102,7 +102,7 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
     known = rounding.rehearsed(task, settings, chosen)
     for sentence in known:
         listener.say(sentence)
-    store = Store(Path(out))
+    store = Store(Path(out), f"the rounding floor of {task.name}")
     start = time.perf_counter()
     conducted = conduct([rounding.calculation(task, settings, chosen)], store, engine or Local(), listener)
     metric, unit = rounding.metric_of(task)
@@ -118,7 +118,7 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
         question="At which learning rates do trainings that differ in the last bit of their steps end as different "
                  "models, and how much does that alone change the result?",
         verdict_sentence="\n".join(rounding.sentence(arm.name, found, task) for arm in chosen),
-        warnings=[*conducted.failures, *known],
+        warnings=[*conducted.failures, *conducted.silences, *known],
         figures=rounding.figures(chosen, found, conducted.records, conducted.arrays, task),
         tables=[Table("Rounding at every learning rate", header, rows,
                       f"{settings.seeds} seeds, divisors 1, 3 and 5 each. In brackets 95 % F intervals.")],
@@ -136,7 +136,7 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
         _check(task)
     comparisons, known = _rehearsed(comparisons, listener)
     experiments = [*comparisons, *(e for e in experiments if not isinstance(e, Comparison))]
-    store = Store(Path(out))
+    store = Store(Path(out), f"the study {study.name}")
     start = time.perf_counter()
     conducted = conduct(experiments, store, engine or Local(), listener)
     verdicts = study.judge(conducted.records, scale)

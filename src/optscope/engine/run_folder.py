@@ -79,7 +79,7 @@ class RunFolder:
     def series(self) -> dict[str, NDArray[Any]]:
         """Return the arrays a finished run left."""
         path = self.path / "series.safetensors"
-        return load_arrays(path.read_bytes()) if path.is_file() else {}
+        return _arrays(path)
 
     def weights(self) -> dict[str, Any]:
         """Return the trained weights by name."""
@@ -117,7 +117,7 @@ class RunFolder:
     def reading_arrays(self, probe: str) -> dict[str, NDArray[Any]]:
         """Return the arrays that a probe kept; those taken during training are named "NAME at STEP"."""
         path = self.path / f"probe-{probe}.safetensors"
-        return load_arrays(path.read_bytes()) if path.is_file() else {}
+        return _arrays(path)
 
     def write_reading(self, probe: str, label: str, readings: Sequence[tuple[int | None, Reading]],
                       reason: str = "") -> None:
@@ -133,6 +133,11 @@ class RunFolder:
                          to_json({"schema": SCHEMA, "probe": label, "reason": reason, "texts": texts,
                                   "values": [[*row, step] for step, reading in readings
                                              for row in _values(reading)]}))
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays in a file by name, sorted, for reading them gives any order; none when there is no file."""
+    return dict(sorted(load_arrays(path.read_bytes()).items())) if path.is_file() else {}
 
 
 def gone(folder: Path) -> str:

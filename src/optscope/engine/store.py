@@ -24,7 +24,7 @@ from optscope.evidence.records import Phase, Record, Records
 from optscope.files import DamagedError, read_json, set_aside, to_json, write_atomically
 
 MARKER = "optscope.json"
-WRITTEN = {MARKER, "runs", "figures", "entries.json", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm",
+WRITTEN = {"runs", "figures", "entries.json", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm",
            "report.html", "report.md", "verdicts.json", "summary.csv", "run.json"}
 """What may lie in an output folder, for a reader to see."""
 SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_loss"}
@@ -198,7 +198,7 @@ class Store:
 def _is_ours(folder: Path) -> bool:
     """Return whether a folder without a marker holds only what optscope writes, as after a kill at the start."""
     names = {path.name.removesuffix(".damaged") for path in folder.iterdir()}
-    lasting = {name for name in names if not re.fullmatch(r"\.(lock|owner|writable|.*\.tmp)", name)}
+    lasting = {name for name in names if not re.fullmatch(rf"{MARKER}|\.(lock|owner|writable|.*\.tmp)", name)}
     runs = folder / "runs"
     return not lasting or (lasting <= WRITTEN and runs.is_dir()
                            and all(re.fullmatch("[0-9a-f]{16}", path.name) for path in runs.iterdir()))
@@ -215,10 +215,10 @@ def _marker(path: Path) -> dict[str, Any] | None:
     try:
         found = read_json(path)
     except DamagedError as error:
-        set_aside(path)
         if not _is_ours(path.parent):
             raise UserError(f"{path} is damaged, and {path.parent} holds files that are not optscope's: "
                             "give --out an empty or a new folder") from error
+        set_aside(path)
         return None
     schema = found.get("schema") if isinstance(found, dict) else None
     if not isinstance(schema, int) or isinstance(schema, bool):

@@ -144,7 +144,7 @@ class Comparison:
         known = records.where(experiment=self.name, phase="tune", run=runs)
         # Judged, or ended by itself: one whose process died, or that has no reading yet, says nothing of its rate.
         ended = {(row.arm, row.run) for row in known if row.status in ("diverged", "failed")
-                 or (row.metric == self.criterion.metric and row.step is None)}
+                 or (row.status == "ok" and row.metric == self.criterion.metric and row.step is None)}
         if {(job.entry.arm, job.entry.run) for job in tuning} - ended:
             return tuning
         chosen = self.chosen(known)

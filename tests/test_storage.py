@@ -1,0 +1,371 @@
+"""What a folder survives: kills, full disks, damage, other commands, and being moved, copied or deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import shutil
+import signal
+import sqlite3
+from dataclasses import dataclass, replace
+from functools import partial, partialmethod
+from pathlib import Path
+
+import pytest
+
+from optscope import lab
+from optscope.engine.execute import Inline
+from optscope.engine.run import Computation
+from optscope.engine.store import Entry, Store
+from optscope.engine.train import Plan
+from optscope.errors import UserError
+from optscope.evidence.records import Records
+from optscope.optim import SGD, Adam
+from optscope.probes.accuracy import Accuracy
+from optscope.probes.geometry import Geometry
+from optscope.study.comparison import Arm, Calculation, Comparison, Job
+from optscope.study.conduct import Silence, conduct
+from optscope.study.search import Grid
+from optscope.study.settings import Settings
+from tiny import TASK, succeed
+
+ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
+GIVEN = Comparison("c", TASK, ARMS, Plan(1, 32), (Accuracy(), Geometry()), (1, 2), moments=1)
+
+
+def done(folder, given=GIVEN, engine=None):
+    return conduct([given], Store(folder), engine or Inline(), Silence())
+
+
+def numbers(conducted):
+    """Everything that a report is made of, in its order, but for the time it took."""
+    rows = [repr(r) for r in conducted.records if r.metric != "seconds"]
+    return rows, list(conducted.arrays), conducted.failures
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder that nothing happened to, and what it gave."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    return folder, numbers(done(folder))
+
+
+def stamps(folder):
+    return {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.glob("runs/*/result.json")}
+
+
+# Which runs are known
+
+def test_a_tuning_run_that_was_never_judged_chooses_nothing(tmp_path):
+    store = Store(tmp_path)
+    tuning = GIVEN.jobs(Records())
+    store.add_entries(job.entry for job in tuning)
+    for job in tuning:
+        job.work.perform(store.run_folder(job.work.id))
+    assert len(GIVEN.jobs(store.records())) > len(tuning)
+    victim = store.run_folder(tuning[0].work.id)
+    reading = next(victim.path.glob("probe-*.json"))
+    words = reading.read_bytes()
+    reading.unlink()  # killed between the result and its reading
+    assert len(GIVEN.jobs(store.records())) == len(tuning)
+    victim.write_failure("lost", "its process died")
+    assert len(GIVEN.jobs(store.records())) == len(tuning)
+    victim.write_failure("failed", "the probe stopped")  # it would again: the rate counts as the worst
+    assert len(GIVEN.jobs(store.records())) > len(tuning)
+    assert GIVEN.chosen(store.records())["SGD"].lr == 0.3
+    reading.write_bytes(words)
+    (victim.path / "result.json").unlink()
+    victim.write_failure("lost", "its process died")
+    assert len(GIVEN.jobs(store.records())) == len(tuning)
+
+
+class Dies(Inline):
+    """An engine whose workers die at some rates."""
+
+    def run(self, works, folder):
+        for work, outcome in zip(works, super().run(works, folder), strict=True):
+            lost = work.rule.lr == 0.1
+            if lost:
+                shutil.rmtree(folder / work.id)
+            yield replace(outcome, status="lost", reason="no memory") if lost else outcome
+
+
+def test_no_final_run_follows_a_lost_tuning_run(tmp_path, whole):
+    with pytest.raises(UserError, match=r"1 tuning run\(s\) ended without a result.*SGD\(lr=0.1\).*no memory"):
+        done(tmp_path / "out", engine=Dies())
+    assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 3
+    assert numbers(done(tmp_path / "out")) == whole[1]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An experiment of as many stages as asked for: each needs the one before."""
+
+    stages: int
+    name: str = "chain"
+
+    def jobs(self, records):
+        found = min(self.stages, 1 + len(records.where(experiment=self.name, metric="value")))
+        works = [Computation(succeed, {"value": float(i)}) for i in range(found)]
+        return [Job(work, Entry(self.name, "", "final", 0, "", work.id)) for work in works]
+
+
+@pytest.mark.parametrize("stages", [1, 2, 5])
+def test_jobs_are_done_until_no_new_ones_are_named(stages, tmp_path):
+    found = conduct([Chain(stages), Calculation("other", ())], Store(tmp_path), Inline(), Silence())
+    assert [row.value for row in found.records.where(metric="value")] == list(range(stages))
+
+
+# Whose folder it is
+
+@pytest.mark.parametrize("there", [(), ("runs/",), ("runs/0123456789abcdef/",), (".optscope.json.7.tmp",),
+                                   (".lock", ".owner", "runs/", ".entries.json.9.tmp"),
+                                   ("runs/0123456789abcdef/", "report.html", "figures/", "index.sqlite-wal")])
+def test_what_a_kill_leaves_is_ours(there, tmp_path):
+    for name in there:
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    with Store(tmp_path / "out").locked():
+        assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("there", ["thesis.tex", "runs/Nov28_events/x", "report.html", ".git/config"])
+def test_what_others_wrote_is_not_ours(there, tmp_path):
+    path = tmp_path / there
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with pytest.raises(UserError, match="not optscope's"):
+        Store(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [there.partition("/")[0]]
+
+
+class Meanwhile(Inline):
+    """An engine during whose second piece of work something happens to the folder."""
+
+    def __init__(self, happens):
+        object.__setattr__(self, "happens", happens)
+
+    def run(self, works, folder):
+        outcomes = super().run(works, folder)
+        yield next(outcomes)
+        self.happens(folder.parent)
+        yield from outcomes
+
+
+@pytest.mark.parametrize("happens", [shutil.rmtree, lambda f: f.rename(f.with_name("elsewhere")),
+                                     lambda f: (f / "optscope.json").unlink()])
+def test_a_folder_that_disappears_stops_the_command_and_is_not_made_again(happens, tmp_path, whole):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="out was deleted, moved or emptied while this command ran"):
+        done(out, engine=Meanwhile(happens))
+    assert not (out / "optscope.json").exists()
+    assert out.exists() == (happens.__name__ == "<lambda>" and not (tmp_path / "elsewhere").exists())
+    assert numbers(done(out)) == whole[1]  # the name is free, and what is left there is ours
+    if (tmp_path / "elsewhere").exists():
+        assert numbers(done(tmp_path / "elsewhere")) == whole[1]
+
+
+def test_a_folder_can_be_copied_and_moved(tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path / "copy")
+    before = stamps(tmp_path / "copy")
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    assert numbers(done(tmp_path / "moved")) == whole[1]
+    assert stamps(tmp_path / "moved") == before
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_may_only_be_read_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot be written"):
+        Store(tmp_path)
+
+
+def test_a_folder_holds_one_report(tmp_path):
+    settings = Settings(seeds=2, twin_seeds=0, epochs=1, batch=32, examples=8)
+    lab.floor(TASK, tmp_path, arms=ARMS[:1], settings=settings, engine=Inline())
+    page = (tmp_path / "report.html").read_bytes()
+    with pytest.raises(UserError, match=r"holds the report of the rounding floor of blobs, which that of the "
+                                        r"comparison on blobs would replace: give --out another"):
+        lab.compare(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
+    assert (tmp_path / "report.html").read_bytes() == page
+    lab.floor(TASK, tmp_path, arms=ARMS[:1], settings=settings, engine=Inline())
+
+
+# The report does not depend on what the folder saw before
+
+def test_other_commands_before_change_nothing(tmp_path, whole):
+    done(tmp_path, replace(GIVEN, arms=ARMS[::-1], seeds=(5, 2)))
+    done(tmp_path, replace(GIVEN, plan=Plan(2, 32)))
+    done(tmp_path, replace(GIVEN, probes=(Geometry(),)))
+    assert numbers(done(tmp_path)) == whole[1]
+    assert done(tmp_path).records.arms() == ["SGD", "Adam"]
+
+
+# The index only repeats
+
+def queried(path):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return database.execute("select run, metric, value from records").fetchall()
+
+
+def garbled(path):
+    path.write_bytes(b"no database" * 99)
+
+
+def locked(path):
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("pragma journal_mode=wal")
+    database.execute("create table records (x)")
+    database.execute("begin immediate")
+    return database
+
+
+@pytest.mark.parametrize("spoil", [garbled, locked, lambda path: path.with_name("index.sqlite-wal").touch()])
+def test_a_spoilt_index_is_written_anew(spoil, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path / "out")
+    path = tmp_path / "out" / "index.sqlite"
+    path.unlink()
+    held = spoil(path)
+    conducted = done(tmp_path / "out")
+    assert numbers(conducted) == whole[1]
+    assert queried(path) == [(r.run, r.metric, None if math.isnan(r.value) else r.value) for r in conducted.records]
+    if held is not None:
+        held.close()
+
+
+def test_an_index_that_cannot_be_written_is_said_and_fails_nothing(tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path / "out")
+    (tmp_path / "out" / "index.sqlite").unlink()
+    (tmp_path / "out" / "index.sqlite").mkdir()
+    conducted = done(tmp_path / "out")
+    assert numbers(conducted) == whole[1]
+    assert [s for s in conducted.silences if "index.sqlite could not be written" in s]
+
+
+# Damage
+
+def files_of(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors"))
+
+
+@pytest.mark.parametrize("cut", [lambda b: b[:len(b) // 2], lambda b: b"", lambda b: b"\x00" * len(b)])
+def test_damaged_files_of_every_kind_are_set_aside_and_made_again(cut, tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path / "out")
+    names = {"result.json", "weights.safetensors", "series.safetensors", "entries.json", "optscope.json"}
+    readings = {p.suffix for p in files_of(whole[0]) if p.name.startswith("probe-")}
+    assert readings == {".json", ".safetensors"}
+    for path in files_of(tmp_path / "out"):
+        path.write_bytes(cut(path.read_bytes()))
+        names.discard(path.name)
+    assert not names  # every kind was there
+    assert numbers(done(tmp_path / "out")) == whole[1]
+    assert len(list((tmp_path / "out").rglob("*.damaged"))) == len(files_of(whole[0]))
+    for run in (whole[0] / "runs").iterdir():
+        assert ((tmp_path / "out" / "runs" / run.name / "weights.safetensors").read_bytes()
+                == (run / "weights.safetensors").read_bytes())
+
+
+def test_a_damaged_list_of_entries_loses_no_run(tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path / "out")
+    before = stamps(tmp_path / "out")
+    (tmp_path / "out" / "entries.json").write_bytes(b'{"entries": [["c", "SG')
+    assert numbers(done(tmp_path / "out")) == whole[1]
+    assert stamps(tmp_path / "out") == before
+    assert Store(tmp_path / "out").entries() == Store(whole[0]).entries()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "7", "null", '{"entries": 3}', '{"entries": [[1]]}',
+                                     '{"status": 5, "rows": [[1]], "values": [[1, 2]]}'])
+@pytest.mark.parametrize("name", ["entries.json", "optscope.json", "result.json", "probe"])
+def test_valid_json_of_the_wrong_content_is_one_sentence(name, content, tmp_path, whole):
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    run = next(p for p in sorted((out / "runs").iterdir()) if len(list(p.glob("probe-*.json"))) > 2)
+    path = next(p for p in (out / name, *run.glob(f"{name}*.json"), run / name) if p.is_file())
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"not what optscope writes there.*: delete (that|the) f") as error:
+        done(out)
+    assert ("no run is lost" in str(error.value)) == (path.parent == out)
+    path.unlink() if path.parent == out else shutil.rmtree(run)  # what the sentence says
+    assert numbers(done(out)) == whole[1]
+
+
+def test_the_report_command_says_what_to_do_with_a_damaged_list_of_verdicts(tmp_path, monkeypatch, capsys):
+    from tiny import call
+    Store(tmp_path)
+    for content in ("{", "[1]", "7", '[{"claim": 3}]'):
+        (tmp_path / "verdicts.json").write_text(content)
+        assert call(monkeypatch, f"report {tmp_path}") == 2
+        said = capsys.readouterr().err
+        assert "verdicts.json" in said
+        assert "run the command that made it again" in said
+        assert "delete" not in said
+
+
+# A full disk, at every moment
+
+def test_after_a_full_disk_at_any_moment_the_same_command_continues(tmp_path, whole, monkeypatch):
+    given = replace(GIVEN, arms=ARMS[:1], seeds=(1,), probes=(Geometry(),))
+    expected = numbers(done(tmp_path / "whole", given))
+    real, count = os.fsync, 0
+
+    def full(descriptor):
+        nonlocal count
+        count -= 1
+        if count == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    moments, n = 0, 1
+    while True:
+        count, out = n, tmp_path / str(n)
+        with contextlib.suppress(OSError, UserError):
+            done(out, given)
+        if count > 0:
+            break
+        moments += 1
+        assert not list(out.rglob(".*.tmp"))  # what was half written takes no space
+        assert numbers(done(out, given)) == expected
+        n += 3
+    assert moments >= 8
+
+
+# Kills, at many moments
+
+def killed_at(moment, out):
+    """Run the command in a process of its own that is killed just before or after its write of that number."""
+    process = os.fork()
+    if process == 0:
+        left = moment
+
+        def counted(real, *arguments):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        os.fsync, Path.replace = partial(counted, os.fsync), partialmethod(partial(counted, Path.replace))
+        try:
+            done(out)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_killed_at_many_moments_in_one_folder_the_same_command_ends_with_the_same_numbers(tmp_path, whole):
+    out, kills = tmp_path / "out", 0
+    while killed_at(kills + 1, out):
+        kills += 1
+        assert kills < 60
+    assert kills >= 10
+    before = stamps(out)
+    assert numbers(done(out)) == whole[1]
+    assert stamps(out) == before
+    assert not list(out.rglob(".*.tmp"))
