@@ -371,7 +371,7 @@ def hooked(module, before=False):
     (lambda: Restless(4), "batch norms that use their running statistics; '1' does not"),
     (lambda: Residual(nn.Sequential(nn.Identity(), nn.ELU(3.0, inplace=True)), nn.Identity()),
      "residual block at '1': its branch writes into the input"),
-], ids=str)
+], ids=lambda part: part if isinstance(part, str) else "")
 def test_a_layer_is_known_by_what_it_computes(layer, words):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), layer())
