@@ -233,8 +233,7 @@ def test_with_three_seeds_the_largest_difference_stands_first_and_undecided():
     line, = said(scored(A=80 + gaps, B=[80.0, 80.0, 80.0]), of=replace(TWO, seeds=(1, 2, 3)))
     half = scipy.stats.t.ppf(0.975, 2) * gaps.std(ddof=1) / math.sqrt(3)
     assert line == (f"A against B: A's accuracy lower by 12.4 [{12.4 - half:.3g}, {12.4 + half:.3g}] points over "
-                    "3 seeds, undecided: neither a difference nor equality is shown; nothing else is shown to "
-                    "differ.")
+                    "3 seeds, undecided: it takes 6 seeds to show a difference; nothing else is shown to differ.")
 
 
 def test_seeds_on_which_an_arm_diverged_count_as_missing_and_are_said():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
 from optscope.study.comparison import Comparison
 from optscope.study.findings import CLEAN, Finding, places
@@ -80,6 +81,7 @@ def _first_said(equal: Finding, better: Finding) -> str:
     shown = {(True, True): f"shown, and equal within {margin}", (True, False): "shown",
              (False, True): f"equal within {margin}"}.get(
         (better.verdict.outcome == "holds", found.outcome == "holds"),
+        f"undecided: it takes {FEWEST} seeds to show a difference" if found.n < FEWEST else
         "undecided: neither a difference nor equality is shown" if found.outcome == "undecided" else
         f"differs by more than {margin}")
     text = f"{name} {size} over {found.n} seed{'s' if found.n > 1 else ''}, {shown}"

@@ -12,7 +12,6 @@ from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import ALPHA, FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import seeds_needed, smallest_p
-from optscope.optim.trial import notes
 from optscope.study.comparison import Comparison
 from optscope.study.conduct import Conducted
 from optscope.study.findings import places
@@ -22,7 +21,7 @@ from optscope.study.rehearse import planned
 
 def warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[str]:
     """Return what a reader must know first: what failed or was not measured, and what the choices left open."""
-    found = [*conducted.failures, *conducted.silences]
+    found = [*together(conducted.failures), *conducted.silences]
     for comparison in comparisons:
         mine = conducted.records.where(experiment=comparison.name)
         chosen = comparison.chosen(mine)
@@ -46,8 +45,21 @@ def warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[st
         if comparison.probes and n < FEWEST:
             found.append(f"{comparison.name}: with fewer than {FEWEST} seeds, here {n}, no difference can be "
                          f"shown, whatever the runs give: the exact test's p is {smallest_p(n):.2g} at least.")
-        found += dict.fromkeys(note for arm in comparison.arms for note in notes(arm.rule))
     return found
+
+
+def together(failures: Sequence[str]) -> list[str]:
+    """Return failures with those that have one reason told once.
+
+    >>> together(["SGD seed 1: failed, no luck", "SGD seed 2: failed, no luck", "SGD seed 3: lost, no power"])
+    ['SGD seed 1 and 1 more: failed, no luck', 'SGD seed 3: lost, no power']
+    """
+    alike: dict[str, list[str]] = {}
+    for failure in failures:
+        run, _, reason = failure.partition(": ")
+        alike.setdefault(reason, []).append(run)
+    return [f"{runs[0]}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}: {reason}"
+            for reason, runs in alike.items()]
 
 
 def _failed_checks(comparison: Comparison, records: Records) -> list[str]:
@@ -102,7 +114,7 @@ def checklist(comparison: Comparison, records: Records,
          f"the plan of all was {comparison.plan!r}, {planned(comparison.task, comparison.plan)}; "
          f"{sizes(comparison)}"),
     ]
-    return rules + ([(f"{name}: one test a claim, its p corrected", True, tests(comparison, verdicts)),
+    return rules + ([(f"{name}: one test a claim, its p corrected", True, judged_by(comparison, verdicts)),
                      (f"{name}: the answer has a fixed order", True, ORDER)] if verdicts else [])
 
 
@@ -113,7 +125,7 @@ def sizes(comparison: Comparison) -> str:
         (data.train, "training"), (data.validation, "validation"), (data.test, "testing")))
 
 
-def tests(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
+def judged_by(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
     """Return which test judges claims, what it takes for granted, and what an exact one could have shown."""
     n, family = len(comparison.seeds), max(1, sum(not math.isnan(verdict.p) for verdict in verdicts))
     common = f"p are Holm-corrected over all {family} claims; intervals are of single claims, over seeds"
