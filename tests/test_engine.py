@@ -22,7 +22,6 @@ from torch import nn
 from torch.nn import functional
 
 from optscope.engine.execute import Inline, Local
-from optscope.engine.identity import code, describe
 from optscope.engine.run import Computation, Run, Watch, probe_id
 from optscope.engine.run_folder import RunFolder
 from optscope.engine.store import Entry, Store, export_csv
@@ -113,35 +112,6 @@ def test_what_changes_bits_changes_the_id_and_nothing_else_does():
               Run(Task("blobs", Net(), Blobs(95)), SGD(lr=0.1), PLAN, 1),
               Run(dataclasses.replace(TASK, loss=functional.multi_margin_loss), SGD(lr=0.1), PLAN, 1)]
     assert len({run.id, *(other.id for other in others)}) == len(others) + 1
-
-
-def test_a_users_functions_count_by_source_and_closure():
-    def make(width):
-        return lambda: nn.Linear(2, width)
-    assert describe(make(3)) == describe(make(3))
-    assert describe(make(3)) != describe(make(4))
-    assert describe(torch.ones(2)) != describe(torch.zeros(2))
-    assert describe(nn.CrossEntropyLoss()) != describe(nn.CrossEntropyLoss(label_smoothing=0.1))
-
-
-def test_code_digest_is_blind_to_comments_and_sees_what_is_imported(monkeypatch, tmp_path):
-    import optscope.engine.identity as identity
-
-    package = tmp_path / "optscope"
-    package.mkdir()
-    monkeypatch.setattr(identity, "_ROOT", package)
-    (package / "a.py").write_text('"""Doc."""\nfrom optscope.b import f\nx = f()\n')
-    (package / "b.py").write_text("def f():\n    return 1\n")
-
-    def digest():
-        code.cache_clear()
-        return code("optscope.a")
-    first = digest()
-    (package / "a.py").write_text('"""Other doc."""\nfrom optscope.b import f  # why\n\nx = f()\n')
-    assert digest() == first
-    (package / "b.py").write_text("def f():\n    return 2\n")
-    assert digest() != first
-    code.cache_clear()
 
 
 # Storage
@@ -282,38 +252,6 @@ def test_json_keeps_what_is_not_finite(tmp_path):
 
 
 # What users bring
-
-def test_a_users_module_and_what_it_imports_count_by_code(tmp_path, monkeypatch):
-    (tmp_path / "mine_helper.py").write_text("WIDTH = 3\n")
-    source = "from mine_helper import WIDTH\ndef model(width=2):\n    return WIDTH + width\n"
-    (tmp_path / "mine.py").write_text(source)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    import mine
-
-    def identity():
-        code.cache_clear()
-        return describe(mine.model)
-    first = identity()
-    (tmp_path / "mine.py").write_text("# said\n" + source)
-    assert identity() == first
-    (tmp_path / "mine_helper.py").write_text("WIDTH = 4\n")
-    second = identity()
-    assert second != first
-    mine.model.__defaults__ = (5,)
-    assert identity() != second
-    code.cache_clear()
-
-
-def test_code_without_source_counts_by_bytecode():
-    def typed(text):
-        names = {"__name__": "__main__"}
-        exec(text, names)
-        return describe(names["f"])
-    text = "def g():\n    return 1\ndef f():\n    return (lambda: g() + 2)()\n"
-    assert typed(text) == typed(text)
-    assert typed(text) != typed(text.replace("+ 2", "+ 3"))
-    assert typed(text) != typed(text.replace("return 1", "return 2"))
-
 
 class Drawn(nn.Module):
     """A network whose constants are no part of its state dict, drawn by all three global generators."""

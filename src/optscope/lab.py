@@ -13,7 +13,7 @@ from pathlib import Path
 
 from optscope import __version__
 from optscope.engine.execute import Engine, Local
-from optscope.engine.identity import numerics
+from optscope.engine.numerics import numerics
 from optscope.engine.store import Store, export_csv
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict

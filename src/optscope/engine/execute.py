@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from optscope.engine.identity import THREADS, code
+from optscope.engine.identity import code
+from optscope.engine.numerics import THREADS
 from optscope.engine.run import ProbesError, Work, explained
 from optscope.engine.run_folder import RunFolder, gone
 from optscope.errors import DISK_ERRORS, UserError
@@ -156,9 +157,10 @@ def _perform(work: Work, folder: Path) -> Outcome:
     """Do one piece of work; an error in it is an outcome, but not a full or read-only disk below `folder`.
 
     Raises:
-        UserError: when `folder` is gone.
+        UserError: when `folder` is gone, or what is loaded here is not what named the work.
     """
     start = time.perf_counter()
+    work.verify()
     try:
         status, reason = work.perform(RunFolder(folder / work.id)), ""
     except Exception as error:

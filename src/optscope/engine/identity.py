@@ -1,221 +1,318 @@
-"""What makes two runs the same: everything that changes bits, written out and hashed."""
+"""What makes two runs the same: everything that changes bits, as it is loaded here, written out and hashed."""
 
 from __future__ import annotations
 
-import ast
+import copyreg
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
-import platform
-import sys
-import sysconfig
+import os
 import types
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-THREADS = 1
-"""Threads a run uses: part of its identity, for another number gives other bits."""
+from optscope.engine.bytecode import Block, block
+from optscope.engine.content import content
+from optscope.engine.once import once
+from optscope.engine.origin import functions_of, home, loaded, origin, versions
 
-_ROOT = Path(__file__).parent.parent
-_STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
+_BARE = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_BY_NAME = frozenset({"getattr", "globals", "vars", "eval", "exec", "import_module", "__import__", "__dict__"})
 
 
 def digest(value: object) -> str:
     """Return 16 hex digits of the SHA-256 of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def numerics() -> dict[str, str | int]:
-    """Return what fixes floating-point results besides the program: library, processor, threads, dtype."""
-    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(),
-            "machine": platform.machine(), "threads": THREADS, "dtype": str(torch.get_default_dtype())}
+def describe(value: object) -> Any:
+    """Return a JSON value that is equal exactly when two things behave alike, as far as can be seen.
+
+    Numbers and texts count as they are, arrays and tensors by their content, functions and classes of the user and
+    of optscope by what they do and by all that they name, as it is loaded now; those of libraries by name and
+    version; dataclasses by their fields, models by their modules and values, other objects by what pickle would
+    make them from. Where a file lies does not count: of an absolute path only the last part does.
+
+    >>> describe(lambda x: x + 1) == describe(lambda x: x + 1)  # by what it does
+    True
+    """
+    account = Account()
+    return [account.of(value), account.settled()]
 
 
 @functools.cache
 def code(*modules: str) -> str:
-    """Return a digest of modules and of all they import that is this package's or the user's own.
+    """Return a digest of what these modules do, and all of this package's or the user's that they name.
 
     It is blind to comments, docstrings, layout and the words of errors. Libraries are not followed.
 
     >>> code("optscope.vector") == code("optscope.vector")
     True
     """
-    found: dict[str, str] = {}
-    waiting = [(name, _root_of(name)) for name in modules]
-    while waiting:
-        name, root = waiting.pop()
-        path = _file_of(name, root)
-        if name not in found and path is not None:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            waiting.extend((each, root) for each in _imports(tree, package))
-            found[name] = _bare(tree)
-    return digest(sorted(found.items()))
+    account = Account()
+    found = [account.module(importlib.import_module(name), frozenset()) for name in modules]
+    return digest([found, account.settled()])
 
 
-def _root_of(module: str) -> Path | None:
-    """Return the folder from which a loaded module, and so what lies beside it, is imported."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        return None
-    path = Path(file).resolve()
-    return path.parents[module.count(".") + (path.name == "__init__.py")]
+class Account:
+    """A value written out: `of` returns what it is, with references to entries: functions, classes and globals.
 
-
-def _file_of(module: str, root: Path | None) -> Path | None:
-    """Return the source of a module, or None for libraries and what has no source."""
-    if module == "optscope":  # its names are loaded when used: importing it says nothing about which
-        return None
-    if module == "__main__":
-        file = getattr(sys.modules[module], "__file__", None)
-        candidates = [Path(file).resolve()] if file else []
-    else:
-        top = module.partition(".")[0]
-        if top in sys.stdlib_module_names:
-            return None
-        known = [_ROOT.parent] if top == "optscope" else [*([root] if root else []), *map(Path, sys.path)]
-        bases = [folder.joinpath(*module.split(".")) for folder in known]
-        candidates = [c for b in bases for c in (b.with_name(f"{b.name}.py"), b / "__init__.py")]
-    path = next((c for c in candidates if c.is_file()), None)
-    return None if path is None or (_is_library(path) and not module.startswith("optscope.")) else path
-
-
-def _is_library(path: Path) -> bool:
-    return bool({"site-packages", "dist-packages"} & set(path.parts)) or path.is_relative_to(_STDLIB)
-
-
-def _imports(tree: ast.Module, package: str) -> list[str]:
-    """Return the modules that code in `package` imports; `from a import b` may mean the module a.b."""
-    found: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found.extend(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[:len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            found.extend([base, *(f"{base}.{alias.name}" for alias in node.names)])
-    return [name.strip(".") for name in found if name]
-
-
-def _bare(tree: ast.Module) -> str:
-    """Return a syntax tree as text, without docstrings and without what UserErrors say."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and body and ast.get_docstring(node):
-            node.body = body[1:]
-        if (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
-                and isinstance(node.exc.func, ast.Name) and node.exc.func.id == "UserError"):
-            node.exc.args = []
-    return ast.dump(tree)
-
-
-def describe(value: object) -> Any:
-    """Return a JSON value that is equal exactly when two things behave alike, as far as can be seen.
-
-    Tensors count by their content; functions and classes of users by the source of their module and of what
-    it imports (by bytecode where there is none), functions also by their defaults and what they close over;
-    those of libraries by name and version; dataclasses by their fields; other objects by their attributes.
+    Each of these stands once, under its module and name, so that two accounts can be compared entry by entry.
     """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value.hex()
-    if isinstance(value, Tensor):
-        value = value.detach().contiguous().cpu().numpy()
-    if isinstance(value, np.ndarray):
-        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        return ["array", str(value.dtype), list(value.shape), content]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = [describe(v) for v in value]
-        return items if isinstance(value, (list, tuple)) else sorted(items, key=str)
-    if isinstance(value, dict):
-        return {str(k): describe(v) for k, v in value.items()}
-    if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-        return _describe_code(value)
-    if isinstance(value, types.MethodType):
-        return [describe(value.__self__), value.__name__]
-    if isinstance(value, functools.partial):
-        return ["partial", describe(value.func), describe(value.args), describe(value.keywords)]
-    if isinstance(value, nn.Module):
-        settings = {name: v for name, v in vars(value).items() if not name.startswith("_")}
-        children = {name: describe(child) for name, child in value.named_children()}
-        return [describe(type(value)), describe(settings), children, describe(value.state_dict())]
-    if dataclasses.is_dataclass(value):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return [describe(type(value)), fields]
-    return [describe(type(value)), describe(vars(value)) if hasattr(value, "__dict__") else repr(value)]
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Any] = {}
+        self._labels: dict[int, str] = {}
+        self._kept: list[object] = []  # so that ids stay their own
+        self._open: set[int] = set()
+        self._tensors: dict[int, int] = {}
+        self._changed: set[str] = set()
+        self._users: set[str] = set()
+
+    def settled(self) -> dict[str, Any]:
+        """Return the entries without the globals that the functions themselves write to: a cache is no setting."""
+        return {label: entry for label, entry in self.entries.items() if label not in self._changed}
+
+    def users(self) -> dict[str, str]:
+        """Return a digest of every entry that is the user's."""
+        return {label: digest(entry) for label, entry in self.settled().items() if label in self._users}
+
+    def of(self, value: object) -> Any:
+        """Return what a value comes to."""
+        if value is None or isinstance(value, (bool, int)):
+            return value
+        if isinstance(value, str):
+            return ["place", PurePath(value).name] if _is_place(value) else value
+        if isinstance(value, float):
+            return float.hex(value)
+        if isinstance(value, (bytes, bytearray)):
+            return ["bytes", hashlib.sha256(value).hexdigest()]
+        if isinstance(value, os.PathLike):
+            return self.of(os.fspath(value))
+        if isinstance(value, (Tensor, np.ndarray)):
+            return once("content", value, lambda: content(value))
+        if isinstance(value, types.ModuleType):
+            return self.module(value, frozenset())
+        if isinstance(value, (type, types.FunctionType)):
+            return self._named(value)
+        if isinstance(value, types.BuiltinFunctionType) and (
+                value.__self__ is None or isinstance(value.__self__, types.ModuleType)):
+            return self._builtin(value)
+        if id(value) in self._open:
+            return "this again"
+        self._open.add(id(value))
+        self._kept.append(value)
+        try:
+            return self._composed(value)
+        finally:
+            self._open.remove(id(value))
+
+    def _composed(self, value: object) -> Any:
+        """Return what something made of other values comes to."""
+        if isinstance(value, (list, tuple)):
+            return [self.of(v) for v in value]
+        if isinstance(value, (set, frozenset)):
+            return ["set", sorted((self.of(v) for v in value), key=_canonical)]
+        if isinstance(value, (dict, types.MappingProxyType)):
+            return ["dict", [[self.of(k), self.of(v)] for k, v in value.items()]]
+        if isinstance(value, nn.Module):
+            return self._model(value)
+        if isinstance(value, (staticmethod, classmethod)):
+            return [type(value).__name__, self.of(value.__func__)]
+        if isinstance(value, property):
+            return ["property", self.of((value.fget, value.fset, value.fdel))]
+        if isinstance(value, functools.cached_property):
+            return ["cached property", self.of(value.func)]
+        if isinstance(value, functools._lru_cache_wrapper):
+            return ["cached", self.of(value.__wrapped__)]
+        kind = type(value)
+        return [self.of(kind), None if kind.__module__ == "weakref" else self._state(value)]
+
+    def _state(self, value: object) -> Any:
+        """Return what an object holds: its fields and attributes, or what pickle would make it from."""
+        kind = type(value)
+        if dataclasses.is_dataclass(value) or (kind.__reduce_ex__ is object.__reduce_ex__
+                                               and kind.__reduce__ is object.__reduce__
+                                               and kind not in copyreg.dispatch_table
+                                               and hasattr(value, "__dict__")):
+            names = {f.name for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
+            return {n: self.of(getattr(value, n)) for n in sorted(names.union(getattr(value, "__dict__", ())))
+                    if hasattr(value, n) and not isinstance(getattr(kind, n, None), functools.cached_property)}
+        try:
+            reduce = copyreg.dispatch_table.get(kind)
+            parts = reduce(value) if reduce else value.__reduce_ex__(4)
+        except Exception:  # a lock, an open file: nothing that could be sent to a worker either
+            return getattr(value, "code", None) if isinstance(getattr(value, "code", None), str) else None
+        if isinstance(parts, str):
+            return parts
+        return [self.of(list(part) if isinstance(part, Iterator) else part) for part in parts]
+
+    def _model(self, model: nn.Module) -> Any:
+        """Return a model's class, settings, values, hooks and children; a tensor that stands twice is one."""
+        settings = {n: self.of(v) for n, v in sorted(vars(model).items()) if n not in _BARE}
+        tensors = {}
+        for name, tensor in (*model._parameters.items(), *model._buffers.items()):
+            if tensor is not None and id(tensor) in self._tensors:
+                tensors[name] = ["tensor", self._tensors[id(tensor)]]
+            elif tensor is not None:
+                self._tensors[id(tensor)] = len(self._tensors)
+                self._kept.append(tensor)
+                values = type(tensor).__name__ if is_lazy(tensor) else self.of(tensor)
+                tensors[name] = [tensor.requires_grad, values]
+        hooks = [self.of(list(vars(model)[kind].values())) for kind in _HOOKS if vars(model)[kind]]
+        text = getattr(model, "code", None)  # of a traced or scripted model
+        children = [[name, self.of(child)] for name, child in model._modules.items()]
+        return [self.of(type(model)), model.training, settings, tensors, hooks, children,
+                text if isinstance(text, str) else ""]
+
+    def module(self, module: types.ModuleType, words: frozenset[str]) -> Any:
+        """Return what code that says these words can take from a module: all of it, if it names nothing there."""
+        name = module.__name__
+        members = {n: v for n, v in vars(module).items() if not _is_dunder(n)}
+        named = sorted(n for n in words & members.keys())
+        if origin(name) == "library":  # what a user has put into a library is the user's
+            put_in = [[n, self.of(members[n])] for n in named if origin(home(members[n])) == "user"]
+            return ["library", name, versions(name.partition(".")[0]), put_in]
+        if name == "optscope" or (named and not words & _BY_NAME):
+            return ["module", name, [self._global(name, n, getattr(module, n), words) for n in named]]
+        label = f"module {name}"
+        if label not in self.entries:
+            self._enter(label, name)
+            self.entries[label] = [self._global(name, n, value, frozenset()) for n, value in sorted(members.items())
+                                   if not isinstance(value, types.ModuleType) and home(value) in ("", name)]
+        return label
+
+    def _global(self, module: str, name: str, value: object, words: frozenset[str]) -> Any:
+        """Return a reference to a global of a module: it has an entry of its own unless it is named elsewhere."""
+        if isinstance(value, types.ModuleType):
+            return [name, self.module(value, words)]
+        if isinstance(value, (type, types.FunctionType)):
+            return [name, self.of(value)]
+        label = f"{module}.{name}"
+        if label not in self.entries:
+            self._enter(label, module)
+            self.entries[label] = self.of(value)
+        return label
+
+    def _builtin(self, function: types.BuiltinFunctionType) -> Any:
+        """Return the name of a compiled function and, if it is a user's, the content of its file."""
+        module = function.__module__ or ""
+        file = getattr(loaded(module), "__file__", None) if module and origin(module) == "user" else None
+        if file is not None and Path(file).is_file():
+            return [f"{module}:{function.__qualname__}", hashlib.sha256(Path(file).read_bytes()).hexdigest()]
+        return [f"{module}:{function.__qualname__}", versions(module.partition(".")[0])]
+
+    def _named(self, thing: Any) -> Any:
+        """Return a reference to the entry of a function or class."""
+        if isinstance(thing, types.FunctionType) and getattr(thing, "hooked", False):
+            thing = vars(thing)["__wrapped__"]  # torch wraps an optimiser's step when the first one is made
+        if id(thing) in self._labels:
+            return self._labels[id(thing)]
+        place = home(thing)
+        if origin(place) == "library":
+            return self._of_library(thing, place)
+        name = thing.__qualname__
+        label = f"{place}:{name}"
+        while label in self.entries:
+            label += "'"
+        self._labels[id(thing)] = label
+        self._enter(label, place)
+        self._kept.append(thing)
+        self.entries[label] = self._class(thing) if isinstance(thing, type) else self._function(thing)
+        return label
+
+    def _of_library(self, thing: Any, place: str) -> Any:
+        """Return the name and version of what a library has made, what a user has put in, and what it holds."""
+        version = versions(place.partition(".")[0])
+        if isinstance(thing, type):
+            label = f"{place}:{thing.__qualname__}"
+            if label not in self.entries:
+                self.entries[label] = None
+                methods = [(k, n, f) for k in thing.__mro__[:-1] for n, f in functions_of(k).items()]
+                put_in = [[k.__qualname__, n, self.of(f)] for k, n, f in methods
+                          if origin(home(k)) == "library" and origin(home(f)) == "user"]
+                own = [[n, block(f.__code__).digest] for k, n, f in methods if k is thing] if version else []
+                self.entries[label] = [version, put_in, own]
+            return label
+        if isinstance(getattr(thing, "registry", None), types.MappingProxyType):  # of functools.singledispatch
+            return ["dispatch", self.of(thing.registry)]
+        cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
+        return [f"{place}:{thing.__code__.co_qualname}", version, [self.of(c) for c in cells]]
+
+    def _enter(self, label: str, module: str) -> None:
+        """Open an entry before it is written, since what it names may name it."""
+        self.entries[label] = None
+        if origin(module) == "user":
+            self._users.add(label)
+
+    def _class(self, kind: type) -> Any:
+        members = [(n, v) for n, v in sorted(vars(kind).items()) if n != "_abc_impl"]
+        kept = [(n, v) for n, v in members if not _is_dunder(n)
+                or isinstance(v, (types.FunctionType, staticmethod, classmethod, property))]
+        return [[self.of(base) for base in kind.__bases__], [[n, self.of(v)] for n, v in kept]]
+
+    def _function(self, function: types.FunctionType) -> Any:
+        said, names = block(function.__code__), function.__globals__
+        place = home(function)
+        self._changed |= {f"{place}.{name}" for name in said.changed}
+        asked = said.names if not said.names & {"globals", "eval", "exec"} else names.keys()
+        found = [self._global(place, n, names[n], said.words) for n in sorted(asked)
+                 if n in names and not _is_dunder(n)]
+        free = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        cells = [[n, self.of(cell.cell_contents)] for n, cell in free if n not in said.changed and _is_full(cell)]
+        extra = {n: self.of(v) for n, v in sorted(vars(function).items()) if n not in ("__wrapped__", "hooked")}
+        return [said.digest, self.of(function.__defaults__), self.of(function.__kwdefaults__ or {}), cells, found,
+                list(self._imported(said, names)), extra]
+
+    def _imported(self, said: Block, names: Mapping[str, Any]) -> Iterator[Any]:
+        """Yield what a function imports when it is called: names of the user's and our own modules."""
+        package = str(names.get("__package__") or "")
+        for name, level, taken in sorted(said.imports):
+            above = package.split(".")[:len(package.split(".")) - level + 1] if level else []
+            yield from self._taken(".".join([*above, *filter(None, [name])]), taken, said.words)
+        if said.words & {"import_module", "__import__"}:
+            for word in sorted(w for w in said.words if w.replace(".", "").isidentifier()):
+                found = loaded(word)
+                if found is not None and origin(word) == "user":
+                    yield self.module(found, frozenset())
+
+    def _taken(self, name: str, taken: Iterable[str], words: frozenset[str]) -> Iterator[Any]:
+        module = loaded(name)
+        if module is None:  # as if it were loaded: others may load it at any time
+            yield ["library", name, versions(name.partition(".")[0]), []]
+            return
+        if not taken or "*" in taken or origin(name) == "library":
+            yield self.module(module, words)
+            return
+        for each in taken:
+            loaded(f"{name}.{each}")
+            if hasattr(module, each):
+                yield self._global(name, each, getattr(module, each), words)
 
 
-def _describe_code(thing: Any) -> Any:
-    """Return a function's or class's name and, if it is a user's, the code of its module and what it binds."""
-    module = thing.__module__ or ""
-    name, top = f"{module}:{thing.__qualname__}", module.partition(".")[0]
-    if top == "optscope" or (top in sys.stdlib_module_names and top != "__main__"):
-        return name
-    loaded = sys.modules.get(top)
-    file = getattr(loaded, "__file__", None)
-    if file is not None and _is_library(Path(file).resolve()) and top != "__main__":
-        return [name, str(getattr(loaded, "__version__", ""))]
-    bound = [getattr(thing, part, None) for part in ("__defaults__", "__kwdefaults__")]
-    cells = [describe(cell.cell_contents) for cell in getattr(thing, "__closure__", None) or ()]
-    unwritten = None if _is_written(thing) else _bytecode(thing, set())
-    return [name, code(module), unwritten, describe(bound), cells]
+def _is_place(text: str) -> bool:
+    return "\n" not in text and PurePath(text).is_absolute()
 
 
-def _functions(thing: Any) -> dict[str, types.FunctionType]:
-    """Return a function itself, or those in the body of a class, by name."""
-    members = vars(thing).items() if isinstance(thing, type) else [("", thing)]
-    plain = ((name, getattr(v, "__func__", getattr(v, "fget", v))) for name, v in members)
-    return {name: f for name, f in plain if isinstance(f, types.FunctionType)}
+def _canonical(described: Any) -> str:
+    return json.dumps(described, sort_keys=True)
 
 
-def _is_written(thing: Any) -> bool:
-    """Return whether the source of a function or class is in a file (not so in a notebook or after `exec`)."""
-    functions = _functions(thing).values()
-    module = sys.modules.get(thing.__module__ or "")
-    in_module = getattr(module, "__file__", None) is not None
-    return in_module and (not functions or any(Path(f.__code__.co_filename).is_file() for f in functions))
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
-def _bytecode(thing: Any, seen: set[int]) -> Any:
-    """Return what a function or class without source does: its bytecode, and that of the globals it names."""
-    if id(thing) in seen:
-        return "again"
-    seen.add(id(thing))
-    bases = getattr(thing, "__bases__", ())
-    found: list[Any] = [[_bytecode(base, seen) for base in bases if not _foreign(base)]]
-    for name, function in sorted(_functions(thing).items()):
-        globals_ = [function.__globals__.get(n) for n in _names(function.__code__)]
-        found.append([name, _constants(function.__code__), describe(function.__defaults__),
-                      describe(function.__kwdefaults__),
-                      [describe(g) if isinstance(g, (bool, int, float, str, Tensor)) else _bytecode(g, seen)
-                       for g in globals_ if isinstance(g, (bool, int, float, str, Tensor))
-                       or (isinstance(g, (type, types.FunctionType)) and not _foreign(g))]])
-    if isinstance(thing, type):
-        found.append([[n, describe(v)] for n, v in sorted(vars(thing).items())
-                      if not n.startswith("__") and isinstance(v, (bool, int, float, str, tuple, Tensor))])
-    return found
-
-
-def _foreign(thing: Any) -> bool:
-    """Return whether a function or class comes from a file, and so is no part of what was typed in."""
-    return thing.__module__ == "builtins" or _is_written(thing)
-
-
-def _constants(block: types.CodeType) -> list[Any]:
-    def plain(c: object) -> Any:
-        if isinstance(c, types.CodeType):
-            return _constants(c)
-        return repr(sorted(c, key=str) if isinstance(c, frozenset) else c)  # sets have no order of their own
-    return [block.co_code.hex(), [plain(c) for c in block.co_consts], list(block.co_names)]
-
-
-def _names(block: types.CodeType) -> list[str]:
-    nested = [n for c in block.co_consts if isinstance(c, types.CodeType) for n in _names(c)]
-    return [*block.co_names, *nested]
+def _is_full(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a function that names itself, before it is bound
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -16,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from optscope.engine.checkpoint import load_snapshot
-from optscope.engine.identity import code, describe, digest, numerics
+from optscope.engine.identity import describe, digest
+from optscope.engine.naming import check_same, load, named, named_task, task_here
+from optscope.engine.numerics import TorchSettings
 from optscope.engine.play import play
 from optscope.engine.run_folder import RunFolder
 from optscope.engine.train import Plan, Trained, train
@@ -35,6 +38,9 @@ class Work(Protocol):
     @property
     def id(self) -> str:
         """What it is known by: 16 hex digits."""
+
+    def verify(self) -> None:
+        """Raise UserError unless what this process has loaded is what the work was named by."""
 
     def perform(self, folder: RunFolder) -> str:
         """Do what is not done yet, write it to `folder`, and return a status: "ok" or "diverged"."""
@@ -93,8 +99,15 @@ class Run:
     @cached_property
     def id(self) -> str:
         """Return the digest of everything that changes the training's bits."""
-        return digest({"task": describe(self.task), "rule": describe(self.rule), "plan": describe(self.plan),
-                       "seed": self.seed, "numerics": numerics(), "code": self._code()})
+        loop = play if isinstance(self.task, Game) else train
+        return digest({"task": named_task(self.task).digest, "rule": named(self.rule).digest,
+                       "plan": named(self.plan).digest, "seed": self.seed, "loop": named(loop).digest,
+                       "numerics": self.settings.numerics()})
+
+    @cached_property
+    def settings(self) -> TorchSettings:
+        """Torch's settings when the run was named, which hold wherever it is performed."""
+        return TorchSettings()
 
     @cached_property
     def readings(self) -> tuple[str, ...]:
@@ -103,15 +116,32 @@ class Run:
                 *(digest({"watched": probe_id(w.probe), "moments": w.moments, "log": w.logarithmic})
                   for w in self.watch))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Take the identities along: a worker may not have the sources they are made of."""
-        return vars(self) | {"id": self.id, "readings": self.readings}
+    @cached_property
+    def users(self) -> Mapping[str, str]:
+        """Digests of all that is the user's: functions, globals, the fresh model and the data."""
+        found = dict(named_task(self.task).users)
+        for part in self._parts:
+            found |= named(part).users
+        return found
 
-    def _code(self) -> str:
-        parts = (*self.task.parts, self.rule)
-        modules = {getattr(part, "__module__", None) or type(part).__module__ for part in parts}
-        loop = "optscope.engine.play" if isinstance(self.task, Game) else "optscope.engine.train"
-        return code(loop, "optscope.optim", *sorted(modules))
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return (self.rule, *self.probes, *(w.probe for w in self.watch))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take the identities along: a worker may not have what they are made of. The settings come first."""
+        first = {"settings": self.settings, "id": self.id, "readings": self.readings, "users": self.users}
+        return first | {name: value for name, value in vars(self).items() if name != "_data"}
+
+    def verify(self) -> None:
+        """Raise unless the task, rule and probes that this process has loaded are those that named the run.
+
+        Raises:
+            UserError: naming what is not the same.
+        """
+        with self.settings.hold():
+            task, vars(self)["_data"] = task_here(self.task)
+            check_same(self.task.name, (task, *map(named, self._parts)), self.users)
 
     def perform(self, folder: RunFolder) -> str:
         """Train unless that is done, then take the probes that are not.
@@ -119,13 +149,17 @@ class Run:
         Raises:
             ProbesError: when some probes stopped with errors; after all the others were taken.
         """
+        with self.settings.hold():
+            return self._perform(folder)
+
+    def _perform(self, folder: RunFolder) -> str:
         names = dict(zip((*self.probes, *self.watch), self.readings, strict=True))
         missing = {each: name for each, name in names.items() if not folder.has_reading(name)}
         trained = folder.has_result()
         if trained and (not missing or folder.result()["status"] != "ok"):
             return str(folder.result()["status"])
         # Loaded once, and here: data that cannot be had is no reading of a probe.
-        task = dataclasses.replace(self.task, data=InMemory(self.task.data()))
+        task = dataclasses.replace(self.task, data=InMemory(vars(self).pop("_data", None) or load(self.task)))
         errors: list[str] = []
         if not trained or not folder.has_weights() or any(isinstance(each, Watch) for each in missing):
             errors += self._train(task, folder, {w: name for w, name in missing.items() if isinstance(w, Watch)})
@@ -180,7 +214,8 @@ class Run:
         return {"status": "ok" if trained.diverged_at is None else "diverged",
                 "diverged_at": trained.diverged_at, "steps": len(trained.losses), "seed": self.seed,
                 "rule": repr(self.rule), "lr": self.rule.lr, "task": self.task.name, "plan": repr(self.plan),
-                "numerics": numerics(), "train_loss": float(tail.mean()), "metrics": dict(trained.metrics),
+                "numerics": self.settings.numerics(), "train_loss": float(tail.mean()),
+                "metrics": dict(trained.metrics),
                 "parameters": sum(p.numel() for p in trained.snapshot.model.parameters())}
 
 
@@ -208,19 +243,39 @@ class Computation:
 
     @cached_property
     def id(self) -> str:
-        """Return the digest of the function, its arguments and the package's code below it."""
-        return digest({"function": describe(self.function), "arguments": describe(dict(self.arguments)),
-                       "numerics": numerics(), "code": code(self.function.__module__)})
+        """Return the digest of the function, of all that it names, and of its arguments."""
+        places = [os.fspath(v) for v in self.arguments.values() if isinstance(v, (str, os.PathLike))]
+        return digest({"function": named(self.function).digest, "arguments": describe(dict(self.arguments)),
+                       "places": places, "numerics": self.settings.numerics()})
+
+    @cached_property
+    def settings(self) -> TorchSettings:
+        """Torch's settings when the work was named."""
+        return TorchSettings()
+
+    @cached_property
+    def users(self) -> Mapping[str, str]:
+        """Digests of all in the function that is the user's."""
+        return named(self.function).users
 
     def __getstate__(self) -> dict[str, Any]:
-        """Take the identity along."""
-        return vars(self) | {"id": self.id}
+        """Take the identity along; the settings come first."""
+        return {"settings": self.settings, "id": self.id, "users": self.users} | vars(self)
+
+    def verify(self) -> None:
+        """Raise unless the function that this process has loaded is the one that named the work.
+
+        Raises:
+            UserError: naming what is not the same.
+        """
+        with self.settings.hold():
+            check_same(self.function.__qualname__, [named(self.function)], self.users)
 
     def perform(self, folder: RunFolder) -> str:
         """Call the function unless that is done."""
         if not folder.has_result():
             start = time.perf_counter()
-            with torch.random.fork_rng(devices=[]):
+            with self.settings.hold(), torch.random.fork_rng(devices=[]):
                 rows, arrays = self.function(**self.arguments)
             summary = {"status": "ok", "seconds": time.perf_counter() - start, "rule": "", "seed": 0,
                        "rows": [[r.arm, r.seed, r.metric, r.value, r.at, r.step] for r in rows]}
@@ -230,8 +285,7 @@ class Computation:
 
 def probe_id(probe: Probe) -> str:
     """Return the digest of a probe's settings and of the code that measures."""
-    modules = {kind.__module__ for kind in type(probe).__mro__} - {"builtins", "abc"}
-    return digest({"probe": describe(probe), "code": code(*sorted(modules))})
+    return named(probe).digest
 
 
 def take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:

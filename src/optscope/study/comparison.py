@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+from optscope.engine.once import looked_at_once
 from optscope.engine.run import Computation, Run, Watch, Work
 from optscope.engine.store import Entry
 from optscope.engine.train import Plan
@@ -135,6 +136,7 @@ class Comparison:
         if len(set(budgets.values())) > 1:
             raise UserError(f"every tuned arm needs the same number of trials; got {budgets}")
 
+    @looked_at_once()
     def jobs(self, records: Records) -> list[Job]:
         """Return the tuning runs and, as soon as they are known, the final ones and their rounding twins."""
         tuning = [self._job(arm, rule, "tune", seed) for arm in self.arms for rule in arm.candidates()

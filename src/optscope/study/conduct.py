@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from optscope.engine.execute import Engine, Outcome
+from optscope.engine.once import looked_at_once
 from optscope.engine.run import Run
 from optscope.engine.store import Entry, Store
 from optscope.errors import UserError
@@ -88,7 +89,7 @@ def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, lis
     failures: dict[str, Failure] = {}
     named: set[Entry] = set()
     records = Records()
-    with store.locked():
+    with store.locked(), looked_at_once():
         while True:
             jobs = [job for experiment in experiments for job in experiment.jobs(records)]
             fresh = {job.work.id for job in jobs if job.entry not in named}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -104,6 +105,7 @@ class TextFile(Reviews):
     """
 
     path: str = ""
+    reads_a_users_file: ClassVar[bool] = True
 
     def read(self, folder: Path) -> Labelled:
         """Return the lines of the file, `path` in the folder of data sets (or absolute)."""

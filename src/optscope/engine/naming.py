@@ -1,0 +1,112 @@
+"""What a run is named by: its parts as they are loaded, and what the user's task makes of them, model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from optscope.engine.identity import Account, digest
+from optscope.engine.once import once
+from optscope.engine.origin import origin
+from optscope.errors import UserError
+from optscope.tasks.fresh import fresh_model, seeded
+from optscope.tasks.task import Data, InMemory, Task
+
+_MODEL, _DATA = "its fresh model", "its data"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A part's digest, and a digest of each thing in it that is the user's: functions, globals, model, data."""
+
+    digest: str
+    users: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """What stands for a model or data that cannot be made: the run itself will say so."""
+
+    reason: str
+
+
+def named(part: object) -> Named:
+    """Return the name of a rule, a plan, a probe or a function."""
+    return cast(Named, once("part", part, lambda: _written(part)))
+
+
+def named_task(task: Task) -> Named:
+    """Return the name of a task: what it is made of, and the model (from seed 0) and the data that it makes.
+
+    Our own models and public data are known by their settings; those of users may depend on files, on the
+    environment and on the time of day.
+    """
+    return cast(Named, once("task", task, lambda: _named_task(task)))
+
+
+def load(task: Task) -> Data:
+    """Return the data of a task: the same in every process, also when they are drawn by a global generator."""
+    with seeded(0):
+        return task.data()
+
+
+def task_here(task: Task) -> tuple[Named, Data | None]:
+    """Return a task's name as this process would give it, and its data, if they had to be looked at.
+
+    Data in memory are not: they were sent by value.
+    """
+    if isinstance(task.data, InMemory):
+        return _named_task(replace(task, data=_nothing)), None
+    data = None if _is_settled(task.data) else _tried(lambda: load(task))
+    return _named_task(task, data), data if isinstance(data, Data) else None
+
+
+def check_same(name: str, here: Iterable[Named], users: Mapping[str, str]) -> None:
+    """Compare what is loaded here with what a piece of work was named by.
+
+    Raises:
+        UserError: naming what is not the same.
+    """
+    found = {label: each for part in here for label, each in part.users.items()}
+    changed = sorted(label for label, each in users.items() if found.get(label, each) != each)
+    if changed:
+        raise UserError(f"{name}: {' and '.join(changed[:3])} changed after this command began, or differs from "
+                        "process to process: set it where it is defined, draw random numbers from torch's, NumPy's "
+                        "or Python's global generator, and run the command again")
+
+
+def _nothing() -> Data:
+    raise AssertionError
+
+
+def _named_task(task: Task, data: object = None) -> Named:
+    made: dict[str, object] = {}
+    if not _is_settled(task.model):
+        made[_MODEL] = _tried(lambda: fresh_model(task, 0))
+    if not (isinstance(task.data, InMemory) or _is_settled(task.data)):
+        made[_DATA] = data or _tried(lambda: load(task))
+    return _written(task, made)  # after they were made: code that keeps what it read once has done so
+
+
+def _written(part: object, made: Mapping[str, object] | None = None) -> Named:
+    account = Account()
+    found = {"": account.of(part)} | {name: account.of(thing) for name, thing in (made or {}).items()}
+    users = account.users() | {name: digest(found[name]) for name in made or {}
+                               if not isinstance((made or {})[name], _Stopped)}
+    return Named(digest([found, account.settled()]), users)
+
+
+def _tried(make: Callable[[], object]) -> object:
+    try:
+        return make()
+    except Exception as error:
+        return _Stopped(type(error).__name__)
+
+
+def _is_settled(make: Any) -> bool:
+    """Return whether a model or data are known by their settings: ours are, but those that read a user's file."""
+    account = Account()
+    account.of(make)
+    home = getattr(make, "__module__", None) or type(make).__module__
+    return origin(home) == "own" and not account.users() and not getattr(make, "reads_a_users_file", False)

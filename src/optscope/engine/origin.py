@@ -1,0 +1,100 @@
+"""Whose a module is: optscope's own, a library's with its version, or the user's."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import json
+import sys
+import sysconfig
+import types
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+Origin = Literal["own", "library", "user"]
+
+_STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
+_SETTLED = {"torch", "builtins"}  # torch's version stands among the numerics
+
+
+def origin(module: str) -> Origin:
+    """Return whose a module is, by where it was loaded from; a library in `site-packages` has a version.
+
+    >>> origin("optscope.vector"), origin("torch.optim"), origin("__main__")
+    ('own', 'library', 'user')
+    """
+    top = module.partition(".")[0]
+    if top == "optscope":
+        return "own"
+    if top in ("__main__", ""):
+        return "user" if top else "library"  # what has no module was not written in Python
+    loaded = sys.modules.get(module, sys.modules.get(top))
+    file = getattr(loaded, "__file__", None) or next(iter(getattr(loaded, "__path__", ())), None)
+    if file is None:
+        return "library" if loaded is not None and top in sys.builtin_module_names else _without_file(top)
+    return "library" if _is_library(file, top) else "user"
+
+
+def _without_file(top: str) -> Origin:
+    """Return whose a module is that was sent by value, or is built into Python."""
+    return "library" if top in sys.stdlib_module_names else "user"
+
+
+@functools.cache
+def _is_library(file: str, top: str) -> bool:
+    path = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return top in _SETTLED or bool(versions(top))
+    return path.is_relative_to(_STDLIB)
+
+
+@functools.cache
+def versions(top: str) -> tuple[str, ...]:
+    """Return the distributions that a library's package comes from, with version and, if it has one, commit."""
+    if top in _SETTLED or top in sys.stdlib_module_names:
+        return ()
+    found = []
+    for name in sorted(set(_distributions().get(top, ()))):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            package = metadata.distribution(name)
+            source = json.loads(package.read_text("direct_url.json") or "{}")
+            commit = source.get("vcs_info", source.get("archive_info", {})).get("commit_id", "")
+            found.append(f"{name} {package.version} {commit}".strip())
+    return tuple(found)
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    return dict(metadata.packages_distributions())
+
+
+def loaded(module: str) -> types.ModuleType | None:
+    """Return a module that our or the user's code imports, or None if it cannot be had or is a library's."""
+    if module not in sys.modules:
+        top = module.partition(".")[0]
+        if top in sys.stdlib_module_names or (top in sys.modules and origin(top) == "library"):
+            return None
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(top)
+            place = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
+            if place and not _is_library(place, top):
+                with contextlib.suppress(Exception):  # training finds out, where it matters
+                    importlib.import_module(module)
+    return sys.modules.get(module)
+
+
+def home(thing: Any) -> str:
+    """Return the module in which a function was written, or a class; "" for anything else."""
+    if isinstance(thing, types.FunctionType):
+        return str(thing.__globals__.get("__name__") or "")  # `wraps` copies the __module__ of another
+    return str(thing.__module__ or "") if isinstance(thing, type) else ""
+
+
+def functions_of(kind: type) -> dict[str, types.FunctionType]:
+    """Return the functions in the body of a class, by name, unwrapped from what torch puts around them."""
+    plain = ((n, getattr(v, "__func__", getattr(v, "fget", v))) for n, v in sorted(vars(kind).items()))
+    return {n: vars(f)["__wrapped__"] if getattr(f, "hooked", False) else f for n, f in plain
+            if isinstance(f, types.FunctionType)}
