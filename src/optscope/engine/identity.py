@@ -79,8 +79,9 @@ class Account:
         self._users: set[str] = set()
 
     def settled(self) -> dict[str, Any]:
-        """Return the entries without the globals that the functions themselves write to: a cache is no setting."""
-        return {label: entry for label, entry in self.entries.items() if label not in self._changed}
+        """Return the entries without what the functions themselves write to: a cache is no setting."""
+        return {label: entry[:2] if label.replace(":", ".") in self._changed else entry
+                for label, entry in self.entries.items() if label not in self._changed}
 
     def users(self) -> dict[str, str]:
         """Return a digest of every entry that is the user's."""
@@ -121,7 +122,7 @@ class Account:
         if isinstance(value, (list, tuple)):
             return [self.of(v) for v in value]
         if isinstance(value, (set, frozenset)):
-            return ["set", sorted((self.of(v) for v in value), key=_canonical)]
+            return ["set", sorted((self.of(v) for v in value), key=json.dumps)]
         if isinstance(value, (dict, types.MappingProxyType)):
             return ["dict", [[self.of(k), self.of(v)] for k, v in value.items()]]
         if isinstance(value, nn.Module):
@@ -258,7 +259,11 @@ class Account:
         members = [(n, v) for n, v in sorted(vars(kind).items()) if n != "_abc_impl"]
         kept = [(n, v) for n, v in members if not _is_dunder(n)
                 or isinstance(v, (types.FunctionType, staticmethod, classmethod, property))]
-        return [[self.of(base) for base in kind.__bases__], [[n, self.of(v)] for n, v in kept]]
+        does: list[Any] = []
+        holds: list[Any] = []
+        for n, v in kept:
+            (does if callable(v) or hasattr(v, "__get__") else holds).append([n, self.of(v)])
+        return [[self.of(base) for base in kind.__bases__], does, holds]
 
     def _function(self, function: types.FunctionType) -> Any:
         said, names = block(function.__code__), function.__globals__
@@ -301,10 +306,6 @@ class Account:
 
 def _is_place(text: str) -> bool:
     return "\n" not in text and PurePath(text).is_absolute()
-
-
-def _canonical(described: Any) -> str:
-    return json.dumps(described, sort_keys=True)
 
 
 def _is_dunder(name: str) -> bool:

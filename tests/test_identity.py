@@ -1,0 +1,362 @@
+"""Identity: whatever changes bits changes the name of a run, in every process alike, and nothing else does."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import optscope.engine.identity as identity
+from changes import OLD_AS_NEW, PLAIN, TASK_FILE
+from optscope.engine.content import content
+from optscope.engine.execute import Inline, Local
+from optscope.engine.identity import describe
+from optscope.engine.numerics import TorchSettings, numerics
+from optscope.engine.once import looked_at_once
+from optscope.engine.run import Row, Run
+from optscope.engine.store import RunFolder
+from optscope.engine.train import Plan
+from optscope.errors import UserError
+from optscope.evidence.records import Records
+from optscope.optim import SGD, Adam, Constant, Graft, Momentum, StepDecay
+from optscope.study.comparison import Arm, Comparison
+from optscope.study.search import Grid
+from optscope.tasks.task import Task
+from tiny import TASK
+
+PLAN = Plan(1, 16)
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder whose modules can be imported, and are forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    known = set(sys.modules)
+    yield tmp_path
+    forget(known)
+
+
+def forget(known):
+    for name in set(sys.modules) - known:
+        if not name.startswith(("torch", "optscope", "numpy")):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+def name_of(place, files, **source):
+    """Write `mine.py` and others, import them afresh, and return the run's id."""
+    for name, text in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(textwrap.dedent(text))
+    (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | source))
+    known = set(sys.modules)
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    library = functional.l1_loss, nn.Threshold.forward
+    try:
+        return Run(importlib.import_module("mine").task(), SGD(lr=0.1), PLAN, 1).id
+    finally:
+        sys.dont_write_bytecode = before
+        functional.l1_loss, nn.Threshold.forward = library
+        forget(known)
+
+
+@pytest.mark.parametrize("row", OLD_AS_NEW)
+def test_old_numbers_never_pass_as_new(row, place):
+    files, values, source = OLD_AS_NEW[row]
+    a, again, b = (name_of(place, {n: text.replace("{0}", value) for n, text in files.items()}, **source)
+                   for value in (values[0], *values))
+    assert a == again
+    assert a != b
+
+
+SAME = {
+    "a comment": ({}, {"model": "# said\n    return nn.Linear(4, 2)"}),
+    "a docstring": ({}, {"loss": '"""Say."""\n    return F.cross_entropy(outputs, targets)'}),
+    "a function that nothing uses": ({}, {"above": "def unused(): return 3"}),
+    "a global that nothing uses": ({}, {"above": "import time; START = time.time()"}),
+    "a helper that nothing uses": ({"helper.py": "A = 1"}, {"above": "import helper"}),
+    "a file beside it": ({"notes.txt": "1"}, {}),
+    "another layout": ({}, {"model": "return (\n        nn.Linear(4,\n                  2))"}),
+}
+
+
+@pytest.mark.parametrize("row", SAME)
+def test_what_changes_no_bits_changes_no_name(row, place):
+    files, source = SAME[row]
+    assert name_of(place, {}) == name_of(place, files, **source)
+
+
+def test_another_place_on_disk_changes_no_name(place):
+    source = {"above": "from pathlib import Path\nHERE = Path(__file__).parent\nHOME = str(Path.cwd())",
+              "data": "assert (HERE / 'mine.py').exists() and HOME"}
+    names = set()
+    for folder in ("a/same", "b/same"):
+        (place / folder).mkdir(parents=True)
+        sys.path.insert(0, str(place / folder))
+        os.chdir(place / folder)
+        names.add(name_of(place / folder, {}, **source))
+        sys.path.remove(str(place / folder))
+    assert len(names) == 1
+
+
+CACHES = {
+    "a dictionary": ("KEPT = {}", "KEPT[len(KEPT)] = 1"), "a list": ("KEPT = []", "KEPT.append(1)"),
+    "a count": ("KEPT = 0", "global KEPT; KEPT += 1"),
+    "a count in a dictionary": ("KEPT = {'n': 0}", "KEPT['n'] += 1"),
+    "an attribute": ("class K: n = 0", "K.n += 1"),
+}
+
+
+@pytest.mark.parametrize("row", CACHES)
+def test_what_the_functions_write_down_themselves_is_no_setting(row, place):
+    above, line = CACHES[row]
+    (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | {
+        "above": above, "model": f"{line}; return nn.Linear(4, 2)", "data": line}))
+    task = importlib.import_module("mine").task()
+    assert Run(task, SGD(lr=0.1), PLAN, 1).id == Run(task, SGD(lr=0.1), PLAN, 1).id
+    Run(task, SGD(lr=0.1), PLAN, 1).perform(RunFolder(place / "run"))
+    assert Run(task, SGD(lr=0.1), PLAN, 1).id == Run(task, SGD(lr=0.1), PLAN, 1).id
+
+
+def processes(place, script, *, seeds=("1", "2"), **environment):
+    """Return what a script prints in fresh processes, one a hash seed."""
+    known = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1] / 'src'}:{Path(__file__).parent}"}
+    started = [subprocess.Popen([sys.executable, "-W", "error", "-c", script], cwd=place, text=True,
+                                env=known | {"PYTHONHASHSEED": seed} | environment, stdout=subprocess.PIPE)
+               for seed in seeds]
+    return [process.communicate()[0] for process in started]
+
+
+NAMES = """
+import sys
+sys.path.insert(0, ".")
+import mine, helper
+from tiny import TASK
+from optscope.probes.accuracy import Accuracy
+from optscope.engine.run import Run
+from optscope.engine.train import Plan
+from optscope.optim import Adam, Foreign, Graft, SGD, StepDecay
+for task, rule in ((mine.task(), Graft(Adam(lr=.1), SGD(lr=1.0))), (TASK, Foreign("torch.optim:NAdam", lr=.1))):
+    run = Run(task, rule, Plan(2, 8, StepDecay(at=(.5,))), 1, (Accuracy(),))
+    print(run.id, run.readings)
+"""
+
+
+def test_names_are_equal_in_every_process(place):
+    (place / "helper.py").write_text(
+        "WORDS = {'a', 'b', 'c', 'd'}\nclass Many:\n    def f(self, x): return x in {'p', 'q', 'r', 'long word'}\n"
+        "def one(x, words=frozenset(WORDS)): return Many().f(x) or x in words or x in WORDS\n")
+    (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | {
+        "above": "import helper", "loss": "helper.one('a'); return F.cross_entropy(outputs, targets)"}))
+    first, second = processes(place, NAMES)
+    assert first == second
+    assert first.count("\n") == 2
+
+
+def test_environment_variables_read_at_import_or_in_the_model_count(place, monkeypatch):
+    source = {"above": "import os\nA = float(os.environ['A'])", "loss": "return A * F.cross_entropy(outputs, targets)",
+              "model": "return nn.Linear(4, int(os.environ['WIDTH']))"}
+    found = set()
+    for a, width in (("1", "2"), ("2", "2"), ("1", "3"), ("1", "2")):
+        monkeypatch.setenv("A", a)
+        monkeypatch.setenv("WIDTH", width)
+        found.add(name_of(place, {}, **source))
+    assert len(found) == 3
+
+
+def test_a_change_while_a_comparison_runs_stops_it(place):
+    (place / "helper.py").write_text("def factor():\n    return 1.0\n")
+    (place / "d.txt").write_text("1")
+    (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | {
+        "above": "from helper import factor", "data": "x = x + float(Path('d.txt').read_text())",
+        "loss": "return factor() * F.cross_entropy(outputs, targets)"}))
+    task = importlib.import_module("mine").task()
+    run, fresh, later = (Run(task, SGD(lr=0.1), PLAN, seed) for seed in (1, 2, 3))
+    names = run.id, run.users, fresh.id, fresh.users
+    assert all(names)
+    (outcome,) = Local(1).run([run], place / "runs")
+    assert outcome.status == "ok"
+    (place / "helper.py").write_text("def factor():\n    return 2.0\n")
+    with pytest.raises(UserError, match="mine: helper:factor changed after this command began, or differs"):
+        list(Local(1).run([fresh], place / "runs"))
+    (place / "helper.py").write_text("def factor():\n    return 1.0\n")
+    assert later.id
+    assert later.users
+    (place / "d.txt").write_text("2")
+    with pytest.raises(UserError, match="mine: its data changed after this command began"):
+        list(Inline().run([later], place / "runs"))
+
+
+def test_data_drawn_by_a_global_generator_are_the_same_everywhere(place):
+    (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | {"data": "x = torch.rand(40, 4)"}))
+    run = Run(importlib.import_module("mine").task(), SGD(lr=0.1), PLAN, 1)
+    torch.manual_seed(5)
+    a = RunFolder(place / "a")
+    run.perform(a)
+    list(Local(1).run([run], place / "b"))
+    b = RunFolder(place / "b" / run.id)
+    assert all(torch.equal(v, b.weights()[n]) for n, v in a.weights().items())
+
+
+SETTINGS = {
+    "dtype": (torch.set_default_dtype, torch.float64), "deterministic": (torch.set_deterministic_debug_mode, 1),
+    "matmul": (torch.set_float32_matmul_precision, "medium"), "flush": (torch.set_flush_denormal, True),
+    "anomaly": (torch.autograd.set_detect_anomaly, True), "device": (torch.set_default_device, "meta"),
+    "autocast": (lambda on: torch.set_autocast_enabled("cpu", on), True),
+    "gradients": (torch.set_grad_enabled, False),
+}
+
+
+@pytest.fixture
+def usual():
+    """Leave torch's settings as they were."""
+    before, threads = TorchSettings(), torch.get_num_threads()
+    yield
+    with before.hold():
+        pass
+    TorchSettings.__setstate__(before, vars(before))
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_torch_settings_are_part_of_the_name_and_hold_while_it_is_performed(name, usual):
+    before = numerics()
+    change, value = SETTINGS[name]
+    run = Run(TASK, SGD(lr=0.1), PLAN, 1)
+    assert run.settings.numerics() == before
+    change(value)
+    assert set(numerics().items()) - set(before.items()) == {(name, numerics()[name])}
+    held = TorchSettings()
+    assert Run(TASK, SGD(lr=0.1), PLAN, 1).settings == held != run.settings
+    TorchSettings.__setstate__(run.settings, vars(run.settings))
+    assert numerics() == before
+    with held.hold():
+        assert numerics()[name] != before.get(name)
+        assert torch.get_num_threads() == 1
+    assert numerics() == before
+
+
+def settings_there() -> tuple[list[Row], dict[str, object]]:
+    """Return what a new tensor is, and how many threads there are."""
+    return [Row("", 0, str(torch.ones(1).dtype), float(torch.get_num_threads()))], {}
+
+
+def test_a_worker_has_the_settings_of_the_file_even_before_it_imports_what_the_file_imports(place, usual):
+    (place / "helper.py").write_text("import torch\nW = torch.ones(2)\n")
+    (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | {
+        "above": "torch.set_default_dtype(torch.float64); torch.set_num_threads(2)\nimport helper",
+        "loss": "return F.cross_entropy(outputs, targets, weight=helper.W)"}))
+    run = Run(importlib.import_module("mine").task(), SGD(lr=0.1), PLAN, 1)
+    here, there = RunFolder(place / "here"), place / "there"
+    run.perform(here)
+    (outcome,) = Local(1).run([run], there)
+    assert outcome.status == "ok"
+    found = RunFolder(there / run.id)
+    assert all(torch.equal(v, found.weights()[n]) for n, v in here.weights().items())
+    assert found.weights()["weight"].dtype == torch.float64
+    assert found.result()["numerics"]["dtype"] == "torch.float64"
+
+
+# Our own code
+
+def test_adding_a_rule_or_a_helper_renames_no_run_and_changing_one_does(monkeypatch):
+    from optscope.optim import momentum, rule, schedules, sgd
+
+    def names():
+        rules = SGD(lr=0.1), Momentum(lr=0.1), Graft(Adam(lr=0.1), SGD(lr=1.0))
+        return [Run(TASK, each, PLAN, 1).id for each in rules]
+
+    first = names()
+    for module in (momentum, rule, sgd, schedules):
+        monkeypatch.setattr(module, "helper", lambda: 1, raising=False)
+        monkeypatch.setattr(module, "Another", type("Another", (SGD,), {}), raising=False)
+    assert names() == first
+    step = Momentum.add_step_
+    monkeypatch.setattr(Momentum, "add_step_", lambda *a, **k: step(*a, **k))
+    second = names()
+    assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, True]
+    monkeypatch.setattr(SGD, "update", lambda *a, **k: None)
+    assert [a == b for a, b in zip(second, names(), strict=True)] == [False, True, False]
+
+
+def test_the_schedule_counts_and_no_other(monkeypatch):
+    run = Run(TASK, SGD(lr=0.1), PLAN, 1)
+    monkeypatch.setattr(StepDecay, "__call__", lambda self, t: 1.0)
+    assert Run(TASK, SGD(lr=0.1), PLAN, 1).id == run.id
+    monkeypatch.setattr(Constant, "__call__", lambda self, t: 1.0 + 0 * t)
+    assert Run(TASK, SGD(lr=0.1), PLAN, 1).id != run.id
+
+
+def test_the_words_of_an_error_do_not_count():
+    def make(text):
+        names = {"__name__": "optscope.typed", "UserError": UserError}
+        exec(text, names)
+        return describe(names["f"])
+    text = "def f(x):\n    if x:\n        raise UserError(f'no {x!r}' if x else 'none')\n    return x + 1\n"
+    assert make(text) == make(text.replace("no {x!r}", "a longer sentence, {x} and {x!r}"))
+    assert make(text) != make(text.replace("x + 1", "x + 2"))
+    assert make(text) != make(text.replace("if x:", "if not x:"))
+
+
+# Content
+
+KINDS = {
+    "float32": torch.tensor([1.0, 2.0]), "bfloat16": torch.tensor([1.0, 2.0]).bfloat16(),
+    "half": torch.tensor([1.0, 2.0]).half(), "complex": torch.tensor([1.0 + 0j, 2.0]), "int": torch.tensor([1, 2]),
+    "bool": torch.tensor([True, False]), "float8": torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
+    "sparse": torch.tensor([1.0, 2.0]).to_sparse(), "empty": torch.ones(0), "scalar": torch.tensor(1.0),
+    "column": torch.tensor([[1.0], [2.0]]), "numpy": np.array([1.0, 2.0]), "numpy scalar": np.float32(1.0),
+    "text": np.array(["a", "b"]), "objects": np.array([1, "b"], dtype=object),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_number_has_content(kind):
+    value = KINDS[kind]
+    if kind != "numpy scalar":
+        assert describe(value.copy() if isinstance(value, np.ndarray) else value.clone()) == describe(value)
+    if value.ndim and len(value) and kind != "sparse":
+        other = torch.cat([value[:1], value[:1]]) if isinstance(value, torch.Tensor) else value[[0, 0]]
+        assert describe(other) != describe(value)
+    assert sum(describe(other) == describe(value) for other in KINDS.values()) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_compressed_and_conjugated_tensors_have_content():
+    x = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
+    def quantised(scale):
+        return torch.quantize_per_tensor(x, scale, 0, torch.qint8)
+    assert content(quantised(0.1)) == content(quantised(0.1)) != content(quantised(0.2))
+    csr = x.to_sparse_csr()
+    assert content(csr) == content(x.to_sparse_csr()) != content((2 * x).to_sparse_csr())
+    z = torch.tensor([1 + 2j])
+    assert content(z.conj()) == content(torch.tensor([1 - 2j])) != content(z)
+
+
+def test_data_in_memory_are_hashed_once_and_a_change_of_them_is_seen(monkeypatch):
+    x, y = torch.rand(60, 4), torch.arange(60) % 2
+    hashed = []
+    known = identity.content
+    monkeypatch.setattr(identity, "content", lambda value: hashed.append(value.shape) or known(value))
+    task = Task.from_tensors(lambda: nn.Linear(4, 2), (x, y), (x, y))
+    arms = tuple(Arm(name, rule, Grid((0.1, 0.2, 0.3))) for name, rule in (("a", SGD(lr=0.1)), ("b", Adam(lr=0.1))))
+    comparison = Comparison("c", task, arms, PLAN, (), (1, 2), (3, 4, 5))
+    jobs = comparison.jobs(Records())
+    assert len(jobs) == 18
+    assert len(hashed) == 6 + 2  # inputs and targets of three parts, and the fresh model's weights
+    with looked_at_once():
+        comparison.jobs(Records())
+        comparison.jobs(Records())
+    assert len(hashed) == 16
+    task.data().test.inputs.numpy()[0] = 7  # not seen by torch's count of versions
+    assert {job.work.id for job in comparison.jobs(Records())}.isdisjoint(job.work.id for job in jobs)
