@@ -163,7 +163,8 @@ def test_names_are_equal_in_every_process(place):
 
 
 def test_environment_variables_read_at_import_or_in_the_model_count(place, monkeypatch):
-    source = {"above": "import os\nA = float(os.environ['A'])", "loss": "return A * F.cross_entropy(outputs, targets)",
+    source = {"above": "import os\nA = float(os.environ['A'])",
+              "loss": "return A * F.cross_entropy(outputs, targets)",
               "model": "return nn.Linear(4, int(os.environ['WIDTH']))"}
     found = set()
     for a, width in (("1", "2"), ("2", "2"), ("1", "3"), ("1", "2")):

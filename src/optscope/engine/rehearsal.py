@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.engine.checkpoint import check_kept
-from optscope.engine.identity import THREADS
+from optscope.engine.numerics import THREADS
 from optscope.engine.play import play
 from optscope.engine.run import take
 from optscope.engine.train import Plan, train
