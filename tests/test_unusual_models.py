@@ -124,6 +124,12 @@ def counting(net: Net, x: Tensor) -> Tensor:
     return tanh(net, x) * (1 + 0.1 * len(net.calls) if net.training else 1)
 
 
+def within(net: Net, x: Tensor) -> Tensor:
+    """The slope of a layer's sum, by torch.func, and a head on its first entries."""
+    slopes = torch.func.vmap(torch.func.grad(lambda z: net.body(z).tanh().sum()))(x)
+    return net.head(functional.pad(slopes, (0, 2)))
+
+
 def hooked() -> Net:
     net, seen = Net(lambda net, x: net.head((net.body(x), seen[-1].tanh())[1])), []
     net.body.register_forward_hook(lambda module, args, out: seen.append(out))
@@ -217,6 +223,22 @@ def test_weight_normalisation_bends_as_its_formula_does(wrap, kind) -> None:
         jacobian = torch.autograd.functional.jacobian(lambda w: outputs(w).flatten(), flat)
         expected = jacobian.T @ torch.autograd.functional.hessian(
             lambda z: functional.cross_entropy(z.view(48, 3), Y), outputs(flat).flatten()) @ jacobian
+    found = torch.stack([operator(e) for e in torch.eye(operator.size, dtype=torch.float64)])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_gradient_inside_the_model_is_differentiated_again() -> None:
+    model = Net(within).double()
+    operator = Hessian(model, functional.cross_entropy, X.double(), Y)
+    named = {name: p.detach() for name, p in model.named_parameters()}
+
+    def value(flat: Tensor) -> Tensor:
+        w = dict(zip(named, operator.layout.views(flat), strict=True))
+        bend = 1 - (X.double() @ w["body.weight"].T + w["body.bias"]).tanh() ** 2
+        slopes = functional.pad(bend @ w["body.weight"], (0, 2))
+        return functional.cross_entropy(slopes @ w["head.weight"].T + w["head.bias"], Y)
+
+    expected = torch.autograd.functional.hessian(value, operator.layout.flatten(list(named.values())))
     found = torch.stack([operator(e) for e in torch.eye(operator.size, dtype=torch.float64)])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -332,10 +354,13 @@ class Made:
         if self.name == "adapted":
             torch.manual_seed(0)
             return Adapted()
-        return {**LIKE_PLAIN, "counting": lambda: Net(counting), "reentrant": lambda: saving(True)}[self.name]()
+        return {**LIKE_PLAIN, "counting": lambda: Net(counting), "reentrant": lambda: saving(True),
+                "compiled": lambda: torch.compile(Net(tanh), backend="eager"),
+                "gradient inside": lambda: Net(within)}[self.name]()
 
 
-@pytest.mark.parametrize("name", [*LIKE_PLAIN, "counting", "reentrant", "adapted"])
+@pytest.mark.parametrize("name", [*LIKE_PLAIN, "counting", "reentrant", "adapted", "compiled",
+                                  "gradient inside"])
 def test_a_training_that_was_watched_ends_at_the_same_bits(name: str) -> None:
     task = Task.from_tensors(Made(name), (X, Y), (X, Y), validation=(X, Y))
     states = (torch.get_rng_state(), np.random.get_state()[1].tolist(), torch.get_default_dtype())

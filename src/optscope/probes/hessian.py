@@ -197,8 +197,11 @@ class _Curvature(SymmetricOperator):
             return saved.detach()
 
         with self._at.held(), grads():
-            with torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
-                outputs = self._at.outputs(inputs)
+            try:
+                with torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
+                    outputs = self._at.outputs(inputs)
+            except RuntimeError:  # torch.func inside a model bears no such hooks: nothing is known of its memory
+                total, outputs = 0, self._at.outputs(inputs)
             check_depends(outputs)
             value = self._loss(outputs, targets)
         check_mean(self._loss, outputs, targets)

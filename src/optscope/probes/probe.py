@@ -141,7 +141,7 @@ def check_finite(model: nn.Module) -> None:
         if nn.parameter.is_lazy(p):
             raise UserError(f"the model's parameter {name!r} has no shape yet: call the model once on a batch, or "
                             "give its layers their sizes")
-        if not bool(torch.isfinite(p).all()):
+        if not bool(torch.isfinite(p.detach()).all()):
             raise UserError(f"the model's parameter {name!r} is not finite: training diverged; "
                             "measure an earlier checkpoint or lower the learning rate")
 

@@ -189,11 +189,9 @@ def _slots(kind: Any) -> tuple[str, ...]:
 def _attributes(thing: Any) -> list[Any]:
     """Return what an object's attributes hold: the values in slots, and their dictionary."""
     kind: Any = type(thing)
-    if not _ours(kind):
-        return []
     found = [getattr(thing, name, None) for name in _slots(kind)]
-    if isinstance(own := getattr(thing, "__dict__", None), dict):
+    if _ours(kind) and isinstance(own := getattr(thing, "__dict__", None), dict):
         found.append(own)
-    if isinstance(thing, nn.Module):  # of a compiled module they are no attributes
+    if isinstance(thing, nn.Module):  # of a compiled module they are no attributes, or its attributes are torch's
         found += [*thing.parameters(recurse=False), *thing.buffers(recurse=False), *thing.children()]
     return found
