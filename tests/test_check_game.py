@@ -26,6 +26,19 @@ ONE = Perceptron((8, 8, 2))()
 RULE = Players(generator=SGD(lr=1.0), discriminator=SGD(lr=1.0))
 
 
+LOOSE = nn.Parameter(torch.ones(()))
+
+
+class Pair(nn.Linear):
+    """A generator of two things."""
+
+    def __init__(self):
+        super().__init__(8, 2)
+
+    def forward(self, latent):
+        return super().forward(latent), latent
+
+
 def with_player(index, **changes):
     players = list(GOOD.players)
     players[index] = replace(players[index], **changes)
@@ -62,6 +75,12 @@ def test_good_games_pass(game):
     (lambda: with_player(1, model=lambda: ONE), "generator's model.. must return a new model each time"),
     (lambda: with_player(1, model=lambda: 3), "must return a torch.nn.Module; got int"),
     (lambda: with_player(1, model=Perceptron((8, 8, 3))), r"shaped like the real ones, \(2,\); it makes \(3,\)"),
+    (lambda: with_player(1, model=Pair), "it makes tuple"),
+    (lambda: with_player(0, model=lambda: nn.LazyLinear(1)), "weight of the discriminator has no shape"),
+    (lambda: with_player(0, loss=lambda networks, real, latent: 0 * networks["discriminator"](real).mean()),
+     "the discriminator's loss cannot move"),
+    (lambda: with_player(0, loss=lambda networks, real, latent: LOOSE * networks["discriminator"](real).mean()),
+     "no parameter of the model"),
     (lambda: with_player(1, model=Perceptron((7, 8, 2))), r"refused latent vectors of shape \(8, 8\)"),
     (lambda: with_player(0, model=Perceptron((3, 8, 1))), "the discriminator's loss stopped with RuntimeError"),
     (lambda: with_player(0, loss=every_example), r"must be one number .*; got \(8,\)"),

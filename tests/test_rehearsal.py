@@ -175,8 +175,8 @@ def test_what_cannot_be_trained_is_one_sentence_that_names_arm_and_parameter(nam
 
 
 @pytest.mark.parametrize(("given", "rule", "words"), [
-    (task(), Foreign(Never, lr=0.1), "arm: its first 3 steps change no weight."),
-    (task(), Foreign(Late, lr=0.1), "arm: its first step changes no weight."),
+    (task(), Foreign(Never, lr=0.1), "Never', lr=0.1) change no weight."),
+    (task(), Foreign(Late, lr=0.1), "Late', lr=0.1) changes no weight."),
     (task(), Foreign("torch.optim:AdamW", lr=0.1), "decays weights by 0.01, its default"),
     (task(), SGD(lr=1e39), "its smallest rate, diverges within 3 steps"),
     (task(seeded_itself), SGD(lr=0.1), "every seed starts from the same weights"),
@@ -251,7 +251,7 @@ def test_a_plan_is_told_and_a_short_one_said():
     assert words in short.before[0]
     long = rehearsed(Comparison("c", given, arms, Plan(30, 32), (Accuracy(),), (1,)))
     assert long.known == []
-    assert long.before == [f"{given.name}: 30 epochs of 10 steps on 32 examples each make 300 steps"]
+    assert long.before == ["c: 30 epochs of 10 steps on 32 examples each make 300 steps"]
     assert "a batch of 999 was asked for; there are 320" in rehearsed(
         Comparison("c", given, arms, Plan(30, 999), (Accuracy(),), (1,))).known[0]
 

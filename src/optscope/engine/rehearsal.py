@@ -235,9 +235,9 @@ def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, watched: Sequence[
     if trained.diverged_at is not None:
         found.said.append(f"{arm}: {rule!r}, its smallest rate, diverges within {STEPS} steps.")
     elif STEPS in still:
-        found.said.append(f"{arm}: its first {STEPS} steps change no weight.")
+        found.said.append(f"{arm}: the first {STEPS} steps of {rule!r} change no weight.")
     elif still:
-        found.said.append(f"{arm}: its first step changes no weight.")
+        found.said.append(f"{arm}: the first step of {rule!r} changes no weight.")
     return trained.snapshot.model
 
 

@@ -52,10 +52,10 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
                          (comparison.validation, *comparison.probes, *comparison.described), comparison.watched,
                          (lambda rule: Rounded(rule, TWINS[0])) if comparison.twin_seeds else None)
         _check_validation(comparison, task, found)
-        before.append(planned(task, comparison.plan))
+        before.append(f"{comparison.name}: {planned(task, comparison.plan)}")
         before += [f"{task.name}: nothing is measured of an untrained model by {_listed(probes)}: {why}"
                    for why, probes in _by_reason(found.silent).items()]
-        known += [*_short(task, comparison.plan), *found.said]
+        known += [*(f"{comparison.name}: {short}" for short in _short(task, comparison.plan)), *found.said]
         broken |= found.broken
         single |= found.single
     known += [f"{probe!r} is left out: of an untrained model, {why}" for probe, why in broken.items()]
@@ -96,7 +96,7 @@ def planned(task: Task, plan: Plan) -> str:
     batch, each = min(plan.batch, examples), plan.steps_per_epoch(examples)
     left = examples - each * batch
     waiting = f"; {left} of {examples} examples wait in every epoch" if left else ""
-    return (f"{task.name}: {_count(plan.epochs, 'epoch')} of {_count(each, 'step')} on {batch} examples each make "
+    return (f"{_count(plan.epochs, 'epoch')} of {_count(each, 'step')} on {batch} examples each make "
             f"{_count(plan.steps(examples), 'step')}{waiting}")
 
 
@@ -105,10 +105,10 @@ def _short(task: Task, plan: Plan) -> list[str]:
     steps = plan.steps(examples)
     found = []
     if plan.batch > examples:
-        found.append(f"{task.name}: a batch of {plan.batch} was asked for; there are {examples} training examples, "
+        found.append(f"a batch of {plan.batch} was asked for; there are {examples} training examples, "
                      "and every step sees all of them.")
     if steps < FEW:
-        found.append(f"{task.name}: {_count(steps, 'step')} in all, fewer than {FEW}, may be too few for any "
+        found.append(f"{_count(steps, 'step')} in all, fewer than {FEW}, may be too few for any "
                      "optimiser: give more epochs or a smaller batch.")
     return found
 

@@ -100,7 +100,7 @@ def rehearsed(task: Task, settings: Settings, arms: Sequence[Arm]) -> list[str]:
                      (VALIDATION,), around=lambda rule: Rounded(rule, TWINS[0]))
     for why in (*found.broken.values(), *found.silent.values(), *found.single.values()):
         raise UserError(f"{task.name}: {why}")
-    return [planned(task, Plan(settings.epochs, settings.batch)), *found.said]
+    return [f"{task.name}: {planned(task, Plan(settings.epochs, settings.batch))}", *found.said]
 
 
 def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int) -> tuple[list[Row], Mapping[str, NDArray[Any]]]:

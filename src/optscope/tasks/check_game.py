@@ -58,9 +58,10 @@ def _check_made(game: Game, generator: nn.Module, latent: Tensor, real: Tensor) 
     except Exception as error:  # whatever the author chose to raise
         raise UserError(f"{game.name}: the generator refused latent vectors of shape {tuple(latent.shape)}: "
                         f"{first_words(error)}") from error
-    if made.shape[1:] != real.shape[1:]:
+    got = tuple(made.shape[1:]) if isinstance(made, Tensor) else type(made).__name__
+    if got != tuple(real.shape[1:]):
         raise UserError(f"{game.name}: the generator must make things shaped like the real ones, "
-                        f"{tuple(real.shape[1:])}; it makes {tuple(made.shape[1:])}")
+                        f"{tuple(real.shape[1:])}; it makes {got}")
 
 
 def _check_loss(game: Game, player: Player, networks: dict[str, nn.Module], real: Tensor, latent: Tensor) -> None:
