@@ -38,18 +38,29 @@ def sign_test(wins, losses):
     return sum(sum(ways) >= wins for ways in product((0, 1), repeat=n)) / 2**n
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(6, 0), (5, 0), (9, 2), (8, 2), (0, 0), (3, 6)])
+@pytest.mark.parametrize(("wins", "losses"), [(7, 0), (6, 0), (11, 2), (10, 2), (0, 0), (3, 6)])
 def test_a_classifier_is_held_against_the_commonest_class_of_the_training_part(wins, losses):
     """Both right on 3 examples, both wrong on 2, one of them on the others."""
     named = [1] * (3 + wins) + [0] * losses + [0, 0]
     y = torch.tensor([1] * 3 + [0] * wins + [1] * losses + [2, 2])  # 1 is the commonest in the training part
     named[3:3 + wins] = [0] * wins
-    x = functional.one_hot(torch.tensor(named), 3).float()
+    x = 1000 * functional.one_hot(torch.tensor(named), 3).float()  # so sure that its log loss is the worse one
     labels = torch.tensor([1] * 7 + [0] * 2 + [2])
     values = taken((torch.zeros(10, 3), labels), (x, y))
     assert values["accuracy of the commonest class"] == pytest.approx(100 * (3 + losses) / len(y))
-    assert values["better than chance"] == (sign_test(wins, losses) <= 0.025)
+    assert values["better than chance"] == (2 * sign_test(wins, losses) <= 0.025)
     assert "loss of the mean" not in values
+
+
+@pytest.mark.parametrize(("knows", "better"), [(2.0, 1), (0.0, 0)])
+def test_a_model_that_always_names_the_common_class_may_still_know_the_rare_one(knows, better):
+    """One example in 10 is of class 1; logits that tell which, and never enough to be named."""
+    y = (torch.arange(200) % 10 == 0).long()
+    noise = 0.1 * torch.randn(200, generator=torch.Generator().manual_seed(0))
+    x = torch.stack([torch.full((200,), 4.0), 1.5 + knows * (y - 0.5) + noise], dim=1)
+    values = taken((torch.zeros(200, 2), y), (x, y))
+    assert values == {"accuracy of the commonest class": 90.0, "better than chance": better}
+    assert float((x.argmax(1) == y).double().mean()) == 0.9
 
 
 def test_a_regression_is_held_against_the_mean_of_the_training_targets():

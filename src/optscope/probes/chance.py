@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
+from torch.nn import functional
 
 from optscope.errors import UserError
 from optscope.evidence.paired import paired_test
@@ -26,6 +29,9 @@ class Chance(Probe):
 
     Classification: the accuracy of always naming the commonest class (percent), and the exact sign test on the
     examples that only one of the two names rightly, P(Bin(b + c, 1/2) >= b) (McNemar, Psychometrika 12 (1947) 153).
+    Where one class is rare a model may know much and still name the common one: so its log loss, −log softmax(z)_y,
+    is held against that of the classes' frequencies too, by the paired test, and the smaller p counts twice. Those
+    are the frequencies in the very examples, which no other constant answer can beat.
     Regression: the loss of always answering the mean, over the first 1,000 examples, and the paired test on the
     losses of single examples. "better than chance" is 1 where p <= 0.025, one-sided, else 0.
 
@@ -49,10 +55,13 @@ class Chance(Probe):
         constant = subject.snapshot.task.data().train.targets
         if subject.snapshot.task.kind == "classification":
             check_classifier(subject)
-            named = in_batches(subject.model, subject.inputs).argmax(1) == subject.targets
-            common = subject.targets == commonest(constant)
+            logits, targets = in_batches(subject.model, subject.inputs).double(), subject.targets.long()
+            named, common = logits.argmax(1) == targets, targets == commonest(constant)
             wins, losses = int((named & ~common).sum()), int((common & ~named).sum())
-            p = float(stats.binom.sf(wins - 1, wins + losses, 0.5))
+            by_chance, by_model = (functional.cross_entropy(z, targets, reduction="none").cpu().numpy() for z in
+                                   (frequencies(targets, logits.shape[1]).expand_as(logits), logits))
+            p = 2 * min(float(stats.binom.sf(wins - 1, wins + losses, 0.5)),
+                        paired_test(by_chance, by_model, one_sided=True).p)
             return Reading({"accuracy of the commonest class": percent(common),
                             "better than chance": float(p <= LEVEL)})
         check_examples(subject)
@@ -62,7 +71,7 @@ class Chance(Probe):
                             f"{targets.dtype} targets {tuple(targets.shape)} for outputs {tuple(outputs.shape)}")
         answer = constant.to(torch.float64).mean(0).to(outputs).expand_as(outputs)
         by_chance, by_model = (each_loss(subject, given, targets) for given in (answer, outputs))
-        p = paired_test(by_chance.numpy(), by_model.numpy(), one_sided=True).p
+        p = paired_test(by_chance, by_model, one_sided=True).p
         return Reading({"loss of the mean": float(by_chance.mean()), "better than chance": float(p <= LEVEL)})
 
 
@@ -75,8 +84,17 @@ def commonest(labels: Tensor) -> int:
     return int(torch.bincount(labels.long()).argmax())
 
 
-def each_loss(subject: Subject, outputs: Tensor, targets: Tensor) -> Tensor:
+def frequencies(labels: Tensor, classes: int) -> Tensor:
+    """Return the logarithms of the classes' shares `(classes,)`, with half a label more of each: none is 0.
+
+    >>> frequencies(torch.tensor([0, 0, 1]), 2).exp()
+    tensor([0.6250, 0.3750], dtype=torch.float64)
+    """
+    counts = torch.bincount(labels.long(), minlength=classes).double() + 0.5
+    return (counts / counts.sum()).log()
+
+
+def each_loss(subject: Subject, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
     """Return the loss of each example by itself, `(n,)` in float64."""
     with torch.no_grad():
-        return torch.tensor([float(subject.loss(outputs[i:i + 1], targets[i:i + 1])) for i in range(len(outputs))],
-                            dtype=torch.float64)
+        return np.array([float(subject.loss(outputs[i:i + 1], targets[i:i + 1])) for i in range(len(outputs))])

@@ -63,9 +63,8 @@ def nothing_to_compare(comparison: Comparison, records: Records) -> str:
         values = mine.values(arm, name)
         return f"{np.nanmean(values):.4g}{unit}" if np.isfinite(values).any() else "none"
     scores = ", ".join(f"{arm.name} {mean(arm.name, metric)}" for arm in comparison.arms)
-    return ("Nothing can be compared: no optimiser is shown to have learnt anything. The "
-            f"{blind}, which is had without looking at the input, is {mean(next(iter(known)), blind)}; "
-            f"mean {metric} over seeds: {scores}.")
+    return ("Nothing can be compared: no optimiser is shown to do better than an answer that never looks at the "
+            f"input. The {blind} is {mean(next(iter(known)), blind)}; mean {metric} over seeds: {scores}.")
 
 
 def _first_said(equal: Finding, better: Finding) -> str:
