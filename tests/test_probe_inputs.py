@@ -176,3 +176,49 @@ def test_bounds_are_two_numbers(bounds):
         PGD().run(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), x, torch.arange(6) % 3, 0.1, bounds=bounds)
     with pytest.raises(UserError, match="bounds must be two finite numbers"):
         RobustAccuracy()(snapshot(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), x, bounds=bounds))
+
+
+class Stepped(nn.Module):
+    """Sees each number as one of ten levels: no gradient passes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.levels, self.head = nn.Embedding(11, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.levels((10 * x).long()).mean(1))
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=repr)
+def test_a_model_that_passes_no_gradient_is_attacked_without(attack):
+    x = rand(30, 5)
+    task = snapshot(Stepped(), x, Stepped()(x).argmax(1).detach())
+    probe = RobustAccuracy("linf", (0.1, 0.4), attack, checked=5)
+    if isinstance(attack, RandomSearch):
+        found = probe(task).values
+        assert found["accuracy under linf attack"][0.4] < 100
+        assert found["linf attack: loss rises with steps"] == 0
+    else:
+        with pytest.raises(UserError, match="an attack by gradients needs a model that passes them to its inputs"):
+            probe(task)
+    with pytest.raises(UserError, match="the model passes no gradient to its inputs"):
+        Lipschitz()(task)
+
+
+@pytest.mark.parametrize("probe", [BandNoise(variance=9.0, bands=3), SensitivityMap(norm=99.0)], ids=repr)
+def test_a_model_that_takes_no_inputs_outside_their_range_is_named(probe):
+    model = nn.Sequential(nn.Flatten(), Stepped())
+    with pytest.raises(UserError, match="the model, shown inputs that are moved and not clamped, stopped"):
+        probe(snapshot(model, rand(30, 1, 8, 8)))
+
+
+def test_steep_margins_do_not_overflow():
+    model = nn.Linear(4, 3)
+    model.weight.data *= 1e25
+    x = rand(12, 4)
+    far = Margin()(snapshot(model, x)).arrays["boundary distances"]
+    model.weight.data /= 1e25
+    assert abs(far).max() < 1e3
+    model.bias.data.zero_()  # which the large weights drown
+    assert far == pytest.approx(Margin()(snapshot(model, x)).arrays["boundary distances"], rel=1e-4)

@@ -64,12 +64,18 @@ class Batch:
         """Return at `x` which are fooled `(n,)`, the losses `(n,)` and their gradients `(n, ...)`.
 
         What is not finite leads nowhere: such a gradient counts as 0, and a loss that is nan as the lowest.
+
+        Raises:
+            UserError: when no gradient reaches the inputs.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = self.model(x)
             losses = loss(logits)
-            gradient, = torch.autograd.grad(losses.sum(), x)
+            gradient = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
+        if gradient is None:
+            raise UserError("an attack by gradients needs a model that passes them to its inputs; this one "
+                            "computes without, or makes whole numbers of them: attack it by RandomSearch()")
         return named(logits.detach()) != self.labels, lowest(losses.detach()), gradient.nan_to_num(0, 0, 0)
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from optscope.dct import dct2, matrix
-from optscope.errors import UserError
+from optscope.errors import UserError, blaming
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier, percent, verdicts
-from optscope.probes.noise import check_images
+from optscope.probes.noise import OUTSIDE, check_images
 from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject
 
@@ -125,7 +125,8 @@ class SensitivityMap(Probe):
         drops = np.zeros((height, width))
         for cells, pattern in self.basis.patterns(height, width):
             changed = inputs + length * pattern.to(inputs)
-            drop = clean - percent(verdicts(subject.model, changed, subject.targets))
+            with blaming(subject.snapshot.task.name, OUTSIDE):
+                drop = clean - percent(verdicts(subject.model, changed, subject.targets))
             for cell in cells:
                 drops[cell] = drop
         return Reading({f"mean {self.basis.name} sensitivity": float(drops.mean()),

@@ -273,7 +273,7 @@ def _margins(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor,
             (slopes,) = torch.autograd.grad(margins.sum(), x, allow_unused=True, materialize_grads=True)
         except RuntimeError:  # whole numbers, or an operation of the model's, have no derivative
             return margins.detach(), torch.full_like(margins.detach(), torch.nan)
-    return margins.detach(), slopes.flatten(1).norm(dim=1)
+    return margins.detach(), slopes.flatten(1).double().norm(dim=1)
 
 
 def _quantile(values: Array, share: float) -> float:

@@ -60,8 +60,8 @@ def known(module: nn.Module, path: str, kinds: Sequence[type[nn.Module]]) -> typ
              for hook in some.values() if hook is not handed_copies and not isinstance(hook, WEIGHT_HOOKS)]
     if own or hooks:
         reason = f"a method {own[0]!r} of its own" if own else "hooks, which may change what it computes"
-        raise UserError(f"no Lipschitz constant is known for the module {type(module).__name__} at {path!r}: it "
-                        f"has {reason}")
+        raise UserError(f"no Lipschitz constant is known for the module {type(module).__name__} at "
+                        f"{path or 'the top'!r}: it has {reason}")
     kind = next((base for base in type(module).__mro__ if base in kinds), None)
     same = all(getattr(type(module), name, None) is getattr(kind, name, None) for name in DECIDE)
     return kind if same else None

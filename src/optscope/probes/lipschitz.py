@@ -210,7 +210,11 @@ def _jacobian_norm(model: nn.Module, x: Tensor, u: Tensor, rounds: int) -> tuple
     x = x.detach().requires_grad_()
     y = _rows(model(x))
     p = torch.zeros_like(y, requires_grad=True)
-    pulled, = torch.autograd.grad(y, x, p, create_graph=True)  # Jᵀp is linear in p, so its derivative is J
+    # Jᵀp is linear in p, so its derivative is J.
+    pulled = torch.autograd.grad(y, x, p, create_graph=True, allow_unused=True)[0] if y.requires_grad else None
+    if pulled is None or not pulled.requires_grad:
+        raise UserError("Lipschitz: the model passes no gradient to its inputs: it computes without, or rounds "
+                        "them, and then a slope between two inputs says nothing")
     for _ in range(rounds):
         v, = torch.autograd.grad(y, x, u, retain_graph=True)
         image, = torch.autograd.grad(pulled, p, v, retain_graph=True)

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from optscope.dct import dct2, equal_count_bands, idct2
-from optscope.errors import UserError
+from optscope.errors import UserError, blaming
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier, percent, verdicts
 from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject
+
+OUTSIDE = "the model, shown inputs that are moved and not clamped,"
+"""What stopped, where a model takes no inputs outside their range."""
 
 PIXELS = 2**18  # numbers a noise draw: part of what a seed means, as draws of another size differ
 
@@ -98,8 +101,9 @@ class BandNoise(Probe):
         rows = []
         for images, targets, noise in _noisy_batches(subject):
             parts = idct2(masks * dct2(self.variance**0.5 * noise))
-            rows.append(verdicts(subject.model, (images + parts).flatten(0, 1), targets.repeat(self.bands))
-                        .view(self.bands, -1))
+            with blaming(subject.snapshot.task.name, OUTSIDE):
+                rows.append(verdicts(subject.model, (images + parts).flatten(0, 1), targets.repeat(self.bands))
+                            .view(self.bands, -1))
         correct = torch.cat(rows, dim=1)
         clean = verdicts(subject.model, subject.inputs, subject.targets)
         drops = {float(k): percent(clean) - percent(row) for k, row in enumerate(correct)}

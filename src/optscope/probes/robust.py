@@ -8,6 +8,7 @@ search an image, at its largest surviving radius, is most of what a curve of acc
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,7 +115,8 @@ def smallest_fooling(attack: Attack, subject: Subject, norm: Norm, radii: Tensor
     rank[~verdicts(subject.model, subject.inputs, subject.targets)] = -1
     left = (rank > 0).nonzero().squeeze(1)
     if len(radii) > 1 and len(left):
-        rank[left] = _attacked(BIM(steps=4), subject, norm, radii, rank, left)
+        with suppress(UserError):  # where no gradient reaches the inputs, the attack may need none
+            rank[left] = _attacked(BIM(steps=4), subject, norm, radii, rank, left)
         left = left[rank[left] > 0]
     while len(left):
         now = _attacked(attack, subject, norm, radii, rank, left)
