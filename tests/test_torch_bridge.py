@@ -211,6 +211,8 @@ def test_channels_last_parameters_move_like_contiguous_ones():
     (lambda: SGD(lr=(0.1, 0.2)).optimizer([nn.Parameter(torch.zeros(1))]), "one number a hyperparameter"),
     (lambda: Foreign(Keyed), "it wants param groups of its own making; write a function"),
     (lambda: Foreign(OfModel), "perhaps the model"),
+    (lambda: Foreign("builtins:list"), "builtins:list must make a torch.optim.Optimizer of parameters; it made a"),
+    (lambda: Foreign("builtins:print"), "it made a NoneType without param_groups, state, step, zero_grad"),
     (lambda: AdamW(lr=0.1).optimizer(group(betas=(0.9, 0.99))), "'betas', which AdamW would ignore; .*beta1"),
     (lambda: AdamW(lr=0.1).optimizer(group(decay=0.1, weight_decay=0.2)), "mean the same in AdamW: give it one"),
     (lambda: AdamW(lr=0.1).optimizer(group(weight_decay=-1.0)), "AdamW: decay must be a finite number >= 0"),

@@ -33,17 +33,19 @@ class Stepper:
             self.optimizer = rule.optimizer_of(model)
             set_mode(self.optimizer, "train")
         self._rates = Rates(self.optimizer)
+        self._moved = False
 
     def step(self, factor: float) -> None:
         """Make one step at `factor` times the learning rate."""
         self._rates.set(factor)
+        self._moved = True
         with self._numbers:
             self.optimizer.step()
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
         """Show the weights that the optimiser stands for; the training goes on from the same bits as without."""
-        if not has_modes(self.optimizer):
+        if not (self._moved and has_modes(self.optimizer)):  # before its first step there is nothing to show
             yield
             return
         with unchanged(self.model, self.optimizer):
@@ -52,7 +54,8 @@ class Stepper:
 
     def finish(self) -> None:
         """Leave the weights that the optimiser stands for."""
-        set_mode(self.optimizer, "eval")
+        if self._moved:
+            set_mode(self.optimizer, "eval")
 
 
 class OwnNumbers:

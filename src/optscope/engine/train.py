@@ -157,8 +157,9 @@ def fast_format(model: nn.Module, inputs: Tensor, rule: Rule) -> torch.memory_fo
             trial = copy.deepcopy(model).train()
             trial.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             trial(inputs.clone(memory_format=torch.channels_last if inputs.dim() == 4 else torch.preserve_format))
-            if rule.foreign:
-                _try_steps(rule, trial)
+            for each in rule.walk():  # by itself, so that an arm and its rounding twins get the same
+                if each.foreign and next(each.held(), None) is None:
+                    _try_steps(each, trial)
     except Exception:  # whatever their authors chose to raise; what has other causes is raised again in training
         return torch.contiguous_format
     return torch.channels_last

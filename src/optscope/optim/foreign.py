@@ -52,6 +52,11 @@ class Foreign(Fused):
                 optimizer = self.optimizer([weight])
             except Exception as error:  # whatever the author of the class chose to raise
                 raise UserError(f"{_path(found)} refused the options {options}: {_said(error)}") from error
+            lacking = [name for name in ("param_groups", "state", "step", "zero_grad")
+                       if not hasattr(optimizer, name)]
+            if lacking:
+                raise UserError(f"{_path(found)} must make a torch.optim.Optimizer of parameters; it made a "
+                                f"{type(optimizer).__name__} without {', '.join(lacking)}")
             check_hyper(_path(found), "lr", optimizer.param_groups[0].get("lr"), open_low=True)
             try:
                 set_mode(optimizer, "train")
