@@ -15,8 +15,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from optscope.errors import UserError
 from optscope.tasks import gather
+from optscope.tasks.check_inputs import check_data, overlap
 from optscope.tasks.memory import check_fits, free_bytes
-from optscope.tasks.task import Split, Task
+from optscope.tasks.task import Data, Split, Task
 
 X, Y = torch.arange(40.0).view(20, 2) / 40, torch.arange(20) % 3
 PAIRS = TensorDataset(X, Y)
@@ -204,3 +205,43 @@ def test_a_part_that_cannot_be_read_is_named_and_one_example_cannot_be_split():
         Task.from_tensors(nn.Identity, (X[:1], Y[:1]), (X, Y))
     whole = Task.from_tensors(nn.Identity, PAIRS, PAIRS, validation=PAIRS).data()
     assert whole.train is whole.validation is whole.test
+
+
+def refused(x=X, y=Y, test=None, **settings):
+    part = (x, y)
+    task = Task.from_tensors(lambda: nn.Linear(2, 3), part, test or part, validation=part, **settings)
+    with pytest.raises(UserError) as error:
+        check_data(task)
+    return str(error.value)
+
+
+def test_examples_that_are_not_finite_are_counted_and_named():
+    x = X.clone()
+    x[[3, 7], 1] = torch.nan
+    assert "train part's inputs hold nan or inf in 2 of 20 examples, first at index 3" in refused(x)
+    y = X[:, 0].clone()
+    y[19] = torch.inf
+    assert "targets hold nan or inf in 1 of 20 examples, first at index 19" in refused(X, y, kind="regression")
+
+
+def test_classes_in_another_form_are_told_how_to_become_numbers():
+    assert "they are one-hot: write .argmax(1)" in refused(y=functional.one_hot(Y))
+    assert "they are one-hot: write .argmax(1)" in refused(y=functional.one_hot(Y).float())
+    assert "(20, 1) of torch.int64: write .flatten()" in refused(y=Y[:, None])
+    assert ".flatten().long()" in refused(y=Y[:, None].float())
+
+
+def test_parts_prepared_otherwise_and_types_that_nobody_compares_are_refused():
+    assert "the train part's inputs are (20, 2) of torch.float32, the test part's (20, 2, 1)" in refused(
+        test=(X[:, :, None], Y))
+    assert "the test part's (20, 2) of torch.int64" in refused(test=(X.long(), Y), bounds=None)
+    assert "torch.view_as_real" in refused(X.to(torch.complex64), bounds=None)
+    assert "write .float()" in refused(X.to(torch.float8_e4m3fn))
+
+
+def test_examples_in_two_parts_are_counted():
+    parts = [Split(X[i], Y[i]) for i in (slice(0, 10), slice(8, 13), slice(13, 20))]
+    (said,) = overlap(Data(*parts))
+    assert said.startswith("2 of the 5 validation examples are training examples too")
+    assert overlap(Data(parts[0], parts[2], Split(X[:10], Y[:10] + 1))) == []
+    assert len(overlap(Data(parts[0], parts[0], parts[0]))) == 2

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from optscope.errors import UserError, blaming
 from optscope.tasks.task import Data, Split, Task
+
+KNOWN = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
+         torch.int16, torch.int32, torch.int64)
+"""The types that torch can order, pick from and compare."""
 
 
 def check_data(task: Task) -> Data:
@@ -27,6 +34,7 @@ def check_data(task: Task) -> Data:
             raise UserError(f"{task.name}: data() must return Data(train, validation, test), each a Split of "
                             f"inputs and targets; got {type(each).__name__}: Task.from_tensors makes them")
     for name, part in vars(data).items():
+        _check_alike(task, name, part, data.train)
         _check_part(task, name, part)
         _check_same(task, name, part, getattr(again, name))
     return data
@@ -48,8 +56,9 @@ def _check_part(task: Task, name: str, part: Split) -> None:
                         "for token ids, and all that counts or names, bounds=None (attacks and noise are then not "
                         "measured)")
     for what, values in (("inputs", part.inputs), ("targets", part.targets)):
-        if not bool(torch.isfinite(values).all()):
-            raise UserError(f"{task.name}: the {name} part's {what} hold nan or inf; clean them first")
+        _check_values(task, name, what, values)
+    if task.kind == "classification":
+        _check_class_numbers(task, name, part.targets)
     if task.bounds is None or name == "train":
         return
     low, high = float(part.inputs.min()), float(part.inputs.max())
@@ -57,6 +66,66 @@ def _check_part(task: Task, name: str, part: Split) -> None:
         raise UserError(f"{task.name}: inputs must lie in the bounds {task.bounds}; the {name} part's reach "
                         f"from {low:g} to {high:g}: put normalisation inside the model, or give other bounds "
                         "(None for unbounded)")
+
+
+def _check_alike(task: Task, name: str, part: Split, train: Split) -> None:
+    """Raise unless a part has the axes and types of the training part; the model decides about their lengths."""
+    for what, one, other in (("inputs", train.inputs, part.inputs), ("targets", train.targets, part.targets)):
+        if one.dim() != other.dim() or one.is_floating_point() != other.is_floating_point():
+            raise UserError(f"{task.name}: the parts must be alike; the train part's {what} are {tuple(one.shape)} "
+                            f"of {one.dtype}, the {name} part's {tuple(other.shape)} of {other.dtype}: prepare all "
+                            "three by the same function")
+
+
+def _check_values(task: Task, name: str, what: str, values: Tensor) -> None:
+    if values.dtype not in KNOWN:
+        raise UserError(f"{task.name}: the {name} part's {what} are {values.dtype}, which is neither measured nor "
+                        "compared here: " + (
+                            "write torch.view_as_real(...) and join the pairs again inside the model"
+                            if values.is_complex() else "write .float()"))
+    finite = torch.isfinite(values).flatten(1).all(1) if values.dim() > 1 else torch.isfinite(values)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero().flatten()
+        raise UserError(f"{task.name}: the {name} part's {what} hold nan or inf in {len(bad)} of {len(finite)} "
+                        f"examples, first at index {int(bad[0])}; clean them first")
+
+
+def _check_class_numbers(task: Task, name: str, labels: Tensor) -> None:
+    """Raise where targets hold classes in another form than one whole number an example."""
+    wide = labels.dim() > 1 and labels.flatten(1).shape[1] > 1
+    if labels.dim() == 2 and wide and bool(((labels == 0) | (labels == 1)).all() & (labels.sum(1) == 1).all()):
+        advice = "they are one-hot: write .argmax(1)"
+    elif labels.dim() > 1 and not wide and not labels.is_floating_point():
+        advice = "write .flatten()"
+    elif labels.is_floating_point() and not wide and bool((labels == labels.round()).all()):
+        advice = 'write .flatten().long() and give the model an output a class, or give kind="regression"'
+    else:
+        return
+    raise UserError(f"{task.name}: classification needs whole-number labels (n,); the {name} part's are "
+                    f"{tuple(labels.shape)} of {labels.dtype}: {advice}")
+
+
+def overlap(data: Data) -> list[str]:
+    """Return a sentence for each part of which more than one example in a hundred is in the training part too.
+
+    Examples are the same when inputs and targets agree to the bit.
+    """
+    known, found = set(_rows(data.train)), []
+    for name, use in (("validation", "chosen on"), ("test", "judged by")):
+        part: Split = getattr(data, name)
+        shared = sum(row in known for row in _rows(part))
+        if shared > len(part) / 100:
+            found.append(f"{shared} of the {len(part)} {name} examples are training examples too: what is {use} "
+                         "them says little of new data.")
+    return found
+
+
+def _rows(part: Split) -> Iterator[bytes]:
+    """Yield a digest of each example."""
+    columns = (part.inputs, part.targets)
+    flat = [values.reshape(len(part), -1).view(torch.uint8).numpy() for values in columns]
+    for rows in zip(*flat, strict=True):
+        yield hashlib.blake2b(b"".join(row.tobytes() for row in rows), digest_size=16).digest()
 
 
 def _check_same(task: Task, name: str, part: Split, again: Split) -> None:
