@@ -1,6 +1,6 @@
 """Send unusual models, losses, optimisers and data through a small comparison, and write docs/unusual.md of it.
 
-    python scripts/unusual.py              # all of them, about five minutes
+    python scripts/unusual.py              # all of them, some minutes
     python scripts/unusual.py NAME ...     # print the lines of some
 """
 
@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,10 +24,13 @@ from torch.nn.utils import parametrizations, rnn
 from torch.utils.checkpoint import checkpoint
 
 from optscope.engine.execute import Inline
+from optscope.engine.store import Store
 from optscope.errors import UserError
-from optscope.lab import compare
-from optscope.study.conduct import Silence
+from optscope.study.compare import comparison_of
+from optscope.study.conduct import Silence, conduct
+from optscope.study.rehearse import rehearsed
 from optscope.study.settings import OptimiserSettings, Settings
+from optscope.tasks.check import check_task
 from optscope.tasks.task import Task
 
 PAGE = Path(__file__).parent.parent / "docs" / "unusual.md"
@@ -72,10 +76,10 @@ class Frozen(Net):
 
 class Tied(Net):
     def odd(self):
-        self.head = nn.Linear(8, 6)
-        self.head.weight = nn.Parameter(self.first.weight)
+        self.again = nn.Linear(6, 8)
+        self.again.weight = self.first.weight
 
-    def forward(self, x): return F.linear(self.head(self.first(x).relu()), self.first.weight)[:, :3]
+    def between(self, h): return self.again(h[:, :6]).relu()
 
 
 class Complex(Net):
@@ -366,30 +370,24 @@ entry("complex inputs", linear, X.to(torch.cfloat), bounds=None)
 entry("inputs outside the bounds", linear, 3 * X)
 
 
-class Said(Silence):
-    """Remembers what a comparison says before it trains."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-
 def line(name: str) -> str:
     """Return what optscope does with an entry: "works", "works, without ...: why", or "refused: why"."""
-    said = Said()
     try:
         task, optimisers = ENTRIES[name]()
         settings = Settings(optimisers={k: OptimiserSettings(lr=v) for k, v in optimisers.items()}, seeds=1,
                             epochs=1, batch=16, twin_seeds=0, examples=8)
         with tempfile.TemporaryDirectory() as folder:
-            result = compare(task, Path(folder) / "out", settings=settings, engine=Inline(), listener=said)
+            check_task(task)
+            rehearsal = rehearsed(comparison_of(task, settings))
+            trained = replace(rehearsal.comparison, probes=(), described=(), watched=())
+            conducted = conduct([trained], Store(Path(folder) / "out"), Inline(), Silence())
     except UserError as error:
         return f"refused: {error}"
-    if result.failures:
-        return f"**fails**: {result.failures[0]}"
-    found = [without(sentence) for sentence in said.sentences]
+    except Exception as error:
+        return f"**crashes**: {type(error).__name__}: {error}"
+    if conducted.failures:
+        return f"**fails**: {conducted.failures[0]}"
+    found = [without(sentence) for sentence in (*rehearsal.before, *rehearsal.known)]
     return "; ".join(["works", *dict.fromkeys(filter(None, found))])
 
 
@@ -411,10 +409,11 @@ def row(name: str) -> str:
 
 HEAD = """# What optscope does with unusual models
 
-Written by `python scripts/unusual.py`, which sends each of these through a comparison of SGD with Adam (or the
-optimiser named) on 60 examples: one seed, one epoch, no twins. "Works" means that every run finished and was measured;
-"without" names the probes that fall silent, with the reason that the terminal shows; "refused" is the one sentence
-that `optscope compare` prints before it trains anything.
+Written by `python scripts/unusual.py`, which sends each of these through the check and the rehearsal of a comparison
+of SGD with Adam (or the optimiser named) on 60 examples, and then through its trainings: one seed, one epoch. "Works"
+means that every probe was taken of the untrained model, and every training finished; "without" names the probes that
+fall silent, with the reason that the terminal shows; "refused" is the one sentence that `optscope compare` prints
+before it trains anything.
 
 | what | what happens |
 |---|---|
