@@ -9,6 +9,9 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, replace
 from functools import partial, partialmethod
 from pathlib import Path
@@ -28,7 +31,7 @@ from optscope.probes.geometry import Geometry
 from optscope.study.comparison import Arm, Calculation, Comparison, Job
 from optscope.study.conduct import Silence, conduct
 from optscope.study.search import Grid
-from optscope.study.settings import Settings
+from optscope.study.settings import Settings, read_settings
 from tiny import TASK, succeed
 
 ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
@@ -369,3 +372,70 @@ def test_killed_at_many_moments_in_one_folder_the_same_command_ends_with_the_sam
     assert numbers(done(out)) == whole[1]
     assert stamps(out) == before
     assert not list(out.rglob(".*.tmp"))
+
+
+# Being asked to stop
+
+TASK_FILE = """
+import torch
+from torch import nn
+from optscope.tasks.task import Task
+x, y = torch.rand(64, 2), torch.arange(64) % 2
+def model(): return nn.Linear(2, 2)
+task = Task.from_tensors(model, (x, y), (x, y))
+"""
+
+
+def command(folder, line):
+    return subprocess.Popen([sys.executable, "-c", "from optscope.cli import main; main()", *line.split()],
+                            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True)
+
+
+def group_of(process):
+    """The living processes that the command started."""
+    listed = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if line.split()[0] == str(process.pid) and " Z" not in line]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP") or shutil.which("ps") is None, reason="signals of POSIX")
+@pytest.mark.parametrize(("first", "says"), [("SIGINT", "stopped;"), ("SIGTERM", "stopped by SIGTERM;")])
+def test_asked_to_stop_twice_it_says_one_sentence_and_leaves_no_worker(first, says, tmp_path):
+    (tmp_path / "my_task.py").write_text(TASK_FILE)
+    process = command(tmp_path, "compare my_task.py:task --epochs 100000 --slots 1 --out out")
+    for line in process.stderr:
+        if "runs to do" in line:
+            break
+    time.sleep(0.5)
+    for name in (first, "SIGINT", "SIGHUP"):
+        os.killpg(process.pid, getattr(signal, name))
+        time.sleep(0.1)
+    said = process.stderr.read()
+    assert process.wait() == 128 + getattr(signal, first)
+    assert said == f"optscope: {says} finished runs are kept: the same command continues\n"
+    process.stdout.close()
+    process.stderr.close()
+    for _ in range(100):
+        if not group_of(process):
+            break
+        time.sleep(0.1)
+    assert group_of(process) == []
+
+
+def test_a_closed_pipe_ends_in_one_sentence(tmp_path):
+    process = command(tmp_path, "list")
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert said == "optscope: nobody reads the output; finished runs are kept: the same command continues\n"
+
+
+def test_a_training_without_end_is_refused():
+    with pytest.raises(UserError, match="1000000000000 epochs are at least 1000000000000 steps of training"):
+        Plan(epochs=10**12)
+    with pytest.raises(UserError, match=r"are at least 390600000000 steps .*: give fewer epochs or larger batches"):
+        Plan(10**8, 128).steps(500_000)
+    with pytest.raises(UserError, match=r"epochs: input should be less than or equal to 100000000; got 10000"):
+        read_settings(None, epochs=10**12)
+    assert Plan(10**8, 128).steps(128) == 10**8

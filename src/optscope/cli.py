@@ -5,9 +5,13 @@ Torch is imported only by commands that need it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +22,25 @@ from optscope.errors import DISK_ERRORS, UserError, nearest
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="See what the choice of optimiser does to a trained model, beyond its loss curve.")
-_out, _err = Console(), Console(stderr=True)
+
+
+class UnreadError(RuntimeError):
+    """Nobody reads what is printed; no OSError, of which typer would make an exit without a word."""
+
+
+class _Teller(Console):
+    """A console that leaves it to the command what a closed pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise."""
+        raise UnreadError
+
+
+_out, _err = _Teller(), _Teller(stderr=True)
+SHOW_CURSOR = "\x1b[?25h"
+HEARD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+PATIENCE = 5.0
+"""Seconds in which a second Ctrl-C waits for the first to do its work."""
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for runs and report.")]
 Slots = Annotated[int, typer.Option("--slots", min=0, help="Processes to use (0: one a core).")]
 
@@ -29,22 +51,72 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    came = _hear_signals()
     try:
         if app(standalone_mode=False) == 130:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
+        sys.stdout.flush()
     except UserError as error:
         _stop(str(error), 2, debug)
+    except (UnreadError, BrokenPipeError):
+        _leave_pipes()
+        _stop("nobody reads the output; finished runs are kept: the same command continues", 141, debug=False)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             _stop(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
         _stop(f"{error.filename or 'disk'}: {error.strerror}; what was measured is kept: free space or rights "
               "there, and run the same command again", 74, debug)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("stopped; finished runs are kept: the same command continues", 130, debug=False)
+        for number in HEARD if came else ():
+            signal.signal(number, signal.SIG_IGN)  # the interpreter, when it ends, would let the next one kill it
+        _stop(_stopped(came), 128 + (came or [signal.SIGINT])[0], debug=False)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own complaints about arguments
             _stop(error.format_message(), 2, debug)
         _stop(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
+
+
+def _hear_signals() -> list[signal.Signals]:
+    """Let the signals that ask to stop end the command in order; return the list in which they are noted.
+
+    The first becomes a KeyboardInterrupt, so that workers are ended and the terminal is put right; others in the
+    next seconds come while that is done. A later one ends the process at once: workers leave when they see it gone,
+    and no file is ever half written.
+    """
+    came: list[signal.Signals] = []
+    first = 0.0
+
+    def hear(number: int, frame: object) -> None:
+        nonlocal first
+        came.append(signal.Signals(number))
+        if len(came) == 1:
+            first = time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - first < PATIENCE:
+            return
+        with contextlib.suppress(OSError):
+            os.write(2, f"{SHOW_CURSOR if sys.stderr.isatty() else ''}optscope: {_stopped(came)}\n".encode())
+        os._exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in HEARD:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, hear)
+    return came
+
+
+def _stopped(came: list[signal.Signals]) -> str:
+    by = f" by {came[0].name}" if came and came[0] != signal.SIGINT else ""
+    return f"stopped{by}; finished runs are kept: the same command continues"
+
+
+def _leave_pipes() -> None:
+    """Point closed outputs nowhere, so that nothing that is printed later fails again."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _stop(sentence: str, code: int, debug: bool) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,12 +90,13 @@ class Local:
             while waiting or running:
                 while idle and waiting:
                     slot, (work, attempt) = idle.pop(), waiting.pop()
-                    try:
-                        future = slots[slot].submit(_perform_there, work, folder, program)
-                    except BrokenProcessPool:  # its worker died while it had nothing to do
-                        slots[slot].shutdown(kill_workers=True)
-                        slots[slot] = _start_slot()
-                        future = slots[slot].submit(_perform_there, work, folder, program)
+                    with _deaf():
+                        try:
+                            future = slots[slot].submit(_perform_there, work, folder, program)
+                        except BrokenProcessPool:  # its worker died while it had nothing to do
+                            slots[slot].shutdown(kill_workers=True)
+                            slots[slot] = _start_slot()
+                            future = slots[slot].submit(_perform_there, work, folder, program)
                     running[future] = (slot, work, attempt)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     slot, work, attempt = running.pop(future)
@@ -112,11 +115,25 @@ class Local:
                 executor.shutdown(kill_workers=True)
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Start processes that do not hear what is sent to a whole group, as by Ctrl-C: this one ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_slot() -> Any:
     from loky.process_executor import ProcessPoolExecutor
 
-    return ProcessPoolExecutor(max_workers=1, env=_ENVIRONMENT, initializer=_start_worker,
-                               initargs=(os.getpid(), list(sys.path)))
+    with _deaf():
+        return ProcessPoolExecutor(max_workers=1, env=_ENVIRONMENT, initializer=_start_worker,
+                                   initargs=(os.getpid(), list(sys.path)))
 
 
 def _start_worker(parent: int, path: list[str]) -> None:

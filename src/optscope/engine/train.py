@@ -19,6 +19,9 @@ from optscope.tasks.fresh import fresh_model, seeded, streams
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
+MOST_STEPS = 10**8
+"""Steps a run may have: the losses of more would take over 400 MB, and the training weeks."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -28,7 +31,7 @@ class Plan:
     for another epoch. `schedule` multiplies the rule's learning rate.
 
     Raises:
-        UserError: unless epochs >= 1 and batch >= 1.
+        UserError: unless epochs >= 1 and batch >= 1, or when it comes to more than `MOST_STEPS` steps.
     """
 
     epochs: int = 30
@@ -39,10 +42,15 @@ class Plan:
         for name, value in (("epochs", self.epochs), ("batch", self.batch)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"Plan: {name} must be a whole number >= 1; got {value!r}")
+        self.steps(1)
 
     def steps(self, examples: int) -> int:
         """Return how many steps a training set of that size gets."""
-        return self.epochs * self.steps_per_epoch(examples)
+        total = self.epochs * self.steps_per_epoch(examples)
+        if total > MOST_STEPS:
+            raise UserError(f"Plan: {self.epochs} epochs are at least {total} steps of training; a run keeps the "
+                            f"loss of each and has at most {MOST_STEPS}: give fewer epochs or larger batches")
+        return total
 
     def steps_per_epoch(self, examples: int) -> int:
         """Return ⌊examples / batch⌋, at least 1."""

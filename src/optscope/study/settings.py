@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from optscope.engine.train import MOST_STEPS
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import Metric
 from optscope.study.arms import DEFAULT
@@ -38,7 +39,7 @@ class Settings(BaseModel):
     seeds: int = Field(default=8, ge=1, le=10_000)
     tuning_seeds: int = Field(default=1, ge=1, le=1000)
     twin_seeds: int = Field(default=2, ge=0, le=1000, description="seeds that also train rounding twins")
-    epochs: int = Field(default=30, ge=1)
+    epochs: int = Field(default=30, ge=1, le=MOST_STEPS)
     batch: int = Field(default=128, ge=1)
     margin: Annotated[float | str | None, AfterValidator(_margin)] = Field(
         default=None, description="within what accuracies count as equal: points, or a share of the error (20%)")
