@@ -83,7 +83,8 @@ def squared(pairs):
 @pytest.mark.parametrize("source", [
     (X, Y), [X, Y], (X.numpy(), Y.numpy()), (X.numpy().astype(float), Y.numpy().astype(np.uint8)),
     (Table(X.numpy().astype(float)), Table(Y.numpy())), (scipy.sparse.csr_matrix(X.numpy()), Y),
-    (X.tolist(), Y.tolist()), list(zip(X, Y, strict=True)), list(zip(X.tolist(), Y.tolist(), strict=True)), PAIRS,
+    (X.tolist(), Y.tolist()), list(zip(X, Y, strict=True)),
+    list(zip(X.to_sparse(), Y, strict=True)), list(zip(X.tolist(), Y.tolist(), strict=True)), PAIRS,
     ConcatDataset([Subset(PAIRS, range(7)), Subset(PAIRS, range(7, 20))]), Stream(list(PAIRS)),
     DataLoader(PAIRS, 3, shuffle=True, drop_last=True, num_workers=2),
     DataLoader(Stream(list(PAIRS)), 3, num_workers=2), DataLoader(Stream(list(PAIRS)), batch_size=None),

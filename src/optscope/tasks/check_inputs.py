@@ -87,7 +87,7 @@ def _check_values(task: Task, name: str, what: str, values: Tensor) -> None:
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten()
         raise UserError(f"{task.name}: the {name} part's {what} hold nan or inf in {len(bad)} of {len(finite)} "
-                        f"examples, first at index {int(bad[0])}; clean them first")
+                        f"examples, first at index {int(bad[0])} of that part; clean them first")
 
 
 def _check_class_numbers(task: Task, name: str, labels: Tensor) -> None:

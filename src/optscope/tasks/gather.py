@@ -188,7 +188,7 @@ def _joined(batches: Iterable[Batch], expected: int | None, stream: bool = False
     for batch in batches:
         first = first or batch
         _check_alike(first, batch, count)
-        each = sum(part.nbytes for part in batch) / max(1, len(batch[0]))
+        each = sum(part.numel() * part.element_size() for part in batch) / max(1, len(batch[0]))
         count += len(batch[0])
         check_fits(each, max(count, expected or 0), free)
         if stream and count > most:
