@@ -288,7 +288,9 @@ def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[st
         raise UserError(f"each optimiser stands once; got {', '.join(double)} more than once")
     chosen: dict[str, Any] | None = {each: {} for each in optimisers} if optimisers else None
     settings = read_settings(config, optimisers=chosen, **overrides)
-    result = door(task_at(task), out or Path("runs") / f"{name}-{_slug(task)}", settings=settings,
+    place, start = out or Path("runs") / f"{name}-{_slug(task)}", Path.cwd()
+    found = task_at(task)
+    result = door(found, place if Path.cwd() == start else start / place, settings=settings,  # it may change folder
                   engine=Local(slots), listener=Display(_err), command=_command())
     _say(result.summary)
     _close(result)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from optscope.engine.identity import code
 from optscope.engine.numerics import THREADS
+from optscope.engine.origin import users_folders
 from optscope.engine.run import ProbesError, Work, explained
 from optscope.engine.run_folder import RunFolder, gone
 from optscope.errors import DISK_ERRORS, UserError
@@ -92,11 +93,11 @@ class Local:
                     slot, (work, attempt) = idle.pop(), waiting.pop()
                     with _deaf():
                         try:
-                            future = slots[slot].submit(_perform_there, work, folder, program)
+                            future = _submit(slots[slot], work, folder, program)
                         except BrokenProcessPool:  # its worker died while it had nothing to do
                             slots[slot].shutdown(kill_workers=True)
                             slots[slot] = _start_slot()
-                            future = slots[slot].submit(_perform_there, work, folder, program)
+                            future = _submit(slots[slot], work, folder, program)
                     running[future] = (slot, work, attempt)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     slot, work, attempt = running.pop(future)
@@ -134,6 +135,17 @@ def _start_slot() -> Any:
     with _deaf():
         return ProcessPoolExecutor(max_workers=1, env=_ENVIRONMENT, initializer=_start_worker,
                                    initargs=(os.getpid(), list(sys.path)))
+
+
+def _submit(slot: Any, work: Work, folder: Path, program: str) -> Future[Outcome]:
+    """Hand work to a slot; its process, which may start now, loads torch before it can see a user's files."""
+    path = list(sys.path)
+    sys.path[:] = [place for place in path if place not in users_folders.get()]
+    try:
+        future: Future[Outcome] = slot.submit(_perform_there, work, folder, program)
+        return future
+    finally:
+        sys.path[:] = path
 
 
 def _start_worker(parent: int, path: list[str]) -> None:

@@ -10,11 +10,15 @@ import json
 import sys
 import sysconfig
 import types
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 Origin = Literal["own", "library", "user"]
+
+users_folders: ContextVar[frozenset[str]] = ContextVar("users_folders", default=frozenset())
+"""Folders that were put on the import path for a user's file: nothing of a library lies there."""
 
 _STDLIB = Path(sysconfig.get_paths()["stdlib"]).resolve()
 _SETTLED = {"torch", "builtins"}  # torch's version stands among the numerics

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -13,9 +15,12 @@ from typing import Any
 
 import cloudpickle
 
+from optscope.engine.origin import users_folders
 from optscope.errors import UserError, nearest
 from optscope.tasks.catalog import TASKS, task_named
 from optscope.tasks.task import Task
+
+_left: list[Path] = []  # folders that a user's file has moved out of: names given in the same command lie there
 
 
 def task_at(place: str) -> Task:
@@ -81,17 +86,63 @@ def _import(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
+    path = next((each for each in (path, *(folder / path for folder in _left)) if each.is_file()), path)
     if not path.is_file():
         raise UserError(f"no file {path}")
-    if path.stem in sys.modules and path.stem not in cloudpickle.list_registry_pickle_by_value():
-        raise UserError(f"{path} has the name of a module that is in use; call it my_{path.name}")
-    sys.path.insert(0, str(path.resolve().parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    path, folder = path.absolute(), Path.cwd()
+    package, root = _package_of(path)
+    name = ".".join([*package, path.stem.replace(".", "_")])
+    if name in sys.modules and name not in cloudpickle.list_registry_pickle_by_value():
+        raise UserError(f"{path.name} has the name of a module that is in use; call it my_{path.name}")
+    before = set(sys.modules)
+    sys.path.insert(0, str(root))
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    cloudpickle.register_pickle_by_value(module)  # workers need not find the file again
     with _blaming(str(path)):
+        if package:
+            importlib.import_module(".".join(package))
+        sys.modules[name] = module
+        cloudpickle.register_pickle_by_value(module)  # workers need not find the file again
         spec.loader.exec_module(module)
+    _step_back(root, set(sys.modules) - before)
+    if Path.cwd() != folder:
+        _left.append(folder)
     return module
+
+
+def _package_of(path: Path) -> tuple[list[str], Path]:
+    """Return the packages in which a file's relative imports look, and the folder that holds the first of them."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (SyntaxError, ValueError):
+        return [], path.parent  # running it says what is wrong
+    levels = [node.level for node in nodes if isinstance(node, ast.ImportFrom)]
+    root, package = path.parent, list[str]()
+    while len(package) < max(levels, default=0) or (package and (root / "__init__.py").is_file()):
+        package, root = [root.name, *package], root.parent
+    top = package[0] if package else ""
+    known = getattr(sys.modules.get(top), "__path__", [])
+    taken = top in sys.modules and str(root / top) not in map(str, known)
+    if package and (taken or top in sys.stdlib_module_names or any("." in part or not part for part in package)):
+        raise UserError(f'{path.name} imports "from .", so its folder must have a name that can be imported and '
+                        f'is not in use; got "{top}": rename it, or write "import helper"')
+    return package, root
+
+
+def _step_back(root: Path, loaded: set[str]) -> None:
+    """Let libraries go before the user's folder again: a file there may have the name of what torch imports later.
+
+    Raises:
+        UserError: when the user's file has imported such a one: other processes would find the library.
+    """
+    sys.path.remove(str(root))
+    for name in loaded:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and Path(file).is_relative_to(root) and "." not in name and (
+                name in sys.stdlib_module_names or importlib.machinery.PathFinder.find_spec(name, sys.path)):
+            raise UserError(f"{file} has the name of a library, which other processes would import in its place: "
+                            f"call it my_{name}.py")
+    sys.path.append(str(root))
+    users_folders.set(users_folders.get() | {str(root)})
