@@ -104,5 +104,5 @@ def test_a_file_that_changes_folder_moves_nothing_else(place):
 
 @pytest.mark.parametrize("name", ["builtins:print", "builtins:len", "builtins:dict", "gc:collect"])
 def test_what_makes_no_optimiser_is_said(name):
-    with pytest.raises(UserError, match=r"must make a torch.optim.Optimizer; got|refused the options"):
+    with pytest.raises(UserError, match=r"must make a torch.optim.Optimizer|refused the options"):
         arm_named(name)

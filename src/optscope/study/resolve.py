@@ -89,24 +89,24 @@ def _load_file(path: Path) -> ModuleType:
     path = next((each for each in (path, *(folder / path for folder in _left)) if each.is_file()), path)
     if not path.is_file():
         raise UserError(f"no file {path}")
-    path, folder = path.absolute(), Path.cwd()
+    said, path, folder = str(path), path.absolute(), Path.cwd()
     package, root = _package_of(path)
     name = ".".join([*package, path.stem.replace(".", "_")])
     if name in sys.modules and name not in cloudpickle.list_registry_pickle_by_value():
-        raise UserError(f"{path.name} has the name of a module that is in use; call it my_{path.name}")
+        raise UserError(f"{said} has the name of a module that is in use; call it my_{path.name}")
     before = set(sys.modules)
     sys.path.insert(0, str(root))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with _blaming(str(path)):
+    with _blaming(said):
         if package:
             importlib.import_module(".".join(package))
         sys.modules[name] = module
         cloudpickle.register_pickle_by_value(module)  # workers need not find the file again
         spec.loader.exec_module(module)
-    _step_back(root, set(sys.modules) - before)
+    _step_back(root, set(sys.modules) - before - {name})
     if Path.cwd() != folder:
         _left.append(folder)
     return module
@@ -140,9 +140,15 @@ def _step_back(root: Path, loaded: set[str]) -> None:
     sys.path.remove(str(root))
     for name in loaded:
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file and Path(file).is_relative_to(root) and "." not in name and (
-                name in sys.stdlib_module_names or importlib.machinery.PathFinder.find_spec(name, sys.path)):
+        if file and Path(file).is_relative_to(root) and "." not in name and _is_a_library(name, root):
             raise UserError(f"{file} has the name of a library, which other processes would import in its place: "
                             f"call it my_{name}.py")
     sys.path.append(str(root))
     users_folders.set(users_folders.get() | {str(root)})
+
+
+def _is_a_library(name: str, root: Path) -> bool:
+    """Return whether others would find a module of that name elsewhere than in the user's folder."""
+    found = importlib.machinery.PathFinder.find_spec(name, sys.path)
+    elsewhere = found is not None and found.origin is not None and not Path(found.origin).is_relative_to(root)
+    return elsewhere or name in sys.stdlib_module_names
