@@ -108,7 +108,8 @@ def test_pretraining_is_made_once_and_helps(folder):
     data = Shakespeare(length=8)().train
     loss = nn.functional.cross_entropy(first(data.inputs), data.targets)
     assert float(loss.detach()) < 0.7 * math.log(128)
-    task = Task("verse", factory, Shakespeare(verse=True, length=8), kind="regression", bounds=None)
+    task = Task("verse", factory, Shakespeare(verse=True, length=8), nn.functional.cross_entropy, "regression",
+                bounds=None)
     check_task(task)
     assert train(task, SGD(lr=0.1), Plan(1, 16), 0).diverged_at is None
 

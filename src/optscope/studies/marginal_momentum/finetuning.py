@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from torch.nn.functional import cross_entropy
 
 from optscope.engine.train import Plan
 from optscope.evidence.records import Records
@@ -74,7 +75,7 @@ def language_models(size: Size) -> list[Comparison]:
 def characters() -> Comparison:
     """Return the fine-tuning of a small character transformer from Shakespeare's plays to his verse."""
     model = Pretrained(CharTransformer(), Shakespeare(), steps=2000)
-    task = Task(CHARACTERS, model, Shakespeare(verse=True), kind="regression", bounds=None)
+    task = Task(CHARACTERS, model, Shakespeare(verse=True), cross_entropy, "regression", bounds=None)
     return _comparison(f"{CHARACTERS}, subset 0", task, Plan(4, 16, Cosine(0.1)), 8, CHARACTER_ARMS)
 
 
