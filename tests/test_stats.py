@@ -415,3 +415,11 @@ def test_infinite_numbers_are_refused(call: object) -> None:
 def test_wrong_arguments_are_refused_with_a_sentence(call: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_swapped_arms_have_one_p_to_the_bit_whatever_the_margin() -> None:
+    rng = np.random.default_rng(5)
+    for n in (5, 8):
+        for _ in range(200):
+            a, b, margin = rng.normal(70, 5, n), rng.normal(70, 5, n), rng.uniform(0, 3)
+            assert paired.paired_test(a, b, margin=margin) == paired.paired_test(b, a, margin=-margin)

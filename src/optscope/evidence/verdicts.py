@@ -39,7 +39,7 @@ def greater(a: ArrayLike, b: ArrayLike, margin: float = 0.0, what: str = "differ
     found = paired_difference(a, b)
     if found.n < 2:
         return _unmeasured(what, _too_little(found), found)
-    tested = paired_test(first - margin, second)
+    tested = paired_test(first, second, margin=margin)
     outcome: Outcome = ("undecided" if tested.p > ALPHA or _too_little(found) else
                         "holds" if found.estimate > margin else "fails")
     side = {"holds": "above", "fails": "below", "undecided": "not told apart from"}[outcome]
@@ -69,7 +69,7 @@ def equivalent(a: ArrayLike, b: ArrayLike, margin: ArrayLike, what: str = "diffe
     tost = equivalence(a, b, margin, ALPHA)
     margins = np.broadcast_to(margin, np.shape(a))[~np.isnan(np.asarray(a) + np.asarray(b))]
     side_of = 1.0 if wide.estimate > 0 else -1.0
-    outside = paired_test(side_of * (first - second), margins)
+    outside = paired_test(side_of * first, side_of * second, margin=margins)
     apart = outside.p <= ALPHA and abs(wide.estimate) > float(margins.mean())
     reason = _too_little(wide)
     outcome: Outcome = "holds" if tost.equivalent else "fails" if apart else "undecided"
