@@ -195,7 +195,6 @@ FOLDERS = [
     good("no disk", "--out /proc/optscope", "the output folder /proc/optscope cannot be written"),
     good("somebody's folder", "--out thesis", "thesis holds files that are not optscope's",
          **{"thesis/thesis__tex": "x"}),
-    good("a damaged folder", "--out old", "is damaged", **{"old/optscope__json": "{"}),
     good("a newer folder", "--out new", "newer optscope", **{"new/optscope__json": '{"schema": 99}'}),
 ]
 TABLE = [*COMMANDS, *CONFIGS, *TASKS, *FILES, *FOLDERS]

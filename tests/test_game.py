@@ -239,7 +239,7 @@ def test_mixtures_and_networks_are_what_they_say():
 
 def test_a_run_of_a_game_leaves_what_other_runs_leave(tmp_path):
     run = Run(tiny(), RULE, Plan(2, 16), 1)
-    assert run.perform(RunFolder(tmp_path / "runs" / run.id)) == "ok"
+    assert run.perform(RunFolder(tmp_path / run.id)) == "ok"
     store = Store(tmp_path / "new")
     run.perform(store.run_folder(run.id))
     store.add_entries([Entry("demo", "mixed", "final", 1, repr(RULE), run.id)])

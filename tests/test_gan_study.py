@@ -133,9 +133,12 @@ def test_the_other_claims():
     assert judged("C8", records("classifier", "accuracy", accurate | {DIR: 80.0})) == "fails"
     missed = {graft_name(m, d): float(m == "Adam") for m in GRAFTED for d in GRAFTED}
     assert judged("K2", records("ring", "missed mass", missed, 0.01)) == "holds"
-    useful = records("ring", "useful cells", {grid_of(ADA): 0.5, grid_of(SGDA): 0.1}, 0.01, range(1, 5))
+    found = {grid_of(ADA): 0.5, grid_of(SGDA): 0.1}
+    useful = records("ring", "useful cells", found, 0.01, range(1, 7))
     rates = [Record("ring", grid_of(arm), 0, "missed mass when tuned", 0.1) for arm in (ADA, SGDA)]
     assert judged("K3", useful + rates) == "holds"
+    four = records("ring", "useful cells", found, 0.01, range(1, 5))  # the least p of four pairs is 1/8
+    assert judged("K3", four + rates) == "undecided"
     assert "missing" not in CLAIM["K3"].judge(useful + rates, "desk").note
 
 

@@ -11,7 +11,6 @@ from optscope.engine.execute import Inline
 from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.errors import UserError
-from optscope.lab import _failed_checks
 from optscope.optim import SGD, Cosine, PolarSGD, Scheduled
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.edge import EdgeOfStability
@@ -19,6 +18,7 @@ from optscope.probes.polar import PolarDrift
 from optscope.study.compare import comparison_of
 from optscope.study.comparison import Arm, Comparison
 from optscope.study.conduct import Silence, conduct
+from optscope.study.protocol import failed_checks
 from optscope.study.settings import Settings
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
@@ -132,7 +132,7 @@ def watched(rule, tmp_path):
     conducted = conduct([comparison], Store(tmp_path), Inline(), Silence())
     assert not conducted.failures
     assert not conducted.silences
-    return conducted.records, _failed_checks(comparison, conducted.records)
+    return conducted.records, failed_checks(comparison, conducted.records)
 
 
 def test_drift_is_read_during_training_and_warned_about(tmp_path):

@@ -40,7 +40,7 @@ def warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[st
         if edges:
             found.append(f"{comparison.name}: the best learning rate lies at the edge of those tried for "
                          f"{', '.join(edges)}: try more beyond it.")
-        found += _failed_checks(comparison, mine)
+        found += failed_checks(comparison, mine)
         n = len(comparison.seeds)
         if comparison.probes and n < FEWEST:
             found.append(f"{comparison.name}: with fewer than {FEWEST} seeds, here {n}, no difference can be "
@@ -62,7 +62,7 @@ def together(failures: Sequence[str]) -> list[str]:
             for reason, runs in alike.items()]
 
 
-def _failed_checks(comparison: Comparison, records: Records) -> list[str]:
+def failed_checks(comparison: Comparison, records: Records) -> list[str]:
     """Return a sentence for every check of a probe (unit "check": 1 holds, 0 fails) that some models fail."""
     found = []
     probes = (*comparison.probes, *comparison.described, *comparison.watched)

@@ -1,0 +1,54 @@
+"""What rules do on a pretended device, as JSON: run by `test_device.py`, in a process of its own."""
+
+import json
+
+import torch
+from torch import nn
+
+from optscope.vector import Layout
+from pretend import NAME, pretending, reads
+from test_rules import ROWS, gradient, tensors
+
+STEPS = 4
+
+
+def trained(rule, device):
+    """Return the weights after some steps, and how often a value was read in the last of them."""
+    start = tensors()
+    layout = Layout.of(start)
+    params = [nn.Parameter(t.clone().to(device)) for t in start]
+    optimizer, weights, waits = rule.optimizer(params), layout.flatten(start), 0
+    for t in range(STEPS):
+        for p, g in zip(params, layout.views(gradient(weights, t)), strict=True):
+            p.grad = g.clone().to(device)
+        before = sum(reads.values())
+        optimizer.step()
+        waits = sum(reads.values()) - before
+        weights = layout.flatten([p.detach().cpu() for p in params])
+    return weights, waits
+
+
+def main():
+    found = {"rules": {}}
+    on_cpu = {repr(row.rule): trained(row.rule, "cpu")[0] for row in ROWS}
+    found["moved"] = min(float((weights - Layout.of(tensors()).flatten(tensors())).abs().max())
+                         for weights in on_cpu.values())
+    with pretending():
+        for row in ROWS:
+            weights, waits = trained(row.rule, NAME)
+            found["rules"][repr(row.rule)] = float((weights - on_cpu[repr(row.rule)]).abs().max()), waits
+    with pretending():
+        model = nn.Linear(3, 2).to(NAME)
+        model(torch.rand(4, 3, device=NAME)).sum().backward()
+        try:
+            model(torch.rand(4, 3))
+        except RuntimeError as error:
+            found["mixed"] = type(error).__name__
+        before = sum(reads.values())
+        float(model.bias.detach().sum())
+        found["reads before, after float()"] = before, sum(reads.values())
+    print(json.dumps(found))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
