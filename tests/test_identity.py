@@ -162,6 +162,65 @@ def test_names_are_equal_in_every_process(place):
     assert first.count("\n") == 2
 
 
+COMPILED = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import torch
+from torch import nn
+from optscope.engine.identity import describe, digest
+sys.path.insert(0, ".")
+from compiled import MODELS
+for make in MODELS[::ORDER]:
+    torch.manual_seed(0)
+    made = make()
+    made(torch.ones(2, 6))
+    torch.manual_seed(0)
+    print(digest(describe(make())))
+"""
+
+
+def test_models_that_torch_compiles_have_one_name_in_every_process_and_their_attributes_count(place):
+    (place / "compiled.py").write_text(textwrap.dedent("""
+        import torch
+        from torch import nn
+
+        @torch.compile(backend="eager")
+        def relu(x):
+            return x.relu()
+
+        class Inside(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer, self.me = nn.Linear(6, 3), id(self)
+                self.layer.compile(backend="eager")
+
+            def forward(self, x):
+                return relu(self.layer(x))
+
+        class Shifted(nn.Linear):
+            def __init__(self, shift):
+                super().__init__(6, 3)
+                self.scale, self.shift = shift, shift * torch.ones(3)
+
+            def forward(self, x):
+                return self.scale * torch.nn.functional.linear(x, self.weight, self.bias) + self.shift
+
+        def traced(shift):
+            return torch.jit.trace(Shifted(shift), torch.ones(2, 6))
+
+        MODELS = [Inside, lambda: torch.compile(nn.Linear(6, 3), backend="eager"),
+                  lambda: torch.jit.script(nn.Sequential(nn.Linear(6, 3), nn.ReLU())),
+                  lambda: torch.jit.script(Shifted(1.0)), lambda: torch.jit.script(Shifted(2.0)),
+                  lambda: torch.jit.trace(nn.Linear(6, 3), torch.ones(2, 6)),
+                  lambda: traced(1.0), lambda: traced(2.0), lambda: torch.jit.freeze(traced(1.0).eval())]
+    """))
+    first, again = processes(place, COMPILED.replace("ORDER", "1"))
+    [backwards] = processes(place, COMPILED.replace("ORDER", "-1"), seeds=("1",))
+    assert first == again
+    assert first.split() == backwards.split()[::-1]
+    assert len(set(first.split())) == 9
+
+
 def test_environment_variables_read_at_import_or_in_the_model_count(place, monkeypatch):
     source = {"above": "import os\nA = float(os.environ['A'])",
               "loss": "return A * F.cross_entropy(outputs, targets)",

@@ -1,8 +1,9 @@
-"""The content of arrays and tensors of every kind, as a digest."""
+"""The content of arrays and tensors of every kind, as a digest; and that of a model that torch.jit holds."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,18 @@ def _scales(tensor: Tensor) -> list[Any]:
 
 def _sha(data: np.ndarray[Any, Any]) -> str:
     return hashlib.sha256(data.data).hexdigest()
+
+
+def script(model: torch.jit.ScriptModule) -> dict[str, Any]:
+    """Return what a traced or scripted model computes, without the names that torch numbers: methods and attributes.
+
+    Constants stand in the methods' texts; their order among the attributes is chance.
+    """
+    compiled = model._c
+    methods = {name: compiled._get_method(name).code_with_constants for name in compiled._method_names()}
+    found = {name: [re.sub(r"\b___torch_mangle_\d+\.", "", text), dict(constants)]
+             for name, (text, constants) in methods.items()}
+    held = re.findall(r"^  (\w+) : (?!Final)", compiled.code.partition("\n  def ")[0], re.MULTILINE)
+    others = {name: getattr(compiled, name) for name in held
+              if name not in (*model._parameters.keys(), *model._buffers.keys())}
+    return dict(sorted({**found, **others}.items()))

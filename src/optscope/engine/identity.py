@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 from optscope.engine.bytecode import Block, block
-from optscope.engine.content import content
+from optscope.engine.content import content, script
 from optscope.engine.once import once
 from optscope.engine.origin import functions_of, home, loaded, origin, versions
 
@@ -90,7 +91,7 @@ class Account:
     def of(self, value: object) -> Any:
         """Return what a value comes to."""
         if value is None or isinstance(value, (bool, int)):
-            return value
+            return "this again" if value in self._open or value in self._labels else value  # by its id, as torch does
         if isinstance(value, str):
             return ["place", PurePath(value).name] if _is_place(value) else value
         if isinstance(value, float):
@@ -159,7 +160,8 @@ class Account:
 
     def _model(self, model: nn.Module) -> Any:
         """Return a model's class, settings, values, hooks and children; a tensor that stands twice is one."""
-        settings = {n: self.of(v) for n, v in sorted(vars(model).items()) if n not in _BARE}
+        held = script(model) if isinstance(model, ScriptModule) else vars(model)
+        settings = {n: self.of(v) for n, v in sorted(held.items()) if n not in _BARE}
         tensors = {}
         for name, tensor in (*model._parameters.items(), *model._buffers.items()):
             if tensor is not None and id(tensor) in self._tensors:
@@ -170,10 +172,8 @@ class Account:
                 values = type(tensor).__name__ if is_lazy(tensor) else self.of(tensor)
                 tensors[name] = [tensor.requires_grad, values]
         hooks = [self.of(list(vars(model)[kind].values())) for kind in _HOOKS if vars(model)[kind]]
-        text = getattr(model, "code", None)  # of a traced or scripted model
         children = [[name, self.of(child)] for name, child in model._modules.items()]
-        return [self.of(type(model)), model.training, settings, tensors, hooks, children,
-                text if isinstance(text, str) else ""]
+        return [self.of(type(model)), getattr(model, "training", None), settings, tensors, hooks, children]
 
     def module(self, module: types.ModuleType, words: frozenset[str]) -> Any:
         """Return what code that says these words can take from a module: all of it, if it names nothing there."""
