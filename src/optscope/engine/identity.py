@@ -91,7 +91,7 @@ class Account:
     def of(self, value: object) -> Any:
         """Return what a value comes to."""
         if value is None or isinstance(value, (bool, int)):
-            return "this again" if value in self._open or value in self._labels else value  # by its id, as torch does
+            return "this again" if value in self._open or value in self._labels else value  # an id, as torch sets
         if isinstance(value, str):
             return ["place", PurePath(value).name] if _is_place(value) else value
         if isinstance(value, float):
