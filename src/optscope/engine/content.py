@@ -63,7 +63,7 @@ def _sha(data: np.ndarray[Any, Any]) -> str:
 
 
 def script(model: torch.jit.ScriptModule) -> dict[str, Any]:
-    """Return what a traced or scripted model computes, without the names that torch numbers: methods and attributes.
+    """Return what a traced or scripted model computes: its methods and attributes, but no names that torch numbers.
 
     Constants stand in the methods' texts; their order among the attributes is chance.
     """
