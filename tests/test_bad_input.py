@@ -150,7 +150,7 @@ TASKS = [
     made("an infinite loss", "T = task(loss=lambda a, b: a.detach().sum() / 0)",
          "loss of a fresh model is", "finite"),
     made("two passes differ", "T = task(Sampling)", "two passes of the same inputs differ", "self.training"),
-    made("labels too large", "T = task(y=Y + 1)", "labels must lie in 0 … 1", "reach from 1 to 2"),
+    made("labels too large", "T = task(y=Y + 1)", "labels must lie in 0 … 1", "reach from 1 to 2: subtract 1"),
     made("labels negative", "T = task(y=Y - 1)", "labels must lie in 0 … 1", "reach from -1 to 0"),
     made("labels not whole", "T = task(y=Y.float())", "whole-number labels", 'kind="regression"'),
     made("no parameters", "T = task(nn.Flatten)", "the model has no parameters to train", "nn.Parameter"),

@@ -140,7 +140,9 @@ REFUSED = {
     "one output not finite": (lambda: task(model(lambda m, x: m.linear(x) / x[:, :1]),
                                            x=torch.cat([X[:39], 0 * X[:1]])), "1 of .* inputs of the .* part"),
     "outputs are labels": (lambda: task(model(lambda m, x: m.linear(x).argmax(1))), "must return floats"),
-    "two outputs": (lambda: task(model(lambda m, x: (m.linear(x), x))), "one tensor with a row"),
+    "two outputs": (lambda: task(model(lambda m, x: (m.linear(x), x))),
+                    "got tuple: return the tensor in it, for example .logits$"),
+    "a dict": (lambda: task(model(lambda m, x: {"logits": m.linear(x)})), "got dict: return the tensor in it"),
     "two outputs in train mode": (lambda: task(model(
         lambda m, x: (m.linear(x), x) if m.training else m.linear(x))), "tuple in train mode"),
     "other outputs in train mode": (lambda: task(model(

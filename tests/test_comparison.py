@@ -318,7 +318,7 @@ class Shy(Probe):
         return (Metric("shyness", better="lower"),)
 
     def measure(self, subject: Subject) -> Reading:
-        raise UserError("this model has too few layers")
+        raise UserError("Shy: this model has too few layers")
 
 
 def test_a_probe_that_refuses_a_model_is_a_warning_and_not_a_failure(tmp_path):

@@ -60,6 +60,12 @@ def test_training_equals_the_loop_a_user_would_write():
     torch.testing.assert_close(weights(trained), expected, rtol=1e-6, atol=1e-7)
 
 
+def test_a_model_without_parameters_to_train_is_refused_in_one_sentence():
+    frozen = dataclasses.replace(TASK, model=lambda: Net()().requires_grad_(False))
+    with pytest.raises(UserError, match=r"the model has no parameters to train: let some require a gradient$"):
+        train(frozen, SGD(lr=0.1), PLAN, 0)
+
+
 def test_same_seed_same_bits_and_the_rule_does_not_touch_the_streams():
     before = torch.get_rng_state()
     a, b = (train(TASK, SGD(lr=0.1), PLAN, seed=1) for _ in range(2))

@@ -253,6 +253,20 @@ def test_effective_rate():
     assert effective_rate(None) is effective_rate(Adam(lr=0.1)) is effective_rate(SGD(lr=(0.1, 0.2))) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_16_bits_are_measured(dtype):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x, y = torch.rand(160, 4, dtype=dtype), torch.randint(3, (160,))
+        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+        task = Task.from_tensors(lambda model=model: model, (x, y), (x, y), validation=(x, y))
+        found = GradientNoise()(Snapshot(model.to(dtype), task, seed)).values
+        wide = Task.from_tensors(lambda model=model: model, *[(x.double(), y)] * 2, validation=(x.double(), y))
+        exact = GradientNoise()(Snapshot(model.double(), wide, seed)).values
+        assert found["gradient noise"] == pytest.approx(exact["gradient noise"], rel=0.05)
+        assert found["gradient square"] == pytest.approx(exact["gradient square"], rel=0.1)
+
+
 def test_what_a_user_can_mend():
     with pytest.raises(UserError, match="parts must be a whole number >= 3; got 2"):
         GradientNoise(parts=2)

@@ -41,9 +41,9 @@ SEEN = {}
 
 
 class Recorder(nn.Module):
-    """Keeps what it is shown; a probe looks three times at a few examples before it measures."""
+    """Keeps what it is shown; a probe looks four times at a few examples before it measures."""
 
-    looks = 3
+    looks = 4
 
     def __init__(self, classes=3):
         super().__init__()

@@ -5,12 +5,15 @@ import torch
 from torch import nn
 
 from optscope.errors import UserError
-from optscope.probes.accuracy import Accuracy
+from optscope.probes.accuracy import Accuracy, Checkpoint
 from optscope.probes.apgd import APGD, TargetedAPGD
 from optscope.probes.attack import BIM, FGSM, PGD
 from optscope.probes.black_box import RandomSearch
+from optscope.probes.chance import Chance
+from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.frequency import SensitivityMap
 from optscope.probes.geometry import Margin
+from optscope.probes.gradient_noise import GradientNoise
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.noise import BandNoise, GaussianNoise
 from optscope.probes.robust import RobustAccuracy
@@ -127,17 +130,29 @@ class Divided(nn.Module):
         return x / x.norm(dim=1, keepdim=True)
 
 
-def test_logits_of_nan_name_no_class():
+@pytest.mark.parametrize("blank", [0, 12])
+def test_logits_of_nan_name_no_class(blank):
     x = torch.eye(3).repeat(5, 1)
-    x[12] = 0
+    x[blank] = 0
     y = torch.arange(15) % 3
     task = snapshot(Divided(), x, y, bounds=None)
-    assert Accuracy()(task).values["accuracy"] == pytest.approx(100 * 14 / 15)
+    assert Accuracy()(task).values == {"accuracy": pytest.approx(100 * 14 / 15)}
+    part = "1 of 15 examples have outputs of nan and count as errors"
+    assert Accuracy()(task).silence == f"{part}: there is no loss and no calibration error"
+    assert Chance()(task).values["better than chance"] == 1
+    assert [p(task).silence for p in (Chance(), GaussianNoise((0.0,)), RobustAccuracy("l2", 0.1))] == [part] * 3
+    checked = Checkpoint()(task)
+    assert checked.values["test accuracy at checkpoint"] == pytest.approx(100 * 14 / 15)
+    assert "test loss at checkpoint" not in checked.values
+    assert "the test loss is nan" in checked.silence
+    for probe in (TopEigenvalues(), GradientNoise()):
+        with pytest.raises(UserError, match="not finite for 1 of 15 examples"):
+            probe(task)
     assert Accuracy()(task).arrays["correct"].sum() == 14
     noisy = GaussianNoise(variances=(0.0,))(task)
     assert noisy.arrays["correct under gaussian noise"].sum() == 14
     assert PGD(3).run(Divided(), x, y, 0.1).isfinite().all()
-    assert RobustAccuracy("l2", 0.1, checked=0)(task).arrays["fooled by l2 radius"][12] == 0
+    assert RobustAccuracy("l2", 0.1, checked=0)(task).arrays["fooled by l2 radius"][blank] == 0
     margin = Margin()(task)
     assert margin.values["margin"] == 1
     assert margin.silence.startswith("1 of 15")

@@ -215,8 +215,8 @@ FAULTS = [
     Bad("nan weights", r"the model's parameter '1.weight' is not finite: training diverged", PROBES,
         lambda: spoilt(math.nan)),
     Bad("infinite weights", r"the model's parameter '1.weight' is not finite", PROBES, lambda: spoilt(math.inf)),
-    Bad("nan statistics", "the model's outputs are not finite, though its parameters are: .*running statistics",
-        LOOKING, lambda: spoilt(math.nan, "statistics")),
+    Bad("nan statistics", "the model's outputs are not finite for 24 of 24 examples, though its parameters are: "
+        ".*running statistics", LOOKING, lambda: spoilt(math.nan, "statistics")),
     Bad("a label too large", LABELS + ".* from 1 to 3", LEARNING, y=Y + 1),
     Bad("a negative label", LABELS + ".* from -1 to 1", LEARNING, y=Y - 1),
     Bad("too small for ten bands", "a 3x3 image cannot be cut into 10 radial bands", (BandNoise(),),

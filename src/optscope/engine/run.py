@@ -295,7 +295,7 @@ def take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:
             reading = probe(snapshot)
             return reading, reading.silence, ""
         except UserError as error:  # the probe does not fit this model: that is a result too
-            return Reading({}), str(error), ""
+            return Reading({}), str(error).removeprefix(f"{type(probe).__name__}: "), ""  # readers name it
         except Exception as error:
             return Reading({}), "", f"{probe!r} stopped with {explained(error)}"
 

@@ -90,12 +90,14 @@ def train(task: Task, rule: Rule, plan: Plan, seed: int, *, watch: Callable[[Sna
 
     Raises:
         UserError: when the task is a game, which `play` plays, or the rule holds an optimiser that is another one
-            inside a combinator (`optscope.optim.trial.check_on`).
+            inside a combinator (`optscope.optim.trial.check_on`), or the model has no parameters to train.
     """
     if task.kind == "game":
         raise UserError(f"{task.name} is a game: play it with optscope.engine.play.play and a rule for each player")
     _, order, noise = streams(seed)
     model = fresh_model(task, seed)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(f"{task.name}: the model has no parameters to train: let some require a gradient")
     with seeded(noise):
         return _loop(task, model, rule, plan, seed, order, watch, at)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,9 @@ BINS = 15
 class Accuracy(Probe):
     """Measure accuracy (percent), loss, and the expected calibration error (points) on the clean inputs.
 
-    The loss is the task's own. Regression tasks have only the loss. Arrays: "correct", one verdict an example
-    (bool), and "accuracy interval", the 95 % Wilson interval in percent (low, high).
+    The loss is the task's own. Regression tasks have only the loss. An output of nan names no class and counts as
+    an error; where there is one, there is no loss and no calibration error, and `silence` says so. Arrays:
+    "correct", one verdict an example (bool), and "accuracy interval", the 95 % Wilson interval in percent (low, high).
     """
 
     @property
@@ -41,12 +43,16 @@ class Accuracy(Probe):
         loss = float(subject.loss(outputs, subject.targets))
         if task.kind == "regression":
             return Reading({"loss": loss})
-        correct = named(outputs) == subject.targets
+        others = {"loss": loss, "calibration error": 100 * calibration_error(outputs, subject.targets)}
+        silence = nameless(classes := named(outputs))
+        if any(map(math.isnan, others.values())):
+            silence = f"{silence or 'some outputs are infinite'}: there is no {' and no '.join(others)}"
+            others = {}
+        correct = classes == subject.targets
         interval = wilson(int(correct.sum()), len(correct))
-        return Reading({"accuracy": percent(correct), "loss": loss,
-                        "calibration error": 100 * calibration_error(outputs, subject.targets)},
+        return Reading({"accuracy": percent(correct), **others},
                        {"correct": correct.cpu().numpy(),
-                        "accuracy interval": 100 * np.array([interval.low, interval.high])})
+                        "accuracy interval": 100 * np.array([interval.low, interval.high])}, silence)
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,13 +74,17 @@ class Checkpoint(Probe):
         """Measure the whole validation part, and the first `examples` of the test part."""
         task = subject.snapshot.task
         data = task.data()
-        values = {}
+        values, reasons = {}, []
         for part, split in (("validation", data.validation), ("test", data.test.first(self.examples))):
             outputs = in_batches(subject.model, split.inputs)
-            values[f"{part} loss at checkpoint"] = float(subject.loss(outputs, split.targets))
+            loss = float(subject.loss(outputs, split.targets))
+            if math.isnan(loss):
+                reasons.append(f"the {part} loss is nan, as outputs are, which count as errors")
+            else:
+                values[f"{part} loss at checkpoint"] = loss
             if task.kind == "classification":
                 values[f"{part} accuracy at checkpoint"] = percent(named(outputs) == split.targets)
-        return Reading(values)
+        return Reading(values, silence=" and ".join(reasons))
 
 
 _METRICS: tuple[tuple[str, str, Direction], ...] = (("accuracy", "%", "higher"), ("loss", "", "lower"))
@@ -89,9 +99,24 @@ def named(logits: Tensor) -> Tensor:
     return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
 
 
+def classes_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the classes that a model names, `(n,)`; -1 for none."""
+    return in_batches(lambda x: named(model(x)), inputs)
+
+
 def verdicts(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return which of `inputs` `(n, ...)` are classified rightly, `(n,)` of bool."""
-    return in_batches(lambda x: named(model(x)), inputs) == targets
+    return classes_of(model, inputs) == targets
+
+
+def nameless(classes: Tensor) -> str:
+    """Return a sentence that says how many examples name no class, "" if all do.
+
+    >>> nameless(torch.tensor([1, -1]))
+    '1 of 2 examples have outputs of nan and count as errors'
+    """
+    count = int((classes < 0).sum())
+    return f"{count} of {len(classes)} examples have outputs of nan and count as errors" if count else ""
 
 
 def percent(correct: Tensor) -> float:
@@ -116,7 +141,7 @@ def check_classifier(subject: Subject) -> None:
         raise UserError("accuracy needs a classification task with logits (n, classes) and class numbers "
                         f"(n,); the {task.kind} task {task.name!r} has outputs of shape {shape} an example "
                         f"and {targets.dtype} targets {tuple(targets.shape)}")
-    check_examples(subject)
+    check_examples(subject, every=False)
 
 
 def calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS) -> float:

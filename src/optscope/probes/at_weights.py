@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.backends import cuda
 
 from optscope.errors import UserError
+from optscope.tasks.mean_loss import whole_and_parts
 from optscope.tasks.task import Loss
 from optscope.vector import Layout
 
@@ -170,10 +171,8 @@ def chunks(at: AtWeights, loss: Loss, inputs: Tensor, targets: Tensor, size: int
     if len(parts) == 1:
         return parts
     with at.held(), torch.no_grad():
-        outputs = [at.outputs(part.inputs) for part in parts]
-        whole = float(loss(torch.cat(outputs), targets))
-        joined = sum(part.share * float(loss(z, part.targets)) for part, z in zip(parts, outputs, strict=True))
-    return parts if abs(whole - joined) <= 1e-4 * abs(whole) + 1e-6 else [Chunk(inputs, targets, 1.0)]
+        *_, alike = whole_and_parts(loss, [(at.outputs(part.inputs), part.targets) for part in parts])
+    return parts if alike else [Chunk(inputs, targets, 1.0)]
 
 
 def grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor] | None, *,

@@ -14,7 +14,7 @@ from torch.nn import functional
 from optscope.errors import UserError
 from optscope.evidence.paired import paired_test
 from optscope.evidence.records import Metric
-from optscope.probes.accuracy import check_classifier, percent
+from optscope.probes.accuracy import check_classifier, named, nameless, percent
 from optscope.probes.probe import Probe, Reading, Subject, check_examples, in_batches
 
 LEVEL = 0.025
@@ -56,14 +56,15 @@ class Chance(Probe):
         if subject.snapshot.task.kind == "classification":
             check_classifier(subject)
             logits, targets = in_batches(subject.model, subject.inputs).double(), subject.targets.long()
-            named, common = logits.argmax(1) == targets, targets == commonest(constant)
-            wins, losses = int((named & ~common).sum()), int((common & ~named).sum())
+            classes = named(logits)
+            right, common = classes == targets, targets == commonest(constant)
+            wins, losses = int((right & ~common).sum()), int((common & ~right).sum())
             by_chance, by_model = (functional.cross_entropy(z, targets, reduction="none").cpu().numpy() for z in
                                    (frequencies(targets, logits.shape[1]).expand_as(logits), logits))
             p = 2 * min(float(stats.binom.sf(wins - 1, wins + losses, 0.5)),
-                        paired_test(by_chance, by_model, one_sided=True).p)
+                        1.0 if np.isnan(by_model).any() else paired_test(by_chance, by_model, one_sided=True).p)
             return Reading({"accuracy of the commonest class": percent(common),
-                            "better than chance": float(p <= LEVEL)})
+                            "better than chance": float(p <= LEVEL)}, silence=nameless(classes))
         check_examples(subject)
         outputs, targets = in_batches(subject.model, subject.inputs[:MOST]), subject.targets[:MOST]
         if outputs.shape != targets.shape or not targets.is_floating_point():

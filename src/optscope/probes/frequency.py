@@ -14,7 +14,7 @@ from torch import Tensor
 from optscope.dct import dct2, matrix
 from optscope.errors import UserError, blaming
 from optscope.evidence.records import Metric
-from optscope.probes.accuracy import check_classifier, percent, verdicts
+from optscope.probes.accuracy import check_classifier, classes_of, nameless, percent, verdicts
 from optscope.probes.noise import OUTSIDE, check_images
 from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject
@@ -119,7 +119,8 @@ class SensitivityMap(Probe):
         check_classifier(subject)
         check_images(subject.inputs)
         inputs, (height, width) = subject.inputs, subject.inputs.shape[-2:]
-        clean = percent(verdicts(subject.model, inputs, subject.targets))
+        classes = classes_of(subject.model, inputs)
+        clean = percent(classes == subject.targets)
         coins = torch.randint(2, (*inputs.shape[:-2], 1, 1), generator=subject.generator)
         length = self.norm * (2 * coins - 1).to(inputs)
         drops = np.zeros((height, width))
@@ -131,7 +132,7 @@ class SensitivityMap(Probe):
                 drops[cell] = drop
         return Reading({f"mean {self.basis.name} sensitivity": float(drops.mean()),
                         f"largest {self.basis.name} sensitivity": float(drops.max())},
-                       {f"{self.basis.name} sensitivity map": drops})
+                       {f"{self.basis.name} sensitivity map": drops}, nameless(classes))
 
 
 def spectral_energy(images: Tensor) -> Tensor:

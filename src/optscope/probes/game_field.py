@@ -32,7 +32,8 @@ class Rotation(Probe):
     is antisymmetric, and imaginary parts appear. "rotation" is Σ|Im λ| / Σ|λ| over the eigenvalues found: 0 for
     descent on one loss, 1 for pure circling. θ holds the trained parameters. The networks are in eval mode (batch
     normalisation uses running statistics), the batch is the first `examples` of the split, the latent vectors come
-    from the probe's stream.
+    from the probe's stream. Players' losses are taken as they are, whether means over the batch or not: that of a
+    sum makes its player's rows of J as many times as large as there are examples.
 
     Mescheder et al. 2017, arXiv 1705.10461; Gidel et al. 2019, arXiv 1802.10551.
 

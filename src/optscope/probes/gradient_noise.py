@@ -30,6 +30,7 @@ from optscope.probes.at_weights import AtWeights
 from optscope.probes.hessian import Hessian
 from optscope.probes.probe import Probe, Reading, Subject, check_examples
 from optscope.probes.rule_in_use import rule_in_use
+from optscope.tasks.mean_loss import whole_and_parts
 
 Array = NDArray[np.float64]
 Batch = tuple[Tensor, Tensor]
@@ -269,11 +270,9 @@ def _check_mean(subject: Subject, outputs: Tensor, targets: Tensor) -> None:
     cut, n = len(outputs) // 2, len(outputs)
     if cut == 0:
         return
-    with torch.no_grad():
-        whole = float(subject.loss(outputs, targets))
-        halves = (cut * float(subject.loss(outputs[:cut], targets[:cut]))
-                  + (n - cut) * float(subject.loss(outputs[cut:], targets[cut:]))) / n
-    if abs(whole - halves) > 1e-4 * abs(whole) + 1e-6:
+    whole, halves, alike = whole_and_parts(subject.loss, [(outputs[:cut], targets[:cut]),
+                                                          (outputs[cut:], targets[cut:])])
+    if not alike:
         raise UserError("the noise of a gradient needs a loss that is a mean over examples; this one gives "
                         f"{whole:g} on {n} of them, and the mean over their halves is {halves:g}: use "
                         "reduction='mean' without class weights")

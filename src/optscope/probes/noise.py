@@ -11,7 +11,7 @@ from torch import Tensor
 from optscope.dct import dct2, equal_count_bands, idct2
 from optscope.errors import UserError, blaming
 from optscope.evidence.records import Metric
-from optscope.probes.accuracy import check_classifier, percent, verdicts
+from optscope.probes.accuracy import check_classifier, classes_of, nameless, percent, verdicts
 from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject
 
@@ -49,15 +49,15 @@ class GaussianNoise(Probe):
         check_movable(subject.inputs, "GaussianNoise")
         check_classifier(subject)
         rows = []
-        for images, targets, noise in _noisy_batches(subject):
+        for images, _, noise in _noisy_batches(subject):
             noisy = (images + variance**0.5 * noise for variance in self.variances)
             clamped = torch.cat([x if subject.bounds is None else x.clamp(*subject.bounds) for x in noisy])
-            rows.append(verdicts(subject.model, clamped, targets.repeat(len(self.variances)))
-                        .view(len(self.variances), -1))
-        correct = torch.cat(rows, dim=1)
+            rows.append(classes_of(subject.model, clamped).view(len(self.variances), -1))
+        classes = torch.cat(rows, dim=1)
+        correct = classes == subject.targets
         curve = {variance: percent(row) for variance, row in zip(self.variances, correct, strict=True)}
         return Reading({"accuracy under gaussian noise": curve},
-                       {"correct under gaussian noise": correct.cpu().numpy()})
+                       {"correct under gaussian noise": correct.cpu().numpy()}, nameless(classes.amin(0)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,10 +105,12 @@ class BandNoise(Probe):
                 rows.append(verdicts(subject.model, (images + parts).flatten(0, 1), targets.repeat(self.bands))
                             .view(self.bands, -1))
         correct = torch.cat(rows, dim=1)
-        clean = verdicts(subject.model, subject.inputs, subject.targets)
+        classes = classes_of(subject.model, subject.inputs)
+        clean = classes == subject.targets
         drops = {float(k): percent(clean) - percent(row) for k, row in enumerate(correct)}
         return Reading({"drop under band noise": drops},
-                       {"correct under band noise": correct.cpu().numpy(), "correct": clean.cpu().numpy()})
+                       {"correct under band noise": correct.cpu().numpy(), "correct": clean.cpu().numpy()},
+                       nameless(classes))
 
 
 def check_images(inputs: Tensor) -> None:

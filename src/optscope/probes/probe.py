@@ -53,7 +53,7 @@ class Subject:
 class Reading:
     """What a probe found: metrics by name, and arrays (verdicts an image, curves) that are worth keeping.
 
-    `silence` says why some of the metrics are missing, where they are.
+    `silence` says why some of the metrics are missing, where they are, or which examples count as errors.
     """
 
     values: Mapping[str, Value]
@@ -161,34 +161,46 @@ SAME = 1e-4
 """How far two passes may differ, relative to the largest output: rounding may depend on where memory lies."""
 
 
-def check_outputs(subject: Subject) -> Tensor:
-    """Return the outputs of a few examples, if a model gives the same finite ones twice.
+def check_outputs(subject: Subject, *, every: bool = False) -> tuple[Tensor, Tensor]:
+    """Return outputs of a few examples, and which these are, if a model gives the same finite ones twice.
+
+    Those of `every` example must be finite, or those of one.
 
     Raises:
         UserError: saying which is not so.
     """
+    finite = _finite(subject.model, subject.inputs if every else subject.inputs[:8])
+    if not bool(finite.any()):
+        finite = _finite(subject.model, subject.inputs)
+    bad = int((~finite).sum())
+    if bad == len(finite) or (every and bad):
+        raise UserError(f"the model's outputs are not finite for {bad} of {len(finite)} examples, though its "
+                        "parameters are: look at its inputs and at its buffers, such as the running statistics of "
+                        "batch normalisation")
+    few = finite.nonzero().flatten()[:8]
     with torch.no_grad():
-        outputs: Tensor = subject.model(subject.inputs[:8])
-        again: Tensor = subject.model(subject.inputs[:8])
-    if not bool(torch.isfinite(outputs).all()):
-        raise UserError("the model's outputs are not finite, though its parameters are: look at its inputs and at "
-                        "its buffers, such as the running statistics of batch normalisation")
+        outputs, again = (subject.model(subject.inputs[few]) for _ in range(2))
     if float((outputs - again).abs().max()) > SAME * float(outputs.abs().max()):
         raise UserError("two passes of the same inputs differ in eval mode, so no measurement can be trusted: "
                         "make dropout and the like depend on self.training")
-    return outputs
+    return outputs, few
 
 
-def check_examples(subject: Subject) -> None:
+def _finite(model: nn.Module, inputs: Tensor) -> Tensor:
+    return in_batches(lambda x: torch.isfinite((y := model(x)).reshape(len(y), -1)).all(1), inputs)
+
+
+def check_examples(subject: Subject, *, every: bool = True) -> None:
     """Raise unless a model gives the same finite outputs twice, its labels are classes, and its loss a mean.
 
-    Authors call it where `measure` uses the loss, and `check_outputs` where it uses the outputs alone.
+    Authors call it where `measure` uses the loss, and `check_outputs` where it uses the outputs alone. Without
+    `every` one finite output will do: those that are not name no class.
 
     Raises:
         UserError: naming the first of these that is not so.
     """
-    outputs = check_outputs(subject)
-    task, y = subject.snapshot.task, subject.targets[:8]
+    outputs, few = check_outputs(subject, every=every)
+    task, y = subject.snapshot.task, subject.targets[few]
     labelled = task.kind == "classification" and outputs.dim() == 2 and not subject.targets.is_floating_point()
     low, high = (int(subject.targets.min()), int(subject.targets.max())) if labelled else (0, 0)
     if labelled and (low < 0 or high >= outputs.shape[1]):

@@ -18,7 +18,7 @@ from torch import Tensor
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.evidence.stats import wilson
-from optscope.probes.accuracy import check_classifier, percent, verdicts
+from optscope.probes.accuracy import check_classifier, classes_of, nameless, percent, verdicts
 from optscope.probes.attack import BIM, PGD, Attack
 from optscope.probes.attack_checks import CHECKS, check_attack, run
 from optscope.probes.perturbation import Norm, ball_of, check_movable, per_example
@@ -85,7 +85,7 @@ class RobustAccuracy(Probe):
              **{f"{self.norm} attack: {name}": float(holds) for name, holds in checks.items()}},
             {f"correct under {self.norm} attack": correct.cpu().numpy(),
              f"interval under {self.norm} attack": 100 * np.array([[i.low, i.high] for i in intervals]),
-             f"fooled by {self.norm} radius": fooled_by})
+             f"fooled by {self.norm} radius": fooled_by}, nameless(classes_of(subject.model, subject.inputs)))
 
     def complaints(self, reading: Reading) -> tuple[str, ...]:
         """Return one sentence for each check of a reading that failed; none when the attack can be trusted."""

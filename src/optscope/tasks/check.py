@@ -70,7 +70,7 @@ def _check_labels(task: Task, name: str, part: Split, outputs: Tensor) -> None:
     low, high, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
     if low < 0 or high >= classes:
         one = (': give an output for each class, or for one logit kind="regression" and labels as floats, shaped '
-               "like the outputs" if classes == 1 else "")
+               "like the outputs" if classes == 1 else ": subtract 1" if (low, high) == (1, classes) else "")
         raise UserError(f"{task.name}: labels must lie in 0 … {classes - 1} (the model has {classes} "
                         f"output{'s' * (classes > 1)}); the {name} part's reach from {low} to {high}{one}")
 

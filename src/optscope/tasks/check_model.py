@@ -138,10 +138,13 @@ def forward(owner: str, model: nn.Module, inputs: Tensor, part: str = "train") -
     except Exception as error:  # whatever the author chose to raise
         raise UserError(f"{owner}: the model refused a batch of inputs of shape {tuple(inputs.shape)} and type "
                         f"{inputs.dtype}, from the {part} part: {first_words(error)}") from error
-    if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != len(inputs):
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UserError(f"{owner}: the model must return one tensor with a row for every input; got {got} for "
-                        f"{len(inputs)} of them: name the axis in .squeeze(-1), .flatten(1) and the like")
+    if not isinstance(outputs, Tensor):
+        raise UserError(f"{owner}: the model must return one tensor with a row for every input; got "
+                        f"{type(outputs).__name__}: return the tensor in it, for example .logits")
+    if outputs.dim() == 0 or len(outputs) != len(inputs):
+        raise UserError(f"{owner}: the model must return one tensor with a row for every input; got "
+                        f"{tuple(outputs.shape)} for {len(inputs)} of them: name the axis in .squeeze(-1), "
+                        ".flatten(1) and the like")
     if not outputs.is_floating_point():
         raise UserError(f"{owner}: the model must return floats, such as logits; got {outputs.dtype}")
     bad = (~torch.isfinite(outputs.flatten(1) if outputs.dim() > 1 else outputs[:, None])).any(1).nonzero()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,21 @@ def check_mean(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, target
         change = moved / size if size else math.inf
         raise UserError("the loss must be a mean over the examples, with the same gradient when each is taken "
                         f"twice; this one's changes by {change:.0%}: use reduction='mean'")
+
+
+def whole_and_parts(loss: Callable[[Tensor, Tensor], Tensor],
+                    parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float, bool]:
+    """Return the loss of all (outputs, targets), the mean of the parts' losses by size, and whether they are one.
+
+    They are if they differ by no more than the rounding of the outputs' type explains, which of 16 bits is much.
+    """
+    n = sum(len(targets) for _, targets in parts)
+    with torch.no_grad():
+        whole = float(loss(*(torch.cat(column) for column in zip(*parts, strict=True))))
+        each = [float(loss(outputs, targets)) for outputs, targets in parts]
+    joined = sum(len(targets) / n * value for (_, targets), value in zip(parts, each, strict=True))
+    share = max(1e-4, 4 * torch.finfo(parts[0][0].dtype).eps)
+    return whole, joined, abs(whole - joined) <= share * max(abs(whole), *map(abs, each)) + 1e-6
 
 
 def _slope(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
