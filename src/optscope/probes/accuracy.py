@@ -23,7 +23,8 @@ class Accuracy(Probe):
 
     The loss is the task's own. Regression tasks have only the loss. An output of nan names no class and counts as
     an error; where there is one, there is no loss and no calibration error, and `silence` says so. Arrays:
-    "correct", one verdict an example (bool), and "accuracy interval", the 95 % Wilson interval in percent (low, high).
+    "correct", one verdict an example (bool), and "accuracy interval", the 95 % Wilson interval in percent (low,
+    high).
     """
 
     @property
