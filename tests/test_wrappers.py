@@ -147,10 +147,13 @@ def test_a_rule_is_walked_depth_first():
     assert [rule.foreign for rule in players.walk()] == [True, True, True, True, False, False]
 
 
-def test_a_parameter_that_no_step_has_moved_has_no_preconditioner():
+@pytest.mark.parametrize("rule", [Rounded(Adam(lr=0.1), 1), Adam(lr=0.1), RMSProp(lr=0.1)], ids=repr)
+@pytest.mark.parametrize("gradient", [None, torch.zeros(1)])
+def test_a_parameter_that_no_step_has_moved_has_an_infinite_preconditioner(rule, gradient):
     model = torch.nn.Linear(2, 1)
-    optimizer = Rounded(Adam(lr=0.1), 1).optimizer(model.parameters())
-    model.weight.grad = torch.ones_like(model.weight)
+    optimizer = rule.optimizer(model.parameters())
+    model.weight.grad, model.bias.grad = torch.ones_like(model.weight), gradient
     optimizer.step()
-    with pytest.raises(UserError, match="no second moment for the parameter 'bias'"):
-        preconditioner(Snapshot(model, None, optimizer=optimizer), ["weight", "bias"])
+    found = preconditioner(Snapshot(model, None, optimizer=optimizer), ["weight", "bias"])
+    assert found.isinf().tolist() == [False, False, True]
+    assert preconditioner(Snapshot(model, None, optimizer=optimizer), ["bias"]) is None

@@ -130,7 +130,7 @@ def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | Non
         RMSProp: D = √v + eps        Adam: D = (1 − beta1ᵗ) (√(v/(1 − beta2ᵗ)) + eps)
 
     The first factor is the bias correction of Adam's momentum (arXiv 2207.14484). P runs over the `trained`
-    parameters in the model's order. One that never had a gradient has not moved: its D is infinite.
+    parameters in the model's order. One that never had a gradient other than 0 has not moved: its D is infinite.
 
     Raises:
         UserError: without a live optimiser, or when it is not Adam, AdamW or RMSProp, or keeps no second moment.
@@ -141,26 +141,25 @@ def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | Non
                         f"with one set of numbers; got {snapshot.optimizer or snapshot.rule!r}")
     weights = {name: p for name, p in snapshot.model.named_parameters() if name in trained}
     states = {name: snapshot.optimizer.state.get(p, {}) for name, p in weights.items()}
-    if not any(states.values()):
-        return None
-    return torch.cat([_diagonal(rule, name, state).reshape(-1) if state
-                      else torch.full_like(weights[name].detach(), math.inf).reshape(-1)
-                      for name, state in states.items()])
+    diagonal = torch.cat([_diagonal(rule, name, state).reshape(-1) if state
+                          else torch.full_like(weights[name].detach(), math.inf).reshape(-1)
+                          for name, state in states.items()])
+    return None if bool(torch.isinf(diagonal).all()) else diagonal
 
 
 def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tensor:
     while "rule" in state:  # a combinator's state holds its rule's
         state = state["rule"]
     moment: Tensor | None = next((state[key] for key in SECOND_MOMENTS if key in state), None)
-    if moment is None or (isinstance(rule, Adam) and float(state["step"]) == 0):
+    if moment is None:
         raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}: measure TopEigenvalues "
                         "instead")
     moment = moment.detach()
+    if not bool(moment.any()):
+        return torch.full_like(moment, math.inf)
     if isinstance(rule, RMSProp):
         return moment.sqrt() + _one(rule.eps)
     t, beta1, beta2 = float(state["step"]), _one(rule.beta1), _one(rule.beta2)
-    if t == 0:
-        return torch.full_like(moment, math.inf)
     diagonal: Tensor = (1 - beta1**t) * ((moment / (1 - beta2**t)).sqrt() + _one(rule.eps))
     return diagonal
 
