@@ -37,6 +37,16 @@ def example(n, model=None, rule=None, seed=0, loss=functional.cross_entropy):
     return Snapshot(model.double(), task, seed, rule=rule)
 
 
+def some_ignored(seed):
+    """Return a snapshot of labels in several places, of which the last examples miss most."""
+    torch.manual_seed(0)
+    x, y = torch.rand(60, 4, 5), torch.randint(3, (60, 5))
+    y[50:, 1:] = -100
+    task = Task.from_tensors(lambda: nn.Conv1d(4, 3, 1), (x, y), (x, y), validation=(x, y), kind="regression",
+                             loss=functional.cross_entropy)
+    return Snapshot(task.model(), task, seed)
+
+
 def parts_of(probe, snapshot):
     """Return the parts that the probe sees, by the seed it is documented to use."""
     train = snapshot.task.data().train.first(probe.examples)
@@ -279,5 +289,13 @@ def test_what_a_user_can_mend():
     weights = torch.tensor([1.0, 5.0, 0.1]).double()
     with pytest.raises(UserError, match="the noise of a gradient needs a loss that is a mean over examples"):
         GradientNoise(4)(example(20, loss=nn.CrossEntropyLoss(weight=weights)))
+    silent = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    nn.init.zeros_(silent[1].weight)
+    nn.init.zeros_(silent[1].bias)  # it says the same of all, so that weighted losses are the same everywhere
+    with pytest.raises(UserError, match="the noise of a gradient needs a loss that is a mean over examples"):
+        GradientNoise(4)(example(20, model=silent, loss=nn.CrossEntropyLoss(weight=weights)))
+    for seed in range(6):  # which parts they fall into
+        with pytest.raises(UserError, match="the noise of a gradient needs a loss that is a mean over examples"):
+            GradientNoise()(some_ignored(seed))
     with pytest.raises(UserError, match="has none"):
         GradientNoise()(example(20, model=nn.Flatten()))

@@ -120,6 +120,30 @@ def test_a_task_that_will_not_do_is_refused(task, words):
         check_task(task)
 
 
+def test_targets_of_another_number_are_a_matter_of_the_loss():
+    def several(loss, targets):
+        return Task.from_tensors(lambda: nn.Linear(2, 2), (X, targets), (X, targets), kind="regression", loss=loss)
+
+    def likelihood(outputs, targets):
+        return functional.gaussian_nll_loss(outputs[:, :1], targets, outputs[:, 1:].exp())
+
+    def quantiles(outputs, targets):
+        error, at = targets - outputs, torch.tensor([0.1, 0.9])
+        return torch.maximum(at * error, (at - 1) * error).mean()
+
+    def survival(outputs, targets):
+        risk, (time, died, _) = outputs[:, 0], targets.T
+        later = torch.where(time[:, None] <= time, risk, -1e9)
+        return ((torch.logsumexp(later, 1) - risk) * died).sum() / died.sum().clamp_min(1)
+
+    check_task(several(likelihood, X[:, :1]))
+    check_task(several(quantiles, X[:, :1]))
+    check_task(several(survival, torch.cat([X, torch.ones(10, 1)], 1)))
+    for loss in (None, nn.HuberLoss(), nn.MSELoss()):
+        with pytest.raises(UserError, match=r"shaped like the outputs \(8, 2\); the train part's are \(8, 1\)"):
+            check_task(several(loss, X[:, :1]))
+
+
 def test_tasks_that_will_do():
     check_task(regression(X[:, :1]))
     tokens = Y.view(5, 2)

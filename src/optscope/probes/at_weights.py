@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.backends import cuda
 
 from optscope.errors import UserError
-from optscope.tasks.mean_loss import whole_and_parts
+from optscope.tasks.mean_loss import parts_change
 from optscope.tasks.task import Loss
 from optscope.vector import Layout
 
@@ -171,8 +171,9 @@ def chunks(at: AtWeights, loss: Loss, inputs: Tensor, targets: Tensor, size: int
     if len(parts) == 1:
         return parts
     with at.held(), torch.no_grad():
-        *_, alike = whole_and_parts(loss, [(at.outputs(part.inputs), part.targets) for part in parts])
-    return parts if alike else [Chunk(inputs, targets, 1.0)]
+        outputs = torch.cat([at.outputs(part.inputs) for part in parts])
+    change = parts_change(loss, outputs, targets, [len(part.inputs) for part in parts])
+    return [Chunk(inputs, targets, 1.0)] if change else parts
 
 
 def grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor] | None, *,

@@ -30,7 +30,7 @@ from optscope.probes.at_weights import AtWeights
 from optscope.probes.hessian import Hessian
 from optscope.probes.probe import Probe, Reading, Subject, check_examples
 from optscope.probes.rule_in_use import rule_in_use
-from optscope.tasks.mean_loss import whole_and_parts
+from optscope.tasks.mean_loss import parts_change
 
 Array = NDArray[np.float64]
 Batch = tuple[Tensor, Tensor]
@@ -165,7 +165,14 @@ def batch_gradients(subject: Subject, batches: Sequence[Batch]) -> Tensor:
     """
     at = AtWeights(subject.model, subject.trained)
     with at.held(), torch.no_grad():
-        _check_mean(subject, at.outputs(batches[0][0]), batches[0][1])
+        outputs = torch.cat([at.outputs(inputs) for inputs, _ in batches])
+    targets = torch.cat([targets for _, targets in batches])
+    halves = [size for x, _ in batches for size in (len(x) // 2, len(x) - len(x) // 2) if size]
+    change = parts_change(subject.loss, outputs, targets, halves)
+    if change:
+        raise UserError("the noise of a gradient needs a loss that is a mean over examples; this one's gradient "
+                        f"changes by {change:.1%} when it is the mean over halves of batches: use "
+                        "reduction='mean' without class weights or ignored labels")
     return torch.stack([at.gradient(subject.loss, inputs, targets) for inputs, targets in batches])
 
 
@@ -264,18 +271,6 @@ def _curved_products(subject: Subject, batches: Sequence[Batch], gradients: Tens
                 products[m, i] = _array(gradients @ hessian(gradients[i]))
         products[m, :, m] = 0.0
     return products
-
-
-def _check_mean(subject: Subject, outputs: Tensor, targets: Tensor) -> None:
-    cut, n = len(outputs) // 2, len(outputs)
-    if cut == 0:
-        return
-    whole, halves, alike = whole_and_parts(subject.loss, [(outputs[:cut], targets[:cut]),
-                                                          (outputs[cut:], targets[cut:])])
-    if not alike:
-        raise UserError("the noise of a gradient needs a loss that is a mean over examples; this one gives "
-                        f"{whole:g} on {n} of them, and the mean over their halves is {halves:g}: use "
-                        "reduction='mean' without class weights")
 
 
 def _check_count(probe: Probe, name: str, value: object, least: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from optscope.errors import UserError, nearest
 from optscope.tasks.check_game import check_game
@@ -27,8 +30,9 @@ def check_task(task: Task) -> None:
     Its data load, the same each time; inputs and targets are finite, inputs inside the bounds and float (whole
     numbers will do where there are no bounds); the model is a new one each time, a function of the seed, with
     parameters; in eval mode its outputs are a function of each example alone, finite for every example of every
-    part; labels lie within the classes, and regression targets are shaped like the outputs; the loss is one finite
-    number, a function of outputs and targets, that can move the parameters and depends on no others.
+    part; labels lie within the classes, and regression targets are shaped like the outputs, or hold another number
+    of values that the loss makes sense of; the loss is one finite number, a function of outputs and targets, that
+    can move the parameters and depends on no others.
 
     Raises:
         UserError: naming the first of these that is not so.
@@ -76,10 +80,20 @@ def _check_labels(task: Task, name: str, part: Split, outputs: Tensor) -> None:
 
 
 def _check_shape(task: Task, name: str, part: Split, outputs: Tensor) -> None:
+    """Raise where the loss would broadcast by mistake: targets and outputs of as many numbers, shaped otherwise.
+
+    Other numbers are a matter of the loss: labels of pixels, quantiles of one target, times with a mark. Only
+    torch's own losses of differences, which warn of them, want one target an output.
+    """
     targets, expected = part.targets, (len(part), *outputs.shape[1:])
-    # Whole numbers may be labels in several places, as of pixels: those have one axis less than the outputs.
-    labels = not targets.is_floating_point() and targets.numel() < math.prod(expected)
-    if targets.shape != expected and not labels:
+    mistaken = targets.numel() == math.prod(expected) or task.loss is functional.mse_loss
+    if not mistaken:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with suppress(Exception):  # whatever it refuses is said when its value is taken
+                task.loss(outputs, targets[:1])
+        mistaken = any("target size" in str(each.message) for each in said)
+    if targets.shape != expected and mistaken:
         raise UserError(f"{task.name}: regression needs targets shaped like the outputs {expected}; the {name} "
                         f"part's are {tuple(targets.shape)}, which broadcasts or fails in the loss: "
                         "reshape one of them, for example with .unsqueeze(1)")

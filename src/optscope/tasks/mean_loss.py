@@ -37,27 +37,38 @@ def check_mean(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, target
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"the loss must be a mean over as many examples as it is given; it takes {len(outputs)} of "
                         f"them, and of twice as many it says: {str(error).splitlines()[0]}") from error
-    joined = twice.reshape(2, *slope.shape).sum(0)
-    moved, size = float((joined - slope).abs().max()), float(slope.abs().max())
-    if moved > max(SHARE, 8 * torch.finfo(slope.dtype).eps) * max(size, float(joined.abs().max())):
-        change = moved / size if size else math.inf
+    change = _change(slope, twice.reshape(2, *slope.shape).sum(0))
+    if change:
         raise UserError("the loss must be a mean over the examples, with the same gradient when each is taken "
                         f"twice; this one's changes by {change:.0%}: use reduction='mean'")
 
 
-def whole_and_parts(loss: Callable[[Tensor, Tensor], Tensor],
-                    parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, float, bool]:
-    """Return the loss of all (outputs, targets), the mean of the parts' losses by size, and whether they are one.
+def parts_change(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor,
+                 sizes: Sequence[int]) -> float:
+    """Return by how much the gradient of a loss of all examples differs from that of its parts' mean, 0 if not.
 
-    They are if they differ by no more than the rounding of the outputs' type explains, which of 16 bits is much.
+    The parts are the next `sizes[0]` examples, the next `sizes[1]`, ..., and each counts by its examples. Means
+    over examples do not differ; class weights and ignored labels make means of another kind. Gradients in the
+    outputs are compared, since values agree wherever the model says the same of every example.
+
+    >>> parts_change(torch.nn.CrossEntropyLoss(), torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), [2, 2])
+    0.0
+    >>> weighted = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
+    >>> round(parts_change(weighted, torch.zeros(4, 2), torch.tensor([0, 0, 0, 1]), [2, 2]), 2)
+    0.25
     """
-    n = sum(len(targets) for _, targets in parts)
-    with torch.no_grad():
-        whole = float(loss(*(torch.cat(column) for column in zip(*parts, strict=True))))
-        each = [float(loss(outputs, targets)) for outputs, targets in parts]
-    joined = sum(len(targets) / n * value for (_, targets), value in zip(parts, each, strict=True))
-    share = max(1e-4, 4 * torch.finfo(parts[0][0].dtype).eps)
-    return whole, joined, abs(whole - joined) <= share * max(abs(whole), *map(abs, each)) + 1e-6
+    apart = torch.roll(outputs.detach(), 1, 0)
+    slopes = [_slope(loss, z, t) * (len(z) / len(apart))
+              for z, t in zip(apart.split(list(sizes)), targets.split(list(sizes)), strict=True)]
+    return _change(_slope(loss, apart, targets), torch.cat(slopes))
+
+
+def _change(slope: Tensor, other: Tensor) -> float:
+    """Return the largest difference of two gradients over the largest number of the first, 0 within rounding."""
+    moved, size = float((other - slope).abs().max()), float(slope.abs().max())
+    if moved <= max(SHARE, 8 * torch.finfo(slope.dtype).eps) * max(size, float(other.abs().max())):
+        return 0.0
+    return moved / size if size else math.inf
 
 
 def _slope(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
