@@ -209,17 +209,17 @@ def _jacobian_norm(model: nn.Module, x: Tensor, u: Tensor, rounds: int) -> tuple
     """
     x = x.detach().requires_grad_()
     y = _rows(model(x))
-    p = torch.zeros_like(y, requires_grad=True)
-    # Jᵀp is linear in p, so its derivative is J.
+    p = u.detach().clone().requires_grad_()
+    # Jᵀp is linear in p, so its derivative is J, whatever p: taken at u it is the first round's Jᵀu as well.
     pulled = torch.autograd.grad(y, x, p, create_graph=True, allow_unused=True)[0] if y.requires_grad else None
     if pulled is None or not pulled.requires_grad:
         raise UserError("Lipschitz: the model passes no gradient to its inputs: it computes without, or rounds "
                         "them, and then a slope between two inputs says nothing")
-    for _ in range(rounds):
-        v, = torch.autograd.grad(y, x, u, retain_graph=True)
-        image, = torch.autograd.grad(pulled, p, v, retain_graph=True)
+    v = pulled.detach()
+    for left in reversed(range(rounds)):
+        image, = torch.autograd.grad(pulled, p, v, retain_graph=left > 0)
         u = torch.where(image.isfinite().all(1, keepdim=True), _unit(image), u)
-    v, = torch.autograd.grad(y, x, u)
+        v, = torch.autograd.grad(y, x, u, retain_graph=left > 0)
     return v.flatten(1).norm(dim=1).nan_to_num(-1, -1), u, v
 
 
