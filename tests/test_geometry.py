@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from optscope.engine.train import Plan, train
 from optscope.errors import UserError
-from optscope.optim import SGD, Adam, Decayed, NormalizedSGD, SignSGD
+from optscope.optim import SGD, Adam, Decayed, Foreign, NormalizedSGD, SignSGD
 from optscope.probes.geometry import FirstStep, Geometry, Margin, effective_density, near_zero
 from optscope.tasks.fresh import fresh_model
 from optscope.tasks.snapshot import Snapshot
@@ -180,6 +180,45 @@ def test_first_step_has_the_present_learning_rate_and_needs_a_rule():
     live = snapshot(model, rule=rule)
     now = FirstStep()(Snapshot(model, live.task, rule=rule, optimizer=optimizer)).values["step length"]
     assert now == pytest.approx(before / 10)
+
+
+class Moded(torch.optim.Optimizer):
+    """Gradient descent that steps in train mode only, at weights twice as far as those of eval mode."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr, "on": False})
+
+    def train(self): self._switch(True, 2.0)
+
+    def eval(self): self._switch(False, 0.5)
+
+    def _switch(self, on, factor):
+        for group in self.param_groups:
+            if group["on"] != on:
+                group["on"] = on
+                for p in group["params"]:
+                    p.data.mul_(factor)
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            assert group["on"], "not in train mode"
+            for p in group["params"]:
+                p.data.sub_(p.grad, alpha=2 * group["lr"])
+
+
+class Narrow(torch.optim.SGD):
+    def step(self, closure=None):
+        if self.param_groups[0]["params"][0].dtype is torch.float64:
+            raise RuntimeError("float32 only")
+        return super().step(closure)
+
+
+def test_the_first_step_of_a_foreign_optimiser_is_between_its_eval_modes_or_silent():
+    model = nn.Linear(2, 3).double()
+    moded, plain = (FirstStep()(snapshot(model, rule=rule)).values for rule in (Foreign(Moded), SGD(lr=0.1)))
+    assert moded == pytest.approx(plain)
+    with pytest.raises(UserError, match=r"makes no step on copies of the weights .* RuntimeError: float32 only"):
+        FirstStep()(snapshot(model, rule=Foreign(Narrow, lr=0.1)))
 
 
 def test_a_layer_without_gradient_has_no_cosine():

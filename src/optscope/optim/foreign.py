@@ -143,7 +143,9 @@ class Foreign(Fused):
         rates.set(scale)
         for weight, grad in zip(moved, grads, strict=True):
             weight.grad = None if grad is None else grad.double().clone(memory_format=torch.contiguous_format)
+        set_mode(optimizer, "train")
         optimizer.step()
+        set_mode(optimizer, "eval")  # the weights that it stands for
         changes = [weight.detach() - start for weight, start in zip(moved, starts, strict=True)]
         return changes, {"optimizer": copy.deepcopy(optimizer.state_dict()), "rates": rates.state()}
 

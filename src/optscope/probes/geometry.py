@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from optscope.errors import UserError
+from optscope.errors import UserError, first_words
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier
 from optscope.probes.at_weights import AtWeights, chunks
@@ -101,7 +101,13 @@ class FirstStep(Probe):
         layout, weights = at.layout, at.flatten(list(at.weights.values()))
         gradient = torch.stack([part.share * at.gradient(subject.loss, part.inputs, part.targets) for part in
                                 chunks(at, subject.loss, subject.inputs, subject.targets, BATCH)]).sum(dim=0)
-        step, _ = rule.update(gradient, rule.init(weights, layout), weights, layout)
+        try:
+            step, _ = rule.update(gradient, rule.init(weights, layout), weights, layout)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the author of a foreign optimiser chose to raise
+            raise UserError(f"{rule!r} makes no step on copies of the weights in float64, which are used here: "
+                            f"{first_words(error)}") from error
         parts = [(s.flatten(), g.flatten()) for s, g in zip(layout.views(step.double()),
                                                             layout.views(gradient.double()), strict=True)]
         return Reading({"step length": float(step.double().norm()),
