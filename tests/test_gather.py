@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from optscope.errors import UserError
 from optscope.tasks import gather
-from optscope.tasks.check_inputs import check_data, overlap
+from optscope.tasks.check_inputs import check_data, overlap, scales
 from optscope.tasks.memory import check_fits, free_bytes
 from optscope.tasks.task import Data, Split, Task
 
@@ -246,3 +246,16 @@ def test_examples_in_two_parts_are_counted():
     assert said.startswith("2 of the 5 validation examples are training examples too")
     assert overlap(Data(parts[0], parts[2], Split(X[:10], Y[:10] + 1))) == []
     assert len(overlap(Data(parts[0], parts[0], parts[0]))) == 2
+
+
+def test_a_part_on_another_scale_is_told():
+    def parts(test, train=Split(X, Y)):
+        return Data(train, Split(X, Y), Split(test, Y))
+    assert scales(parts(X)) == scales(parts((X + 0.1).half())) == []
+    (said,) = scales(parts((X - X.mean()) * 255 + X.mean()))
+    assert "the test part's inputs lie 255 times as far from the training inputs' mean" in said
+    (said,) = scales(parts(X * 1e-3 + X.mean()))
+    assert "the test part's inputs lie 0.001 times" in said
+    assert scales(parts(X.long() * 255, Split(X.long(), Y))) == []
+    same = torch.ones(20, 2)
+    assert scales(parts(same, Split(same, Y))) == []  # nothing to be a multiple of

@@ -38,7 +38,7 @@ from optscope.study.rehearse import rehearsed
 from optscope.study.settings import Settings
 from optscope.study.study import Study
 from optscope.tasks.check import check_task
-from optscope.tasks.check_inputs import overlap
+from optscope.tasks.check_inputs import overlap, scales
 from optscope.tasks.task import Task
 
 
@@ -199,7 +199,8 @@ def _spent(records: Records) -> float:
 def _rehearsed(comparisons: Sequence[Comparison], listener: Listener) -> tuple[list[Comparison], list[str]]:
     """Rehearse comparisons, tell the listener what is known of them, and return it for the report."""
     found = [rehearsed(comparison) for comparison in comparisons]
-    shared = [overlap(c.task.data()) for c in comparisons if c.task.kind != "game"]
+    parts = [c.task.data() for c in comparisons if c.task.kind != "game"]
+    shared = [[*overlap(data), *scales(data)] for data in parts]
     known = list(dict.fromkeys(sentence for each in (*(f.known for f in found), *shared) for sentence in each))
     for sentence in (*dict.fromkeys(sentence for each in found for sentence in each.before), *known):
         listener.say(sentence)

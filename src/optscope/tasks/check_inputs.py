@@ -15,6 +15,8 @@ from optscope.tasks.task import Data, Split, Task
 KNOWN = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
          torch.int16, torch.int32, torch.int64)
 """The types that torch can order, pick from and compare."""
+APART = 5.0
+"""Parts that differ by this factor were probably not prepared alike."""
 
 
 def check_data(task: Task) -> Data:
@@ -118,6 +120,28 @@ def overlap(data: Data) -> list[str]:
             found.append(f"{shared} of the {len(part)} {name} examples are training examples too: what is {use} "
                          "them says little of new data.")
     return found
+
+
+def scales(data: Data) -> list[str]:
+    """Return a sentence for each part whose inputs lie on another scale than those of the training part.
+
+    The scale is the mean distance from the mean of all training inputs; `APART` times as much or as little is told.
+    Token ids and other whole numbers have none.
+    """
+    inputs, found = data.train.inputs, []
+    if not inputs.is_floating_point():
+        return []
+    middle = inputs.double().mean()
+    for name in ("validation", "test"):
+        ratio = float(_spread(getattr(data, name).inputs, middle) / _spread(inputs, middle))
+        if ratio >= APART or ratio <= 1 / APART:
+            found.append(f"the {name} part's inputs lie {ratio:.3g} times as far from the training inputs' mean as "
+                         "these do: prepare all parts by the same function, with the training part's numbers.")
+    return found
+
+
+def _spread(inputs: Tensor, middle: Tensor) -> Tensor:
+    return (inputs.double() - middle).abs().mean()
 
 
 def _rows(part: Split) -> Iterator[bytes]:
