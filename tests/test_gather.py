@@ -249,14 +249,13 @@ def test_examples_in_two_parts_are_counted():
 
 
 def test_a_part_on_another_scale_is_told():
-    def parts(test, train=Split(X, Y)):
-        return Data(train, Split(X, Y), Split(test, Y))
+    def parts(test, train=X):
+        return Data(Split(train, Y), Split(train, Y), Split(test, Y))
 
     assert scales(parts(X)) == scales(parts((X + 0.1).half())) == []
     (said,) = scales(parts((X - X.mean()) * 255 + X.mean()))
     assert "the test part's inputs lie 255 times as far from the training inputs' mean" in said
     (said,) = scales(parts((X - X.mean()) * 1e-3 + X.mean()))
     assert "the test part's inputs lie 0.001 times" in said
-    assert scales(parts(X.long() * 255, Split(X.long(), Y))) == []
-    same = torch.ones(20, 2)
-    assert scales(parts(same, Split(same, Y))) == []  # nothing to be a multiple of
+    assert scales(parts(X.long() * 255, X.long())) == []
+    assert scales(parts(X, torch.ones(20, 2))) == []  # nothing to be a multiple of

@@ -141,7 +141,7 @@ def test_drift_is_read_during_training_and_warned_about(tmp_path):
     assert [row.step for row in rows.where(seed=1)] == [6, 12]
     assert rows[0].value < rows[1].value
     assert len(warnings) == 1
-    assert 'the check "polar descent follows its flow" fails for 2 model(s) of a' in warnings[0]
+    assert 'the check "polar descent follows its flow" fails for 2 models of a' in warnings[0]
 
 
 @pytest.mark.parametrize("rule", [PolarSGD(lr=1e-3), SGD(lr=3.0)], ids=repr)

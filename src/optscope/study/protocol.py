@@ -70,8 +70,8 @@ def failed_checks(comparison: Comparison, records: Records) -> list[str]:
         for arm in comparison.arms:
             failed = len(records.where(arm=arm.name, metric=metric.name, phase="final", value=0.0).seeds(arm.name))
             if failed:
-                found.append(f'{comparison.name}: the check "{metric.name}" fails for {failed} model(s) of '
-                             f"{arm.name}: {metric.text}")
+                found.append(f'{comparison.name}: the check "{metric.name}" fails for {failed} '
+                             f"model{'s' * (failed != 1)} of {arm.name}: {metric.text}.")
     return found
 
 

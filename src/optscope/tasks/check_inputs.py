@@ -129,11 +129,12 @@ def scales(data: Data) -> list[str]:
     Token ids and other whole numbers have none.
     """
     inputs, found = data.train.inputs, []
-    if not inputs.is_floating_point():
-        return []
     middle = inputs.double().mean()
+    usual = _spread(inputs, middle)
+    if not inputs.is_floating_point() or not usual:
+        return []
     for name in ("validation", "test"):
-        ratio = float(_spread(getattr(data, name).inputs, middle) / _spread(inputs, middle))
+        ratio = float(_spread(getattr(data, name).inputs, middle) / usual)
         if ratio >= APART or ratio <= 1 / APART:
             found.append(f"the {name} part's inputs lie {ratio:.3g} times as far from the training inputs' mean as "
                          "these do: prepare all parts by the same function, with the training part's numbers.")
