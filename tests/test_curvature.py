@@ -439,6 +439,9 @@ def test_a_learning_rate_that_was_changed_moves_the_threshold():
 
 @pytest.mark.parametrize(("snapshot", "says"), [
     (lambda: trained(CASES["mlp"], SGD(0.1))[0], "needs the live Adam"),
+    (lambda: replace(trained(CASES["mlp"], SGD(0.1))[0],
+                     optimizer=torch.optim.NAdam([nn.Parameter(torch.ones(1))])),
+     r"needs the live Adam, .*; got NAdam: measure"),
     (lambda: replace(trained(CASES["mlp"], Adam(0.1))[0], optimizer=None), "needs the live Adam"),
 ])
 def test_preconditioned_sharpness_needs_an_adaptive_optimiser(snapshot, says):

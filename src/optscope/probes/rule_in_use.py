@@ -137,8 +137,9 @@ def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | Non
     """
     rule = adaptive(rule_in_use(snapshot))
     if snapshot.optimizer is None or rule is None:
+        got = type(snapshot.optimizer).__name__ if snapshot.optimizer else f"no optimiser, and {snapshot.rule!r}"
         raise UserError("preconditioned sharpness needs the live Adam, AdamW or RMSProp that trains the model, "
-                        f"with one set of numbers; got {snapshot.optimizer or snapshot.rule!r}")
+                        f"with one set of numbers; got {got}: measure TopEigenvalues instead")
     weights = {name: p for name, p in snapshot.model.named_parameters() if name in trained}
     states = {name: snapshot.optimizer.state.get(p, {}) for name, p in weights.items()}
     diagonal = torch.cat([_diagonal(rule, name, state).reshape(-1) if state
