@@ -75,6 +75,13 @@ def test_neighbourhoods_equal_brute_force(n, m, k, shift):
     assert 0.05 < found["coverage"] < 0.999
 
 
+@pytest.mark.parametrize("unit", [1e-7, 1e-9, 1e-30])
+def test_a_small_unit_is_no_grid(unit):
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.rand(n, 3, generator=generator).double() for n in (60, 40))
+    assert neighbourhoods(unit * real, unit * fake, 3) == neighbourhoods(real, fake, 3)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("prdc") is None, reason="prdc is not installed")
 def test_neighbourhoods_equal_prdc():
     import prdc

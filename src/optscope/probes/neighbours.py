@@ -60,8 +60,10 @@ def _counted(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, bool]:
     The centre goes first, as squares of large numbers would cancel in the distances.
     """
     centre, both = real.mean(0), torch.cat([real, fake])
-    largest = max(1.0, float(both.abs().max()))
+    largest, spread = max(1.0, float(both.abs().max())), float(both.max() - both.min())
     for steps in GRIDS:
+        if steps * spread < 0.5:  # all of it would be one point of the grid, of data in a small unit as well
+            continue
         rounding = min(2.0**-22 * steps * largest, 0.02)  # of float32, in which pixels mostly come
         counts = (part * steps for part in both.split(BLOCK))
         if all(float((count - count.round()).abs().max()) <= rounding for count in counts):
