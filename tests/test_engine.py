@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -371,7 +370,7 @@ def test_only_the_runs_own_disk_stops_everything(tmp_path):
 
 def test_what_cannot_be_sent_is_said_before_anything_is_done(tmp_path):
     with pytest.raises(UserError, match="cannot be sent to another process"):
-        list(Local(1).run([Computation(succeed, {"value": threading.Lock()})], tmp_path))
+        list(Local(1).run([Computation(succeed, {"value": sys.stdin})], tmp_path))
     assert not list(tmp_path.iterdir())
 
 

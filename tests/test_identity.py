@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import optscope.engine.identity as identity
+import optscope.lab as lab
 from changes import OLD_AS_NEW, PLAIN, TASK_FILE
 from optscope.engine.content import content
 from optscope.engine.execute import Inline, Local
@@ -425,3 +427,76 @@ def test_data_in_memory_are_hashed_once_and_a_change_of_them_is_seen(monkeypatch
     assert len(hashed) == 2 * once
     task.data().test.inputs.numpy()[0] = 7  # not seen by torch's count of versions
     assert {job.work.id for job in comparison.jobs(Records())}.isdisjoint(job.work.id for job in jobs)
+
+
+KEPT = """
+import functools, itertools, os, threading, weakref
+from helper import tracker
+LOCK, ENV, COUNT = threading.Lock(), os.environ, itertools.count()
+REFS = weakref.WeakValueDictionary()
+
+@functools.singledispatch
+def width(x): raise TypeError
+
+@width.register
+def _(x: int): return x
+
+class Slots:
+    __slots__ = ("width", "unset")
+    def __init__(self, width): self.width = width
+
+SLOTS = Slots(2)
+
+def factory():
+    made = []
+    class Net(nn.Linear):
+        count = 0
+        class Config: inputs = 4
+        def __init__(self):
+            super().__init__(self.Config.inputs, SLOTS.width)
+            type(self).count += 1
+            made.append(self)
+        @functools.cached_property
+        def scale(self): return 1.0
+        def forward(self, x):
+            tracker.hit(len(x))
+            return super().forward(x) * self.scale
+    return Net
+
+Net = factory()
+"""
+HIT = "class Tracker:\n    def __init__(self): self.n = 0\n    def hit(self, k): self.n += k\ntracker = Tracker()\n"
+
+
+def test_workers_know_tasks_that_count_keep_and_lock_for_the_same(place):
+    (place / "helper.py").write_text(HIT)
+    model = "width(2)\n    next(COUNT)\n    with LOCK: net = Net()\n    REFS[ENV['PATH']] = net\n    return net"
+    (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | {"above": KEPT, "model": model}))
+    module = importlib.import_module("mine")
+    cloudpickle.register_pickle_by_value(module)
+    with looked_at_once():
+        task = module.task()
+        lab._check(task)
+        runs = [Run(task, SGD(lr=0.1), PLAN, seed) for seed in (1, 2)]
+        outcomes = list(Local(1).run(runs, place / "runs"))
+    cloudpickle.unregister_pickle_by_value(module)
+    assert [outcome.status for outcome in outcomes] == ["ok", "ok"], outcomes
+
+
+def test_of_the_environment_the_variables_that_are_named_count(place, monkeypatch):
+    source = {"above": "from os import environ\nENV = environ",
+              "loss": "return float(ENV.get('A', 1)) * float(environ['B']) * F.cross_entropy(outputs, targets)"}
+    found = []
+    for a, b, other in (("1", "1", "1"), ("1", "1", "2"), ("2", "1", "1"), ("1", "2", "1")):
+        for name, value in zip(("A", "B", "TERMINAL"), (a, b, other), strict=True):
+            monkeypatch.setenv(name, value)
+        found.append(name_of(place, {}, **source))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_a_loss_that_notes_something_on_itself_still_counts_its_settings(place):
+    names = {name_of(place, {}, above=f"SMOOTH = {smooth}",
+                     loss="loss.last = 1; return F.cross_entropy(outputs, targets, label_smoothing=SMOOTH)")
+             for smooth in (0.1, 0.2)}
+    assert len(names) == 2

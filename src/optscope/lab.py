@@ -13,7 +13,9 @@ from pathlib import Path
 
 from optscope import __version__
 from optscope.engine.execute import Engine, Local
+from optscope.engine.naming import named_task
 from optscope.engine.numerics import numerics
+from optscope.engine.once import looked_at_once
 from optscope.engine.store import Store, export_csv
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
@@ -53,6 +55,7 @@ class Result:
     failures: tuple[str, ...] = ()
 
 
+@looked_at_once()
 def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
             engine: Engine | None = None, listener: Listener | None = None, command: str = "") -> Result:
     """Compare optimisers on a task, fairly, and write the report to the folder `out`.
@@ -87,6 +90,7 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     return _finish(document, conducted, store)
 
 
+@looked_at_once()
 def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
           engine: Engine | None = None, listener: Listener | None = None, command: str = "") -> Result:
     """Find at which learning rates a task's training is decided by rounding, and write the report to `out`.
@@ -208,7 +212,11 @@ def _rehearsed(comparisons: Sequence[Comparison], listener: Listener) -> tuple[l
 
 
 def _check(task: Task) -> None:
-    """Look at a task; whatever its own code raises is its author's to mend."""
+    """Look at a task; whatever its own code raises is its author's to mend.
+
+    It is named first: objects of its modules that note what they were asked are as workers will import them.
+    """
+    named_task(task)
     try:
         check_task(task)
     except UserError:

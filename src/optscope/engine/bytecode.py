@@ -23,7 +23,8 @@ class Block:
     """What is to be known of one function's code, that of the functions inside it included.
 
     `names` are the globals it reads, `changed` the globals and outer variables it writes to or changes in place,
-    `words` its attribute names and texts, `imports` pairs (module, level, names) of the imports it makes.
+    and ".NAME" for attributes of classes that it sets, `words` its attribute names and texts, `imports` pairs
+    (module, level, names) of the imports it makes.
     """
 
     digest: str
@@ -110,14 +111,21 @@ def _changed(steps: Sequence[dis.Instruction]) -> Iterator[str]:
         if step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF"):
             yield step.argval
         target = None
+        if step.opname in _GLOBAL and step.argval == "next" and steps[i + 1].opname in _GLOBAL | _CELL:
+            yield steps[i + 1].argval
         if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval in _CHANGING:
             target = i - 1
         elif step.opname in ("STORE_ATTR", "DELETE_ATTR"):
             target = _operand(steps, i, 0)
         elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
             target = _operand(steps, i, 1)
-        if target is not None and target >= 0 and steps[target].opname in _GLOBAL | _CELL:
+        if target is None or target < 0:
+            continue
+        if steps[target].opname in _GLOBAL | _CELL:
             yield steps[target].argval
+        elif step.opname == "STORE_ATTR" and (steps[target].opname == "CALL"
+                                              or steps[target].argval in ("cls", "__class__")):
+            yield f".{step.argval}"  # of a class, as type(self).count
 
 
 def _operand(steps: Sequence[dis.Instruction], i: int, below: int) -> int:
@@ -134,3 +142,16 @@ def _operand(steps: Sequence[dis.Instruction], i: int, below: int) -> int:
             wanted -= dis.stack_effect(steps[i].opcode, steps[i].arg, jump=False)
             i -= 1
     return i
+
+
+def is_dunder(name: str) -> bool:
+    """Return whether Python itself reads that name."""
+    return name.startswith("__") and name.endswith("__")
+
+
+def is_full(cell: types.CellType) -> bool:
+    """Return whether an outer variable has a value by now."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # of a function that names itself, before it is bound
+        return False

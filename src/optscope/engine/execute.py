@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -15,11 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from optscope.engine.identity import code
-from optscope.engine.numerics import THREADS
+from optscope.engine.numerics import THREAD_VARIABLES, THREADS
 from optscope.engine.origin import users_folders
 from optscope.engine.run import ProbesError, Work, explained
 from optscope.engine.run_folder import RunFolder, gone
-from optscope.errors import DISK_ERRORS, UserError
+from optscope.errors import DISK_ERRORS, UserError, first_words
 
 TRIES = 3
 """How often a run whose worker dies is started before it is given up as lost."""
@@ -27,7 +29,7 @@ TRIES = 3
 PROGRAM = ("optscope.engine.execute", "optscope.optim", "optscope.probes.accuracy", "optscope.tasks.catalog")
 """The modules that, with all they import, train and measure."""
 
-_ENVIRONMENT = {name: str(THREADS) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_ENVIRONMENT = {name: str(THREADS) for name in THREAD_VARIABLES}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Local:
 
         if not works:
             return
-        _check_can_be_sent(works)
+        _packed(list(works))  # together, so that what they share is looked at once
         folder.mkdir(parents=True, exist_ok=True)
         program = code(*PROGRAM)
         count = min(self.slots or loky.cpu_count(), max(1, len(works)))
@@ -139,10 +141,10 @@ def _start_slot() -> Any:
 
 def _submit(slot: Any, work: Work, folder: Path, program: str) -> Future[Outcome]:
     """Hand work to a slot; its process, which may start now, loads torch before it can see a user's files."""
-    path = list(sys.path)
+    path, sent = list(sys.path), _packed(work)
     sys.path[:] = [place for place in path if place not in users_folders.get()]
     try:
-        future: Future[Outcome] = slot.submit(_perform_there, work, folder, program)
+        future: Future[Outcome] = slot.submit(_perform_there, sent, folder, program)
         return future
     finally:
         sys.path[:] = path
@@ -163,22 +165,49 @@ def _start_worker(parent: int, path: list[str]) -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _check_can_be_sent(works: Sequence[Work]) -> None:
-    """Raise unless the works can be pickled; together, so that what they share is looked at once."""
-    import cloudpickle
+def _remade(thing: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return how another process gets a lock of its own, and a weak reference to its own copy.
+
+    Users have locks in modules and in `cached_property`, and weak references in `singledispatch`.
+    """
+    if isinstance(thing, weakref.ref):
+        return weakref.ref, (set() if thing() is None else thing(),)  # that set is gone at once, too
+    if isinstance(thing, _LOCKS):
+        return (threading.Lock if isinstance(thing, _LOCKS[0]) else threading.RLock), ()
+    return type(thing), (list(thing.items()) if hasattr(thing, "items") else list(thing),)
+
+
+_LOCKS = type(threading.Lock()), type(threading.RLock())
+_REMADE = dict.fromkeys((*_LOCKS, weakref.ref, weakref.WeakKeyDictionary, weakref.WeakValueDictionary,
+                         weakref.WeakSet), _remade)
+
+
+def _packed(things: object) -> bytes:
+    """Return what another process makes them from; the user's own modules go along by value.
+
+    Raises:
+        UserError: when that cannot be, as of open files.
+    """
+    from loky.backend.reduction import dumps
 
     try:
-        cloudpickle.dumps(list(works))
+        return bytes(dumps(things, _REMADE))
     except Exception as error:
         raise UserError(f"the task, an optimiser or a probe cannot be sent to another process ({error}): give "
-                        "functions and dataclasses that make models and data, not open files or locks") from error
+                        "functions and dataclasses that make models and data, not open files") from error
 
 
-def _perform_there(work: Work, folder: Path, program: str) -> Outcome:
+def _perform_there(sent: bytes, folder: Path, program: str) -> Outcome:
     """Do one piece of work in a worker, unless its program is not the one that named the work."""
     if code(*PROGRAM) != program:
         raise UserError(f"the source of optscope in {Path(__file__).parent.parent} was edited during this "
                         "command: run it again, so that all runs are made by the same program")
+    try:
+        work = pickle.loads(sent)
+    except Exception as error:  # of the user's modules, which are imported here
+        raise UserError(f"the task, an optimiser or a probe could not be made in another process "
+                        f"({first_words(error)}): a file that it imports was changed or moved after this command "
+                        "began, or works in its first process alone") from error
     return _perform(work, folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copyreg
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
-from optscope.engine.bytecode import Block, block
+from optscope.engine.bytecode import Block, block, is_dunder, is_full
 from optscope.engine.content import content, script
 from optscope.engine.once import once
-from optscope.engine.origin import functions_of, home, loaded, origin, versions
+from optscope.engine.origin import attributes, environment, functions_of, home, is_place, loaded, origin, versions
 
 _BARE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -81,19 +80,32 @@ class Account:
 
     def settled(self) -> dict[str, Any]:
         """Return the entries without what the functions themselves write to: a cache is no setting."""
-        return {label: entry[:2] if label.replace(":", ".") in self._changed else entry
-                for label, entry in self.entries.items() if label not in self._changed}
+        return {label: self._lasting(label, entry) for label, entry in self.entries.items()
+                if label not in self._changed}
+
+    def _lasting(self, label: str, entry: Any) -> Any:
+        """Return the entry of a function or class without attributes that functions set."""
+        if ":" not in label or not isinstance(entry, list):
+            return entry
+        if label.replace(":", ".") in self._changed:
+            return [*entry[:-1], None]
+        return [*entry[:-1], [held for held in entry[-1] if f".{held[0]}" not in self._changed]]
 
     def users(self) -> dict[str, str]:
         """Return a digest of every entry that is the user's."""
         return {label: digest(entry) for label, entry in self.settled().items() if label in self._users}
+
+    def apart(self, value: object) -> Any:
+        """Return what a value comes to if no tensor of it stands elsewhere, as in a list of models made before."""
+        self._tensors = {}
+        return self.of(value)
 
     def of(self, value: object) -> Any:
         """Return what a value comes to."""
         if value is None or isinstance(value, (bool, int)):
             return "this again" if value in self._open or value in self._labels else value  # an id, as torch sets
         if isinstance(value, str):
-            return ["place", PurePath(value).name] if _is_place(value) else value
+            return ["place", PurePath(value).name] if is_place(value) else value
         if isinstance(value, float):
             return float.hex(value)
         if isinstance(value, (bytes, bytearray)):
@@ -137,20 +149,16 @@ class Account:
         if isinstance(value, functools._lru_cache_wrapper):
             return ["cached", self.of(value.__wrapped__)]
         kind = type(value)
-        return [self.of(kind), None if kind.__module__ == "weakref" else self._state(value)]
+        silent = kind is type(os.environ) or kind.__module__ == "weakref"  # functions say which variables they read
+        return [self.of(kind), None if silent else self._state(value)]
 
     def _state(self, value: object) -> Any:
         """Return what an object holds: its fields and attributes, or what pickle would make it from."""
-        kind = type(value)
-        if dataclasses.is_dataclass(value) or (kind.__reduce_ex__ is object.__reduce_ex__
-                                               and kind.__reduce__ is object.__reduce__
-                                               and kind not in copyreg.dispatch_table
-                                               and hasattr(value, "__dict__")):
-            names = {f.name for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
-            return {n: self.of(getattr(value, n)) for n in sorted(names.union(getattr(value, "__dict__", ())))
-                    if hasattr(value, n) and not isinstance(getattr(kind, n, None), functools.cached_property)}
+        names = attributes(value)
+        if names is not None:
+            return {n: self.of(getattr(value, n)) for n in names}
         try:
-            reduce = copyreg.dispatch_table.get(kind)
+            reduce = copyreg.dispatch_table.get(type(value))
             parts = reduce(value) if reduce else value.__reduce_ex__(4)
         except Exception:  # a lock, an open file: nothing that could be sent to a worker either
             return getattr(value, "code", None) if isinstance(getattr(value, "code", None), str) else None
@@ -178,7 +186,7 @@ class Account:
     def module(self, module: types.ModuleType, words: frozenset[str]) -> Any:
         """Return what code that says these words can take from a module: all of it, if it names nothing there."""
         name = module.__name__
-        members = {n: v for n, v in vars(module).items() if not _is_dunder(n)}
+        members = {n: v for n, v in vars(module).items() if not is_dunder(n)}
         named = sorted(n for n in words & members.keys())
         if origin(name) == "library":  # what a user has put into a library is the user's
             put_in = [[n, self.of(members[n])] for n in named if origin(home(members[n])) == "user"]
@@ -221,7 +229,7 @@ class Account:
         place = home(thing)
         if origin(place) == "library":
             return self._of_library(thing, place)
-        name = thing.__qualname__
+        name = thing.__name__ if isinstance(thing, type) else thing.__qualname__  # as a worker knows it
         label = f"{place}:{name}"
         while label in self.entries:
             label += "'"
@@ -246,7 +254,7 @@ class Account:
             return label
         if isinstance(getattr(thing, "registry", None), types.MappingProxyType):  # of functools.singledispatch
             return ["dispatch", self.of(thing.registry)]
-        cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_full(cell)]
+        cells = [cell.cell_contents for cell in thing.__closure__ or () if is_full(cell)]
         return [f"{place}:{thing.__code__.co_qualname}", version, [self.of(c) for c in cells]]
 
     def _enter(self, label: str, module: str) -> None:
@@ -256,8 +264,9 @@ class Account:
             self._users.add(label)
 
     def _class(self, kind: type) -> Any:
-        members = [(n, v) for n, v in sorted(vars(kind).items()) if n != "_abc_impl"]
-        kept = [(n, v) for n, v in members if not _is_dunder(n)
+        members = [(n, v) for n, v in sorted(vars(kind).items())
+                   if n != "_abc_impl" and not isinstance(v, types.MemberDescriptorType)]
+        kept = [(n, v) for n, v in members if not is_dunder(n)
                 or isinstance(v, (types.FunctionType, staticmethod, classmethod, property))]
         does: list[Any] = []
         holds: list[Any] = []
@@ -268,15 +277,15 @@ class Account:
     def _function(self, function: types.FunctionType) -> Any:
         said, names = block(function.__code__), function.__globals__
         place = home(function)
-        self._changed |= {f"{place}.{name}" for name in said.changed}
+        self._changed |= {name if name.startswith(".") else f"{place}.{name}" for name in said.changed}
         asked = said.names if not said.names & {"globals", "eval", "exec"} else names.keys()
         found = [self._global(place, n, names[n], said.words) for n in sorted(asked)
-                 if n in names and not _is_dunder(n)]
+                 if n in names and not is_dunder(n)]
         free = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        cells = [[n, self.of(cell.cell_contents)] for n, cell in free if n not in said.changed and _is_full(cell)]
-        extra = {n: self.of(v) for n, v in sorted(vars(function).items()) if n not in ("__wrapped__", "hooked")}
+        cells = [[n, self.of(cell.cell_contents)] for n, cell in free if n not in said.changed and is_full(cell)]
+        extra = [[n, self.of(v)] for n, v in sorted(vars(function).items()) if n not in ("__wrapped__", "hooked")]
         return [said.digest, self.of(function.__defaults__), self.of(function.__kwdefaults__ or {}), cells, found,
-                list(self._imported(said, names)), extra]
+                list(self._imported(said, names)), self.of(environment(said.words | said.names)), extra]
 
     def _imported(self, said: Block, names: Mapping[str, Any]) -> Iterator[Any]:
         """Yield what a function imports when it is called: names of the user's and our own modules."""
@@ -302,18 +311,3 @@ class Account:
             loaded(f"{name}.{each}")
             if hasattr(module, each):
                 yield self._global(name, each, getattr(module, each), words)
-
-
-def _is_place(text: str) -> bool:
-    return "\n" not in text and PurePath(text).is_absolute()
-
-
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
-
-
-def _is_full(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:  # a function that names itself, before it is bound
-        return False

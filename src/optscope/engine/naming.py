@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -14,6 +15,7 @@ from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.task import Data, InMemory, Task
 
 _MODEL, _DATA = "its fresh model", "its data"
+_agreed: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,31 @@ def task_here(task: Task) -> tuple[Named, Data | None]:
 def check_same(name: str, here: Iterable[Named], users: Mapping[str, str]) -> None:
     """Compare what is loaded here with what a piece of work was named by.
 
+    What has been found the same stays loaded, and is no more looked at: objects that count calls or keep a log
+    change while they are used. The model and the data are made anew, and looked at each time.
+
     Raises:
         UserError: naming what is not the same.
     """
     found = {label: each for part in here for label, each in part.users.items()}
-    changed = sorted(label for label, each in users.items() if found.get(label, each) != each)
+    changed = sorted(label for label, each in users.items()
+                     if found.get(label, each) != each and (label, each) not in _agreed and not _was_sent(label))
     if changed:
         raise UserError(f"{name}: {' and '.join(changed[:3])} changed after this command began, or differs from "
                         "process to process: set it where it is defined, draw random numbers from torch's, NumPy's "
                         "or Python's global generator, and run the command again")
+    agree({label: users[label] for label in users.keys() & found.keys()})
+
+
+def agree(users: Mapping[str, str]) -> None:
+    """Note that this process has loaded what work is named by, whatever becomes of it in use."""
+    _agreed.update((label, each) for label, each in users.items() if label not in (_MODEL, _DATA))
+
+
+def _was_sent(label: str) -> bool:
+    """Return whether a global came by value with the work, as it was when that was sent."""
+    module = label.rpartition(".")[0]
+    return ":" not in label and module != "" and (module == "__main__" or module not in sys.modules)
 
 
 def _nothing() -> Data:
@@ -91,7 +109,7 @@ def _named_task(task: Task, data: object = None) -> Named:
 
 def _written(part: object, made: Mapping[str, object] | None = None) -> Named:
     account = Account()
-    found = {"": account.of(part)} | {name: account.of(thing) for name, thing in (made or {}).items()}
+    found = {name: account.apart(thing) for name, thing in {"": part, **(made or {})}.items()}
     users = account.users() | {name: digest(found[name]) for name in made or {}
                                if not isinstance((made or {})[name], _Stopped)}
     return Named(digest([found, account.settled()]), users)

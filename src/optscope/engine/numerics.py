@@ -13,6 +13,9 @@ import torch
 THREADS = 1
 """Threads a run uses: part of its identity, for another number gives other bits."""
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""What tells libraries the number of threads when they are loaded."""
+
 
 def _flushes() -> bool:
     """Return whether numbers below the smallest normal one count as 0: torch tells no other way."""

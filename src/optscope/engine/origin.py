@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
+import dataclasses
 import functools
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import sysconfig
 import types
+from collections.abc import Iterable, Set
 from contextvars import ContextVar
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
+
+from optscope.engine.numerics import THREAD_VARIABLES
 
 Origin = Literal["own", "library", "user"]
 
@@ -97,8 +103,37 @@ def home(thing: Any) -> str:
     return str(thing.__module__ or "") if isinstance(thing, type) else ""
 
 
+def attributes(value: Any) -> list[str] | None:
+    """Return the names of an object's fields, attributes and slots, or None where only pickle knows them."""
+    kind: Any = type(value)
+    own = {name for each in kind.__mro__ for name in _listed(vars(each).get("__slots__", ()))}
+    usual = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    if dataclasses.is_dataclass(value):
+        own |= {f.name for f in dataclasses.fields(value)}
+    elif not usual or kind in copyreg.dispatch_table or not (own or hasattr(value, "__dict__")):
+        return None
+    return [n for n in sorted(own.union(getattr(value, "__dict__", ())))
+            if hasattr(value, n) and not isinstance(getattr(kind, n, None), functools.cached_property)]
+
+
+def _listed(names: Any) -> Iterable[str]:
+    return (names,) if isinstance(names, str) else names
+
+
+def environment(words: Set[str]) -> list[tuple[str, str]]:
+    """Return the variables of the environment that code which says these words can read by their names."""
+    read = words if words & {"environ", "getenv"} else set()
+    return [(word, os.environ[word]) for word in sorted(read)
+            if word in os.environ and word not in THREAD_VARIABLES]
+
+
 def functions_of(kind: type) -> dict[str, types.FunctionType]:
     """Return the functions in the body of a class, by name, unwrapped from what torch puts around them."""
     plain = ((n, getattr(v, "__func__", getattr(v, "fget", v))) for n, v in sorted(vars(kind).items()))
     return {n: vars(f)["__wrapped__"] if getattr(f, "hooked", False) else f for n, f in plain
             if isinstance(f, types.FunctionType)}
+
+
+def is_place(text: str) -> bool:
+    """Return whether a text says where a file lies."""
+    return "\n" not in text and PurePath(text).is_absolute()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import describe, digest
-from optscope.engine.naming import check_same, load, named, named_task, task_here
+from optscope.engine.naming import agree, check_same, load, named, named_task, task_here
 from optscope.engine.numerics import TorchSettings
 from optscope.engine.play import play
 from optscope.engine.run_folder import RunFolder
@@ -122,6 +122,7 @@ class Run:
         found = dict(named_task(self.task).users)
         for part in self._parts:
             found |= named(part).users
+        agree(found)
         return found
 
     @property
