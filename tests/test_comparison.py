@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Metric, Record, Records
-from optscope.optim import SGD, Adam
+from optscope.optim import SGD, Adam, Foreign
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.edge import EdgeOfStability
@@ -379,3 +380,15 @@ def test_when_it_is_stopped_the_listener_is_let_go_and_the_folder_too(tmp_path):
     engine = Counted()
     conduct([comparison()], Store(tmp_path), engine, engine)
     assert len(engine.done) == 8 + 6 - 1
+
+
+class Half(torch.optim.SGD):
+    """Makes another rate of the one it is given."""
+
+    def __init__(self, params, lr=0.01):
+        super().__init__(params, lr=lr / 2)
+
+
+def test_the_edge_is_found_of_a_class_that_makes_another_rate_of_its_own():
+    grid = Grid((0.01, 0.03, 0.1))
+    assert [grid.at_edge(rule) for rule in grid.candidates(Foreign(Half))] == [True, False, True]

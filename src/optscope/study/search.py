@@ -46,8 +46,10 @@ class Grid(Search):
         return [rule.with_(lr=lr) for lr in self.lr]
 
     def at_edge(self, rule: Rule) -> bool:
-        """Return whether the rule's learning rate is the grid's smallest or largest."""
-        return len(self.lr) > 1 and rule.lr in (min(self.lr), max(self.lr))
+        """Return whether the rule's learning rate is that of the grid's smallest or largest."""
+        # A class may make another rate of what it is given, so rates are compared as rules tell them.
+        tried = [candidate.lr for candidate in self.candidates(rule)]
+        return len(tried) > 1 and rule.lr in (min(tried), max(tried))
 
 
 @dataclass(frozen=True, init=False)
