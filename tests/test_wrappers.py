@@ -148,12 +148,14 @@ def test_a_rule_is_walked_depth_first():
 
 
 @pytest.mark.parametrize("rule", [Rounded(Adam(lr=0.1), 1), Adam(lr=0.1), RMSProp(lr=0.1)], ids=repr)
-@pytest.mark.parametrize("gradient", [None, torch.zeros(1)])
-def test_a_parameter_that_no_step_has_moved_has_an_infinite_preconditioner(rule, gradient):
+def test_a_parameter_that_no_step_has_moved_has_an_infinite_preconditioner(rule):
     model = torch.nn.Linear(2, 1)
     optimizer = rule.optimizer(model.parameters())
-    model.weight.grad, model.bias.grad = torch.ones_like(model.weight), gradient
+    model.weight.grad, model.bias.grad = torch.ones_like(model.weight), None
     optimizer.step()
     found = preconditioner(Snapshot(model, None, optimizer=optimizer), ["weight", "bias"])
     assert found.isinf().tolist() == [False, False, True]
     assert preconditioner(Snapshot(model, None, optimizer=optimizer), ["bias"]) is None
+    model.bias.grad = torch.zeros(1)  # as flat as it is here, the next gradient moves it
+    optimizer.step()
+    assert preconditioner(Snapshot(model, None, optimizer=optimizer), ["bias"]).item() < 1e-7

@@ -130,7 +130,7 @@ def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | Non
         RMSProp: D = √v + eps        Adam: D = (1 − beta1ᵗ) (√(v/(1 − beta2ᵗ)) + eps)
 
     The first factor is the bias correction of Adam's momentum (arXiv 2207.14484). P runs over the `trained`
-    parameters in the model's order. One that never had a gradient other than 0 has not moved: its D is infinite.
+    parameters in the model's order. One that never had a gradient, not even 0, does not move: its D is infinite.
 
     Raises:
         UserError: without a live optimiser, or when it is not Adam, AdamW or RMSProp, or keeps no second moment.
@@ -156,11 +156,11 @@ def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tens
         raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}: measure TopEigenvalues "
                         "instead")
     moment = moment.detach()
-    if not bool(moment.any()):
-        return torch.full_like(moment, math.inf)
     if isinstance(rule, RMSProp):
         return moment.sqrt() + _one(rule.eps)
     t, beta1, beta2 = float(state["step"]), _one(rule.beta1), _one(rule.beta2)
+    if t == 0:
+        return torch.full_like(moment, math.inf)
     diagonal: Tensor = (1 - beta1**t) * ((moment / (1 - beta2**t)).sqrt() + _one(rule.eps))
     return diagonal
 
