@@ -130,7 +130,8 @@ def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | Non
         RMSProp: D = √v + eps        Adam: D = (1 − beta1ᵗ) (√(v/(1 − beta2ᵗ)) + eps)
 
     The first factor is the bias correction of Adam's momentum (arXiv 2207.14484). P runs over the `trained`
-    parameters in the model's order. One that never had a gradient, not even 0, does not move: its D is infinite.
+    parameters in the model's order. One that never had a gradient,
+    not even 0, does not move: its D is infinite (RMSProp counts no steps, so that it is eps there, where H is 0).
 
     Raises:
         UserError: without a live optimiser, or when it is not Adam, AdamW or RMSProp, or keeps no second moment.
