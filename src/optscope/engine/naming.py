@@ -89,9 +89,9 @@ def agree(users: Mapping[str, str]) -> None:
 
 
 def _was_sent(label: str) -> bool:
-    """Return whether a global came by value with the work, as it was when that was sent."""
-    module = label.rpartition(".")[0]
-    return ":" not in label and module != "" and (module == "__main__" or module not in sys.modules)
+    """Return whether it came by value with the work, as it was when that was sent."""
+    module = label.partition(":")[0] if ":" in label else label.rpartition(".")[0]
+    return module != "" and (module == "__main__" or module not in sys.modules)
 
 
 def _nothing() -> Data:
