@@ -488,7 +488,8 @@ HIT = "class Tracker:\n    def __init__(self): self.n = 0\n    def hit(self, k):
 
 def test_workers_know_tasks_that_count_keep_and_lock_for_the_same(place):
     (place / "helper.py").write_text(HIT)
-    model = "width(2)\n    next(COUNT)\n    with LOCK: net = Net()\n    REFS[ENV['PATH']] = net\n    return checked(net)"
+    model = ("width(2)\n    next(COUNT)\n    with LOCK: net = Net()\n    REFS[ENV['PATH']] = net\n"
+             "    return checked(net)")
     (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | {"above": KEPT, "model": model}))
     module = importlib.import_module("mine")
     cloudpickle.register_pickle_by_value(module)
