@@ -23,7 +23,7 @@ class EdgeOfStability(CurvatureProbe):
 
     A bias in front of a batch normalisation has a slope of about 0 in training, so Adam's D is about eps there; in
     eval mode, with running statistics, the loss does bend in it. "sharpness met" is then right as it is defined,
-    can be thousands of times the threshold, and says nothing of stability: make such layers with bias=False.
+    can be more than a thousand times the threshold, and says nothing of stability: give such layers bias=False.
 
     The default accuracy is one to follow a training by: each eigenvalue is within 5 % of one, and for 99 starts in
     100 none is three times as large (`TopEigenvalues` says what that proves). An adaptive rule's threshold needs
