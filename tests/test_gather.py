@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -102,6 +103,64 @@ def test_whatever_examples_lie_in_they_are_the_same(source):
     assert not split.inputs.requires_grad
 
 
+TWO = {"ids": Y, "x": X}
+
+
+class Dictionaries(Dataset):
+    """Examples as the data sets of Hugging Face give them."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return {"ids": Y[i], "x": X[i], "labels": Y[i]}
+
+
+class Columns:
+    """What `datasets.Dataset` has."""
+
+    column_names = ("ids", "x", "labels")
+
+    def __getitem__(self, which):
+        return {"ids": Y[which].tolist(), "x": X[which].numpy(), "labels": Y[which].tolist()}
+
+
+@pytest.mark.parametrize("source", [
+    (TWO, Y), ({"ids": Y.tolist(), "x": X.numpy().astype(float)}, Y.tolist()), {**TWO, "labels": Y},
+    UserDict({**TWO, "label": Y}), [({"ids": i, "x": x}, i) for i, x in zip(Y, X, strict=True)],
+    [{"ids": int(i), "x": x.numpy(), "label": int(i)} for i, x in zip(Y, X, strict=True)], Dictionaries(),
+    DataLoader(Dictionaries(), 3, shuffle=True), Columns(),
+], ids=itertools.count())
+def test_mappings_are_read_with_their_labels_inside_or_apart(source):
+    split = Split.of(source)
+    assert type(split.inputs) is dict
+    assert list(split.inputs) == ["ids", "x"]
+    assert torch.equal(split.inputs["ids"], Y)
+    assert torch.equal(split.inputs["x"], X)
+    assert torch.equal(split.targets, Y)
+
+
+@pytest.mark.parametrize("source", [
+    ((Y, (X, X)), Y), [((i, (x, x)), i) for i, x in zip(Y, X, strict=True)],
+    DataLoader([((i, (x, x)), i) for i, x in zip(Y, X, strict=True)], 3),
+    [((i, (x.numpy(), x.numpy())), int(i)) for i, x in zip(Y, X, strict=True)],
+], ids=itertools.count())
+def test_tuples_stay_tuples_at_any_depth(source):
+    split = Split.of(source)
+    (ids, (one, two)), targets = split.inputs, split.targets
+    assert torch.equal(ids, Y)
+    assert torch.equal(one, X)
+    assert torch.equal(two, X)
+    assert torch.equal(targets, Y)
+
+
+def test_two_tuples_of_tensors_are_two_examples():
+    split = Split.of(((X[0], Y[0]), (X[1], Y[1])))
+    assert torch.equal(split.inputs, X[:2])
+    targets = Split.of((TWO, {"one": Y, "two": X})).targets  # a tree of targets
+    assert targets.keys() == {"one", "two"}
+
+
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
 def test_other_types_keep_theirs():
     for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.uint8):
@@ -150,9 +209,15 @@ def test_what_examples_draw_is_the_same_in_every_process():
     ((X, np.ma.masked_equal(Y.numpy(), 1)), "targets are masked in places"),
     (([[1.0], [1.0, 2.0]], [0, 1]), "lists of different lengths"),
     ([(X[0], 1, 2)] * 3, "pair .* got tuple of 3"),
-    ([({"ids": X[0]}, 1)] * 3, "one tensor each; got a dict"),
-    ([{"ids": X[0], "label": 1}] * 3, "pair .* got dict"),
-    ({"x": X, "y": Y}, r'data must be a pair .*; got dict, such as \(data\["x"\]'),
+    ([({"ids": X[0]}, 1), ({"ids": X[0], "m": X[0]}, 1)] * 2, "first has the fields ids, that at index 1 ids, m"),
+    ([({"ids": X[0]}, 1), ({"ids": X[0, :1]}, 1)] * 2, r'input "ids" of the first is .* \(2,\), that at index 1 '),
+    ([{"ids": X[0], "target": 1}] * 3, "a field \"labels\" or \"label\" beside the inputs; got 'ids', 'target'"),
+    ({"x": X, "y": Y}, "\"labels\" or \"label\" .*; got 'x', 'y': rename"),
+    (({"ids": X, "mask": X[:7]}, Y), 'leaves of one length; got 20 inputs "ids" and 7 inputs "mask"'),
+    (((X, X[:7]), Y), 'got 20 inputs "0" and 7 inputs "1"'),
+    (({"ids": [[1], [1, 2]]}, [0, 1]), 'inputs "ids" are lists of different lengths: pad'),
+    ({"text": ["a", "b"], "label": [0, 1]}, 'inputs "text" must be numbers'),
+    (({}, Y), "hold a tensor; got an empty dict"),
     (X, "data must be a pair .*; got Tensor: give the inputs and the targets apart"),
     ((X, Y[:3]), "20 inputs and 3 targets"),
     ((X[0, 0], Y[0]), "a first axis that counts the examples"),

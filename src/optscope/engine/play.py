@@ -62,7 +62,7 @@ class Deal:
         if epoch != self._epoch:
             self._epoch, self._permutation = epoch, epoch_permutation(len(self.real), self._order, epoch)
         chosen = self._permutation[place * self.plan.batch:(place + 1) * self.plan.batch]
-        examples = self.real.inputs.index_select(0, chosen)
+        examples: Tensor = self.real.inputs.index_select(0, chosen)
         return examples if self.game.augment is None else self.game.augment(examples, self._generator)
 
     def latent(self) -> Tensor:

@@ -1,4 +1,7 @@
-"""Examples, wherever they lie, gathered into memory once, in an order of their own: or one sentence why not."""
+"""Examples, wherever they lie, gathered into memory once, in an order of their own: or one sentence why not.
+
+A source gives pairs of an input and a target, trees each, or mappings in which the field "labels" is the target.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,25 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from optscope.errors import UserError
+from optscope.tasks.arrays import tensor_of
 from optscope.tasks.fresh import seeded
 from optscope.tasks.memory import check_fits, free_bytes
+from optscope.tasks.tree import Tree, filled, leaf_name, leaves, mapped
 
 ENDLESS = 100_000
 """More examples than these are not read from a stream that does not say its length."""
 _BLOCK = 1024
-Batch = tuple[Tensor, Tensor]
+TARGETS = ("labels", "label")
+"""What the field of the targets is called where inputs and targets are one mapping."""
+Pair = tuple[Tree, Tree]
 """Inputs and targets, of one or more examples."""
 
 
-def gathered(source: Any) -> Batch:
+def gathered(source: Any) -> Pair:
     """Return all inputs and all targets of a pair of arrays, a `Dataset`, a list of pairs, or a `DataLoader`.
 
+    Inputs and targets are arrays, or tuples and mappings of them. One mapping that holds both will do, whole or an
+    example at a time, as the data sets of Hugging Face give it: its field "labels" or "label" is the targets.
     Whatever the examples draw (random augmentation), they draw the same each time: it is frozen. The global
     generators are left as they were.
 
@@ -32,8 +41,12 @@ def gathered(source: Any) -> Batch:
         UserError: when `source` is none of these, when its examples are not pairs of numbers of one shape and type,
             do not fit into memory, or are others in every pass.
     """
+    if hasattr(source, "column_names"):
+        source = _columns(source)
+    if isinstance(source, Mapping) and not any(hasattr(part, "column_names") for part in source.values()):
+        return _read(_parted(source))
     if isinstance(source, (tuple, list)) and len(source) == 2 and _are_arrays(source):
-        return tensor_of(source[0], "inputs"), tensor_of(source[1], "targets")
+        return _read(source)
     with seeded(0):
         if isinstance(source, DataLoader):
             return _from_loader(source)
@@ -44,77 +57,65 @@ def gathered(source: Any) -> Batch:
             if length is None:
                 raise UserError(f"the data set has no length: give {type(source).__name__} a __len__")
             return _joined((_alone(source[i]) for i in range(length)), length)
-    hint = (f', such as (data["{next(iter(source), "x")}"], ...)' if isinstance(source, Mapping) else
+    hint = (f', such as data["{next(iter(source), "train")}"]' if isinstance(source, Mapping) else
             ": give the inputs and the targets apart" if hasattr(source, "shape") else "")
     raise UserError("data must be a pair of tensors (inputs, targets) or of arrays, a torch Dataset or a "
                     f"DataLoader; got {type(source).__name__}{hint}")
 
 
-def tensor_of(value: Any, what: str) -> Tensor:
-    """Return tensors as they are, arrays and tables as tensors; of these float64 gets the default dtype.
+def _columns(source: Any) -> Any:
+    """Return the columns of a table of Hugging Face, by name."""
+    if isinstance(source.column_names, Mapping):  # several tables
+        return source
+    return {name: source[:][name] for name in source.column_names}
+
+
+def _parted(example: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the inputs and the targets that one mapping holds.
 
     Raises:
-        UserError: when `value` does not consist of numbers, or some of them are masked.
+        UserError: when no field of it is the targets, or none is left for the inputs.
     """
-    if isinstance(value, Tensor):
-        return value
-    if (type(value).__module__ or "").partition(".")[0] == "PIL":
-        raise UserError(f"{what} are images of PIL: give the data set a transform that makes tensors of them, such "
-                        "as torchvision.transforms.ToTensor()")
-    if type(value) is not np.ndarray and getattr(value, "shape", None):  # a file or a sparse matrix, unread so far
-        size = getattr(getattr(value, "dtype", None), "itemsize", 8)
-        check_fits(size * float(np.prod(value.shape[1:])), value.shape[0], free_bytes())
-    for dense in ("toarray", "to_numpy"):
-        value = getattr(value, dense)() if hasattr(value, dense) else value
-    if np.ma.is_masked(value):
-        raise UserError(f"{what} are masked in places: fill them (.filled(0)) or leave those examples out")
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise UserError(f"{what} are lists of different lengths: pad or crop them to one shape") from error
-    if array.dtype.kind not in "fiubc":
-        first = repr(array.flat[0])[:40] if array.size else "nothing"
-        raise UserError(f"{what} must be numbers; got {array.dtype} (first: {first}): number classes and words, "
-                        "for example by their place in sorted(set(words)), and leave gaps and other columns out")
-    if array.dtype.kind == "f" and array.dtype.itemsize > 4:
-        return torch.from_numpy(np.array(array, np.float64)).to(torch.get_default_dtype())
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+    found = [name for name in TARGETS if name in example]
+    if not found or len(example) < 2:
+        names = ", ".join(map(repr, example))
+        raise UserError(f'a mapping of inputs and targets needs a field "labels" or "label" beside the inputs; got '
+                        f"{names or 'none'}: rename the field of the targets, or give a pair (inputs, targets)")
+    return {name: part for name, part in example.items() if name != found[0]}, example[found[0]]
 
 
-def plain(values: Any, what: str) -> Tensor:
-    """Return values as a dense, contiguous tensor in this machine's memory that no gradient and no caller tracks.
+def _read(pair: Any) -> Pair:
+    """Return a pair of trees of arrays as trees of tensors."""
+    inputs, targets = (_tensors(part, what, ()) for part, what in zip(pair, ("inputs", "targets"), strict=True))
+    return inputs, targets
 
-    Raises:
-        UserError: when they are no tensor, or one without values, of several lengths, or of no axis.
-    """
-    if not isinstance(values, Tensor):
-        raise UserError(f"a split's {what} must be a tensor; got {type(values).__name__}: write "
-                        "Split.of((inputs, targets))")
-    if values.is_nested:
-        raise UserError(f"{what} are a nested tensor, of examples of different lengths: pad them, for example with "
-                        ".to_padded_tensor(0)")
-    if values.is_meta:
-        raise UserError(f'{what} lie on the device "meta", which holds no values: load them')
-    if values.dim() == 0:
-        raise UserError(f"{what} need a first axis that counts the examples; got a single number: write [None]")
-    values = values.detach().cpu()
-    if values.is_quantized:
-        values = values.dequantize()
-    if values.layout is not torch.strided or not values.is_contiguous():
-        check_fits(values.element_size() * float(np.prod(values.shape[1:])), len(values), free_bytes())
-        values = values.to_dense().contiguous()
-    if values.is_inference():
-        values = values.clone()
-    if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch can neither order nor pick these
-        values = values.long()
-    return values if type(values) is Tensor else values.as_subclass(Tensor)
+
+def _tensors(tree: Any, what: str, path: tuple[str, ...]) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _tensors(part, what, (*path, str(name))) for name, part in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(_tensors(part, what, (*path, str(i))) for i, part in enumerate(tree))
+    return tensor_of(tree, leaf_name(what, ".".join(path)))
 
 
 def _are_arrays(pair: tuple[Any, ...] | list[Any]) -> bool:
-    """Return whether two things are the inputs and the targets, rather than two examples."""
+    """Return whether two things are the inputs and the targets, rather than two examples.
+
+    Of two tuples they are two examples, and so are two mappings in a list.
+    """
     listed = isinstance(pair, tuple)
-    return all(hasattr(part, "shape") or (listed and isinstance(part, list)) for part in pair)
+
+    def is_array(part: Any) -> bool:
+        return hasattr(part, "shape") or (listed and isinstance(part, list))
+
+    def is_tree(part: Any) -> bool:
+        inner = part.values() if isinstance(part, Mapping) else part if isinstance(part, tuple) else None
+        return is_array(part) if inner is None else all(map(is_tree, inner))
+
+    inputs, targets = pair
+    if isinstance(inputs, tuple) and isinstance(targets, tuple):
+        return False
+    return all(map(is_array, pair)) or (listed and all(map(is_tree, pair)))
 
 
 def _length(source: Any) -> int | None:
@@ -124,7 +125,7 @@ def _length(source: Any) -> int | None:
         return None
 
 
-def _from_loader(loader: DataLoader[Any]) -> Batch:
+def _from_loader(loader: DataLoader[Any]) -> Pair:
     """Read a loader's examples in the order of their index; streams without workers, each of which reads it all."""
     length = _length(loader.dataset)
     if isinstance(loader.dataset, IterableDataset):
@@ -154,67 +155,94 @@ def _visited(loader: DataLoader[Any]) -> list[Any]:
     return indices
 
 
-def _both(pair: Any) -> Batch:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        got = f"{type(pair).__name__} of {len(pair)}" if isinstance(pair, Sized) else type(pair).__name__
-        raise UserError(f"every example must be a pair (input, target); got {got}: wrap the data set so that it "
-                        "returns two things")
-    inputs, targets = pair
-    for part in pair:
-        if isinstance(part, (Mapping, tuple)):
-            raise UserError("every example must be a pair (input, target) of one tensor each; got a "
-                            f"{type(part).__name__}: join what the model takes into one tensor, and part it again "
-                            "inside the model")
-    return tensor_of(inputs, "inputs"), tensor_of(targets, "targets")
+def _both(pair: Any) -> Pair:
+    """Return the inputs and targets of a batch of a loader, whose collate function lists the parts of tuples."""
+    inputs, targets = _pair(pair)
+    return _read((_unlisted(inputs), _unlisted(targets)))
 
 
-def _alone(pair: Any) -> Batch:
-    inputs, targets = _both(pair)
-    return inputs[None].clone(), targets[None].clone()  # a data set may fill one buffer again and again
+def _pair(example: Any) -> tuple[Any, Any]:
+    if isinstance(example, Mapping):
+        return _parted(example)
+    if not isinstance(example, (tuple, list)) or len(example) != 2:
+        of = f" of {len(example)}" if isinstance(example, Sized) else ""
+        raise UserError(f"every example must be a pair (input, target); got {type(example).__name__}{of}: wrap the "
+                        "data set so that it returns two things, each a tensor, or a tuple or mapping of tensors")
+    return example[0], example[1]
 
 
-def _batch_or_alone(pair: Any) -> Batch:
+def _unlisted(tree: Any) -> Any:
+    """Return tuples for the lists of batches that torch collates tuples into."""
+    if isinstance(tree, Mapping):
+        return {name: _unlisted(part) for name, part in tree.items()}
+    listed = isinstance(tree, list) and len(tree) > 0 and all(not np.isscalar(part) for part in tree)
+    return tuple(map(_unlisted, tree)) if listed or isinstance(tree, tuple) else tree
+
+
+def _alone(example: Any) -> Pair:
+    inputs, targets = _read(_pair(example))
+
+    def row(leaf: Tensor) -> Tensor:
+        return leaf[None].clone()  # a data set may fill one buffer again and again
+
+    return mapped(row, inputs), mapped(row, targets)
+
+
+def _batch_or_alone(pair: Any) -> Pair:
     """Return what a loader without batches of its own gives: batches, unless the target is a single number."""
     inputs, targets = _both(pair)
-    return (inputs, targets) if targets.dim() else (inputs[None], targets[None])
+    if all(leaf.dim() for leaf in leaves(targets).values()):
+        return inputs, targets
+    return mapped(lambda leaf: leaf[None], inputs), mapped(lambda leaf: leaf[None], targets)
 
 
-def _joined(batches: Iterable[Batch], expected: int | None, stream: bool = False) -> Batch:
+def _joined(batches: Iterable[Pair], expected: int | None, stream: bool = False) -> Pair:
     """Join batches of examples, `expected` in all if that is known: the first foretells the memory of all."""
-    free, count, first = free_bytes(), 0, None
-    done: tuple[list[Tensor], list[Tensor]] = [], []
-    waiting: tuple[list[Tensor], list[Tensor]] = [], []
+    free, count = free_bytes(), 0
+    first: Pair | None = None
+    done: list[list[Tensor]] = []
+    waiting: list[list[Tensor]] = []
     most = ENDLESS if expected is None else expected
     for batch in batches:
-        first = first or batch
+        if first is None:
+            first = batch
+            done, waiting = [[] for _ in leaves(batch)], [[] for _ in leaves(batch)]
         _check_alike(first, batch, count)
-        each = sum(part.numel() * part.element_size() for part in batch) / max(1, len(batch[0]))
-        count += len(batch[0])
+        parts = list(leaves(batch).values())
+        each = sum(part.numel() * part.element_size() for part in parts) / max(1, len(parts[0]))
+        count += len(parts[0])
         check_fits(each, max(count, expected or 0), free)
         if stream and count > most:
             raise UserError(f"a stream {'without a length' if expected is None else 'of that length'} goes on "
                             f"after {most} examples: give it a __len__ that is true, or the examples themselves, "
                             "list(itertools.islice(stream, n))")
-        for part, pile in zip(batch, waiting, strict=True):
+        for part, pile in zip(parts, waiting, strict=True):
             pile.append(part)
         if len(waiting[0]) == _BLOCK:
             _merge(waiting, done)
     if first is None:
         raise UserError("the data hold no example at all")
     _merge(waiting, done)
-    return torch.cat(done[0]), torch.cat(done[1])
+    inputs, targets = filled(first, map(torch.cat, done))
+    return inputs, targets
 
 
-def _merge(waiting: tuple[list[Tensor], list[Tensor]], done: tuple[list[Tensor], list[Tensor]]) -> None:
+def _merge(waiting: list[list[Tensor]], done: list[list[Tensor]]) -> None:
     """Make one tensor of many small ones, each of which takes a kilobyte beside its numbers."""
     for few, many in zip(done, waiting, strict=True):
         few.extend([torch.cat(many)] if many else [])
         many.clear()
 
 
-def _check_alike(first: Batch, batch: Batch, number: int) -> None:
+def _check_alike(first: Pair, batch: Pair, number: int) -> None:
     for what, one, other in zip(("input", "target"), first, batch, strict=True):
-        if one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
-            raise UserError(f"examples must be of one shape and type; the {what} of the first is {one.dtype} of "
-                            f"shape {tuple(one.shape[1:])}, that at index {number} {other.dtype} of shape "
-                            f"{tuple(other.shape[1:])}: crop, pad or convert them")
+        known, found = leaves(one), leaves(other)
+        if known.keys() != found.keys():
+            raise UserError(f"examples must be alike; the {what} of the first has the fields {', '.join(known)}, "
+                            f"that at index {number} {', '.join(found)}")
+        for path, leaf in known.items():
+            new = found[path]
+            if leaf.shape[1:] != new.shape[1:] or leaf.dtype != new.dtype:
+                raise UserError(f"examples must be of one shape and type; the {leaf_name(what, path)} of the first "
+                                f"is {leaf.dtype} of shape {tuple(leaf.shape[1:])}, that at index {number} "
+                                f"{new.dtype} of shape {tuple(new.shape[1:])}: crop, pad or convert them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -11,44 +12,40 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optscope.errors import UserError
-from optscope.tasks.gather import gathered, plain
+from optscope.tasks.arrays import check_lengths, plain
+from optscope.tasks.gather import gathered
+from optscope.tasks.tree import Batch, Tree, called, mapped, output_of, sees_batch
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Any], Tensor]
+"""`loss(outputs, targets)`, or `loss(outputs, batch)` where the second parameter is called "batch"."""
 Kind = Literal["classification", "regression", "game"]
 
 
 @dataclass(frozen=True)
-class Split:
-    """Examples as two tensors with the same first axis: inputs `(n, ...)` and targets `(n, ...)`.
+class Split(Batch):
+    """A part of a data set: inputs and targets, each a tensor `(n, ...)`, or a tuple or mapping of trees of these.
 
-    They are kept dense, contiguous and on the CPU, without gradients; whole-number targets `(n,)`, such as the
-    labels of images as bytes, become int64.
+    All leaves have the same first axis. They are kept dense, contiguous and on the CPU, without gradients;
+    whole-number targets `(n,)`, such as the labels of images as bytes, become int64.
 
     Raises:
-        UserError: unless both are tensors with values and as many examples, at least one.
+        UserError: unless all leaves are tensors with values and as many examples, at least one.
     """
 
-    inputs: Tensor
-    targets: Tensor
-
     def __post_init__(self) -> None:
-        inputs, targets = plain(self.inputs, "inputs"), plain(self.targets, "targets")
-        if len(inputs) != len(targets):
-            raise UserError(f"a split needs as many targets as inputs; got {len(inputs)} inputs "
-                            f"and {len(targets)} targets")
-        if len(inputs) == 0:
-            raise UserError("a split needs at least one example; got none")
-        if targets.dim() == 1 and not (targets.is_floating_point() or targets.is_complex()):
-            targets = targets.long()
-        object.__setattr__(self, "inputs", inputs)
-        object.__setattr__(self, "targets", targets)
-
-    def __len__(self) -> int:
-        return len(self.inputs)
+        for what in ("inputs", "targets"):
+            object.__setattr__(self, what, plain(getattr(self, what), what))
+        check_lengths(self.inputs, self.targets)
+        object.__setattr__(self, "targets", mapped(_labels, self.targets))
 
     def first(self, n: int | None) -> Split:
         """Return the first `n` examples (all when `n` is None)."""
-        return self if n is None else Split(self.inputs[:n], self.targets[:n])
+        return self if n is None else Split.of_batch(super().first(n))
+
+    @classmethod
+    def of_batch(cls, batch: Batch) -> Split:
+        """Return a batch, checked."""
+        return cls(batch.inputs, batch.targets)
 
     @classmethod
     def of(cls, source: Any) -> Split:
@@ -75,6 +72,12 @@ class Data:
     train: Split
     validation: Split
     test: Split
+
+
+def _labels(targets: Tensor) -> Tensor:
+    """Return whole-number targets `(n,)` as int64, and all others as they are."""
+    whole = not (targets.is_floating_point() or targets.is_complex())
+    return targets.long() if targets.dim() == 1 and whole else targets
 
 
 def _chosen(loss: Loss | None, kind: Kind) -> Loss:
@@ -112,7 +115,9 @@ class Task:
     loss: Loss = None  # type: ignore[assignment]  # set below: nobody meets the None
     kind: Kind = "classification"
     bounds: tuple[float, float] | None = (0.0, 1.0)
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    augment: Callable[[Any, torch.Generator], Any] | None = None
+    output: str | Callable[[Any], Tensor] | None = None
+    perturb: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", _chosen(self.loss, self.kind))
@@ -120,7 +125,31 @@ class Task:
     @property
     def parts(self) -> tuple[object, ...]:
         """What, besides the rule, a training is made of: the code behind these belongs to a run's identity."""
-        return self.model, self.data, self.loss, self.augment
+        return self.model, self.data, self.loss, self.augment, self.output
+
+    def outputs(self, model: nn.Module, inputs: Tree) -> Tensor:
+        """Return a model's outputs for inputs: called as these are, and read as `output` says.
+
+        Raises:
+            UserError: when what the model returns holds no such tensor.
+        """
+        found = called(model, inputs)
+        if self.output is None and isinstance(found, Tensor):
+            return found
+        outputs: Tensor = output_of(found, self.output)
+        return outputs
+
+    def value(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch."""
+        return self.judged(self.outputs(model, batch.inputs), batch)
+
+    def judged(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of outputs that a model has given for a batch."""
+        return self.loss(outputs, batch if self._sees_batch else batch.targets)
+
+    @cached_property
+    def _sees_batch(self) -> bool:
+        return sees_batch(self.loss)
 
     @classmethod
     def from_tensors(cls, model: Callable[[], nn.Module], train: Any, test: Any, *, validation: Any = None,
@@ -162,7 +191,7 @@ class Task:
             raise UserError(f"{name}: a fifth of the training part is held out for validation, but it has one "
                             "example: give more, or validation=")
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-        held_out, kept = (Split(whole.inputs[of], whole.targets[of])
+        held_out, kept = (Split.of_batch(whole.take(of))
                           for of in order.tensor_split([max(1, len(whole) // 5)]))
         return cls(name, model, InMemory(Data(kept, held_out, last)), loss, kind, bounds, augment)
 
