@@ -96,7 +96,7 @@ def masked(outputs, batch):
 
 def test_a_loss_sees_the_targets_or_the_whole_batch():
     data = InMemory(Data(*(Split({"x": X, "y": Y}, Y),) * 3))
-    model, batch = TwoInputs(), data().train
+    model, batch = TwoInputs().requires_grad_(False), data().train
     outputs = model(X, Y).logits
     task = Task("two", TwoInputs, data, masked, "regression", bounds=None)
     assert float(task.value(model, batch)) == float((outputs.square().mean(1) * Y).sum() / 6)
