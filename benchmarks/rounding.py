@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Contender, interleave, rows
-from optscope.engine.contrast import apart, contrast, flat, log_spaced
 from optscope.engine.train import Plan, epoch_permutation, train
+from optscope.engine.weight_paths import apart, flat, log_spaced, weight_paths
 from optscope.optim import SGD, Rounded
 from optscope.tasks.fresh import fresh_model, streams
 from optscope.tasks.images import FashionMNIST
@@ -31,7 +31,7 @@ def one() -> object:
 
 def twins() -> list[float]:
     """Train twins, and return their distance at the moments of `log_spaced`."""
-    found = contrast(TASK, [Rounded(RULE, 1), Rounded(RULE, K)], PLAN, SEED)
+    found = weight_paths(TASK, [Rounded(RULE, 1), Rounded(RULE, K)], PLAN, SEED)
     return [float(d) for d in found.distance[0]]
 
 
@@ -66,7 +66,7 @@ def b10() -> dict[str, Any]:
     """Measure twins, once their distance is found near that of the loop by hand, and the control's zero."""
     ours, theirs = twins(), by_hand()
     ratio = max(ours[0] / theirs[0], theirs[0] / ours[0])
-    control = contrast(TASK, [Rounded(RULE, 1), Rounded(RULE, 2)], PLAN, SEED).distance.max()
+    control = weight_paths(TASK, [Rounded(RULE, 1), Rounded(RULE, 2)], PLAN, SEED).distance.max()
     if not (ratio < NEAR and control == 0 and max(by_hand(2)) == 0):
         raise AssertionError(f"after one step twins are {ours[0]:.1e} apart, by hand {theirs[0]:.1e}; "
                              f"the control is {control:.1e}")

@@ -26,10 +26,10 @@ from torch.utils.checkpoint import checkpoint
 from optscope.engine.execute import Inline
 from optscope.engine.store import Store
 from optscope.errors import UserError
-from optscope.study.compare import comparison_of
-from optscope.study.conduct import Silence, conduct
-from optscope.study.rehearse import rehearsed
-from optscope.study.settings import OptimiserSettings, Settings
+from optscope.protocol.compare import comparison_of
+from optscope.protocol.rehearse import rehearsed
+from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.settings import OptimiserSettings, Settings
 from optscope.tasks.check import check_task
 from optscope.tasks.task import Task
 
@@ -380,13 +380,13 @@ def line(name: str) -> str:
             check_task(task)
             rehearsal = rehearsed(comparison_of(task, settings))
             trained = replace(rehearsal.comparison, probes=(), described=(), watched=())
-            conducted = conduct([trained], Store(Path(folder) / "out"), Inline(), Silence())
+            results = run_experiments([trained], Store(Path(folder) / "out"), Inline(), Quiet())
     except UserError as error:
         return f"refused: {error}"
     except Exception as error:
         return f"**crashes**: {type(error).__name__}: {error}"
-    if conducted.failures:
-        return f"**fails**: {conducted.failures[0]}"
+    if results.failures:
+        return f"**fails**: {results.failures[0]}"
     found = [without(sentence) for sentence in (*rehearsal.before, *rehearsal.known)]
     return "; ".join(["works", *dict.fromkeys(filter(None, found))])
 

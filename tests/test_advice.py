@@ -10,8 +10,8 @@ from optscope.evidence.records import Record, Records
 from optscope.optim import SGD, Adam, Momentum
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
-from optscope.study.advice import Advice, advise, buffer_bytes, earned
-from optscope.study.comparison import Arm, Comparison
+from optscope.protocol.advice import Advice, advise, buffer_bytes, earned
+from optscope.protocol.comparison import Arm, Comparison
 from tiny import TASK
 
 PLAN = Plan(epochs=4, batch=16)

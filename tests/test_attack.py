@@ -16,7 +16,7 @@ from optscope.errors import UserError
 from optscope.probes.apgd import APGD, TargetedAPGD, checkpoints
 from optscope.probes.attack import BIM, FGSM, PGD, Attack
 from optscope.probes.attack_checks import CHECKS
-from optscope.probes.attack_losses import DLR, CrossEntropy, Margin, TargetedDLR
+from optscope.probes.attack_losses import DLR, CrossEntropy, MarginLoss, TargetedDLR
 from optscope.probes.black_box import RandomSearch
 from optscope.probes.ensemble import Ensemble
 from optscope.probes.perturbation import L2, Linf, ball_of, per_example
@@ -189,7 +189,8 @@ def test_losses_against_their_formulas() -> None:
     z = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     y = torch.arange(50) % 6
     goals = (y + 1) % 6
-    margin, ratio, targeted = (loss.detach() for loss in (Margin()(z, y), DLR()(z, y), TargetedDLR()(z, y, goals)))
+    losses = MarginLoss()(z, y), DLR()(z, y), TargetedDLR()(z, y, goals)
+    margin, ratio, targeted = (loss.detach() for loss in losses)
     for i in range(50):
         row, label, goal = z[i].tolist(), int(y[i]), int(goals[i])
         top = sorted(row, reverse=True)

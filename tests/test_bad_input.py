@@ -83,6 +83,7 @@ COMMANDS = [
     command("command", "comparre digits", "No such command 'comparre'"),
     command("no task", "compare", "Missing argument"),
     command("study", "run robustness_gapp", 'no study "robustness_gapp"; did you mean "robustness_gap"?'),
+    command("renamed", "floor digits --out x", "called rounding now: write optscope rounding"),
     command("study shown", "show gan", 'no study "gan"; there are: robustness_gap'),
     command("scale", "run robustness_gap --scale dsk", 'no scale "dsk" in robustness_gap; did you mean "desk"?'),
     command("scale of another", "run robustness_gap --scale long", 'no scale "long"', "smoke, desk, paper"),

@@ -13,8 +13,8 @@ from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Players
 from optscope.probes.modes import Modes
-from optscope.study.comparison import Arm, Comparison, Criterion
-from optscope.study.search import PlayerGrid
+from optscope.protocol.comparison import Arm, Comparison, Criterion
+from optscope.protocol.search import PlayerGrid
 from optscope.tasks.check import check_task
 from optscope.tasks.game import Game, Normal
 from optscope.tasks.gan import WGANGP, gan

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import optscope.engine.run
 from optscope.engine.execute import Inline
-from optscope.engine.run import Computation
+from optscope.engine.run import Call
 from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.errors import UserError
@@ -26,12 +26,12 @@ from optscope.probes.edge import EdgeOfStability
 from optscope.probes.geometry import Geometry
 from optscope.probes.noise import GaussianNoise
 from optscope.probes.probe import Probe, Reading, Subject
+from optscope.protocol.charts import edge_of_stability
+from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion
+from optscope.protocol.findings import places
+from optscope.protocol.search import Grid, Halton, Log
+from optscope.protocol.session import Quiet, run_experiments
 from optscope.report.tables import metric_table
-from optscope.study.charts import edge_of_stability
-from optscope.study.comparison import Arm, Calculation, Comparison, Criterion
-from optscope.study.conduct import Silence, conduct
-from optscope.study.findings import places
-from optscope.study.search import Grid, Halton, Log
 from optscope.tasks.task import Data, Task
 from tiny import TASK, Blobs, Net, fail, succeed
 
@@ -49,7 +49,7 @@ def tuned(given, values, criterion="loss"):
     """Records of the tuning runs with `values[arm, lr]` on every tuning seed; None is a run that diverged."""
     rows = []
     for job in given.jobs(Records()):
-        e = job.entry
+        e = job.use
         value = values[e.arm, job.work.rule.lr]
         value = value(e.seed) if callable(value) else value
         common = (e.experiment, e.arm, e.seed)
@@ -129,13 +129,13 @@ def test_a_budget_may_be_drawn_differently_and_an_arm_may_stand():
     drawn = Arm("drawn", SGD(lr=0.1), Halton(2, Log(0.01, 1.0)))
     stands = Arm("stands", SGD(lr=0.1))
     jobs = comparison(arms=(*ARMS, drawn, stands)).jobs(Records())
-    assert {job.entry.arm for job in jobs} == {"SGD", "Adam", "drawn"}
+    assert {job.use.arm for job in jobs} == {"SGD", "Adam", "drawn"}
     assert len(jobs) == 3 * 2 * 2
 
 
 def test_tuning_uses_tuning_seeds_and_validation_data_alone():
     jobs = comparison().jobs(Records())
-    assert {(j.entry.phase, j.work.seed) for j in jobs} == {("tune", 1001), ("tune", 1002)}
+    assert {(j.use.phase, j.work.seed) for j in jobs} == {("tune", 1001), ("tune", 1002)}
     assert {j.work.probes for j in jobs} == {(Accuracy(split="validation"),)}
     assert len(jobs) == 2 * 2 * 2
 
@@ -146,11 +146,11 @@ def test_final_runs_share_seeds_and_carry_the_chosen_rule_and_all_probes():
     jobs = given.jobs(records)
     assert jobs[:8] == given.jobs(Records())
     final = jobs[8:]
-    assert {j.entry.phase for j in final} == {"final"}
+    assert {j.use.phase for j in final} == {"final"}
     assert [(j.work.seed, j.work.rule) for j in final] == [
         (seed, rule) for seed in (1, 2, 3) for rule in (SGD(lr=0.3), Adam(lr=0.01))]
     assert {j.work.probes for j in final} == {(Accuracy(),)}
-    assert all(j.entry.probes == j.work.readings and j.entry.run == j.work.id for j in final)
+    assert all(j.use.probes == j.work.readings and j.use.run == j.work.id for j in final)
 
 
 def test_what_is_watched_is_read_on_the_way_in_final_runs_alone():
@@ -158,7 +158,7 @@ def test_what_is_watched_is_read_on_the_way_in_final_runs_alone():
     alone = comparison(arms=(Arm("SGD", SGD(lr=0.1)),), watched=(top,), moments=3)
     for job in alone.jobs(Records()):
         assert [(w.probe, w.moments) for w in job.work.watch][1:] == [(top, 3)]
-    tuning = [job for job in comparison(watched=(top,)).jobs(Records()) if job.entry.phase == "tune"]
+    tuning = [job for job in comparison(watched=(top,)).jobs(Records()) if job.use.phase == "tune"]
     assert tuning
     assert not any(job.work.watch for job in tuning)
 
@@ -242,16 +242,16 @@ def told(records):
 
 def test_the_same_call_again_repeats_no_run_and_gives_the_same_records(tmp_path):
     first, again = Counted(), Counted()
-    one = conduct([comparison()], Store(tmp_path), first, first)
+    one = run_experiments([comparison()], Store(tmp_path), first, first)
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")}
-    two = conduct([comparison()], Store(tmp_path), again, again)
+    two = run_experiments([comparison()], Store(tmp_path), again, again)
     assert len(first.done) == len(set(first.done)) == 8 + 6
     assert first.log == [("tuning", 8, 0), *["ok"] * 8, "finished",
                          ("training and measuring", 14, 8), *["ok"] * 6, "finished"]
     assert again.done == []
     assert told(one.records) == told(two.records)
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")}
-    assert one.failures == one.silences == two.failures == two.silences == ()
+    assert one.failures == one.inapplicable == two.failures == two.inapplicable == ()
     accuracies = one.records.by_seed("SGD", "accuracy")
     assert accuracies.keys() == {1, 2, 3}
     assert all(0 <= value <= 100 for value in accuracies.values())
@@ -259,7 +259,7 @@ def test_the_same_call_again_repeats_no_run_and_gives_the_same_records(tmp_path)
 
 def test_what_is_described_and_watched_is_in_the_table_and_nothing_of_it_is_tested(tmp_path):
     given = comparison(described=(Geometry(),), watched=(EdgeOfStability(),), moments=2, seeds=(1, 2))
-    found = conduct([given], Store(tmp_path), Inline(), Silence()).records
+    found = run_experiments([given], Store(tmp_path), Inline(), Quiet()).records
     metrics, rows = given.measured(found)
     names = [metric.name for metric in metrics]
     assert {"accuracy", "distance from initialisation", "sharpness", "sharpness / threshold"} <= set(names)
@@ -281,14 +281,14 @@ def test_what_is_described_and_watched_is_in_the_table_and_nothing_of_it_is_test
 
 
 def test_two_plans_in_one_folder_keep_apart(tmp_path):
-    engine = Counted()
+    executor = Counted()
     short, longer = comparison(), comparison(plan=Plan(epochs=4, batch=32))
-    before = conduct([short], Store(tmp_path), engine, engine)
-    there = len(engine.done)
-    conduct([longer], Store(tmp_path), engine, engine)
-    assert len(engine.done) == 2 * there  # no final run under a rate that the other plan had chosen
-    after = conduct([short], Store(tmp_path), engine, engine)
-    assert len(engine.done) == 2 * there
+    before = run_experiments([short], Store(tmp_path), executor, executor)
+    there = len(executor.done)
+    run_experiments([longer], Store(tmp_path), executor, executor)
+    assert len(executor.done) == 2 * there  # no final run under a rate that the other plan had chosen
+    after = run_experiments([short], Store(tmp_path), executor, executor)
+    assert len(executor.done) == 2 * there
     assert told(before.records) == told(after.records)
 
 
@@ -300,7 +300,7 @@ def test_a_run_of_two_experiments_is_trained_once_and_takes_the_probes_of_both(t
     noise = GaussianNoise(variances=(0.01,))
     one = comparison(name="one", arms=fixed, seeds=(1, 2))
     two = comparison(name="two", arms=fixed, seeds=(2, 3), probes=(noise,))
-    found = conduct([one, two], Store(tmp_path), Inline(), Silence()).records
+    found = run_experiments([one, two], Store(tmp_path), Inline(), Quiet()).records
     assert len(trained) == 3
     one_, two_ = (found.where(experiment=name) for name in ("one", "two"))
     (shared,) = {r.run for r in one_} & {r.run for r in two_}
@@ -324,14 +324,14 @@ class Shy(Probe):
 
 def test_a_probe_that_refuses_a_model_is_a_warning_and_not_a_failure(tmp_path):
     given = comparison(arms=(Arm("SGD", SGD(lr=0.1)),), probes=(Accuracy(), Shy()))
-    engine = Counted()
-    found = conduct([given], Store(tmp_path), engine, engine)
+    executor = Counted()
+    found = run_experiments([given], Store(tmp_path), executor, executor)
     assert found.failures == ()
-    assert found.silences == ("Shy(): this model has too few layers",)
+    assert found.inapplicable == ("Shy(): this model has too few layers",)
     assert found.records.by_seed("SGD", "accuracy").keys() == {1, 2, 3}
     assert [p.metric.name for p in places(given, found.records)] == ["accuracy", "loss", "calibration error"]
-    conduct([given], Store(tmp_path), engine, engine)
-    assert len(engine.done) == 3
+    run_experiments([given], Store(tmp_path), executor, executor)
+    assert len(executor.done) == 3
 
 
 @dataclass(frozen=True)
@@ -350,10 +350,10 @@ def test_a_failing_run_is_reported_the_others_finish_and_the_next_call_tries_it_
     needs = Needs(str(tmp_path / "there"))
     arms = (Arm("good", SGD(lr=0.1)), Arm("bad", SGD(lr=0.1), task=Task("late", Net(), needs)))
     experiments = [comparison(arms=arms, seeds=(1, 2)),
-                   Calculation("sums", [Computation(fail), Computation(succeed, {"value": 2.0})])]
-    engine = Counted()
-    first = conduct(experiments, Store(tmp_path / "out"), engine, engine)
-    assert len(engine.done) == 6  # each once, although there are two stages
+                   Calls("sums", [Call(fail), Call(succeed, {"value": 2.0})])]
+    executor = Counted()
+    first = run_experiments(experiments, Store(tmp_path / "out"), executor, executor)
+    assert len(executor.done) == 6  # each once, although there are two stages
     assert len(first.failures) == 3
     assert "bad SGD(lr=0.1) seed 1: failed, KeyError: 'no data yet' (test_comparison.py:" in first.failures[0]
     assert "sums  seed 0: failed, ZeroDivisionError: on purpose (tiny.py:" in first.failures[2]
@@ -361,8 +361,8 @@ def test_a_failing_run_is_reported_the_others_finish_and_the_next_call_tries_it_
     assert first.records.where(experiment="sums").by_seed("a", "value") == {0: 2.0}
     assert {r.status for r in first.records.where(arm="bad")} == {"failed"}
     Path(needs.path).touch()
-    second = conduct(experiments, Store(tmp_path / "out"), engine, engine)
-    assert len(engine.done) == 6 + 3
+    second = run_experiments(experiments, Store(tmp_path / "out"), executor, executor)
+    assert len(executor.done) == 6 + 3
     assert len(second.failures) == 1
     assert second.records.by_seed("bad", "accuracy").keys() == {1, 2}
     assert {r.status for r in second.records.where(arm="bad")} == {"ok"}
@@ -375,11 +375,11 @@ def test_when_it_is_stopped_the_listener_is_let_go_and_the_folder_too(tmp_path):
 
     listener = Stopped()
     with pytest.raises(KeyboardInterrupt):
-        conduct([comparison()], Store(tmp_path), Inline(), listener)
+        run_experiments([comparison()], Store(tmp_path), Inline(), listener)
     assert listener.log[-1] == "finished"
-    engine = Counted()
-    conduct([comparison()], Store(tmp_path), engine, engine)
-    assert len(engine.done) == 8 + 6 - 1
+    executor = Counted()
+    run_experiments([comparison()], Store(tmp_path), executor, executor)
+    assert len(executor.done) == 8 + 6 - 1
 
 
 class Half(torch.optim.SGD):

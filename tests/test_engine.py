@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional
 
 from optscope.engine.execute import Inline, Local
-from optscope.engine.run import Computation, Run, Watch, probe_id
+from optscope.engine.run import Call, Run, Watch, probe_id
 from optscope.engine.run_folder import RunFolder
-from optscope.engine.store import Entry, Store, export_csv
+from optscope.engine.store import Store, Use, export_csv
 from optscope.engine.train import Plan, epoch_permutation, first_non_finite, train
 from optscope.errors import UserError
 from optscope.files import write_atomically
@@ -134,9 +134,9 @@ def test_records_are_made_from_files_and_indexed(tmp_path):
     store = Store(tmp_path / "out")
     run = Run(TASK, SGD(lr=0.1), PLAN, 1, (Accuracy(),), (Watch(Accuracy(split="validation"), 3),))
     run.perform(store.run_folder(run.id))
-    entry = Entry("demo", "SGD", "final", 1, repr(run.rule), run.id, run.readings)
-    store.add_entries([entry, entry])
-    assert store.entries() == [entry]
+    use = Use("demo", "SGD", "final", 1, repr(run.rule), run.id, run.readings)
+    store.add_uses([use, use])
+    assert store.uses() == [use]
     records = store.records()
     assert records.by_seed("SGD", "accuracy").keys() == {1}
     assert [r.step for r in records.where(metric="loss") if r.step is not None] == [6, 12, 18]
@@ -182,8 +182,8 @@ def test_a_folder_serves_one_process_at_a_time(tmp_path):
 
 # Execution
 
-def outcomes(engine, works, folder):
-    return {o.id: o for o in engine.run(works, folder)}
+def outcomes(executor, works, folder):
+    return {o.id: o for o in executor.run(works, folder)}
 
 
 def test_local_equals_inline_bit_for_bit(tmp_path):
@@ -196,9 +196,9 @@ def test_local_equals_inline_bit_for_bit(tmp_path):
 
 
 def test_a_killed_worker_costs_one_run_which_is_tried_again(tmp_path):
-    killer = Computation(kill_once, {"marker": str(tmp_path / "marker")})
-    poison = Computation(kill_always)
-    good = [Computation(succeed, {"value": float(i)}) for i in range(4)]
+    killer = Call(kill_once, {"marker": str(tmp_path / "marker")})
+    poison = Call(kill_always)
+    good = [Call(succeed, {"value": float(i)}) for i in range(4)]
     found = outcomes(Local(2), [good[0], killer, good[1], poison, *good[2:]], tmp_path / "runs")
     assert [found[w.id].status for w in good] == ["ok"] * 4
     assert found[killer.id].status == "ok"
@@ -206,8 +206,8 @@ def test_a_killed_worker_costs_one_run_which_is_tried_again(tmp_path):
 
 
 def test_an_error_in_a_run_is_an_outcome(tmp_path):
-    for engine in (Inline(), Local(1)):
-        (outcome,) = engine.run([Computation(fail)], tmp_path / "runs")
+    for executor in (Inline(), Local(1)):
+        (outcome,) = executor.run([Call(fail)], tmp_path / "runs")
         assert outcome.status == "failed"
         assert "ZeroDivisionError: on purpose (tiny.py" in outcome.reason
 
@@ -220,13 +220,13 @@ from optscope.engine.execute import Local
 from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.optim import SGD, Adam
-from optscope.study.comparison import Arm, Comparison
-from optscope.study.conduct import Silence, conduct
-from optscope.study.search import Grid
+from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.search import Grid
 from pathlib import Path
 arms = (Arm("SGD", SGD(lr=.1), Grid((.1, .3))), Arm("Adam", Adam(lr=.01), Grid((.01, .03))))
 c = Comparison("c", TASK, arms, Plan(60, 4), (), (1, 2, 3))
-conduct([c], Store(Path({out!r})), Local(2), Silence())
+run_experiments([c], Store(Path({out!r})), Local(2), Quiet())
 """
 
 
@@ -362,35 +362,35 @@ def stop(number, place):
 
 def test_only_the_runs_own_disk_stops_everything(tmp_path):
     for number, place in ((28, "/elsewhere"), (2, str(tmp_path / "x"))):
-        (outcome,) = Inline().run([Computation(stop, {"number": number, "place": place})], tmp_path)
+        (outcome,) = Inline().run([Call(stop, {"number": number, "place": place})], tmp_path)
         assert outcome.status == "failed"
     with pytest.raises(OSError, match="on purpose"):
-        list(Inline().run([Computation(stop, {"number": 28, "place": str(tmp_path / "x")})], tmp_path))
+        list(Inline().run([Call(stop, {"number": 28, "place": str(tmp_path / "x")})], tmp_path))
 
 
 def test_what_cannot_be_sent_is_said_before_anything_is_done(tmp_path):
     with pytest.raises(UserError, match="cannot be sent to another process"):
-        list(Local(1).run([Computation(succeed, {"value": (each for each in ())})], tmp_path))
+        list(Local(1).run([Call(succeed, {"value": (each for each in ())})], tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_worker_with_another_program_refuses(tmp_path):
     from optscope.engine.execute import _perform_there
     with pytest.raises(UserError, match="was edited during this command"):
-        _perform_there(Computation(succeed, {"value": 1.0}), tmp_path, "another")
+        _perform_there(Call(succeed, {"value": 1.0}), tmp_path, "another")
 
 
 def test_an_earlier_failure_chooses_nothing_before_it_is_tried_again(tmp_path):
-    from optscope.study.comparison import Arm, Comparison
-    from optscope.study.conduct import Silence, conduct
-    from optscope.study.search import Grid
+    from optscope.protocol.comparison import Arm, Comparison
+    from optscope.protocol.search import Grid
+    from optscope.protocol.session import Quiet, run_experiments
     comparison = Comparison("c", TASK, (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))),), PLAN, (), (1,))
     store = Store(tmp_path / "out")
     jobs = comparison.jobs(store.records())
-    store.add_entries(job.entry for job in jobs)
+    store.add_uses(job.use for job in jobs)
     for job in jobs:
         store.run_folder(job.work.id).write_failure("lost", "once")
-    conduct([comparison], store, Inline(), Silence())
+    run_experiments([comparison], store, Inline(), Quiet())
     assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 3
     assert not list(tmp_path.glob("out/runs/*/failed.json"))
 

@@ -19,12 +19,12 @@ from optscope.optim import SGD
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.chance import Chance
 from optscope.probes.probe import Probe, Reading, Subject
-from optscope.study.comparison import Arm, Comparison
-from optscope.study.findings import findings, places
-from optscope.study.headline import headline, nothing_to_compare
-from optscope.study.margin import Margin, margin_said
-from optscope.study.protocol import checklist
-from optscope.study.settings import Settings, read_settings
+from optscope.protocol.caveats import checklist
+from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.findings import findings, places
+from optscope.protocol.headline import headline, nothing_to_compare
+from optscope.protocol.margin import Margin, margin_said
+from optscope.protocol.settings import Settings, read_settings
 from tiny import TASK, Blobs
 
 SEEDS = tuple(range(1, 9))
@@ -258,7 +258,7 @@ def test_rounding_is_spoken_of_where_it_moves_a_printed_digit_of_a_difference_th
              for row in final if row.seed <= 2 for k, sign in ((3, 1), (5, -1))]
     better = findings(TWO, final + twins, margin=0.01)[1]
     assert better.verdict.outcome == ("holds" if gap else "undecided")
-    assert better.floor.value > 0
+    assert better.rounding_floor.value > 0
     assert ("Rounding alone moves" in better.verdict.note) == spoken
 
 

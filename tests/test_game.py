@@ -14,7 +14,7 @@ from optscope.engine.fleet import outputs, play_members
 from optscope.engine.play import Deal, play
 from optscope.engine.run import Run
 from optscope.engine.run_folder import RunFolder
-from optscope.engine.store import Entry, Store
+from optscope.engine.store import Store, Use
 from optscope.engine.train import Plan, epoch_permutation, train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, Players, StepDecay
@@ -242,7 +242,7 @@ def test_a_run_of_a_game_leaves_what_other_runs_leave(tmp_path):
     assert run.perform(RunFolder(tmp_path / run.id)) == "ok"
     store = Store(tmp_path / "new")
     run.perform(store.run_folder(run.id))
-    store.add_entries([Entry("demo", "mixed", "final", 1, repr(RULE), run.id)])
+    store.add_uses([Use("demo", "mixed", "final", 1, repr(RULE), run.id)])
     records = store.records()
     assert records.by_seed("mixed", "learning rate")[1] == pytest.approx((2e-3 * 0.1) ** 0.5, rel=1e-5)
     assert np.isfinite(records.by_seed("mixed", "log pace ratio")[1])

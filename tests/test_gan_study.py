@@ -10,6 +10,8 @@ import pytest
 from optscope.engine.execute import Inline
 from optscope.evidence.records import Record, Records
 from optscope.lab import run_study
+from optscope.protocol.comparison import Comparison
+from optscope.protocol.grafts import graft_name
 from optscope.studies.gan_grafting import NSGDA_CELLS, RULES, SGDA_CELLS, STUDY, arms
 from optscope.studies.gan_grafting.calculations import grid_of
 from optscope.studies.gan_grafting.claims import (
@@ -24,8 +26,6 @@ from optscope.studies.gan_grafting.claims import (
     normalised,
     plain,
 )
-from optscope.study.comparison import Comparison
-from optscope.study.grafts import graft_name
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
 SEEDS = range(1, 11)
@@ -166,7 +166,7 @@ def test_every_rule_has_rates_and_the_theory_its_cells():
 
 
 def test_the_study_runs_at_smoke_scale(tmp_path):
-    result = run_study(STUDY, "smoke", tmp_path / "out", engine=Inline())
+    result = run_study(STUDY, "smoke", tmp_path / "out", executor=Inline())
     assert not result.failures
     assert {verdict.outcome for _, verdict in result.verdicts} == {"undecided"}
     silent = {claim.id for claim, verdict in result.verdicts if "not measured" in verdict.note}

@@ -13,12 +13,12 @@ from optscope.optim import SGD, Adam, Graft, Players, SignSGD
 from optscope.probes.coverage import Coverage
 from optscope.probes.embedding import OwnClassifier, Pixels
 from optscope.probes.modes import Modes
+from optscope.protocol.compare import comparison_of, not_taken
+from optscope.protocol.comparison import Arm
+from optscope.protocol.grafts import graft_arms, graft_matrix, graft_name, grafted_rules, length_earns_more, two_way
+from optscope.protocol.search import Grid
+from optscope.protocol.settings import OptimiserSettings, Settings
 from optscope.report.figures import draw
-from optscope.study.compare import comparison_of, not_taken
-from optscope.study.comparison import Arm
-from optscope.study.grafts import graft_arms, graft_matrix, graft_name, grafted_rules, length_earns_more, two_way
-from optscope.study.search import Grid
-from optscope.study.settings import OptimiserSettings, Settings
 from optscope.tasks.game import Normal
 from optscope.tasks.gan import gan
 from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, Perceptron
@@ -88,7 +88,7 @@ def test_what_earns_the_result_is_judged():
 def test_a_task_is_compared_by_grafts(tmp_path):
     settings = Settings(optimisers={"sgd": OptimiserSettings(lr=[0.1]), "adam": OptimiserSettings(lr=[0.01])},
                         seeds=2, epochs=12, batch=16, examples=20, graft=True)
-    result = compare(TASK, tmp_path / "out", settings=settings, engine=Inline())
+    result = compare(TASK, tmp_path / "out", settings=settings, executor=Inline())
     assert result.verdicts[0][0].text.startswith("Step length explains more of the differences in accuracy")
     page = result.report.read_text()
     assert "Adam&#39;s direction" in page or "Adam's direction" in page
@@ -98,7 +98,7 @@ def test_a_task_is_compared_by_grafts(tmp_path):
 def test_a_game_is_compared_like_a_task(tmp_path):
     settings = Settings(optimisers={"sgd": OptimiserSettings(lr=[0.1]), "adam": OptimiserSettings(lr=[0.01])},
                         seeds=2, epochs=1, batch=64)
-    result = compare(RING, tmp_path / "out", settings=settings, engine=Inline())
+    result = compare(RING, tmp_path / "out", settings=settings, executor=Inline())
     names = result.records.metrics()
     assert {"modes", "missed mass", "rotation", "Fréchet distance", "log pace ratio"} <= set(names)
     assert not result.failures

@@ -30,8 +30,8 @@ from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam, Constant, Graft, Momentum, StepDecay
-from optscope.study.comparison import Arm, Comparison
-from optscope.study.search import Grid
+from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.search import Grid
 from optscope.tasks.task import Task
 from tiny import TASK
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from optscope import lab
 from optscope.engine.execute import Inline, Outcome
-from optscope.engine.run import Computation, Run
+from optscope.engine.run import Call, Run
 from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.errors import UserError
@@ -27,13 +27,13 @@ from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
 from optscope.progress import Display
+from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.search import Grid
+from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.settings import Settings
+from optscope.protocol.study import check_scale
 from optscope.studies import STUDIES
 from optscope.studies.robustness_gap import STUDY
-from optscope.study.comparison import Arm, Comparison
-from optscope.study.conduct import Silence, conduct
-from optscope.study.search import Grid
-from optscope.study.settings import Settings
-from optscope.study.study import check_scale
 from optscope.tasks.task import Task
 from tiny import TASK, Blobs, Net, call, succeed
 
@@ -42,7 +42,7 @@ SETTINGS = Settings(seeds=2, twin_seeds=1, epochs=12, batch=16, examples=24)
 
 
 def test_a_comparison_leaves_a_report_and_the_same_verdicts_anywhere(tmp_path):
-    results = [lab.compare(TASK, tmp_path / name, arms=ARMS, settings=SETTINGS, engine=Inline(), command="c")
+    results = [lab.compare(TASK, tmp_path / name, arms=ARMS, settings=SETTINGS, executor=Inline(), command="c")
                for name in "ab"]
     a, b = (tmp_path / name for name in "ab")
     assert results[0].report == a / "report.html"
@@ -70,7 +70,7 @@ def test_a_comparison_leaves_a_report_and_the_same_verdicts_anywhere(tmp_path):
 def test_a_comparison_in_which_every_rate_diverges_is_a_report_that_says_so(tmp_path):
     arms = (ARMS[0], Arm("wild", SGD(lr=1.0), Grid((1e30, 1e31))))
     task = Task.from_tensors(Net(), Blobs()().train, Blobs()().test, name="wild", bounds=None)
-    result = lab.compare(task, tmp_path / "out", arms=arms, settings=SETTINGS, engine=Inline())
+    result = lab.compare(task, tmp_path / "out", arms=arms, settings=SETTINGS, executor=Inline())
     text = (tmp_path / "out" / "report.md").read_text()
     assert "every learning rate tried for wild diverged or failed; the smallest (1e+30) stands for it" in text
     assert "2 of 2 runs of wild diverged or failed" in text
@@ -96,7 +96,7 @@ def test_tensors_a_data_set_and_a_loader_are_the_same_task(tmp_path):
         task = Task.from_tensors(lambda: nn.Linear(2, 3), source, source)
         assert len(task.data().validation) == 19
         given = Comparison("own", task, (Arm("SGD", SGD(lr=0.1)),), Plan(2, 16), (Accuracy(),), (1,))
-        found = conduct([given], Store(tmp_path / str(i)), Inline(), Silence())
+        found = run_experiments([given], Store(tmp_path / str(i)), Inline(), Quiet())
         assert found.failures == ()
         runs.append([(r.run, r.metric, r.step, r.value) for r in found.records if r.metric != "seconds"])
     assert runs[0] == runs[1] == runs[2]
@@ -181,7 +181,7 @@ def told_on(console):
     display, long = Display(console), "KeyError: " + 30 * "word " + "[b]end[/b]"
     display.begin("tuning", 4, 1)
     for status in ("ok", "diverged", "failed"):
-        display.end_of_job(Outcome(Computation(succeed), status, reason=long if status == "failed" else ""))
+        display.end_of_job(Outcome(Call(succeed), status, reason=long if status == "failed" else ""))
     display.finish()
     display.begin("training", 4, 4)  # nothing to do: nothing to say
     display.finish()
@@ -226,7 +226,7 @@ def test_every_scale_can_be_made(scale):
         first = comparison.jobs(Records())
         assert first
         assert all(isinstance(job.work, Run) for job in first)
-        assert len({(j.entry.arm, j.entry.rule, j.entry.seed) for j in first}) == len(first)
+        assert len({(j.use.arm, j.use.rule, j.use.seed) for j in first}) == len(first)
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -11,6 +11,8 @@ import pytest
 from optscope.engine.run import Run
 from optscope.evidence.records import Record, Records
 from optscope.optim import SGD, Momentum
+from optscope.protocol.comparison import Comparison
+from optscope.protocol.study import check_scale
 from optscope.studies.marginal_momentum import STUDY
 from optscope.studies.marginal_momentum.calculations import beyond_stability, identities, on_quadratic, pure_noise
 from optscope.studies.marginal_momentum.claims import (
@@ -43,8 +45,6 @@ from optscope.studies.marginal_momentum.readings import (
     svag_experiment,
 )
 from optscope.studies.marginal_momentum.theory_claims import Exact
-from optscope.study.comparison import Comparison
-from optscope.study.study import check_scale
 from optscope.tasks.images import Digits
 
 SEEDS = range(1, 13)
@@ -243,9 +243,9 @@ def test_every_scale_can_be_made(scale):
 
 def test_views_of_one_grid_share_their_runs():
     whole, tuned, looked = [e for e in STUDY.experiments("smoke") if isinstance(e, Comparison)][:3]
-    rows = [Record(tuned.name, job.entry.arm, job.entry.seed, "accuracy", 50.0, phase="tune", rule=job.entry.rule,
+    rows = [Record(tuned.name, job.use.arm, job.use.seed, "accuracy", 50.0, phase="tune", rule=job.use.rule,
                    run=job.work.id) for job in tuned.jobs(Records())]
-    final = {job.work.id for job in tuned.jobs(Records(rows)) if job.entry.phase == "final"}
+    final = {job.work.id for job in tuned.jobs(Records(rows)) if job.use.phase == "final"}
     assert final < {job.work.id for job in whole.jobs(Records())}
     assert {job.work.id for job in looked.jobs(Records())} < {row.run for row in rows}
 

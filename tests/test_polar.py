@@ -15,11 +15,11 @@ from optscope.optim import SGD, Cosine, PolarSGD, Scheduled
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.polar import PolarDrift
-from optscope.study.compare import comparison_of
-from optscope.study.comparison import Arm, Comparison
-from optscope.study.conduct import Silence, conduct
-from optscope.study.protocol import failed_checks
-from optscope.study.settings import Settings
+from optscope.protocol.caveats import failed_checks
+from optscope.protocol.compare import comparison_of
+from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.settings import Settings
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 from optscope.vector import Layout
@@ -129,10 +129,10 @@ def watched(rule, tmp_path):
     """Train blobs by a rule and return what `PolarDrift` and the report's warnings say."""
     comparison = Comparison("blobs", TASK, (Arm("a", rule),), Plan(epochs=2, batch=16), (Accuracy(),), (1, 2),
                             watched=(PolarDrift(),), moments=2)
-    conducted = conduct([comparison], Store(tmp_path), Inline(), Silence())
-    assert not conducted.failures
-    assert not conducted.silences
-    return conducted.records, failed_checks(comparison, conducted.records)
+    results = run_experiments([comparison], Store(tmp_path), Inline(), Quiet())
+    assert not results.failures
+    assert not results.inapplicable
+    return results.records, failed_checks(comparison, results.records)
 
 
 def test_drift_is_read_during_training_and_warned_about(tmp_path):

@@ -21,11 +21,11 @@ from optscope.probes.accuracy import Accuracy
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.probe import Probe, Reading
-from optscope.study.compare import comparison_of, describing_probes, fitting_probes, not_taken
-from optscope.study.comparison import Arm, Comparison
-from optscope.study.rehearse import planned, rehearsed
-from optscope.study.search import Grid
-from optscope.study.settings import OptimiserSettings, Settings
+from optscope.protocol.compare import comparison_of, describing_probes, fitting_probes, not_taken
+from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.rehearse import planned, rehearsed
+from optscope.protocol.search import Grid
+from optscope.protocol.settings import OptimiserSettings, Settings
 from optscope.tasks.check import check_task
 from optscope.tasks.fresh import fresh_model
 from optscope.tasks.gan import gan
@@ -236,8 +236,8 @@ def test_an_arm_that_cannot_be_rounded_has_no_twins():
     found = rehearsed(Comparison("c", TASK, arms, PLAN, (Accuracy(),), (1, 2), twin_seeds=(1,)))
     assert found.comparison.single == ("hoarding",)
     assert any(sentence.startswith("hoarding has no rounding twins: ") for sentence in found.known)
-    twins = [job.entry for job in found.comparison.jobs(Records()) if job.entry.phase == "twin"]
-    assert {entry.arm for entry in twins} == {"SGD"}
+    twins = [job.use for job in found.comparison.jobs(Records()) if job.use.phase == "twin"]
+    assert {use.arm for use in twins} == {"SGD"}
 
 
 def test_a_plan_is_told_and_a_short_one_said():
@@ -261,10 +261,10 @@ def test_a_refused_arm_leaves_no_folder_and_a_report_says_what_is_not_measured(t
     settings = Settings(optimisers={"sgd": rates, "torch.optim:Muon": rates},
                         seeds=2, epochs=1, batch=16, twin_seeds=0, examples=8)
     with pytest.raises(UserError, match="Muon cannot step the parameter bias"):
-        lab.compare(task(), tmp_path / "out", settings=settings, engine=Inline())
+        lab.compare(task(), tmp_path / "out", settings=settings, executor=Inline())
     assert not (tmp_path / "out").exists()
     arms = Arm("SGD", SGD(lr=0.1), Grid((0.1,))), Arm("sign", SignSGD(lr=0.1), Grid((0.1,)))
-    result = lab.compare(task(), tmp_path / "out", settings=settings, arms=arms, engine=Inline())
+    result = lab.compare(task(), tmp_path / "out", settings=settings, arms=arms, executor=Inline())
     page = (result.report.parent / "report.md").read_text()
     assert result.failures == ()
     assert "noise and attacks are not measured: the inputs have no bounds (bounds=None)" in page

@@ -22,8 +22,8 @@ from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.picture import Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Record, Records
 from optscope.report.document import Check, Document, render, verdict_rows, write
+from optscope.report.drawable import MOST_POINTS, Points, thin
 from optscope.report.figures import draw, plain, slug
-from optscope.report.points import MOST_POINTS, Points, thin
 from optscope.report.style import Styles
 from optscope.report.tables import Table, figure_tables, interval, metric_table, number, runs_table
 

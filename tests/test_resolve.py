@@ -12,9 +12,9 @@ from optscope.engine.run import Run
 from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.optim import SGD
-from optscope.study import resolve
-from optscope.study.arms import arm_named
-from optscope.study.resolve import task_at
+from optscope.protocol import resolve
+from optscope.protocol.arms import arm_named
+from optscope.protocol.resolve import task_at
 
 BODY = """
 import torch

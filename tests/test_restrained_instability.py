@@ -18,10 +18,10 @@ from optscope.evidence.records import Record, Records
 from optscope.evidence.variance import deviation_ratio, spread_ratio
 from optscope.optim import SGD, Adam, Decayed, Rounded
 from optscope.probes.rule_in_use import threshold
+from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.study import check_scale
 from optscope.studies.restrained_instability import STUDY, trained_claims
 from optscope.studies.restrained_instability.trained import accuracies, edge_of_stability, part_ways
-from optscope.study.conduct import Silence, conduct
-from optscope.study.study import check_scale
 from optscope.tasks.images import Digits, FashionMNIST
 from optscope.tasks.models import MLP, ResNet
 from optscope.tasks.smooth import Centred, Column, Conv3, SameStart, Smooth, Swish, squared_error
@@ -36,7 +36,7 @@ REFUTED = {"K5 Fourier", "K8 printed"}
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("smoke"))
-    return conduct(STUDY.experiments("smoke"), store, Inline(), Silence())
+    return run_experiments(STUDY.experiments("smoke"), store, Inline(), Quiet())
 
 
 def test_smoke_judges_what_is_exact_and_leaves_the_rest_open(smoke):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from optscope.engine.contrast import apart, contrast, log_spaced
 from optscope.engine.train import Plan, train
+from optscope.engine.weight_paths import apart, log_spaced, weight_paths
 from optscope.errors import UserError
 from optscope.evidence.growth import growth_rate
 from optscope.optim import SGD, Adam, Decayed, Foreign, Rounded, Scheduled, StepDecay
@@ -78,7 +78,7 @@ def test_a_perturbation_of_the_first_step_only_is_that_of_one_step():
     (lambda: Rounded(SGD(lr=0.1), k=0), "Rounded: k must be a whole number >= 1; got 0"),
     (lambda: Rounded(SGD(lr=0.1), k=1.5), "got 1.5"),
     (lambda: Rounded(SGD(lr=0.1), k=3, steps=0), "Rounded: steps must be a whole number >= 1; got 0"),
-    (lambda: contrast(TASK, [SGD(lr=0.1)], Plan(1, 8), 0), "a contrast needs two rules or more; got 1"),
+    (lambda: weight_paths(TASK, [SGD(lr=0.1)], Plan(1, 8), 0), "paths are compared of two rules or more; got 1"),
 ])
 def test_bad_input_gets_a_sentence(make, words):
     with pytest.raises(UserError, match=words):
@@ -88,7 +88,7 @@ def test_bad_input_gets_a_sentence(make, words):
 # Contrasts
 
 def two(rule, *ks, epochs=20, **how):
-    return contrast(TASK, [Rounded(rule, k) for k in (1, *ks)], Plan(epochs, 16), seed=0, **how)
+    return weight_paths(TASK, [Rounded(rule, k) for k in (1, *ks)], Plan(epochs, 16), seed=0, **how)
 
 
 def test_a_contrast_is_two_trainings_compared():
@@ -115,14 +115,14 @@ def test_twins_of_a_deep_net_start_at_the_last_bit():
     """One step of float32 on a ReLU net with batch normalisation: 1.7e-8 to 3.8e-8 in a pilot of other code."""
     task = Task("fashion-mnist", Conv3(), FashionMNIST(256, 100, 100))
     rule = Scheduled(SGD(lr=0.1, momentum=0.9), StepDecay(), steps=10)
-    found = contrast(task, [Rounded(rule, k) for k in (1, 3, 5, 7, 9, 11, 2)], Plan(1, 128), 0, at=(1,))
+    found = weight_paths(task, [Rounded(rule, k) for k in (1, 3, 5, 7, 9, 11, 2)], Plan(1, 128), 0, at=(1,))
     assert ((found.distance[:-1, 0] > 1e-10) & (found.distance[:-1, 0] < 1e-7)).all()
     assert found.distance[-1, 0] == 0
 
 
 def test_a_twin_that_diverges_leaves_nan():
     task = Task.from_tensors(Net(), Blobs()().train, Blobs()().test, bounds=None)
-    found = contrast(task, [SGD(lr=0.1), SGD(lr=1e30)], Plan(2, 8), 0)
+    found = weight_paths(task, [SGD(lr=0.1), SGD(lr=1e30)], Plan(2, 8), 0)
     assert found.trained[0].diverged_at is None
     assert found.trained[1].diverged_at is not None
     assert math.isnan(found.distance[0, -1])

@@ -20,32 +20,32 @@ import pytest
 
 from optscope import lab
 from optscope.engine.execute import Inline
-from optscope.engine.run import Computation
-from optscope.engine.store import Entry, Store
+from optscope.engine.run import Call
+from optscope.engine.store import Store, Use
 from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.geometry import Geometry
-from optscope.study.comparison import Arm, Calculation, Comparison, Job
-from optscope.study.conduct import Silence, conduct
-from optscope.study.search import Grid
-from optscope.study.settings import Settings, read_settings
+from optscope.protocol.comparison import Arm, Calls, Comparison, Job
+from optscope.protocol.search import Grid
+from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.settings import Settings, read_settings
 from tiny import TASK, succeed
 
 ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
 GIVEN = Comparison("c", TASK, ARMS, Plan(1, 32), (Accuracy(), Geometry()), (1, 2), moments=1)
 
 
-def done(folder, given=GIVEN, engine=None):
-    return conduct([given], Store(folder), engine or Inline(), Silence())
+def done(folder, given=GIVEN, executor=None):
+    return run_experiments([given], Store(folder), executor or Inline(), Quiet())
 
 
-def numbers(conducted):
+def numbers(results):
     """Everything that a report is made of, in its order, but for the time it took."""
-    rows = [repr(r) for r in conducted.records if r.metric != "seconds"]
-    return rows, list(conducted.arrays), conducted.failures
+    rows = [repr(r) for r in results.records if r.metric != "seconds"]
+    return rows, list(results.arrays), results.failures
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def stamps(folder):
 def test_a_tuning_run_that_was_never_judged_chooses_nothing(tmp_path):
     store = Store(tmp_path)
     tuning = GIVEN.jobs(Records())
-    store.add_entries(job.entry for job in tuning)
+    store.add_uses(job.use for job in tuning)
     for job in tuning:
         job.work.perform(store.run_folder(job.work.id))
     assert len(GIVEN.jobs(store.records())) > len(tuning)
@@ -85,7 +85,7 @@ def test_a_tuning_run_that_was_never_judged_chooses_nothing(tmp_path):
 
 
 class Dies(Inline):
-    """An engine whose workers die at some rates."""
+    """An executor whose workers die at some rates."""
 
     def run(self, works, folder):
         for work, outcome in zip(works, super().run(works, folder), strict=True):
@@ -97,7 +97,7 @@ class Dies(Inline):
 
 def test_no_final_run_follows_a_lost_tuning_run(tmp_path, whole):
     with pytest.raises(UserError, match=r"1 tuning run\(s\) ended without a result.*SGD\(lr=0.1\).*no memory"):
-        done(tmp_path / "out", engine=Dies())
+        done(tmp_path / "out", executor=Dies())
     assert len(list(tmp_path.glob("out/runs/*/result.json"))) == 3
     assert numbers(done(tmp_path / "out")) == whole[1]
 
@@ -111,13 +111,13 @@ class Chain:
 
     def jobs(self, records):
         found = min(self.stages, 1 + len(records.where(experiment=self.name, metric="value")))
-        works = [Computation(succeed, {"value": float(i)}) for i in range(found)]
-        return [Job(work, Entry(self.name, "", "final", 0, "", work.id)) for work in works]
+        works = [Call(succeed, {"value": float(i)}) for i in range(found)]
+        return [Job(work, Use(self.name, "", "final", 0, "", work.id)) for work in works]
 
 
 @pytest.mark.parametrize("stages", [1, 2, 5])
 def test_jobs_are_done_until_no_new_ones_are_named(stages, tmp_path):
-    found = conduct([Chain(stages), Calculation("other", ())], Store(tmp_path), Inline(), Silence())
+    found = run_experiments([Chain(stages), Calls("other", ())], Store(tmp_path), Inline(), Quiet())
     assert [row.value for row in found.records.where(metric="value")] == list(range(stages))
 
 
@@ -146,7 +146,7 @@ def test_what_others_wrote_is_not_ours(there, tmp_path):
 
 
 class Meanwhile(Inline):
-    """An engine during whose second piece of work something happens to the folder."""
+    """An executor during whose second piece of work something happens to the folder."""
 
     def __init__(self, happens):
         object.__setattr__(self, "happens", happens)
@@ -163,7 +163,7 @@ class Meanwhile(Inline):
 def test_a_folder_that_disappears_stops_the_command_and_is_not_made_again(happens, tmp_path, whole):
     out = tmp_path / "out"
     with pytest.raises(UserError, match="out was deleted, moved or emptied while this command ran"):
-        done(out, engine=Meanwhile(happens))
+        done(out, executor=Meanwhile(happens))
     assert not (out / "optscope.json").exists()
     assert out.exists() == (happens.__name__ == "<lambda>" and not (tmp_path / "elsewhere").exists())
     assert numbers(done(out)) == whole[1]  # the name is free, and what is left there is ours
@@ -188,13 +188,13 @@ def test_a_folder_that_may_only_be_read_is_refused(tmp_path):
 
 def test_a_folder_holds_one_report(tmp_path):
     settings = Settings(seeds=2, twin_seeds=0, epochs=1, batch=32, examples=8)
-    lab.floor(TASK, tmp_path, arms=ARMS[:1], settings=settings, engine=Inline())
+    lab.rounding(TASK, tmp_path, arms=ARMS[:1], settings=settings, executor=Inline())
     page = (tmp_path / "report.html").read_bytes()
     with pytest.raises(UserError, match=r"holds the report of the rounding floor of blobs, which that of the "
                                         r"comparison on blobs would replace: give --out another"):
-        lab.compare(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
+        lab.compare(TASK, tmp_path, arms=ARMS, settings=settings, executor=Inline())
     assert (tmp_path / "report.html").read_bytes() == page
-    lab.floor(TASK, tmp_path, arms=ARMS[:1], settings=settings, engine=Inline())
+    lab.rounding(TASK, tmp_path, arms=ARMS[:1], settings=settings, executor=Inline())
 
 
 # The report does not depend on what the folder saw before
@@ -232,9 +232,9 @@ def test_a_spoilt_index_is_written_anew(spoil, tmp_path, whole):
     path = tmp_path / "out" / "index.sqlite"
     path.unlink()
     held = spoil(path)
-    conducted = done(tmp_path / "out")
-    assert numbers(conducted) == whole[1]
-    assert queried(path) == [(r.run, r.metric, None if math.isnan(r.value) else r.value) for r in conducted.records]
+    results = done(tmp_path / "out")
+    assert numbers(results) == whole[1]
+    assert queried(path) == [(r.run, r.metric, None if math.isnan(r.value) else r.value) for r in results.records]
     if held is not None:
         held.close()
 
@@ -243,9 +243,9 @@ def test_an_index_that_cannot_be_written_is_said_and_fails_nothing(tmp_path, who
     shutil.copytree(whole[0], tmp_path / "out")
     (tmp_path / "out" / "index.sqlite").unlink()
     (tmp_path / "out" / "index.sqlite").mkdir()
-    conducted = done(tmp_path / "out")
-    assert numbers(conducted) == whole[1]
-    assert [s for s in conducted.silences if "index.sqlite could not be written" in s]
+    results = done(tmp_path / "out")
+    assert numbers(results) == whole[1]
+    assert [s for s in results.inapplicable if "index.sqlite could not be written" in s]
 
 
 # Damage
@@ -277,7 +277,7 @@ def test_a_damaged_list_of_entries_loses_no_run(tmp_path, whole):
     (tmp_path / "out" / "entries.json").write_bytes(b'{"entries": [["c", "SG')
     assert numbers(done(tmp_path / "out")) == whole[1]
     assert stamps(tmp_path / "out") == before
-    assert Store(tmp_path / "out").entries() == Store(whole[0]).entries()
+    assert Store(tmp_path / "out").uses() == Store(whole[0]).uses()
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "7", "null", '{"entries": 3}', '{"entries": [[1]]}',

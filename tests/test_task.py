@@ -25,7 +25,7 @@ from optscope.optim import SGD
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.attack import FGSM, PGD
 from optscope.probes.robust import RobustAccuracy
-from optscope.study.comparison import Arm, Comparison
+from optscope.protocol.comparison import Arm, Comparison
 from optscope.tasks.check import check_task
 from optscope.tasks.task import Data, Split, Task
 from tiny import TASK

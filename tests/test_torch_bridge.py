@@ -30,7 +30,7 @@ from optscope.optim import (
     Scheduled,
     SignSGD,
 )
-from optscope.study.arms import arm_named
+from optscope.protocol.arms import arm_named
 from optscope.vector import Layout
 
 ZOO = ["Lion", "AdaBelief", "AdaBound", "AdamP", "AdEMAMix", "Lamb", "LARS", "NovoGrad", "RAdam", "Ranger",

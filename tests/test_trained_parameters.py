@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optscope.engine.contrast import contrast
 from optscope.engine.train import Plan
+from optscope.engine.weight_paths import weight_paths
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, RMSProp, Rule, Schedule
 from optscope.probes.curvature import (
@@ -26,7 +26,7 @@ from optscope.probes.game_field import Rotation
 from optscope.probes.geometry import FirstStep
 from optscope.probes.gradient_noise import DescentSplit, GradientNoise
 from optscope.probes.probe import Probe
-from optscope.study.advice import advise
+from optscope.protocol.advice import advise
 from optscope.tasks.game import Game, Player
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
@@ -97,7 +97,7 @@ def test_advice_and_contrasts_see_trained_weights_alone() -> None:
     plan, rules = Plan(epochs=4, batch=16), (SGD(lr=0.1), SGD(lr=0.2))
     first, second = (advise(task(whole), SGD(lr=0.1, momentum=0.9), plan) for whole in (True, False))
     assert str(first) == str(second)
-    far, near = (contrast(task(whole), rules, plan, 1, at=[3, 9]) for whole in (True, False))
+    far, near = (weight_paths(task(whole), rules, plan, 1, at=[3, 9]) for whole in (True, False))
     np.testing.assert_allclose(far.distance, near.distance, rtol=1e-6)
     np.testing.assert_allclose(far.relative, near.relative, rtol=1e-6)
 

@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from optscope.lab import compare, run_study
     from optscope.optim.rule import Rule
     from optscope.probes.probe import Probe
-    from optscope.study.comparison import Arm
-    from optscope.study.search import Grid, Halton, Log
-    from optscope.study.settings import Settings
+    from optscope.protocol.comparison import Arm
+    from optscope.protocol.search import Grid, Halton, Log
+    from optscope.protocol.settings import Settings
     from optscope.tasks.snapshot import Snapshot
     from optscope.tasks.task import Task
 
-_HOMES = {"Arm": "study.comparison", "Grid": "study.search", "Halton": "study.search", "Log": "study.search",
-          "Plan": "engine.train", "Probe": "probes.probe", "Rule": "optim.rule", "Settings": "study.settings",
-          "Snapshot": "tasks.snapshot", "Task": "tasks.task", "UserError": "errors", "compare": "lab",
-          "load_snapshot": "engine.checkpoint", "run_study": "lab", "train": "engine.train"}
+_HOMES = {"Arm": "protocol.comparison", "Grid": "protocol.search", "Halton": "protocol.search",
+          "Log": "protocol.search", "Plan": "engine.train", "Probe": "probes.probe", "Rule": "optim.rule",
+          "Settings": "protocol.settings", "Snapshot": "tasks.snapshot", "Task": "tasks.task",
+          "UserError": "errors", "compare": "lab", "load_snapshot": "engine.checkpoint", "run_study": "lab",
+          "train": "engine.train"}
 __all__ = ["Arm", "Grid", "Halton", "Log", "Plan", "Probe", "Rule", "Settings", "Snapshot", "Task", "UserError",
            "compare", "load_snapshot", "run_study", "train"]
 

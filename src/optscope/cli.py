@@ -1,4 +1,4 @@
-"""The command: list, show, run, compare, floor, advise, report, data.
+"""The command: list, show, run, compare, rounding, advise, report, data.
 
 Torch is imported only by commands that need it.
 """
@@ -143,8 +143,8 @@ def _command() -> str:
 @app.command("list")
 def list_() -> None:
     """List studies, tasks and optimisers by name."""
+    from optscope.protocol.arms import NAMES
     from optscope.studies import STUDIES
-    from optscope.study.arms import NAMES
     from optscope.tasks.catalog import TASKS
 
     _out.print("[bold]studies[/bold]")
@@ -178,11 +178,11 @@ def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long o
     from optscope.engine.execute import Local
     from optscope.lab import run_study
     from optscope.progress import Display
-    from optscope.study.study import check_scale
+    from optscope.protocol.study import check_scale
 
     known = check_scale(scale, found)
     _say(f"{found.name} at {known} scale: {found.costs[known]}", _err)
-    result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", engine=Local(slots),
+    result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", executor=Local(slots),
                        listener=Display(_err), command=_command())
     for claim, verdict in result.verdicts:
         _say(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}")
@@ -209,18 +209,25 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
 
 
 @app.command()
-def floor(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py:NAME.")], out: Out = None,
-          optimiser: Annotated[list[str] | None, typer.Option("--optimiser", "-o", help="Repeat for each.")] = None,
-          seeds: Annotated[int | None, typer.Option(help="Seeds, each with three rounding twins.")] = None,
-          epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
-          config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
-          slots: Slots = 0) -> None:
+def rounding(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py:NAME.")], out: Out = None,
+             optimiser: Annotated[list[str] | None, typer.Option(
+                 "--optimiser", "-o", help="Repeat for each.")] = None,
+             seeds: Annotated[int | None, typer.Option(help="Seeds, each with three rounding twins.")] = None,
+             epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
+             slots: Slots = 0) -> None:
     """Find at which learning rates training is decided by rounding; the same command again continues."""
-    from optscope.lab import floor as door
+    from optscope.lab import rounding as door
 
     if config is None:
         optimiser, seeds = optimiser or ["sgd", "adam"], seeds or 5
-    _open(door, "floor", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs)
+    _open(door, "rounding", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs)
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def floor() -> None:
+    """Say under which name the command is found."""
+    raise UserError("the command is called rounding now: write optscope rounding")
 
 
 @app.command()
@@ -232,8 +239,8 @@ def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.p
     """Foretell from one short run whether momentum is needed, and name the SGD to try instead."""
     from optscope.engine.train import Plan
     from optscope.optim import SGD
-    from optscope.study.advice import advise as foretell
-    from optscope.study.resolve import task_at
+    from optscope.protocol.advice import advise as foretell
+    from optscope.protocol.resolve import task_at
 
     _say(str(foretell(task_at(task), SGD(lr=lr, momentum=momentum), Plan(epochs, batch))))
     _say("to compare both, each at its own best rate: "
@@ -280,8 +287,8 @@ def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[st
     """Read the settings of a command, go through its door, and say what came of it."""
     from optscope.engine.execute import Local
     from optscope.progress import Display
-    from optscope.study.resolve import task_at
-    from optscope.study.settings import read_settings
+    from optscope.protocol.resolve import task_at
+    from optscope.protocol.settings import read_settings
 
     double = sorted({each for each in optimisers or [] if (optimisers or []).count(each) > 1})
     if double:
@@ -291,7 +298,7 @@ def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[st
     place, start = out or Path("runs") / f"{name}-{_slug(task)}", Path.cwd()
     found = task_at(task)
     result = door(found, place if Path.cwd() == start else start / place, settings=settings,  # it may change folder
-                  engine=Local(slots), listener=Display(_err), command=_command())
+                  executor=Local(slots), listener=Display(_err), command=_command())
     _say(result.summary)
     _close(result)
 

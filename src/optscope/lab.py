@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from optscope import __version__
-from optscope.engine.execute import Engine, Local
+from optscope.engine.execute import Executor, Local
 from optscope.engine.naming import named_task
 from optscope.engine.numerics import numerics
 from optscope.engine.once import looked_at_once
@@ -23,22 +23,22 @@ from optscope.evidence.picture import Figure
 from optscope.evidence.records import Metric, Records
 from optscope.files import to_json, write_atomically
 from optscope.probes.robust import RobustAccuracy
+from optscope.protocol import rounding_levels
+from optscope.protocol.advice import earned
+from optscope.protocol.caveats import checklist, next_steps, warnings
+from optscope.protocol.charts import comparison_figures, training_figures
+from optscope.protocol.compare import arms_of, comparison_of, not_taken
+from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.examples import right
+from optscope.protocol.findings import findings, places
+from optscope.protocol.grafts import graft_matrix, grafted_rules, length_earns_more
+from optscope.protocol.headline import headline, nothing_to_compare
+from optscope.protocol.rehearse import rehearsed
+from optscope.protocol.session import Listener, Quiet, Results, run_experiments
+from optscope.protocol.settings import Settings
+from optscope.protocol.study import Study
 from optscope.report.document import Check, Document, write
 from optscope.report.tables import Table, interval, metric_table, runs_table
-from optscope.study import rounding
-from optscope.study.advice import earned
-from optscope.study.charts import comparison_figures, training_figures
-from optscope.study.compare import arms_of, comparison_of, not_taken
-from optscope.study.comparison import Arm, Comparison
-from optscope.study.conduct import Conducted, Listener, Silence, conduct
-from optscope.study.examples import right
-from optscope.study.findings import findings, places
-from optscope.study.grafts import graft_matrix, grafted_rules, length_earns_more
-from optscope.study.headline import headline, nothing_to_compare
-from optscope.study.protocol import checklist, next_steps, warnings
-from optscope.study.rehearse import rehearsed
-from optscope.study.settings import Settings
-from optscope.study.study import Study
 from optscope.tasks.check import check_task
 from optscope.tasks.check_inputs import overlap, scales
 from optscope.tasks.task import Task
@@ -57,7 +57,7 @@ class Result:
 
 @looked_at_once()
 def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
-            engine: Engine | None = None, listener: Listener | None = None, command: str = "") -> Result:
+               executor: Executor | None = None, listener: Listener | None = None, command: str = "") -> Result:
     """Compare optimisers on a task, fairly, and write the report to the folder `out`.
 
     Every arm is tuned with the same number of learning rates by validation loss, trained on the same fresh
@@ -68,31 +68,31 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     """
     for each in {id(t): t for t in (task, *(arm.task for arm in arms if arm.task))}.values():
         _check(each)
-    settings, listener = settings or Settings(), listener or Silence()
+    settings, listener = settings or Settings(), listener or Quiet()
     (comparison,), known = _rehearsed([comparison_of(task, settings, arms)], listener)
     known += not_taken(task)
     store = Store(Path(out), f"the comparison on {task.name}")
     start = time.perf_counter()
-    conducted = conduct([comparison], store, engine or Local(), listener)
-    figures, verdicts, answer = _said(comparison, conducted.records, store, settings)
+    results = run_experiments([comparison], store, executor or Local(), listener)
+    figures, verdicts, answer = _said(comparison, results.records, store, settings)
     document = Document(
         title=f"Which optimiser for {task.name}?",
         question=_question(comparison),
         verdict_sentence=answer,
-        warnings=[*warnings([comparison], conducted), *known],
+        warnings=[*warnings([comparison], results), *known],
         verdicts=verdicts, scale="desk", next_steps=(
-            next_steps(comparison, conducted.records, store.folder) if verdicts else []),
-        figures=figures, tables=[_measured(comparison, conducted.records)] if verdicts else [],
+            next_steps(comparison, results.records, store.folder) if verdicts else []),
+        figures=figures, tables=[_measured(comparison, results.records)] if verdicts else [],
         checklist=[Check(*each) for each in checklist(
-            comparison, conducted.records, [verdict for _, verdict in verdicts])],
-        environment=environment(time.perf_counter() - start, conducted.records), command=command,
-        runs_table=runs_table(conducted.records))
-    return _finish(document, conducted, store)
+            comparison, results.records, [verdict for _, verdict in verdicts])],
+        environment=environment(time.perf_counter() - start, results.records), command=command,
+        runs_table=runs_table(results.records))
+    return _finish(document, results, store)
 
 
 @looked_at_once()
-def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
-          engine: Engine | None = None, listener: Listener | None = None, command: str = "") -> Result:
+def rounding(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
+             executor: Executor | None = None, listener: Listener | None = None, command: str = "") -> Result:
     """Find at which learning rates a task's training is decided by rounding, and write the report to `out`.
 
     Every arm is trained at each of its learning rates, on every seed, three times: the same but for the rounding
@@ -102,16 +102,16 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
         UserError: when the task, an arm or the folder will not do; before anything is trained.
     """
     _check(task)
-    settings, listener = settings or Settings(), listener or Silence()
+    settings, listener = settings or Settings(), listener or Quiet()
     chosen = tuple(arms) or arms_of(settings)
-    known = rounding.rehearsed(task, settings, chosen)
+    known = rounding_levels.rehearsed(task, settings, chosen)
     for sentence in known:
         listener.say(sentence)
     store = Store(Path(out), f"the rounding floor of {task.name}")
     start = time.perf_counter()
-    conducted = conduct([rounding.calculation(task, settings, chosen)], store, engine or Local(), listener)
-    metric, unit = rounding.metric_of(task)
-    found = rounding.levels(chosen, conducted.records, metric)
+    results = run_experiments([rounding_levels.calls(task, settings, chosen)], store, executor or Local(), listener)
+    metric, unit = rounding_levels.metric_of(task)
+    found = rounding_levels.levels(chosen, results.records, metric)
     unit = "points" if unit == "%" else "1"
     rows = [(f.arm, f.lr, f.distance, f.mean, f.deviation,
              interval(f.ratio.estimate, f.ratio.low, f.ratio.high) if f.deviation else "0",
@@ -122,19 +122,19 @@ def floor(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Se
         title=f"Does rounding decide the training of {task.name}?",
         question="At which learning rates do trainings that differ in the last bit of their steps end as different "
                  "models, and how much does that alone change the result?",
-        verdict_sentence="\n".join(rounding.sentence(arm.name, found, task) for arm in chosen),
-        warnings=[*conducted.failures, *conducted.silences, *known],
-        figures=rounding.figures(chosen, found, conducted.records, conducted.arrays, task),
+        verdict_sentence="\n".join(rounding_levels.sentence(arm.name, found, task) for arm in chosen),
+        warnings=[*results.failures, *results.inapplicable, *known],
+        figures=rounding_levels.figures(chosen, found, results.records, results.arrays, task),
         tables=[Table("Rounding at every learning rate", header, rows,
                       f"{settings.seeds} seeds, divisors 1, 3 and 5 each. In brackets 95 % F intervals.")],
-        environment=environment(time.perf_counter() - start, conducted.records), command=command)
-    return _finish(document, conducted, store)
+        environment=environment(time.perf_counter() - start, results.records), command=command)
+    return _finish(document, results, store)
 
 
-def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | None = None,
+def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor | None = None,
               listener: Listener | None = None, command: str = "") -> Result:
     """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`."""
-    listener = listener or Silence()
+    listener = listener or Quiet()
     experiments = study.experiments(scale)
     comparisons = [e for e in experiments if isinstance(e, Comparison)]
     for task in {id(t): t for c in comparisons for t in (c.task, *(a.task for a in c.arms if a.task))}.values():
@@ -143,24 +143,24 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, engine: Engine | N
     experiments = [*comparisons, *(e for e in experiments if not isinstance(e, Comparison))]
     store = Store(Path(out), f"the study {study.name}")
     start = time.perf_counter()
-    conducted = conduct(experiments, store, engine or Local(), listener)
-    verdicts = study.judge(conducted.records, scale)
+    results = run_experiments(experiments, store, executor or Local(), listener)
+    verdicts = study.judge(results.records, scale)
     counts = {o: sum(v.outcome == o for _, v in verdicts) for o in ("holds", "fails", "undecided")}
     summary = (f"Of {len(verdicts)} claims {counts['holds']} hold, {counts['fails']} fail and "
                f"{counts['undecided']} are undecided at {scale} scale.\n" + "\n".join(study.answer(verdicts)))
     document = Document(
         title=study.paper.title, question=study.question, verdict_sentence=summary,
-        warnings=[*study.left_out.splitlines(), *warnings(comparisons, conducted), *known],
+        warnings=[*study.left_out.splitlines(), *warnings(comparisons, results), *known],
         verdicts=verdicts, scale=scale,
-        figures=study.pictures(conducted.records, conducted.arrays),
-        tables=[_measured(c, conducted.records) for c in comparisons],
+        figures=study.pictures(results.records, results.arrays),
+        tables=[_measured(c, results.records) for c in comparisons],
         checklist=[Check(*each) for c in comparisons if any(arm.search for arm in c.arms)
-                   for each in checklist(c, conducted.records)],
-        environment=environment(time.perf_counter() - start, conducted.records)
+                   for each in checklist(c, results.records)],
+        environment=environment(time.perf_counter() - start, results.records)
         | {"paper": f"{study.paper.authors}, {study.paper.venue}, arXiv {study.paper.arxiv}",
            "reproduced": study.reproduced},
-        command=command, runs_table=runs_table(Records(row for row in conducted.records if row.rule)))
-    return _finish(document, conducted, store)
+        command=command, runs_table=runs_table(Records(row for row in results.records if row.rule)))
+    return _finish(document, results, store)
 
 
 def _said(comparison: Comparison, records: Records, store: Store,
@@ -226,13 +226,13 @@ def _check(task: Task) -> None:
                         f"{error}") from error
 
 
-def _finish(document: Document, conducted: Conducted, store: Store) -> Result:
+def _finish(document: Document, results: Results, store: Store) -> Result:
     """Write the folder's files beside the runs: the report, every number, and how they were made."""
-    export_csv(conducted.records, store.folder / "summary.csv")
+    export_csv(results.records, store.folder / "summary.csv")
     write_atomically(store.folder / "run.json",
                      to_json({"command": document.command, **dict(document.environment)}))
-    return Result(conducted.records, document.verdicts, document.verdict_sentence, write(document, store.folder),
-                  conducted.failures)
+    return Result(results.records, document.verdicts, document.verdict_sentence, write(document, store.folder),
+                  results.failures)
 
 
 def _grafts(comparison: Comparison, records: Records) -> tuple[list[Figure], tuple[Claim, Verdict]]:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from optscope.engine.identity import code
+from optscope.engine.identity import source_digest
 from optscope.engine.numerics import THREAD_VARIABLES, THREADS
 from optscope.engine.origin import users_folders
-from optscope.engine.run import ProbesError, Work, explained
+from optscope.engine.run import ProbesError, Work, describe_error
 from optscope.engine.run_folder import RunFolder, gone
 from optscope.errors import DISK_ERRORS, UserError, first_words
 
@@ -43,7 +43,7 @@ class Outcome:
     tries: int = 1
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     """Does pieces of work in any order and yields outcomes as they come."""
 
     def run(self, works: Sequence[Work], folder: Path) -> Generator[Outcome, None, None]:
@@ -83,7 +83,7 @@ class Local:
             return
         _packed(list(works))  # together, so that what they share is looked at once
         folder.mkdir(parents=True, exist_ok=True)
-        program = code(*PROGRAM)
+        program = source_digest(*PROGRAM)
         count = min(self.slots or loky.cpu_count(), max(1, len(works)))
         slots: list[Any] = [_start_slot() for _ in range(count)]
         waiting = [(work, 1) for work in reversed(works)]
@@ -199,7 +199,7 @@ def _packed(things: object) -> bytes:
 
 def _perform_there(sent: bytes, folder: Path, program: str) -> Outcome:
     """Do one piece of work in a worker, unless its program is not the one that named the work."""
-    if code(*PROGRAM) != program:
+    if source_digest(*PROGRAM) != program:
         raise UserError(f"the source of optscope in {Path(__file__).parent.parent} was edited during this "
                         "command: run it again, so that all runs are made by the same program")
     try:
@@ -226,7 +226,8 @@ def _perform(work: Work, folder: Path) -> Outcome:
             raise UserError(gone(folder.parent)) from error
         if isinstance(error, OSError) and _is_of_disk(error, folder):
             raise
-        status, reason = "failed", str(error) if isinstance(error, (UserError, ProbesError)) else explained(error)
+        said = str(error) if isinstance(error, (UserError, ProbesError)) else describe_error(error)
+        status, reason = "failed", said
     return Outcome(work.id, status, time.perf_counter() - start, reason)
 
 

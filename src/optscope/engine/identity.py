@@ -50,12 +50,12 @@ def describe(value: object) -> Any:
 
 
 @functools.cache
-def code(*modules: str) -> str:
+def source_digest(*modules: str) -> str:
     """Return a digest of what these modules do, and all of this package's or the user's that they name.
 
     It is blind to comments, docstrings, layout and the words of errors. Libraries are not followed.
 
-    >>> code("optscope.vector") == code("optscope.vector")
+    >>> source_digest("optscope.vector") == source_digest("optscope.vector")
     True
     """
     account = Account()

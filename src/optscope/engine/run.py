@@ -222,7 +222,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One number that a computation found, with the arm and seed it speaks of."""
+    """One number that a call found, with the arm and seed it speaks of."""
 
     arm: str
     seed: int
@@ -233,7 +233,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Computation:
+class Call:
     """A result that needs no training of a network: a function at the top of a module, and its arguments.
 
     The function returns rows, and arrays that are worth keeping.
@@ -298,10 +298,10 @@ def take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:
         except UserError as error:  # the probe does not fit this model: that is a result too
             return Reading({}), str(error).removeprefix(f"{type(probe).__name__}: "), ""  # readers name it
         except Exception as error:
-            return Reading({}), "", f"{probe!r} stopped with {explained(error)}"
+            return Reading({}), "", f"{probe!r} stopped with {describe_error(error)}"
 
 
-def explained(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return an error's kind, words and place."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"

@@ -32,7 +32,7 @@ SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_
 
 
 @dataclass(frozen=True)
-class Entry:
+class Use:
     """Why a run was made: its place in an experiment, and the measurements that this place reads."""
 
     experiment: str
@@ -45,7 +45,7 @@ class Entry:
 
 
 class Store:
-    """A folder of runs, its entries, and its index.
+    """A folder of runs, its uses, and its index.
 
     `holds` says in a few words what the folder's report is about: a folder holds one.
 
@@ -104,11 +104,11 @@ class Store:
         finally:
             lock.release()
 
-    def add_entries(self, entries: Iterable[Entry]) -> None:
-        """Add entries that are not there yet; they are kept in `entries.json`, set aside when that is damaged."""
-        path, known = self.folder / "entries.json", dict.fromkeys(entries)
+    def add_uses(self, uses: Iterable[Use]) -> None:
+        """Add uses that are not there yet; they are kept in `entries.json`, set aside when that is damaged."""
+        path, known = self.folder / "entries.json", dict.fromkeys(uses)
         try:
-            before = dict.fromkeys(self.entries())
+            before = dict.fromkeys(self.uses())
         except DamagedError:
             set_aside(path)
             before = {}
@@ -117,59 +117,59 @@ class Store:
         rows = [[e.experiment, e.arm, e.phase, e.seed, e.rule, e.run, list(e.probes)] for e in before | known]
         write_atomically(path, to_json({"schema": SCHEMA, "entries": rows}))
 
-    def entries(self) -> list[Entry]:
-        """Return all entries, in the order they were added."""
+    def uses(self) -> list[Use]:
+        """Return all uses, in the order they were added."""
         path = self.folder / "entries.json"
         if not path.is_file():
             return []
         found = read_json(path)
         try:
-            return [Entry(experiment, arm, phase, seed, rule, run, tuple(probes))
+            return [Use(experiment, arm, phase, seed, rule, run, tuple(probes))
                     for experiment, arm, phase, seed, rule, run, probes in found["entries"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not what optscope writes there: delete that file alone, and run the same "
                             "command again; no run is lost") from error
 
-    def silences(self, entries: Iterable[Entry]) -> list[str]:
+    def inapplicable(self, uses: Iterable[Use]) -> list[str]:
         """Return, once each, why probes found nothing."""
-        places = dict.fromkeys((e.run, probe) for e in entries for probe in e.probes)
+        places = dict.fromkeys((e.run, probe) for e in uses for probe in e.probes)
         found = filter(None, (self.run_folder(run).reading(probe) for run, probe in places))
         return list(dict.fromkeys(f"{f['probe']}: {f['reason']}" for f in found if f.get("reason")))
 
-    def records(self, entries: Iterable[Entry] | None = None) -> Records:
-        """Return every number of the finished runs behind `entries` (all by default).
+    def records(self, uses: Iterable[Use] | None = None) -> Records:
+        """Return every number of the finished runs behind `uses` (all by default).
 
         Raises:
             UserError: naming the run whose files hold other things than optscope writes there.
         """
-        chosen = self.entries() if entries is None else entries
-        return Records(row for entry in chosen for row in self._checked(entry))
+        chosen = self.uses() if uses is None else uses
+        return Records(row for use in chosen for row in self._checked(use))
 
-    def _checked(self, entry: Entry) -> list[Record]:
+    def _checked(self, use: Use) -> list[Record]:
         try:
-            return list(self._rows(entry))
+            return list(self._rows(use))
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            folder = self.run_folder(entry.run).path
+            folder = self.run_folder(use.run).path
             raise UserError(f"the files in {folder} are not what optscope writes there ({error}): delete that "
                             "folder and run the same command again") from error
 
-    def _rows(self, entry: Entry) -> Iterator[Record]:
-        folder = self.run_folder(entry.run)
+    def _rows(self, use: Use) -> Iterator[Record]:
+        folder = self.run_folder(use.run)
         failure = folder.failure()
         result = folder.result() if folder.has_result() else failure
         if result is None:
             return
         status = result["status"]
-        if entry.phase == "tune" and failure and not all(map(folder.has_reading, entry.probes)):
+        if use.phase == "tune" and failure and not all(map(folder.has_reading, use.probes)):
             status = failure["status"]  # trained, but never judged
 
-        def row(metric: str, value: Any, at: Any = None, step: int | None = None, arm: str = entry.arm,
-                seed: int = entry.seed) -> Record:
+        def row(metric: str, value: Any, at: Any = None, step: int | None = None, arm: str = use.arm,
+                seed: int = use.seed) -> Record:
             number = float(value) if math.isfinite(float(value)) else math.nan  # means have no place for inf
-            return Record(entry.experiment, arm, seed, metric, number,
-                          None if at is None else float(at), step, entry.phase, entry.rule, status, entry.run)
+            return Record(use.experiment, arm, seed, metric, number,
+                          None if at is None else float(at), step, use.phase, use.rule, status, use.run)
 
         for arm, seed, metric, value, at, step in result.get("rows", []):
             yield row(metric, value, at, step, arm, seed)
@@ -178,7 +178,7 @@ class Store:
                 yield row(metric, result[name])
         for metric, value in result.get("metrics", {}).items():
             yield row(metric, value)
-        for probe in entry.probes:
+        for probe in use.probes:
             for metric, at, value, step in (folder.reading(probe) or {"values": []})["values"]:
                 yield row(metric, value, at, step)
 

@@ -41,7 +41,7 @@ class CrossEntropy(AttackLoss):
 
 
 @dataclass(frozen=True)
-class Margin(AttackLoss):
+class MarginLoss(AttackLoss):
     """The lead of the best wrong class, max_{i != y} z_i - z_y: positive exactly where the model errs."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class DLR(AttackLoss):
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the ratio, `(n,)`."""
-        lead = Margin()(logits, labels)
+        lead = MarginLoss()(logits, labels)
         if logits.shape[1] < 3:
             return lead
         top = logits.topk(3, dim=1).values

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optscope.probes.attack import Attack, Batch, check_counts, lowest
-from optscope.probes.attack_losses import Margin
+from optscope.probes.attack_losses import MarginLoss
 from optscope.probes.perturbation import per_example
 
 
@@ -31,7 +31,7 @@ class RandomSearch(Attack):
 
     def search(self, batch: Batch) -> Tensor:
         """Return the first fooling query of each image, else the one of largest margin."""
-        margin, generator = Margin(), batch.generator
+        margin, generator = MarginLoss(), batch.generator
         v = _stripes(batch.inputs, generator)
         found = best = _at_end(batch, v)
         value = lowest(margin(batch.logits(best), batch.labels))

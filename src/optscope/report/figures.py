@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Picture
-from optscope.report.cells import draw_images, draw_matrix
+from optscope.report.grids import draw_images, draw_matrix
 from optscope.report.panels import draw_picture
 from optscope.report.style import SETTINGS, Styles, clean
 from optscope.report.svg import headed, serialise

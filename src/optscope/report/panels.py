@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from optscope.evidence.picture import Panel, Picture, Series
-from optscope.report.points import Points, drawable, thin
+from optscope.report.drawable import Points, drawable, thin
 from optscope.report.style import Style, Styles, short
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

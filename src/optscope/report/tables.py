@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from optscope.evidence.floor import floor
 from optscope.evidence.picture import Figure, Heatmap, Panel, Picture
 from optscope.evidence.records import Metric, Record, Records
+from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import Interval, mean_interval, paired_difference
 
 Cell = str | int | float
@@ -125,7 +125,7 @@ def _cell(records: Records, arm: str, metric: str, at: float | None, baseline: s
         paired = paired_difference(_finite(ours), _finite(theirs))
         if paired.n:
             text += f"\n{interval(paired.estimate, paired.low, paired.high, signed=True)}"
-            text += " ≈" if floor(records, arm, baseline, metric, at).covers(paired.estimate) else ""
+            text += " ≈" if rounding_floor(records, arm, baseline, metric, at).covers(paired.estimate) else ""
     return text
 
 

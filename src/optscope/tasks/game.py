@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from optscope.errors import UserError
 from optscope.tasks.task import Kind, Loss, Task
 
-Networks = Mapping[str, Callable[..., Tensor]]
+Callables = Mapping[str, Callable[..., Tensor]]
 """The players' networks by name; calling one gives its outputs."""
 
 
 class PlayerLoss(Protocol):
     """What a player minimises, a mean over the batch: it sees all networks, real examples and latent vectors."""
 
-    def __call__(self, networks: Networks, real: Tensor, latent: Tensor) -> Tensor:
+    def __call__(self, networks: Callables, real: Tensor, latent: Tensor) -> Tensor:
         """Return one number."""
 
 
@@ -54,7 +54,7 @@ class Normal:
         return torch.randn(n, self.size, generator=generator)
 
 
-class Table(nn.ModuleDict):
+class Networks(nn.ModuleDict):
     """The networks of a game at one table, by player; as a whole it predicts nothing.
 
     Raises:
@@ -73,9 +73,9 @@ class Seats:
 
     players: tuple[Player, ...]
 
-    def __call__(self) -> Table:
+    def __call__(self) -> Networks:
         """Return fresh networks."""
-        return Table({player.name: player.model() for player in self.players})
+        return Networks({player.name: player.model() for player in self.players})
 
 
 def no_single_loss(outputs: Tensor, targets: Tensor) -> Tensor:

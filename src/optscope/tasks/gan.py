@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from optscope.tasks.game import Game, Networks, Normal, Player, PlayerLoss
+from optscope.tasks.game import Callables, Game, Normal, Player, PlayerLoss
 from optscope.tasks.task import Data
 
 
@@ -39,7 +39,7 @@ class LogisticDiscriminator:
     Goodfellow et al. 2014, arXiv 1406.2661, equation 1.
     """
 
-    def __call__(self, networks: Networks, real: Tensor, latent: Tensor) -> Tensor:
+    def __call__(self, networks: Callables, real: Tensor, latent: Tensor) -> Tensor:
         """Return the loss."""
         fake = networks["generator"](latent)
         on_real, on_fake = networks["discriminator"](torch.cat([real, fake])).tensor_split([len(real)])
@@ -50,7 +50,7 @@ class LogisticDiscriminator:
 class NonSaturatingGenerator:
     """Raise the discriminator's logit of what is generated: L_G = −E log σ(D(G(z)))."""
 
-    def __call__(self, networks: Networks, real: Tensor, latent: Tensor) -> Tensor:
+    def __call__(self, networks: Callables, real: Tensor, latent: Tensor) -> Tensor:
         """Return the loss."""
         return softplus(-networks["discriminator"](networks["generator"](latent))).mean()
 
@@ -59,7 +59,7 @@ class NonSaturatingGenerator:
 class SaturatingGenerator:
     """Descend the value function itself, L_G = E log(1 − σ(D(G(z)))), which is flat where D is sure."""
 
-    def __call__(self, networks: Networks, real: Tensor, latent: Tensor) -> Tensor:
+    def __call__(self, networks: Callables, real: Tensor, latent: Tensor) -> Tensor:
         """Return the loss."""
         return -softplus(networks["discriminator"](networks["generator"](latent))).mean()
 
@@ -68,7 +68,7 @@ class SaturatingGenerator:
 class WassersteinGenerator:
     """Raise the critic's value of what is generated: L_G = −E D(G(z))."""
 
-    def __call__(self, networks: Networks, real: Tensor, latent: Tensor) -> Tensor:
+    def __call__(self, networks: Callables, real: Tensor, latent: Tensor) -> Tensor:
         """Return the loss."""
         return -networks["discriminator"](networks["generator"](latent)).mean()
 
@@ -85,7 +85,7 @@ class PenalisedCritic:
 
     penalty: float = 10.0
 
-    def __call__(self, networks: Networks, real: Tensor, latent: Tensor) -> Tensor:
+    def __call__(self, networks: Callables, real: Tensor, latent: Tensor) -> Tensor:
         """Return the loss."""
         judge = networks["discriminator"]
         fake = networks["generator"](latent)[:len(real)]

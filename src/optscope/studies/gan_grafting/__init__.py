@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from optscope.engine.run import Computation
+from optscope.engine.run import Call
 from optscope.engine.train import Plan
 from optscope.evidence.claims import Scale
 from optscope.optim import SGD, Adam, Graft, Linear, NormalizedSGD, Players, Rule, SignSGD
@@ -22,6 +22,10 @@ from optscope.probes.fid import FID
 from optscope.probes.game_field import Rotation
 from optscope.probes.modes import Classes, Samples
 from optscope.probes.probe import Probe
+from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
+from optscope.protocol.grafts import graft_name
+from optscope.protocol.search import Grid, PlayerGrid
+from optscope.protocol.study import Paper, Study
 from optscope.studies.gan_grafting.calculations import mixture, theory
 from optscope.studies.gan_grafting.claims import (
     ADA,
@@ -40,10 +44,6 @@ from optscope.studies.gan_grafting.claims import (
     plain,
 )
 from optscope.studies.gan_grafting.pictures import pictures
-from optscope.study.comparison import Arm, Calculation, Comparison, Criterion, Experiment
-from optscope.study.grafts import graft_name
-from optscope.study.search import Grid, PlayerGrid
-from optscope.study.study import Paper, Study
 from optscope.tasks.game import Game, Normal
 from optscope.tasks.gan import WGANGP, gan
 from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, ResDiscriminator, ResGenerator
@@ -144,7 +144,7 @@ def arms(names: Sequence[str], rates: Mapping[str, tuple[tuple[float, ...], tupl
     return tuple(found)
 
 
-def _theory(size: Size) -> list[Computation]:
+def _theory(size: Size) -> list[Call]:
     found = []
     runs = [("d = 1000", TwoModes(), size.theory), *((name, problem, size.variants)
                                                       for name, problem in VARIANTS.items())]
@@ -153,16 +153,16 @@ def _theory(size: Size) -> list[Computation]:
             plain_steps, normalised_steps, seeds, fresh = sizes
             for arm, cells, steps in ((plain(name), SGDA_CELLS, plain_steps),
                                       (normalised(name), NSGDA_CELLS, normalised_steps)):
-                found.append(Computation(theory, {
+                found.append(Call(theory, {
                     "arm": arm, "problem": problem, "normalised": cells is NSGDA_CELLS, "cells": cells, "steps":
                     steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh))}))
     return found
 
 
-def _mixture(data: Mixture, names: Sequence[str], size: Size) -> list[Computation]:
+def _mixture(data: Mixture, names: Sequence[str], size: Size) -> list[Call]:
     assert size.mixed is not None
     tuning, fresh = size.mixed
-    return [Computation(mixture, {
+    return [Call(mixture, {
         "arm": arm.name, "data": data, "rule": arm.rule, "grid": arm.search, "epochs": size.epochs,
         "tuning": tuple(range(1001, 1001 + tuning)), "seeds": tuple(range(1, 1 + fresh))}) for arm in arms(names,
         MIXED)]
@@ -265,10 +265,10 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
     size = SIZES[scale]
     found: list[Experiment] = []
     if size.theory:
-        found.append(Calculation("theory", _theory(size)))
+        found.append(Calls("theory", _theory(size)))
     if size.mixed:
-        found += [Calculation("ring", _mixture(Ring(points=size.points), tuple(RULES), size)),
-                  Calculation("lattice", _mixture(Lattice(points=size.points), LATTICE_ARMS, size))]
+        found += [Calls("ring", _mixture(Ring(points=size.points), tuple(RULES), size)),
+                  Calls("lattice", _mixture(Lattice(points=size.points), LATTICE_ARMS, size))]
     return [*found, *_digits(size), *_classifier(size), *_fashion(size), *_colour(size), *_paper(size)]
 
 

@@ -13,7 +13,7 @@ from optscope.engine.run import Row
 from optscope.engine.train import Plan
 from optscope.optim import SGD, Linear, NormalizedSGD, Players, Rule
 from optscope.probes.modes import count_modes
-from optscope.study.search import PlayerGrid
+from optscope.protocol.search import PlayerGrid
 from optscope.tasks.gan import gan
 from optscope.tasks.gan_models import Perceptron
 from optscope.tasks.mixtures import Mixture

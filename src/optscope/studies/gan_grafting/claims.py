@@ -12,8 +12,8 @@ from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, median_interval, wilson
 from optscope.evidence.verdicts import all_of, at_least_k, equivalent, greater, holm_corrected, within
+from optscope.protocol.grafts import graft_name, length_earns_more
 from optscope.studies.gan_grafting.calculations import grid_of
-from optscope.study.grafts import graft_name, length_earns_more
 
 Array = NDArray[np.float64]
 

@@ -9,6 +9,8 @@ import numpy as np
 from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import mean_interval, median_interval
+from optscope.protocol.grafts import graft_matrix
+from optscope.protocol.study import Arrays
 from optscope.studies.gan_grafting.calculations import MOMENTS
 from optscope.studies.gan_grafting.claims import (
     ADA,
@@ -21,8 +23,6 @@ from optscope.studies.gan_grafting.claims import (
     normalised,
     plain,
 )
-from optscope.study.grafts import graft_matrix
-from optscope.study.study import Arrays
 from optscope.tasks.mixtures import Lattice, Mixture, Ring
 from optscope.theory.gan_modes import OUTCOMES
 

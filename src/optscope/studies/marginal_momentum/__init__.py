@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from optscope.engine.run import Computation
+from optscope.engine.run import Call
 from optscope.engine.train import Plan
 from optscope.evidence.claims import Scale
 from optscope.optim import SGD, SVAG, Decayed, Momentum, Rule, StepDecay
@@ -20,6 +20,9 @@ from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.gradient_noise import DescentSplit
 from optscope.probes.probe import Probe
+from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
+from optscope.protocol.search import Grid
+from optscope.protocol.study import Paper, Study
 from optscope.studies.marginal_momentum import finetuning
 from optscope.studies.marginal_momentum.calculations import (
     along_valley,
@@ -40,9 +43,6 @@ from optscope.studies.marginal_momentum.readings import (
     svag_experiment,
 )
 from optscope.studies.marginal_momentum.theory_claims import ALPHAS, RATES, VALLEY
-from optscope.study.comparison import Arm, Calculation, Comparison, Criterion, Experiment
-from optscope.study.search import Grid
-from optscope.study.study import Paper, Study
 from optscope.tasks.augment import FlipCrop
 from optscope.tasks.images import CIFAR10, Digits, FashionMNIST
 from optscope.tasks.models import MLP, ResNet, StridedCNN
@@ -136,20 +136,20 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
     return found
 
 
-def calculations(size: Size) -> list[Calculation]:
+def calculations(size: Size) -> list[Calls]:
     """Return what needs no network."""
     return [
-        Calculation("identities", [Computation(identities)]),
-        Calculation("two wells", [Computation(approximation, {"alpha": alpha, "scale": scale, "rates": RATES,
+        Calls("identities", [Call(identities)]),
+        Calls("two wells", [Call(approximation, {"alpha": alpha, "scale": scale, "rates": RATES,
                                                               "paths": size.paths})
                                   for alpha, scale in ALPHAS.items()]),
-        Calculation("valley", [Computation(along_valley, {"rate": rate, "paths": size.paths // 2})
+        Calls("valley", [Call(along_valley, {"rate": rate, "paths": size.paths // 2})
                                for rate in VALLEY]),
-        Calculation("quadratic", [Computation(on_quadratic, {"products": (0.1, 0.5, 1.0, 1.5, 1.9, 6.0, 20.0),
+        Calls("quadratic", [Call(on_quadratic, {"products": (0.1, 0.5, 1.0, 1.5, 1.9, 6.0, 20.0),
                                                              "betas": (0.0, 0.5, 0.9), "paths": 5 * size.paths})]),
-        Calculation("stability", [Computation(beyond_stability, {"product": 2.5, "betas": BETAS}),
-                                  Computation(beyond_stability, {"product": 39.0, "betas": BETAS[1:]})]),
-        Calculation("pure noise", [Computation(pure_noise, {"beta": BETAS[1], "horizons": (20, 200, 2000),
+        Calls("stability", [Call(beyond_stability, {"product": 2.5, "betas": BETAS}),
+                                  Call(beyond_stability, {"product": 39.0, "betas": BETAS[1:]})]),
+        Calls("pure noise", [Call(pure_noise, {"beta": BETAS[1], "horizons": (20, 200, 2000),
                                                             "paths": 5 * size.paths})])]
 
 

@@ -17,9 +17,9 @@ from optscope.engine.train import Plan
 from optscope.evidence.records import Records
 from optscope.optim import SGD, AdamW, Cosine, Momentum
 from optscope.probes.accuracy import Checkpoint
+from optscope.protocol.comparison import Arm, Comparison, Criterion
+from optscope.protocol.search import Grid
 from optscope.studies.marginal_momentum.readings import BETAS, Pair, method
-from optscope.study.comparison import Arm, Comparison, Criterion
-from optscope.study.search import Grid
 from optscope.tasks.task import Task
 from optscope.tasks.text import MovieSnippets, RottenTomatoes, Shakespeare, TextFile
 from optscope.tasks.text_models import CharTransformer, Encoder, Pretrained, has_bfloat16

@@ -9,6 +9,7 @@ import numpy as np
 from optscope.evidence.picture import Figure, Heatmap, Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, paired_difference
+from optscope.protocol.study import Arrays
 from optscope.studies.marginal_momentum.claims import LEVELS, MARGINS
 from optscope.studies.marginal_momentum.finetuning import FINE_TUNING, best_checkpoint
 from optscope.studies.marginal_momentum.readings import (
@@ -27,7 +28,6 @@ from optscope.studies.marginal_momentum.readings import (
     tuned_gap,
 )
 from optscope.studies.marginal_momentum.theory_claims import ALPHAS, RATES, VALLEY, fitted_order
-from optscope.study.study import Arrays
 from optscope.theory.momentum import stationary_variance
 
 SGD, MOMENTUM = (method(beta) for beta in BETAS)

@@ -14,17 +14,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from optscope.engine.run import Computation
+from optscope.engine.run import Call
 from optscope.engine.train import Plan
 from optscope.evidence.claims import Scale
 from optscope.optim import SGD, Decayed, Rule, StepDecay
+from optscope.protocol.comparison import Calls, Experiment
+from optscope.protocol.study import Paper, Study
 from optscope.studies.restrained_instability import exact
 from optscope.studies.restrained_instability.claims import CLAIMS
 from optscope.studies.restrained_instability.pictures import pictures
 from optscope.studies.restrained_instability.trained import accuracies, edge_of_stability, part_ways
 from optscope.studies.restrained_instability.trained_claims import FIRST, KS, RATES
-from optscope.study.comparison import Calculation, Experiment
-from optscope.study.study import Paper, Study
 from optscope.tasks.augment import FlipCrop
 from optscope.tasks.images import CIFAR10, Digits, FashionMNIST
 from optscope.tasks.models import MLP, ResNet
@@ -115,22 +115,22 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
     size = SIZES[scale]
     kernels = tuple(range(1, size.kernels + 1))
     return [
-        Calculation("heat", [Computation(exact.heat_equation)]),
-        Calculation("window", [Computation(exact.linear_window),
-                               Computation(exact.linear_window_of_images, {"data": CLOTHES})]),
-        Calculation("one layer", [
-            Computation(exact.full_computation, {"steps": 3}),
-            Computation(exact.regions, {"steps": 20 * size.steps}),
-            Computation(exact.regimes, {"seeds": kernels, "steps": size.steps, "lines": size.lines}),
-            Computation(exact.regimes_of_images, {"data": CLOTHES, "seeds": kernels[:max(1, len(kernels) // 4)],
+        Calls("heat", [Call(exact.heat_equation)]),
+        Calls("window", [Call(exact.linear_window),
+                               Call(exact.linear_window_of_images, {"data": CLOTHES})]),
+        Calls("one layer", [
+            Call(exact.full_computation, {"steps": 3}),
+            Call(exact.regions, {"steps": 20 * size.steps}),
+            Call(exact.regimes, {"seeds": kernels, "steps": size.steps, "lines": size.lines}),
+            Call(exact.regimes_of_images, {"data": CLOTHES, "seeds": kernels[:max(1, len(kernels) // 4)],
                                                    "steps": size.steps})]),
         *_parting(size.cells), *_edge(size), *_accuracy_spread(size)]
 
 
 def _parting(cells: Sequence[Cell]) -> list[Experiment]:
     """Return the divergence of twins over learning rates and depths, a control on the first seed of each."""
-    return [Calculation("parting", [
-        Computation(part_ways, {"arm": cell.arm, "task": cell.task, "rule": Decayed(SGD(lr=lr), DECAY),
+    return [Calls("parting", [
+        Call(part_ways, {"arm": cell.arm, "task": cell.task, "rule": Decayed(SGD(lr=lr), DECAY),
                                 "plan": cell.plan, "seed": seed, "control": seed == 1})
         for seed in range(1, 1 + max(c.seeds for c in cells)) for cell in cells for lr in cell.rates
         if seed <= cell.seeds])] if cells else []
@@ -149,10 +149,10 @@ def _edge(size: Size) -> list[Experiment]:
             task = Task("digits", Smooth(MLP((64, *[48] * depth, 10)), 1.0), DIGITS, squared_error,
                         bounds=None)
             rule: Rule = Decayed(SGD(lr=lr), decay) if decay else SGD(lr=lr)
-            works.append(Computation(edge_of_stability, {
+            works.append(Call(edge_of_stability, {
                 "arm": f"{depth} hidden, decay {decay:g}", "task": task, "rule": rule, "plan": Plan(steps, 800),
                 "seed": seed, "threshold": 2 / lr - decay}))
-    return [Calculation("edge", works)]
+    return [Calls("edge", works)]
 
 
 def _accuracy_spread(size: Size) -> list[Experiment]:
@@ -160,11 +160,11 @@ def _accuracy_spread(size: Size) -> list[Experiment]:
     task, plan, seeds, first_only, last = size.spread
     fixed = replace(task, model=SameStart(task.model))
     rule = Decayed(SGD(lr=0.1, momentum=0.9, nesterov=True), DECAY)
-    both = Calculation("spread", [
-        Computation(accuracies, {"task": fixed, "rule": rule, "plan": plan, "seed": seed, "ks": (*KS, 2),
+    both = Calls("spread", [
+        Call(accuracies, {"task": fixed, "rule": rule, "plan": plan, "seed": seed, "ks": (*KS, 2),
                                  "first_only": first_only, "last": last}) for seed in range(1, seeds + 1)])
-    return [both, Calculation("starts", [
-        Computation(accuracies, {"task": task, "rule": rule, "plan": plan, "seed": seed, "ks": (1, 3),
+    return [both, Calls("starts", [
+        Call(accuracies, {"task": task, "rule": rule, "plan": plan, "seed": seed, "ks": (1, 3),
                                  "first_only": (), "last": last})
         for seed in range(1, seeds + 1)])]
 

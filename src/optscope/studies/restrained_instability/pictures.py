@@ -9,6 +9,7 @@ from optscope.evidence.picture import Figure, Heatmap, Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval
 from optscope.evidence.variance import spread_ratio
+from optscope.protocol.study import Arrays
 from optscope.studies.restrained_instability.exact import PAPER, PARTED, WINDOW_DECAYS
 from optscope.studies.restrained_instability.trained_claims import (
     AMPLIFIED,
@@ -21,7 +22,6 @@ from optscope.studies.restrained_instability.trained_claims import (
     smallest_crossing_rate,
     table,
 )
-from optscope.study.study import Arrays
 from optscope.theory import heat
 
 Array = NDArray[np.float64]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optscope.engine.contrast import contrast, log_spaced
 from optscope.engine.run import Row
 from optscope.engine.train import Plan
+from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.evidence.growth import growth_rate
 from optscope.optim import Rounded, Rule
 from optscope.probes.accuracy import Accuracy
@@ -33,7 +33,7 @@ def part_ways(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, control: 
     """
     rules = [Rounded(rule, k) for k in (1, 3, *((2,) if control else ()))]
     total = plan.steps(len(task.data().train))
-    found = contrast(task, rules, plan, seed, at={*log_spaced(total), *_shared(total)})
+    found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), *_shared(total)})
     lr = float(rule.lr)  # type: ignore[arg-type]
     distance = found.distance[0]
     rows = [Row(arm, seed, "final distance", float(distance[-1]), at=lr),
@@ -68,8 +68,8 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
     def look(i: int, snapshot: Snapshot) -> None:
         seen[i].append(float(Accuracy()(snapshot).values["accuracy"]))  # type: ignore[arg-type]
 
-    found = contrast(task, list(rules.values()), plan, seed, at=range(total - (last - 1) * epoch, total + 1, epoch),
-                     watch=look)
+    found = weight_paths(task, list(rules.values()), plan, seed,
+                         at=range(total - (last - 1) * epoch, total + 1, epoch), watch=look)
     rows = [Row(arm, seed, "accuracy", float(np.mean(values)) if values else float("nan"))
             for arm, values in zip(rules, seen, strict=True)]
     rows += [Row(arm, seed, "distance", float(apart))
@@ -92,8 +92,8 @@ def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, t
             sharpness.append(float(probe(snapshot).values["sharpness"]))  # type: ignore[arg-type]
 
     total = plan.steps(len(task.data().train))
-    found = contrast(task, [Rounded(rule, k) for k in (1, 3)], plan, seed, at=range(EVERY, total + 1, EVERY),
-                     watch=look)
+    found = weight_paths(task, [Rounded(rule, k) for k in (1, 3)], plan, seed, at=range(EVERY, total + 1, EVERY),
+                         watch=look)
     lr = float(rule.lr)  # type: ignore[arg-type]
     name = f"{arm}/{lr:g}/{seed}"
     if found.trained[0].diverged_at is not None:

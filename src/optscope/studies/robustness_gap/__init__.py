@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from optscope.engine.run import Computation
+from optscope.engine.run import Call
 from optscope.engine.train import Plan
 from optscope.evidence.claims import Scale
 from optscope.optim import SGD, Adam, Graft, RMSProp, StepDecay
@@ -25,6 +25,9 @@ from optscope.probes.ensemble import Ensemble
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.noise import BandNoise, GaussianNoise
 from optscope.probes.robust import RobustAccuracy
+from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
+from optscope.protocol.search import Grid
+from optscope.protocol.study import Paper, Study
 from optscope.studies.robustness_gap.calculations import (
     dissect_images,
     linear_closed_form,
@@ -33,9 +36,6 @@ from optscope.studies.robustness_gap.calculations import (
 )
 from optscope.studies.robustness_gap.claims import CLAIMS
 from optscope.studies.robustness_gap.pictures import pictures
-from optscope.study.comparison import Arm, Calculation, Comparison, Criterion, Experiment
-from optscope.study.search import Grid
-from optscope.study.study import Paper, Study
 from optscope.tasks.images import CIFAR10, FashionMNIST, HighEnergy, LowPass
 from optscope.tasks.models import C2, MLP, PreActResNet18
 from optscope.tasks.task import Task
@@ -115,11 +115,11 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
                      task=replace(task, name=f"{task.name} {name} {keep}", data=cut(data, keep / 100)))
                  for keep in KEEPS]
     found: list[Experiment] = [
-        Calculation("linear", [Computation(linear_dynamics, {"steps": size.linear_steps, "seeds": seeds,
+        Calls("linear", [Call(linear_dynamics, {"steps": size.linear_steps, "seeds": seeds,
                                                              "batch": batch}) for batch in (5000, None)]
-                    + [Computation(linear_closed_form, {"steps": size.linear_steps // 10})]),
-        Calculation("images", [Computation(dissect_images, {"task": task, "epochs": min(plan.epochs, 20)}),
-                               *(Computation(spectrum, {"data": shown[0].data, "name": shown[0].name})
+                    + [Call(linear_closed_form, {"steps": size.linear_steps // 10})]),
+        Calls("images", [Call(dissect_images, {"task": task, "epochs": min(plan.epochs, 20)}),
+                               *(Call(spectrum, {"data": shown[0].data, "name": shown[0].name})
                                  for shown in (size.images, size.colours) if shown)]),
         grey,
         Comparison("filtered", task, tuple(arms), Plan(epochs, plan.batch, plan.schedule), (Accuracy(),),

@@ -7,9 +7,9 @@ import numpy as np
 from optscope.evidence.picture import Figure, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import mean_interval, paired_difference
+from optscope.protocol.charts import along_axis, by_arm
+from optscope.protocol.study import Arrays
 from optscope.studies.robustness_gap.claims import PLACES
-from optscope.study.charts import along_axis, by_arm
-from optscope.study.study import Arrays
 from optscope.theory.three_frequency import PAPER, adversarial_risk, sign_trajectory
 
 ARMS = ("SGD", "Adam", "RMSProp", "Adam length, SGD direction")

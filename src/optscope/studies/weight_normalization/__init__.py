@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from optscope.engine.run import Computation
+from optscope.engine.run import Call
 from optscope.engine.train import Plan
 from optscope.evidence.claims import Scale
 from optscope.optim import SGD, PolarSGD, StepDecay
@@ -22,6 +22,9 @@ from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.geometry import Geometry, Margin
 from optscope.probes.polar import PolarDrift
 from optscope.probes.robust import RobustAccuracy
+from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
+from optscope.protocol.search import Grid
+from optscope.protocol.study import Paper, Study
 from optscope.studies.weight_normalization.calculations import (
     cells,
     controls,
@@ -37,9 +40,6 @@ from optscope.studies.weight_normalization.claims import CLAIMS
 from optscope.studies.weight_normalization.judging import ABOVE, BELOW, DEPTHS, STRENGTH
 from optscope.studies.weight_normalization.pictures import pictures
 from optscope.studies.weight_normalization.real_data import identity, photographs, polynomials
-from optscope.study.comparison import Arm, Calculation, Comparison, Criterion, Experiment
-from optscope.study.search import Grid
-from optscope.study.study import Paper, Study
 from optscope.tasks.images import FashionMNIST
 from optscope.tasks.models import StridedCNN
 from optscope.tasks.task import Task
@@ -89,28 +89,28 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
     seeds = tuple(range(1, size.seeds + 1))
     pilot = tuple(range(size.table_seeds))  # seeds, step and length of an earlier pilot with another code
     return [
-        Calculation("limits", [Computation(sweep, {"depth": L, "seeds": seeds, "alphas": size.alphas,
+        Calls("limits", [Call(sweep, {"depth": L, "seeds": seeds, "alphas": size.alphas,
                                                    "ratios": (1.0, 10.0, 30.0)}) for L in DEPTHS]),
-        Calculation("cells", [Computation(cells, {"depth": L, "seeds": seeds, "sparsities": size.sparsities,
+        Calls("cells", [Call(cells, {"depth": L, "seeds": seeds, "sparsities": size.sparsities,
                                                   "measurements": size.measurements, "shares": SHARES,
                                                   "strength": STRENGTH}) for L in DEPTHS]),
-        Calculation("dose", [Computation(dose, {"depth": L, "seeds": seeds, "share": 0.2, "strengths": STRENGTHS})
+        Calls("dose", [Call(dose, {"depth": L, "seeds": seeds, "share": 0.2, "strengths": STRENGTHS})
                              for L in DEPTHS]),
-        Calculation("phase", [Computation(phase, {"depth": L, "seeds": seeds[:10], "shares": size.phase,
+        Calls("phase", [Call(phase, {"depth": L, "seeds": seeds[:10], "shares": size.phase,
                                                   "strengths": (0.3, *STRENGTHS)}) for L in (2, 3)]),
-        Calculation("controls", [Computation(controls, {"seeds": seeds, "strength": STRENGTH})]),
-        Calculation("flows", [Computation(flows, {"seeds": (seed,)}) for seed in range(1, size.flow_seeds + 1)]),
-        Calculation("table", [Computation(table, {"depth": L, "seeds": pilot, "alphas": alphas, "iterations":
+        Calls("controls", [Call(controls, {"seeds": seeds, "strength": STRENGTH})]),
+        Calls("flows", [Call(flows, {"seeds": (seed,)}) for seed in range(1, size.flow_seeds + 1)]),
+        Calls("table", [Call(table, {"depth": L, "seeds": pilot, "alphas": alphas, "iterations":
                                                   size.iterations, "ratios": (1.0, 10.0, 30.0)})
                               for L, alphas in TABLES.items()]),
-        Calculation("descents", [Computation(descents, {"depth": L, "seeds": seeds, "shares": SHARES, "strength":
+        Calls("descents", [Call(descents, {"depth": L, "seeds": seeds, "shares": SHARES, "strength":
                                                         STRENGTH, "iterations": size.iterations}) for L in DEPTHS]),
-        Calculation("speed", [Computation(tuned_speed, {
+        Calls("speed", [Call(tuned_speed, {
             "depth": L, "seeds": seeds, "iterations": size.iterations // 8,
             "tuning": tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + size.table_seeds))}) for L in (2, 3)]),
-        Calculation("photographs", [Computation(photographs, {"seeds": seeds})]),
-        Calculation("polynomials", [Computation(polynomials, {"seeds": seeds[:size.people]})]),
-        Calculation("identity", [Computation(identity, {"steps": 50})]),
+        Calls("photographs", [Call(photographs, {"seeds": seeds})]),
+        Calls("polynomials", [Call(polynomials, {"seeds": seeds[:size.people]})]),
+        Calls("identity", [Call(identity, {"steps": 50})]),
         _network(*size.network),
     ]
 

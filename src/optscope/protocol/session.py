@@ -1,4 +1,4 @@
-"""Conducting experiments: do the jobs they name until they name no new ones, and keep what they gave."""
+"""Running experiments: do the jobs they name until they name no new ones, and keep what they gave."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from optscope.engine.execute import Engine, Outcome
+from optscope.engine.execute import Executor, Outcome
 from optscope.engine.once import looked_at_once
 from optscope.engine.run import Run
-from optscope.engine.store import Entry, Store
+from optscope.engine.store import Store, Use
 from optscope.errors import UserError
 from optscope.evidence.records import Records
-from optscope.study.comparison import Experiment, Job
+from optscope.protocol.comparison import Experiment, Job
 
 
 class Listener(Protocol):
@@ -34,7 +34,7 @@ class Listener(Protocol):
         """Hear that the stage is over."""
 
 
-class Silence:
+class Quiet:
     """A listener that says nothing."""
 
     def begin(self, stage: str, total: int, done: int) -> None:
@@ -51,32 +51,33 @@ class Silence:
 
 
 @dataclass(frozen=True)
-class Conducted:
-    """All records and arrays, and what gave none: failed jobs, silent probes, with reasons.
+class Results:
+    """All records and arrays, and what gave none: failed jobs, probes that do not apply, with reasons.
 
-    Arrays of calculations are called "experiment/name"; those that probes kept of each arm's first seed,
+    Arrays of calls are called "experiment/name"; those that probes kept of each arm's first seed,
     "experiment/arm/name".
     """
 
     records: Records
     arrays: Mapping[str, NDArray[Any]]
     failures: tuple[str, ...]
-    silences: tuple[str, ...]
+    inapplicable: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Failure:
     """A job that gave nothing: its place, and how it ended."""
 
-    entry: Entry
+    use: Use
     outcome: Outcome
 
     def __str__(self) -> str:
-        name = self.entry.arm or self.entry.experiment
-        return f"{name} {self.entry.rule} seed {self.entry.seed}: {self.outcome.status}, {self.outcome.reason}"
+        name = self.use.arm or self.use.experiment
+        return f"{name} {self.use.rule} seed {self.use.seed}: {self.outcome.status}, {self.outcome.reason}"
 
 
-def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, listener: Listener) -> Conducted:
+def run_experiments(experiments: Sequence[Experiment], store: Store, executor: Executor,
+                    listener: Listener) -> Results:
     """Do every job of the experiments that is not done; the same call again repeats no finished run.
 
     What is known when the experiments name their jobs is what their own earlier jobs gave, whatever else the folder
@@ -87,44 +88,44 @@ def conduct(experiments: Sequence[Experiment], store: Store, engine: Engine, lis
             tuning run died; all that was finished is kept.
     """
     failures: dict[str, Failure] = {}
-    named: set[Entry] = set()
+    named: set[Use] = set()
     records = Records()
     with store.locked(), looked_at_once():
         while True:
             jobs = [job for experiment in experiments for job in experiment.jobs(records)]
-            fresh = {job.work.id for job in jobs if job.entry not in named}
+            fresh = {job.work.id for job in jobs if job.use not in named}
             if not fresh:
                 break
-            named.update(job.entry for job in jobs)
+            named.update(job.use for job in jobs)
             unique = {job.work.id: job for job in _merged(jobs)}
             todo = _todo([job for key, job in unique.items() if key in fresh and key not in failures], store)
             store.check_is_there()
-            store.add_entries(job.entry for job in jobs)
-            tuning = any(job.entry.phase == "tune" for job in todo)
+            store.add_uses(job.use for job in jobs)
+            tuning = any(job.use.phase == "tune" for job in todo)
             listener.begin("tuning" if tuning else "training and measuring", len(unique), len(unique) - len(todo))
             try:
-                with closing(engine.run([job.work for job in todo], store.folder / "runs")) as outcomes:
+                with closing(executor.run([job.work for job in todo], store.folder / "runs")) as outcomes:
                     for outcome in outcomes:
                         store.check_is_there()
                         if outcome.status in ("failed", "lost"):
                             store.run_folder(outcome.id).write_failure(outcome.status, outcome.reason)
-                            failures[outcome.id] = Failure(unique[outcome.id].entry, outcome)
+                            failures[outcome.id] = Failure(unique[outcome.id].use, outcome)
                         listener.end_of_job(outcome)
             finally:
                 listener.finish()  # also when stopped: a bar hides the terminal's cursor
-            records = store.records(dict.fromkeys(job.entry for job in jobs))
-        lost = [f for f in failures.values() if f.outcome.status == "lost" and f.entry.phase == "tune"]
+            records = store.records(dict.fromkeys(job.use for job in jobs))
+        lost = [f for f in failures.values() if f.outcome.status == "lost" and f.use.phase == "tune"]
         if lost:
             raise UserError(f"{len(lost)} tuning run(s) ended without a result, so that no learning rate can be "
                             f"chosen ({lost[0]}): run the same command again, with more memory or fewer --slots")
         unwritten = store.index(records)
-    entries = list(dict.fromkeys(job.entry for job in jobs))
-    arrays = {f"{e.experiment}/{name}": array for e in entries if not e.arm
+    uses = list(dict.fromkeys(job.use for job in jobs))
+    arrays = {f"{e.experiment}/{name}": array for e in uses if not e.arm
               for name, array in store.run_folder(e.run).series().items()}
-    arrays |= {f"{e.experiment}/{e.arm}/{name}": array for e in _first_seeds(entries) for probe in e.probes
+    arrays |= {f"{e.experiment}/{e.arm}/{name}": array for e in _first_seeds(uses) for probe in e.probes
                for name, array in store.run_folder(e.run).reading_arrays(probe).items()}
-    silences = [*store.silences(entries), *filter(None, [unwritten])]
-    return Conducted(records, arrays, tuple(map(str, failures.values())), tuple(silences))
+    inapplicable = [*store.inapplicable(uses), *filter(None, [unwritten])]
+    return Results(records, arrays, tuple(map(str, failures.values())), tuple(inapplicable))
 
 
 def _todo(jobs: Sequence[Job], store: Store) -> list[Job]:
@@ -137,11 +138,11 @@ def _todo(jobs: Sequence[Job], store: Store) -> list[Job]:
     return todo
 
 
-def _first_seeds(entries: Sequence[Entry]) -> list[Entry]:
-    """Return each arm's final entry of its first seed."""
-    found: dict[tuple[str, str], Entry] = {}
-    for entry in sorted((e for e in entries if e.arm and e.phase == "final"), key=lambda e: e.seed):
-        found.setdefault((entry.experiment, entry.arm), entry)
+def _first_seeds(uses: Sequence[Use]) -> list[Use]:
+    """Return each arm's final use of its first seed."""
+    found: dict[tuple[str, str], Use] = {}
+    for use in sorted((e for e in uses if e.arm and e.phase == "final"), key=lambda e: e.seed):
+        found.setdefault((use.experiment, use.arm), use)
     return list(found.values())
 
 
@@ -154,7 +155,7 @@ def _merged(jobs: Sequence[Job]) -> list[Job]:
             run = job.work
             probes = tuple(dict.fromkeys((*known.work.probes, *run.probes)))
             watch = tuple(dict.fromkeys((*known.work.watch, *run.watch)))
-            job = Job(replace(run, probes=probes, watch=watch), job.entry)
+            job = Job(replace(run, probes=probes, watch=watch), job.use)
         merged[job.work.id] = job
     return list(merged.values())
 

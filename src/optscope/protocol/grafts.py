@@ -18,7 +18,7 @@ from optscope.optim.graft import Graft
 from optscope.optim.players import Players
 from optscope.optim.rule import Rule
 from optscope.optim.sign import Per
-from optscope.study.comparison import Arm
+from optscope.protocol.comparison import Arm
 
 Array = NDArray[np.float64]
 

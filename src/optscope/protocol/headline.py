@@ -9,8 +9,8 @@ import numpy as np
 
 from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
-from optscope.study.comparison import Comparison
-from optscope.study.findings import CLEAN, Finding, places
+from optscope.protocol.comparison import Comparison
+from optscope.protocol.findings import CLEAN, Finding, places
 
 ORDER = ("the accuracy comes first (the loss where there is none), shown or not; then every other difference that "
          "is shown, in the order of the probes")

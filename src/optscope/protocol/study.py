@@ -12,7 +12,7 @@ from optscope.errors import UserError, nearest
 from optscope.evidence.claims import SCALES, Claim, Scale, Verdict
 from optscope.evidence.picture import Figure
 from optscope.evidence.records import Records
-from optscope.study.comparison import Experiment
+from optscope.protocol.comparison import Experiment
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -33,7 +33,7 @@ class Study:
 
     `reproduced` and `left_out` say in a few sentences what is done here, what is not, and why; a line of `left_out`
     is a point of its own. `costs` gives the expected time of each scale. `pictures` turns records (and arrays, as
-    `Conducted` names them) into figures; `claims` are judged on the same records. Claims whose ids share the first
+    `Results` names them) into figures; `claims` are judged on the same records. Claims whose ids share the first
     word are a family: `families` says in a few words what each is about.
 
     Raises:

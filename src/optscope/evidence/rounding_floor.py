@@ -13,7 +13,7 @@ from optscope.evidence.records import Records
 
 
 @dataclass(frozen=True)
-class Floor:
+class RoundingFloor:
     """What rounding alone does to a metric of two arms.
 
     `deviations` are the standard deviations of each arm's rounding twins of one seed; `value` is the difference
@@ -40,7 +40,7 @@ def shows(floor: float, number: float) -> bool:
     return floor >= last_digit / 2
 
 
-def floor(records: Records, arm: str, other: str, metric: str, at: float | None = None) -> Floor:
+def rounding_floor(records: Records, arm: str, other: str, metric: str, at: float | None = None) -> RoundingFloor:
     """Return the rounding floor under a difference of two arms, t · √(s₁² + s₂²).
 
     s² is the variance of a metric among the runs of one seed, the final one and its twins, pooled over seeds; t
@@ -51,9 +51,9 @@ def floor(records: Records, arm: str, other: str, metric: str, at: float | None 
     total = sum(variances)
     deviations = (math.sqrt(variances[0]), math.sqrt(variances[1]))
     if not min(freedoms) or not total > 0:
-        return Floor(0.0 if total == 0 and min(freedoms) else math.nan, deviations, sum(runs))
+        return RoundingFloor(0.0 if total == 0 and min(freedoms) else math.nan, deviations, sum(runs))
     freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
-    return Floor(float(stats.t.ppf(0.975, freedom)) * math.sqrt(total), deviations, sum(runs))
+    return RoundingFloor(float(stats.t.ppf(0.975, freedom)) * math.sqrt(total), deviations, sum(runs))
 
 
 def _within(records: Records, arm: str, metric: str, at: float | None) -> tuple[float, int, int]:

@@ -18,9 +18,9 @@ from optscope.optim.momentum import momentum_of
 from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.gradient_noise import DescentSplit, effective_rate
 from optscope.probes.rule_in_use import rule_in_use
-from optscope.study.comparison import Comparison
-from optscope.study.findings import CLEAN
-from optscope.study.margin import margin_said
+from optscope.protocol.comparison import Comparison
+from optscope.protocol.findings import CLEAN
+from optscope.protocol.margin import margin_said
 from optscope.tasks.check import check_task
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task

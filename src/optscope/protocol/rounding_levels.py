@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from optscope.engine.contrast import contrast, log_spaced
 from optscope.engine.rehearsal import rehearse
-from optscope.engine.run import Computation, Row
+from optscope.engine.run import Call, Row
 from optscope.engine.train import Plan
+from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.errors import UserError
-from optscope.evidence.floor import shows
 from optscope.evidence.picture import Figure, Panel, Picture, Series
 from optscope.evidence.records import Records
+from optscope.evidence.rounding_floor import shows
 from optscope.evidence.stats import Interval, mean_interval
 from optscope.evidence.variance import spread_ratio
 from optscope.optim import Rounded, Rule, StepDecay
-from optscope.study.comparison import TWINS, VALIDATION, Arm, Calculation
-from optscope.study.rehearse import planned, smallest
-from optscope.study.settings import Settings
+from optscope.protocol.comparison import TWINS, VALIDATION, Arm, Calls
+from optscope.protocol.rehearse import planned, smallest
+from optscope.protocol.settings import Settings
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -54,7 +54,7 @@ class Level:
     diverged: int
 
     @property
-    def floor(self) -> float:
+    def rounding_floor(self) -> float:
         """The difference that rounding alone keeps two single runs below in 95 of 100 cases."""
         runs = self.ratio.n
         return float(stats.t.ppf(0.975, max(1, runs * (len(KS) - 1)))) * math.sqrt(2) * self.deviation
@@ -76,7 +76,7 @@ def metric_of(task: Task) -> tuple[str, str]:
     return ("accuracy", "%") if task.kind == "classification" else ("loss", "")
 
 
-def calculation(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calculation:
+def calls(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calls:
     """Return the trainings of every arm at each of its learning rates, on every seed, with all divisors.
 
     Raises:
@@ -85,8 +85,8 @@ def calculation(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calculat
     if task.kind == "game":
         raise UserError(f"{task.name} is a game; rounding twins need one model and one rule: give another task")
     plan = Plan(settings.epochs, settings.batch, StepDecay())
-    return Calculation("rounding", [
-        Computation(twins, {"arm": arm.name, "task": task, "rule": rule, "plan": plan, "seed": seed})
+    return Calls("rounding", [
+        Call(twins, {"arm": arm.name, "task": task, "rule": rule, "plan": plan, "seed": seed})
         for seed in range(1, settings.seeds + 1) for arm in arms for rule in arm.candidates() or [arm.rule]])
 
 
@@ -113,7 +113,8 @@ def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int) -> tuple[list
         if snapshot.step == total:
             results[i] = float(VALIDATION(snapshot).values[metric])  # type: ignore[arg-type]
 
-    found = contrast(task, [Rounded(rule, k) for k in KS], plan, seed, at={*log_spaced(total), total}, watch=look)
+    rules = [Rounded(rule, k) for k in KS]
+    found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), total}, watch=look)
     mean = found.distance.mean(0)
     rows = [Row(f"{arm}, k = {k}", seed, metric, results[i], at=lr) for i, k in enumerate(KS)]
     return ([*rows, Row(arm, seed, "distance", float(mean[-1]), at=lr)],
@@ -149,8 +150,8 @@ def sentence(arm: str, found: Sequence[Level], task: Task) -> str:
     decided = [level.lr for level in mine if level.ratio.low > LIKE_SEEDS]
     best = (max if metric == "accuracy" else min)(mine, key=lambda level: level.mean)
     unit = " points" if unit == "%" else ""
-    rounding = (f"two runs that differ by less than {best.floor:.3g}{unit} of validation {metric} may differ by "
-                "rounding alone" if best.deviation > 0 and shows(best.floor, best.mean) else
+    rounding = (f"two runs that differ by less than {best.rounding_floor:.3g}{unit} of validation {metric} may "
+                "differ by rounding alone" if best.deviation > 0 and shows(best.rounding_floor, best.mean) else
                 f"rounding alone moved the validation {metric} of no run")
     said = [f"twins part at {_rates(parted)}" if parted else "twins part at no learning rate tried",
             f"rounding alone spreads results like seeds at {_rates(decided)}" if decided else

@@ -24,10 +24,10 @@ from optscope.probes.noise import BandNoise, GaussianNoise
 from optscope.probes.polar import PolarDrift
 from optscope.probes.probe import Probe
 from optscope.probes.robust import RobustAccuracy
-from optscope.study.arms import arm_named
-from optscope.study.comparison import Arm, Comparison, Criterion
-from optscope.study.grafts import graft_arms
-from optscope.study.settings import Settings
+from optscope.protocol.arms import arm_named
+from optscope.protocol.comparison import Arm, Comparison, Criterion
+from optscope.protocol.grafts import graft_arms
+from optscope.protocol.settings import Settings
 from optscope.tasks.game import Game
 from optscope.tasks.mixtures import Mixture
 from optscope.tasks.task import Task

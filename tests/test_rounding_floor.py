@@ -13,16 +13,16 @@ from optscope.engine.execute import Inline
 from optscope.engine.store import Store
 from optscope.engine.train import Plan
 from optscope.errors import UserError
-from optscope.evidence.floor import floor
 from optscope.evidence.records import Record, Records
+from optscope.evidence.rounding_floor import rounding_floor
 from optscope.optim import SGD, Adam, Rounded
 from optscope.probes.accuracy import Accuracy
+from optscope.protocol import rounding_levels
+from optscope.protocol.comparison import TWINS, Arm, Comparison
+from optscope.protocol.search import Grid
+from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.settings import Settings
 from optscope.report.tables import metric_table
-from optscope.study import rounding
-from optscope.study.comparison import TWINS, Arm, Comparison
-from optscope.study.conduct import Silence, conduct
-from optscope.study.search import Grid
-from optscope.study.settings import Settings
 from optscope.tasks.task import Task
 from tiny import TASK, Blobs, Net
 
@@ -41,23 +41,23 @@ def records(rng: np.random.Generator, deviations: dict[str, float], seeds: int, 
 
 def test_the_floor_is_what_rounding_does_to_two_runs():
     rng, sd = np.random.default_rng(0), {"a": 0.2, "b": 0.5}
-    floors = [floor(records(rng, sd, 3, 2), "a", "b", "accuracy") for _ in range(2000)]
+    floors = [rounding_floor(records(rng, sd, 3, 2), "a", "b", "accuracy") for _ in range(2000)]
     differences = rng.normal(0, math.hypot(*sd.values()), 2000)
     assert 0.93 < np.mean([f.covers(d) for f, d in zip(floors, differences, strict=True)]) < 0.975
-    many = floor(records(rng, sd, 2000, 2000), "a", "b", "accuracy")
+    many = rounding_floor(records(rng, sd, 2000, 2000), "a", "b", "accuracy")
     assert many.deviations == pytest.approx((0.2, 0.5), rel=0.05)
     assert many.value == pytest.approx(1.96 * math.hypot(0.2, 0.5), rel=0.05)
     assert many.runs == 2 * 2000 * 3
 
 
 def test_without_twins_there_is_no_floor():
-    found = floor(records(np.random.default_rng(0), {"a": 0.2, "b": 0.5}, 5, 0), "a", "b", "accuracy")
+    found = rounding_floor(records(np.random.default_rng(0), {"a": 0.2, "b": 0.5}, 5, 0), "a", "b", "accuracy")
     assert math.isnan(found.value)
     assert not found.covers(0.0)
 
 
 def test_twins_that_agree_make_a_floor_of_zero_which_covers_nothing():
-    found = floor(records(np.random.default_rng(0), {"a": 0.0, "b": 0.0}, 3, 2), "a", "b", "accuracy")
+    found = rounding_floor(records(np.random.default_rng(0), {"a": 0.0, "b": 0.0}, 3, 2), "a", "b", "accuracy")
     assert found.value == 0
     assert not found.covers(0.0)
 
@@ -65,7 +65,7 @@ def test_twins_that_agree_make_a_floor_of_zero_which_covers_nothing():
 def test_a_diverged_twin_is_left_out_with_its_seed():
     rows = records(np.random.default_rng(0), {"a": 0.2, "b": 0.5}, 3, 2)
     broken = Records([*rows, Record("demo", "a", 0, "accuracy", math.nan, phase="twin", rule="k=7")])
-    assert floor(broken, "a", "b", "accuracy").runs == floor(rows, "a", "b", "accuracy").runs - 3
+    assert rounding_floor(broken, "a", "b", "accuracy").runs == rounding_floor(rows, "a", "b", "accuracy").runs - 3
 
 
 def test_tables_mark_what_rounding_can_do():
@@ -82,13 +82,13 @@ ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Gr
 
 def test_a_comparison_trains_twins_of_the_chosen_rules(tmp_path):
     given = Comparison("c", TASK, ARMS, Plan(2, 32), (Accuracy(),), (1, 2, 3), twin_seeds=(1, 2))
-    found = conduct([given], Store(tmp_path), Inline(), Silence())
+    found = run_experiments([given], Store(tmp_path), Inline(), Quiet())
     twins = found.records.where(phase="twin", metric="accuracy")
     chosen = given.chosen(found.records)
     assert {(r.arm, r.seed, r.rule) for r in twins} == {
         (arm, seed, repr(Rounded(rule, k))) for arm, rule in chosen.items() for seed in (1, 2) for k in TWINS}
     assert found.records.seeds("SGD") == [1, 2, 3]
-    assert floor(found.records, "SGD", "Adam", "loss").runs == 2 * 2 * 3
+    assert rounding_floor(found.records, "SGD", "Adam", "loss").runs == 2 * 2 * 3
 
 
 def test_twins_need_a_run_of_their_seed():
@@ -98,7 +98,7 @@ def test_twins_need_a_run_of_their_seed():
 
 def test_a_report_speaks_of_the_floor(tmp_path):
     settings = Settings(seeds=2, twin_seeds=1, epochs=12, batch=16, examples=24)
-    lab.compare(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
+    lab.compare(TASK, tmp_path, arms=ARMS, settings=settings, executor=Inline())
     notes = [v["note"] for v in json.loads((tmp_path / "verdicts.json").read_text())]
     assert not any("Rounding alone" in note for note in notes)  # two seeds decide nothing
     assert "are smaller than what rounding alone does" in (tmp_path / "report.md").read_text()
@@ -113,7 +113,7 @@ def made(distance: float, rounding_sd: float, seeds_sd: float, seeds: int = 60) 
         base = rng.normal(80, seeds_sd)
         rows.append(Record("rounding", "SGD", seed, "distance", distance, at=0.1))
         rows += [Record("rounding", f"SGD, k = {k}", seed, "accuracy", base + rng.normal(0, rounding_sd), at=0.1)
-                 for k in rounding.KS]
+                 for k in rounding_levels.KS]
     return Records(rows)
 
 
@@ -125,18 +125,18 @@ def made(distance: float, rounding_sd: float, seeds_sd: float, seeds: int = 60) 
     (math.nan, math.nan, 1.0, "180 runs diverged"),
 ])
 def test_the_verdict_on_a_learning_rate(distance, rounding_sd, seeds_sd, verdict):
-    (level,) = rounding.levels(ARMS[:1], made(distance, rounding_sd, seeds_sd), "accuracy")
+    (level,) = rounding_levels.levels(ARMS[:1], made(distance, rounding_sd, seeds_sd), "accuracy")
     assert level.verdict == verdict
     if rounding_sd == 0.5:
-        assert level.floor == pytest.approx(1.96 * math.sqrt(2) * 0.5, rel=0.25)
-    said = rounding.sentence("SGD", [level], TASK)
+        assert level.rounding_floor == pytest.approx(1.96 * math.sqrt(2) * 0.5, rel=0.25)
+    said = rounding_levels.sentence("SGD", [level], TASK)
     assert ("every learning rate diverged" in said) == math.isnan(distance)
     assert ("twins part at learning rate 0.1" in said) == (distance == 0.1)
 
 
 def test_the_door_finds_rates_and_leaves_a_report(tmp_path):
     settings = Settings(seeds=2, epochs=2, batch=32)
-    result = lab.floor(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
+    result = lab.rounding(TASK, tmp_path, arms=ARMS, settings=settings, executor=Inline())
     assert result.failures == ()
     lines = result.summary.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["SGD", "Adam"]
@@ -144,10 +144,10 @@ def test_the_door_finds_rates_and_leaves_a_report(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "Does rounding decide the training of blobs?" in text
     assert len(result.records.where(metric="accuracy", arm="SGD, k = 3")) == 2 * 2
-    again = lab.floor(TASK, tmp_path, arms=ARMS, settings=settings, engine=Inline())
+    again = lab.rounding(TASK, tmp_path, arms=ARMS, settings=settings, executor=Inline())
     assert again.summary == result.summary
 
 
 def test_a_game_has_no_floor():
     with pytest.raises(UserError, match="is a game; rounding twins need one model and one rule"):
-        rounding.calculation(Task("g", Net(), Blobs(), kind="game"), Settings(), ARMS)
+        rounding_levels.calls(Task("g", Net(), Blobs(), kind="game"), Settings(), ARMS)

@@ -1,4 +1,4 @@
-"""A contrast: trainings that differ in their rule alone, and how far their weights part on the way."""
+"""Weight paths: trainings that differ in their rule alone, and how far their weights part on the way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK = 2**14
 
 
 @dataclass(frozen=True)
-class Contrast:
+class WeightPaths:
     """What trainings of several rules from one seed left, and how far each had gone from the first.
 
     `distance` and `relative` are `(rules − 1, moments)`, after `steps` steps `(moments,)`: the mean over weights of
@@ -41,8 +41,8 @@ def ignore(rule: int, snapshot: Snapshot) -> None:
     """Watch nothing."""
 
 
-def contrast(task: Task, rules: Sequence[Rule], plan: Plan, seed: int, *, at: Collection[int] | None = None,
-             watch: Callable[[int, Snapshot], None] = ignore) -> Contrast:
+def weight_paths(task: Task, rules: Sequence[Rule], plan: Plan, seed: int, *, at: Collection[int] | None = None,
+                 watch: Callable[[int, Snapshot], None] = ignore) -> WeightPaths:
     """Train by every rule from one seed, and compare weights with the first's after `at` steps.
 
     Initialisation, batches and noise depend on the seed alone, so the trainings see the same; as they repeat to
@@ -54,7 +54,7 @@ def contrast(task: Task, rules: Sequence[Rule], plan: Plan, seed: int, *, at: Co
         UserError: for fewer than two rules.
     """
     if len(rules) < 2:
-        raise UserError(f"a contrast needs two rules or more; got {len(rules)}")
+        raise UserError(f"paths are compared of two rules or more; got {len(rules)}")
     task = replace(task, data=InMemory(task.data()))
     total = plan.steps(len(task.data().train))
     moments = sorted(log_spaced(total) if at is None else at)
@@ -71,7 +71,7 @@ def contrast(task: Task, rules: Sequence[Rule], plan: Plan, seed: int, *, at: Co
             watch(i, snapshot)
 
         trained.append(train(task, rule, plan, seed, watch=look, at=frozenset(moments)))
-    return Contrast(np.array(moments), found[0], found[1], tuple(trained))
+    return WeightPaths(np.array(moments), found[0], found[1], tuple(trained))
 
 
 def log_spaced(total: int, per_decade: int = 12) -> list[int]:

@@ -11,7 +11,7 @@ from optscope.errors import UserError
 from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.probes.probe import Probe
-from optscope.study.comparison import TWINS, Arm, Comparison
+from optscope.protocol.comparison import TWINS, Arm, Comparison
 from optscope.tasks.task import Task
 
 FEW = 200
@@ -20,7 +20,7 @@ FEW = 200
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """A comparison that can be conducted, and sentences on it.
+    """A comparison that can be run, and sentences on it.
 
     `known` belongs into a report too; `before` is told before the work starts, for afterwards more is known.
     """

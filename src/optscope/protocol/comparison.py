@@ -10,8 +10,8 @@ from functools import partial
 from typing import Protocol
 
 from optscope.engine.once import looked_at_once
-from optscope.engine.run import Computation, Run, Watch, Work
-from optscope.engine.store import Entry
+from optscope.engine.run import Call, Run, Watch, Work
+from optscope.engine.store import Use
 from optscope.engine.train import Plan
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import Direction, Metric, Phase, Records
@@ -19,7 +19,7 @@ from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.probe import Probe
-from optscope.study.search import Search
+from optscope.protocol.search import Search
 from optscope.tasks.task import Task
 
 VALIDATION = Accuracy(split="validation")
@@ -32,7 +32,7 @@ class Job:
     """A piece of work and the place that its numbers have in an experiment."""
 
     work: Work
-    entry: Entry
+    use: Use
 
 
 class Experiment(Protocol):
@@ -142,12 +142,12 @@ class Comparison:
         tuning = [self._job(arm, rule, "tune", seed) for arm in self.arms for rule in arm.candidates()
                   for seed in self.tuning_seeds]
         # By the run, not by rule and seed: the folder may hold the same rules under another plan.
-        runs = {job.entry.run for job in tuning}
+        runs = {job.use.run for job in tuning}
         known = records.where(experiment=self.name, phase="tune", run=runs)
         # Judged, or ended by itself: one whose process died, or that has no reading yet, says nothing of its rate.
         ended = {(row.arm, row.run) for row in known if row.status in ("diverged", "failed")
                  or (row.status == "ok" and row.metric == self.criterion.metric and row.step is None)}
-        if {(job.entry.arm, job.entry.run) for job in tuning} - ended:
+        if {(job.use.arm, job.use.run) for job in tuning} - ended:
             return tuning
         chosen = self.chosen(known)
         final = [self._job(arm, chosen[arm.name], "final", seed) for seed in self.seeds for arm in self.arms]
@@ -193,17 +193,17 @@ class Comparison:
         watched = (self.validation, *self.watched) if phase == "final" else ()
         watch = tuple(Watch(probe, self.moments) for probe in watched)
         run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights)
-        entry = Entry(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings)
-        return Job(run, entry)
+        use = Use(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings)
+        return Job(run, use)
 
 
 @dataclass(frozen=True)
-class Calculation:
-    """An experiment without training: computations whose rows name their own arms and seeds."""
+class Calls:
+    """An experiment without training: calls whose rows name their own arms and seeds."""
 
     name: str
-    computations: Sequence[Computation]
+    calls: Sequence[Call]
 
     def jobs(self, records: Records) -> list[Job]:
-        """Return one job a computation."""
-        return [Job(c, Entry(self.name, "", "final", 0, "", c.id)) for c in self.computations]
+        """Return one job a call."""
+        return [Job(c, Use(self.name, "", "final", 0, "", c.id)) for c in self.calls]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from optscope.evidence.claims import Claim, Verdict
-from optscope.evidence.floor import Floor, floor, shows
 from optscope.evidence.paired import example_interval
 from optscope.evidence.records import Metric, Records
+from optscope.evidence.rounding_floor import RoundingFloor, rounding_floor, shows
 from optscope.evidence.stats import Interval, paired_difference
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected
-from optscope.study.comparison import Comparison
-from optscope.study.examples import Right
-from optscope.study.margin import Margin, margin_said
+from optscope.protocol.comparison import Comparison
+from optscope.protocol.examples import Right
+from optscope.protocol.margin import Margin, margin_said
 
 CLEAN = "accuracy"
 FIRST = (CLEAN, "loss")
@@ -63,9 +63,9 @@ def primary(found: Sequence[Place]) -> Place | None:
 class Finding:
     """One thing a comparison says about an arm and the first one.
 
-    `lead` is the better arm of the two ("" where the claim is that they are equal), `floor` what rounding alone
-    does to their difference, `examples` the difference (first − other) with the interval that the number of test
-    examples leaves, where that is known.
+    `lead` is the better arm of the two ("" where the claim is that they are equal), `rounding_floor` what rounding
+    alone does to their difference, `examples` the difference (first − other) with the interval that the number of
+    test examples leaves, where that is known.
     """
 
     claim: Claim
@@ -73,13 +73,13 @@ class Finding:
     place: Place
     arm: str
     lead: str
-    floor: Floor
+    rounding_floor: RoundingFloor
     examples: Interval | None = None
 
     @property
     def drowned(self) -> bool:
         """Whether the mean difference is smaller than what rounding alone does to two single runs."""
-        return self.floor.covers(self.verdict.effect)
+        return self.rounding_floor.covers(self.verdict.effect)
 
 
 def findings(comparison: Comparison, records: Records, margin: float | str | None = None,
@@ -105,7 +105,7 @@ def findings(comparison: Comparison, records: Records, margin: float | str | Non
 
 def _floored(finding: Finding) -> Finding:
     """Return a finding that is decided, with the rounding floor in its note where that shows in a printed digit."""
-    floor, unit = finding.floor, finding.place.difference_unit
+    floor, unit = finding.rounding_floor, finding.place.difference_unit
     if finding.verdict.outcome == "undecided" or not shows(floor.value, finding.verdict.effect):
         return finding
     side = "smaller" if finding.drowned else "larger"
@@ -141,7 +141,7 @@ def _equal(records: Records, place: Place, first: str, other: str, margin: Margi
                           "error is no margin.", found.estimate, found.low, found.high, found.n)
     text = f"{first} and {other} reach the same {place.text} (within {margin.text(place.metric)})"
     return Finding(_claim(text, "a difference that is shown to lie outside the margin"), verdict, place, other, "",
-                   floor(records, first, other, place.metric.name, place.at))
+                   rounding_floor(records, first, other, place.metric.name, place.at))
 
 
 def _better(records: Records, place: Place, first: str, other: str) -> Finding:
@@ -156,7 +156,7 @@ def _better(records: Records, place: Place, first: str, other: str) -> Finding:
     verdict = greater(better, worse, what=what, unit=place.difference_unit)
     return Finding(_claim(f"{lead} has {side} {place.text} than {trail}",
                           f"a difference that is shown to be on the other side of 0, in favour of {trail}"),
-                   verdict, place, other, lead, floor(records, first, other, place.metric.name, place.at))
+                   verdict, place, other, lead, rounding_floor(records, first, other, place.metric.name, place.at))
 
 
 def _claim(text: str, falsified: str) -> Claim:

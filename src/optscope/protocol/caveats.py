@@ -12,18 +12,18 @@ from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import ALPHA, FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import seeds_needed, smallest_p
-from optscope.study.comparison import Comparison
-from optscope.study.conduct import Conducted
-from optscope.study.findings import places
-from optscope.study.headline import ORDER
-from optscope.study.rehearse import planned
+from optscope.protocol.comparison import Comparison
+from optscope.protocol.findings import places
+from optscope.protocol.headline import ORDER
+from optscope.protocol.rehearse import planned
+from optscope.protocol.session import Results
 
 
-def warnings(comparisons: Sequence[Comparison], conducted: Conducted) -> list[str]:
+def warnings(comparisons: Sequence[Comparison], results: Results) -> list[str]:
     """Return what a reader must know first: what failed or was not measured, and what the choices left open."""
-    found = [*together(conducted.failures), *conducted.silences]
+    found = [*together(results.failures), *results.inapplicable]
     for comparison in comparisons:
-        mine = conducted.records.where(experiment=comparison.name)
+        mine = results.records.where(experiment=comparison.name)
         chosen = comparison.chosen(mine)
         edges = []
         for arm in comparison.arms:

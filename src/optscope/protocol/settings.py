@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from optscope.engine.train import MOST_STEPS
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import Metric
-from optscope.study.arms import DEFAULT
-from optscope.study.margin import margin_said
+from optscope.protocol.arms import DEFAULT
+from optscope.protocol.margin import margin_said
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

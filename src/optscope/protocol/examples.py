@@ -11,7 +11,7 @@ from optscope.engine.run import probe_id
 from optscope.engine.store import Store
 from optscope.evidence.records import Records
 from optscope.probes.accuracy import Accuracy
-from optscope.study.comparison import Comparison
+from optscope.protocol.comparison import Comparison
 
 Right = Mapping[str, Mapping[int, NDArray[np.bool_]]]
 """Arm and seed to a verdict an example."""

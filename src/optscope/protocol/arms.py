@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from optscope.errors import UserError, nearest
 from optscope.optim import SGD, Adam, AdamW, Foreign, Graft, NormalizedSGD, PolarSGD, RMSProp, Rule, SignSGD
-from optscope.study.comparison import Arm
-from optscope.study.resolve import named_at
-from optscope.study.search import Grid
+from optscope.protocol.comparison import Arm
+from optscope.protocol.resolve import named_at
+from optscope.protocol.search import Grid
 
 TRIALS = 6
 """Learning rates tried for every arm."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optscope.evidence.floor import floor
 from optscope.evidence.picture import Figure, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
+from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import mean_interval, paired_difference
-from optscope.study.comparison import Comparison
-from optscope.study.findings import CLEAN, Place
+from optscope.protocol.comparison import Comparison
+from optscope.protocol.findings import CLEAN, Place
 
 
 def label(metric: Metric) -> str:
@@ -111,11 +111,11 @@ def _over_time(rows: Records, label: str) -> Series:
                   [f.high for f in found])
 
 
-def rounding_floor(records: Records, percent: Sequence[Place], arms: Sequence[str]) -> Picture:
+def floor_picture(records: Records, percent: Sequence[Place], arms: Sequence[str]) -> Picture:
     """Return differences to the first arm with 95 % intervals, beside what rounding alone does to two runs."""
     first, *others = arms
     x, series, drowned = list(range(len(percent))), [], 0
-    floors = [[floor(records, arm, first, p.metric.name, p.at) for p in percent] for arm in others]
+    floors = [[rounding_floor(records, arm, first, p.metric.name, p.at) for p in percent] for arm in others]
     for arm, own in zip(others, floors, strict=True):
         found = [paired_difference(*records.pairs(arm, first, p.metric.name, p.at)) for p in percent]
         drowned += sum(f.covers(d.estimate) for f, d in zip(own, found, strict=True))
@@ -147,7 +147,7 @@ def comparison_figures(comparison: Comparison, records: Records, shown: Sequence
                                "Mean over seeds with 95 % t intervals. Differences between arms are surer than "
                                "these intervals suggest, because arms share seeds: see the table."))
         if mine.where(phase="twin"):
-            figures.append(rounding_floor(mine, percent, arms))
+            figures.append(floor_picture(mine, percent, arms))
     if comparison.task.kind == "game":
         places = [(p.metric, p.at, "") for p in shown if p.at is None]
         panels = [by_arm(final, [place], arms, f"{place[0].name}, {place[0].better} is better") for place in places]
