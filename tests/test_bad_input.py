@@ -277,6 +277,13 @@ def test_help(name, monkeypatch, capsys):
     assert err == ""
 
 
+def test_it_is_a_module_too(place):
+    done = subprocess.run([sys.executable, "-W", "error", "-m", "optscope", "show", "--help"], cwd=place, text=True,
+                          capture_output=True, check=True)
+    assert "Usage: python -m optscope show" in done.stdout
+    assert done.stderr == ""
+
+
 def test_without_arguments_it_helps(monkeypatch, capsys):
     code = call(monkeypatch, "")
     out, err = capsys.readouterr()

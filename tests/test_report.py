@@ -21,9 +21,10 @@ from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.picture import Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Record, Records
-from optscope.report.document import Check, Document, render, verdict_rows, write
+from optscope.report.document import Check, Document
 from optscope.report.drawable import MOST_POINTS, Points, thin
 from optscope.report.figures import draw, plain, slug
+from optscope.report.page import render, verdict_rows, write
 from optscope.report.style import Styles
 from optscope.report.tables import Table, figure_tables, interval, metric_table, number, runs_table
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
     from optscope.engine.checkpoint import load_snapshot
     from optscope.engine.train import Plan, train
@@ -31,6 +29,10 @@ __all__ = ["Arm", "Grid", "Halton", "Log", "Plan", "Probe", "Rule", "Settings", 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import optscope` costs nothing."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("optscope")
     if name not in _HOMES:
         raise AttributeError(f"module 'optscope' has no attribute {name!r}")
     return getattr(importlib.import_module(f"optscope.{_HOMES[name]}"), name)

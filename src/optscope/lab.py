@@ -11,7 +11,6 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from optscope import __version__
 from optscope.engine.execute import Executor, Local
 from optscope.engine.naming import named_task
 from optscope.engine.numerics import numerics
@@ -37,7 +36,8 @@ from optscope.protocol.rehearse import rehearsed
 from optscope.protocol.session import Listener, Quiet, Results, run_experiments
 from optscope.protocol.settings import Settings
 from optscope.protocol.study import Study
-from optscope.report.document import Check, Document, write
+from optscope.report.document import Check, Document
+from optscope.report.page import write
 from optscope.report.tables import Table, interval, metric_table, runs_table
 from optscope.tasks.check import check_task
 from optscope.tasks.check_inputs import overlap, scales
@@ -188,7 +188,7 @@ def _measured(comparison: Comparison, records: Records) -> Table:
 def environment(seconds: float, records: Records) -> dict[str, object]:
     """Return what a reader needs to get the same numbers: versions, processor, threads, time."""
     packages = ("torch", "numpy", "scipy")
-    return {"optscope": __version__, "python": platform.python_version(),
+    return {"optscope": metadata.version("optscope"), "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},
             "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
             "threads a run": numerics()["threads"], "system": platform.system(),

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
 
-if TYPE_CHECKING:
-    from optscope.optim.rule import Rule
-
 PLAIN = ("params", "param_names", "name", "lr", "initial_lr")
 """What a param group may hold beside a rule's numbers: torch's own, and a label."""
+
+
+class Steps(Protocol):
+    """What an optimiser asks of a rule (`optscope.optim.rule.Rule`): numbers in fields, and the step in place."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    in_pairs: ClassVar[bool]
+
+    @property
+    def lr(self) -> float | tuple[float, ...]:
+        """The learning rate, to which the step is proportional."""
+
+    def begin(self, params: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Return one state a parameter tensor."""
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[dict[str, Any]],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add `scale` times the step to `targets`, and advance `states`."""
+
+    def walk(self) -> Iterator[Steps]:
+        """Yield this rule and all that it holds."""
+
+    def with_(self, **changes: Any) -> Self:
+        """Return the same rule with some numbers changed."""
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -32,7 +53,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             something that the rule would not follow.
     """
 
-    def __init__(self, params: Iterable[Any], rule: Rule) -> None:
+    def __init__(self, params: Iterable[Any], rule: Steps) -> None:
         numbers = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule)
                    if isinstance(getattr(rule, f.name), (int, float, str, tuple))}
         if any(isinstance(value, tuple) for value in (rule.lr, *numbers.values())):
@@ -114,7 +135,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             params, grads = [as_real(p) for p in params], [as_real(g) for g in grads]
         rule.add_step_(params, grads, states, params, group["lr"] / cast(float, rule.lr))
 
-    def _rule_of(self, group: dict[str, Any]) -> Rule:
+    def _rule_of(self, group: dict[str, Any]) -> Steps:
         """Return the rule with the group's numbers; `lr` apart, which acts as a scale."""
         names = [f.name for f in dataclasses.fields(self.rule) if f.name != "lr"]
         changed = {n: group[n] for n in names if n in group and group[n] != getattr(self.rule, n)}

@@ -79,7 +79,7 @@ def rule_in_use(snapshot: Snapshot) -> Rule | None:
     try:
         if any(group != groups[0] for group in groups):
             return None
-        if isinstance(optimizer, RuleOptimizer):
+        if isinstance(optimizer, RuleOptimizer) and isinstance(optimizer.rule, Rule):
             names = {f.name for f in fields(optimizer.rule)} | {"lr"}
             return optimizer.rule.with_(**{name: value for name, value in groups[0].items() if name in names})
         return _from_torch(type(optimizer), groups[0])

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from optscope.evidence.picture import Figure
+from optscope.report.document import Document
 from optscope.report.style import clean
 from optscope.report.tables import Cell, Table, interval, number
-
-if TYPE_CHECKING:
-    from optscope.report.document import Document
 
 
 def markdown(document: Document, figures: Sequence[Figure]) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-if TYPE_CHECKING:  # a task reads its data by a seed of its own
-    from optscope.tasks.task import Task
+
+class Modelled(Protocol):
+    """What has a model of its own, as a task, which itself reads its data by a seed."""
+
+    @property
+    def model(self) -> Callable[[], nn.Module]:
+        """The factory of the model."""
 
 
 def streams(seed: int) -> tuple[int, int, int]:
@@ -21,7 +26,7 @@ def streams(seed: int) -> tuple[int, int, int]:
     return init, order, noise
 
 
-def fresh_model(task: Task, seed: int) -> nn.Module:
+def fresh_model(task: Modelled, seed: int) -> nn.Module:
     """Return the model that training from `seed` starts with, constants outside its state dict included."""
     with seeded(streams(seed)[0]):
         return task.model()

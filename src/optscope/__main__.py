@@ -1,0 +1,5 @@
+"""The command, as `python -m optscope`."""
+
+from optscope.cli import main
+
+main()

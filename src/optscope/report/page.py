@@ -1,0 +1,127 @@
+"""A document as files: one offline HTML page, its Markdown twin, verdicts as JSON and the figures as SVG."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from optscope.evidence.picture import Figure
+from optscope.files import write_atomically
+from optscope.report.document import Document
+from optscope.report.figures import alt, plain, slug
+from optscope.report.markdown import markdown
+from optscope.report.style import Styles, clean
+from optscope.report.svg import headed
+from optscope.report.tables import Table, figure_tables, interval, number
+
+REFUTED = {"holds": "What would refute it", "fails": "What refutes it", "undecided": "What would refute it"}
+"""What stands before the result that refutes a claim."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as the template needs it."""
+
+    figure: Figure
+    svg: str
+    alt: str
+    tables: Sequence[Table]
+
+
+def render(document: Document) -> str:
+    """Return the report as one HTML page that loads nothing, from anywhere."""
+    return _page(document, *_drawings(document))
+
+
+def write(document: Document, folder: str | Path) -> Path:
+    """Write `report.html`, `report.md`, `verdicts.json` and `figures/*.svg`; return the path of the page."""
+    folder = Path(folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    drawings, styles = _drawings(document)
+    _save(folder / "report.html", _page(document, drawings, styles))
+    _save(folder / "report.md", markdown(document, [d.figure for d in drawings]))
+    _save(folder / "verdicts.json", json.dumps(verdict_rows(document), indent=1, ensure_ascii=False,
+                                               allow_nan=False) + "\n")
+    for drawing in drawings:
+        _save(folder / "figures" / f"{drawing.figure.name}.svg",
+              headed(drawing.svg, clean(drawing.figure.title)) + "\n")
+    return folder / "report.html"
+
+
+def verdict_rows(document: Document) -> list[dict[str, Any]]:
+    """Return the verdicts as plain data; numbers a test has no use for are None."""
+    return [{"claim": clean(claim.id), "text": clean(claim.text), "source": clean(claim.source),
+             "outcome": verdict.outcome,
+             **{name: _or_none(getattr(verdict, name)) for name in ("effect", "low", "high")},
+             "n": int(verdict.n), "p": _or_none(verdict.p), "test": verdict.test, "scale": document.scale,
+             "note": clean(verdict.note)}
+            for claim, verdict in document.verdicts]
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _save(path: Path, text: str) -> None:
+    write_atomically(path, text.encode())
+
+
+def _drawings(document: Document) -> tuple[list[Drawing], Styles]:
+    """Draw all figures in one set of styles; figures of one name are numbered."""
+    styles = Styles.of(document.figures)
+    taken: set[str] = set()
+    drawings = []
+    for figure in document.figures:
+        name, n = slug(figure.name), 1
+        while name in taken:
+            n += 1
+            name = f"{slug(figure.name)}-{n}"
+        taken.add(name)
+        figure = replace(figure, name=name)
+        drawings.append(Drawing(figure, plain(figure, styles), alt(figure), figure_tables(figure)))
+    return drawings, styles
+
+
+def _page(document: Document, drawings: Sequence[Drawing], styles: Styles) -> str:
+    tally = Counter(verdict.outcome for _, verdict in document.verdicts)
+    return _templates().get_template("template.html").render(
+        d=document, drawings=drawings, tally=tally, labels=styles.measured)
+
+
+def _templates() -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: clean(value) if type(value) is str else value)
+    found.filters.update(number=number, interval=lambda v: interval(v.effect, v.low, v.high), p=_p_value,
+                         parts=_parts, refuted=REFUTED.__getitem__, csp_hash=_csp_hash, markup=Markup)
+    return found
+
+
+def _csp_hash(script: str) -> Markup:
+    """Return the source expression that lets a page run this very script and no other."""
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")
+
+
+def _parts(note: str) -> list[str]:
+    """Return a verdict's note as lines: the notes of a combined verdict's parts stand apart.
+
+    >>> _parts("1 of 2 hold: [holds] a. [fails] b.")
+    ['1 of 2 hold:', '[holds] a.', '[fails] b.']
+    """
+    return re.split(r" (?=\[(?:holds|fails|undecided)\] )", note)
+
+
+def _p_value(p: float) -> str:
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"= {p:.3f}"
