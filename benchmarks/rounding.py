@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Contender, interleave, rows
-from optscope.engine.train import Plan, epoch_permutation, train
+from optscope.engine.deal import epoch_permutation
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.engine.weight_paths import apart, flat, log_spaced, weight_paths
 from optscope.optim import SGD, Rounded
 from optscope.tasks.fresh import fresh_model, streams

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.optim import AdamW, Cosine
 from optscope.probes.accuracy import percent, verdicts
 from optscope.probes.embedding import classifier

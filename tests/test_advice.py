@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.evidence.records import Record, Records
 from optscope.optim import SGD, Adam, Momentum

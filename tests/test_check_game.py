@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from optscope.engine.train import Plan
+from optscope.engine.plan import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Players

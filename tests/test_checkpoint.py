@@ -13,9 +13,10 @@ from torch import nn
 
 from optscope import load_snapshot
 from optscope.engine.checkpoint import check_kept
+from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.engine.run_folder import RunFolder
-from optscope.engine.train import Plan, train
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import Adam
 from optscope.probes.accuracy import Accuracy

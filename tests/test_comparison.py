@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import optscope.engine.run
 from optscope.engine.execute import Inline
+from optscope.engine.plan import Plan
 from optscope.engine.run import Call
 from optscope.engine.store import Store
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Metric, Record, Records
 from optscope.optim import SGD, Adam, Foreign

@@ -20,11 +20,14 @@ from safetensors.numpy import load_file
 from torch import nn
 from torch.nn import functional
 
+from optscope.engine.deal import epoch_permutation
 from optscope.engine.execute import Inline, Local
+from optscope.engine.plan import Plan
 from optscope.engine.run import Call, Run, Watch, probe_id
 from optscope.engine.run_folder import RunFolder
 from optscope.engine.store import Store, Use, export_csv
-from optscope.engine.train import Plan, epoch_permutation, first_non_finite, train
+from optscope.engine.train import train
+from optscope.engine.training import first_non_finite
 from optscope.errors import UserError
 from optscope.files import write_atomically
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
@@ -218,7 +221,7 @@ sys.path[:0] = {paths!r}
 from tiny import TASK
 from optscope.engine.execute import Local
 from optscope.engine.store import Store
-from optscope.engine.train import Plan
+from optscope.engine.plan import Plan
 from optscope.optim import SGD, Adam
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.session import Quiet, run_experiments

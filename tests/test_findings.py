@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy
 
-from optscope.engine.train import Plan
+from optscope.engine.plan import Plan
 from optscope.errors import UserError
 from optscope.evidence.paired import example_interval
 from optscope.evidence.records import Metric, Record, Records

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
+from optscope.engine.deal import Deal, epoch_permutation
 from optscope.engine.fleet import outputs, play_members
-from optscope.engine.play import Deal, play
+from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.engine.run_folder import RunFolder
 from optscope.engine.store import Store, Use
-from optscope.engine.train import Plan, epoch_permutation, train
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, Players, StepDecay
 from optscope.probes.accuracy import Accuracy
@@ -54,7 +55,7 @@ def weights(trained):
 
 @pytest.mark.parametrize("critic_steps", [1, 3])
 def test_playing_equals_the_loop_a_user_would_write(critic_steps):
-    played = play(tiny(critic_steps=critic_steps), RULE, Plan(2, 16, StepDecay(at=(0.5,))), seed=3)
+    played = train(tiny(critic_steps=critic_steps), RULE, Plan(2, 16, StepDecay(at=(0.5,))), seed=3)
     init, order, noise = (int(s.generate_state(1)[0]) for s in np.random.SeedSequence(3).spawn(3))
     torch.manual_seed(init)
     d, g = Perceptron((2, 8, 1))(), Perceptron((4, 8, 2))()
@@ -95,27 +96,27 @@ def test_a_simultaneous_step_is_the_rule_on_the_whole_vector():
     layout = Layout.of(names)
     start = layout.flatten([p.detach() for p in names.values()])
     deal = Deal(game, plan, 1)
-    real, latent = deal.batch(0).double(), deal.latent().double()
+    real, latent = deal.batch(0).inputs.double(), deal.latent().double()
     networks = dict(table.named_children())
     grads = [g for player in game.players for g in torch.autograd.grad(
         player.loss(networks, real, latent), [*networks[player.name].parameters()])]
     step, _ = RULE.update(layout.flatten(grads), RULE.init(start, layout), start, layout)
-    torch.testing.assert_close(weights(play(game, RULE, plan, 1)).double(), start + step, rtol=1e-5, atol=1e-6)
-    alternating = weights(play(tiny(), RULE, plan, 1))
-    assert torch.equal(alternating[:33], weights(play(game, RULE, plan, 1))[:33])  # the discriminator moves first
-    assert not torch.equal(alternating[33:], weights(play(game, RULE, plan, 1))[33:])
+    torch.testing.assert_close(weights(train(game, RULE, plan, 1)).double(), start + step, rtol=1e-5, atol=1e-6)
+    alternating = weights(train(tiny(), RULE, plan, 1))
+    assert torch.equal(alternating[:33], weights(train(game, RULE, plan, 1))[:33])  # the discriminator moves first
+    assert not torch.equal(alternating[33:], weights(train(game, RULE, plan, 1))[33:])
 
 
 def test_same_seed_same_bits_and_rules_share_what_is_dealt():
     before = torch.get_rng_state()
     plan = Plan(2, 16)
-    a, b = (play(tiny(losses=WGANGP()), RULE, plan, 1) for _ in range(2))
+    a, b = (train(tiny(losses=WGANGP()), RULE, plan, 1) for _ in range(2))
     assert torch.equal(weights(a), weights(b))
     assert torch.equal(torch.get_rng_state(), before)
-    other = play(tiny(losses=WGANGP()), Players(generator=SGD(lr=0.1), discriminator=Adam(lr=0.1)), plan, 1)
+    other = train(tiny(losses=WGANGP()), Players(generator=SGD(lr=0.1), discriminator=Adam(lr=0.1)), plan, 1)
     assert torch.equal(other.losses[0, 0], a.losses[0, 0])
     seen = []
-    watched = play(tiny(losses=WGANGP()), RULE, plan, 1, watch=lambda s: seen.append((s.step, len(s.losses))),
+    watched = train(tiny(losses=WGANGP()), RULE, plan, 1, watch=lambda s: seen.append((s.step, len(s.losses))),
                    at=(0, 5, 8))
     assert seen == [(0, 0), (5, 5), (8, 8)]
     assert torch.equal(weights(watched), weights(a))
@@ -134,10 +135,10 @@ def test_loss_scale_moves_sgd_and_neither_normalised_descent_nor_the_other_playe
     plan = Plan(1, 70)  # one round
     for rule, same in ((NormalizedSGD(lr=0.1), True), (Adam(lr=0.01, eps=1e-12), True), (SGD(lr=0.1), False)):
         players = Players(generator=SGD(lr=0.1), discriminator=rule)
-        first, second = (play(each, players, plan, 1).snapshot.model for each in (game, loud))
+        first, second = (train(each, players, plan, 1).snapshot.model for each in (game, loud))
         for a, b in zip(first["discriminator"].parameters(), second["discriminator"].parameters(), strict=True):
             assert torch.allclose(a, b, atol=1e-6) == same
-    simultaneous = [play(gan("x", Perceptron((4, 8, 2)), Perceptron((2, 8, 1)), Points(), latent=Normal(4),
+    simultaneous = [train(gan("x", Perceptron((4, 8, 2)), Perceptron((2, 8, 1)), Points(), latent=Normal(4),
                              bounds=None, order="simultaneous", losses=pair), RULE, plan, 1).snapshot.model
                     for pair in (NonSaturating(), NonSaturating(generator=Louder(NonSaturating().generator)))]
     for a, b in zip(simultaneous[0]["discriminator"].parameters(), simultaneous[1]["discriminator"].parameters(),
@@ -146,7 +147,7 @@ def test_loss_scale_moves_sgd_and_neither_normalised_descent_nor_the_other_playe
 
 
 def test_the_trace_is_what_happened():
-    played = play(tiny(), Players(generator=NormalizedSGD(lr=0.03), discriminator=SGD(lr=0.1)), Plan(2, 16), 1)
+    played = train(tiny(), Players(generator=NormalizedSGD(lr=0.03), discriminator=SGD(lr=0.1)), Plan(2, 16), 1)
     steps, slopes = played.traces["steps discriminator"], played.traces["slopes discriminator"]
     torch.testing.assert_close(steps, 0.1 * slopes, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(played.traces["steps generator"], torch.full((8, 4), 0.03), rtol=1e-4, atol=1e-6)
@@ -162,7 +163,7 @@ def test_the_trace_is_what_happened():
 
 def test_divergence_is_data():
     wild = Players(generator=SGD(lr=1e30), discriminator=SGD(lr=1e30))
-    played = play(tiny(), wild, Plan(3, 16), 1, at=(12,), watch=lambda s: pytest.fail("diverged"))
+    played = train(tiny(), wild, Plan(3, 16), 1, at=(12,), watch=lambda s: pytest.fail("diverged"))
     assert played.diverged_at is not None
     assert played.metrics == {}
 
@@ -176,7 +177,7 @@ def test_a_fleet_equals_its_looped_twin(changes):
     seen = {}
     fleet = play_members(game, rule, plan, (1, 1, 2), at=(0, 12), watch=lambda r, v: seen.update({r: dict(v)}))
     for i, (seed, lr_g, lr_d) in enumerate(((1, 0.01, 0.01), (1, 0.02, 0.01), (2, 0.02, 0.03))):
-        alone = play(game, Players(generator=Graft(Adam(lr=lr_g), SGD(lr=1.0)), discriminator=Adam(lr=lr_d)), plan,
+        alone = train(game, Players(generator=Graft(Adam(lr=lr_g), SGD(lr=1.0)), discriminator=Adam(lr=lr_d)), plan,
                      seed)
         both = torch.cat([fleet["discriminator"][i], fleet["generator"][i]])
         torch.testing.assert_close(both, weights(alone), rtol=1e-3, atol=1e-4)
@@ -259,10 +260,9 @@ WIDE = replace(GAME.players[0], loss=lambda networks, real, latent: networks["di
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda: play(GAME, Adam(lr=1e-3), Plan(1, 16), 1), r"give each player a rule, Players\(discriminator=..., g"),
-    (lambda: play(GAME, Players(generator=SGD(lr=1.0), critic=SGD(lr=1.0)), Plan(1, 16), 1),
+    (lambda: train(GAME, Adam(lr=1e-3), Plan(1, 16), 1), r"give each player a rule, Players\(discriminator=..., g"),
+    (lambda: train(GAME, Players(generator=SGD(lr=1.0), critic=SGD(lr=1.0)), Plan(1, 16), 1),
      '"critic", who does not play this game'),
-    (lambda: train(GAME, Adam(lr=1e-3), Plan(1, 16), 1), "is a game: play it"),
     (lambda: Game("one", Points(), players=GAME.players[:1]), "two players or more.*got discriminator"),
     (lambda: Player("the judge", Perceptron((2, 1)), GAME.players[0].loss), "one word"),
     (lambda: Player("judge", Perceptron((2, 1)), GAME.players[0].loss, steps=0), "steps must be a whole"),

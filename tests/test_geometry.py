@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Decayed, Foreign, NormalizedSGD, SignSGD
 from optscope.probes.geometry import FirstStep, Geometry, Margin, effective_density, near_zero

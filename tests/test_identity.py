@@ -24,9 +24,9 @@ from optscope.engine.execute import Inline, Local
 from optscope.engine.identity import describe
 from optscope.engine.numerics import TorchSettings, numerics
 from optscope.engine.once import looked_at_once
+from optscope.engine.plan import Plan
 from optscope.engine.run import Row, Run
 from optscope.engine.store import RunFolder
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam, Constant, Graft, Momentum, StepDecay
@@ -146,7 +146,6 @@ import mine, helper
 from tiny import TASK
 from optscope.probes.accuracy import Accuracy
 from optscope.engine.run import Run
-from optscope.engine.train import Plan
 from optscope.optim import Adam, Foreign, Graft, SGD, StepDecay
 for task, rule in ((mine.task(), Graft(Adam(lr=.1), SGD(lr=1.0))), (TASK, Foreign("torch.optim:NAdam", lr=.1))):
     run = Run(task, rule, Plan(2, 8, StepDecay(at=(.5,))), 1, (Accuracy(),))

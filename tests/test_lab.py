@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from optscope import lab
 from optscope.engine.execute import Inline, Outcome
+from optscope.engine.plan import Plan
 from optscope.engine.run import Call, Run
 from optscope.engine.store import Store
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.claims import Verdict
 from optscope.evidence.records import Records

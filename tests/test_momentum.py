@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from optscope.engine.train import Plan, epoch_permutation, train
+from optscope.engine.deal import epoch_permutation
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import SGD, SVAG, Adam, Decayed, Foreign, Momentum, Rule, Scheduled, StepDecay, matched
 from optscope.optim.momentum import AveragedSchedule, averaged, momentum_of, practical

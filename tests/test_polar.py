@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from optscope.engine.execute import Inline
+from optscope.engine.plan import Plan
 from optscope.engine.store import Store
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.optim import SGD, Cosine, PolarSGD, Scheduled
 from optscope.probes.accuracy import Accuracy

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from optscope import lab
 from optscope.engine.execute import Inline
+from optscope.engine.plan import Plan
 from optscope.engine.rehearsal import rehearse
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Metric, Records
 from optscope.optim import SGD, Adam, Foreign, Graft, Players, Rounded, SignSGD

@@ -8,8 +8,8 @@ import cloudpickle
 import pytest
 
 from optscope.engine.execute import Local
+from optscope.engine.plan import Plan
 from optscope.engine.run import Run
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.optim import SGD
 from optscope.protocol import resolve

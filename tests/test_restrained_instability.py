@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from optscope.engine.execute import Inline
+from optscope.engine.plan import Plan
 from optscope.engine.store import Store
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.claims import Verdict
 from optscope.evidence.records import Record, Records

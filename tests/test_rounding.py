@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.engine.weight_paths import apart, log_spaced, weight_paths
 from optscope.errors import UserError
 from optscope.evidence.growth import growth_rate

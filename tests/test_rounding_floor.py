@@ -10,8 +10,8 @@ import pytest
 
 from optscope import lab
 from optscope.engine.execute import Inline
+from optscope.engine.plan import Plan
 from optscope.engine.store import Store
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Record, Records
 from optscope.evidence.rounding_floor import rounding_floor

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from optscope.engine.play import play
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Decayed, Foreign, Graft, Players, Rounded, Rule, Scheduled, StepDecay
 from optscope.tasks.gan import gan
@@ -238,9 +238,9 @@ def test_players_may_have_modes_and_write_to_their_gradients():
                Points(), latent=lambda n, g: torch.randn(n, 4, generator=g))
     path, seen = [], []
     plain = Players(generator=SGD(lr=0.1), discriminator=SGD(lr=0.1))
-    first = play(game, plain, Plan(1, 16), 1, at=range(1, 7), watch=lambda s: path.append(weights_of(s.model)))
+    first = train(game, plain, Plan(1, 16), 1, at=range(1, 7), watch=lambda s: path.append(weights_of(s.model)))
     rule = Players(generator=Foreign(Averaging, lr=0.1), discriminator=Foreign(Wiping, lr=0.1))
-    second = play(game, rule, Plan(1, 16), 1, at=(3,), watch=lambda s: seen.append(weights_of(s.model)))
+    second = train(game, rule, Plan(1, 16), 1, at=(3,), watch=lambda s: seen.append(weights_of(s.model)))
     torch.testing.assert_close(first.losses, second.losses, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(first.traces["slopes discriminator"], second.traces["slopes discriminator"],
                                rtol=1e-4, atol=1e-6)
@@ -256,8 +256,8 @@ def test_a_player_may_leave_weights_unused():
     game = gan("idle", lambda: WithIdle(4, 2), lambda: nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)),
                Points(), latent=lambda n, g: torch.randn(n, 4, generator=g))
     rule = Players(generator=Rounded(Foreign("torch.optim:Adam", lr=0.01), 1), discriminator=SGD(lr=0.1))
-    played = play(game, rule, Plan(1, 16), 1)
-    plain = play(game, Players(generator=Adam(lr=0.01), discriminator=SGD(lr=0.1)), Plan(1, 16), 1)
+    played = train(game, rule, Plan(1, 16), 1)
+    plain = train(game, Players(generator=Adam(lr=0.01), discriminator=SGD(lr=0.1)), Plan(1, 16), 1)
     assert torch.isfinite(played.losses).all()
     torch.testing.assert_close(played.losses, plain.losses, rtol=1e-4, atol=1e-5)
 

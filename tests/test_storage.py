@@ -20,9 +20,9 @@ import pytest
 
 from optscope import lab
 from optscope.engine.execute import Inline
+from optscope.engine.plan import Plan
 from optscope.engine.run import Call
 from optscope.engine.store import Store, Use
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam

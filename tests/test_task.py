@@ -18,7 +18,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from optscope.engine.train import Plan
+from optscope.engine.plan import Plan
 from optscope.errors import UserError
 from optscope.evidence.records import Record, Records
 from optscope.optim import SGD

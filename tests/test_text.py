@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import SGD
 from optscope.tasks import packaged, text, text_models

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optscope.engine.train import Plan
+from optscope.engine.plan import Plan
 from optscope.engine.weight_paths import weight_paths
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, RMSProp, Rule, Schedule

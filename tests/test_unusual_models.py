@@ -17,7 +17,8 @@ from torch.nn import functional, utils
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optscope.engine.checkpoint import load_snapshot
-    from optscope.engine.train import Plan, train
+    from optscope.engine.plan import Plan
+    from optscope.engine.train import train
     from optscope.errors import UserError
     from optscope.lab import compare, run_study
     from optscope.optim.rule import Rule
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from optscope.tasks.task import Task
 
 _HOMES = {"Arm": "protocol.comparison", "Grid": "protocol.search", "Halton": "protocol.search",
-          "Log": "protocol.search", "Plan": "engine.train", "Probe": "probes.probe", "Rule": "optim.rule",
+          "Log": "protocol.search", "Plan": "engine.plan", "Probe": "probes.probe", "Rule": "optim.rule",
           "Settings": "protocol.settings", "Snapshot": "tasks.snapshot", "Task": "tasks.task",
           "UserError": "errors", "compare": "lab", "load_snapshot": "engine.checkpoint", "run_study": "lab",
           "train": "engine.train"}

@@ -134,7 +134,7 @@ def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.p
            epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 5,
            batch: Annotated[int, typer.Option(help="Examples a step.")] = 128) -> None:
     """Foretell from one short run whether momentum is needed, and name the SGD to try instead."""
-    from optscope.engine.train import Plan
+    from optscope.engine.plan import Plan
     from optscope.optim import SGD
     from optscope.protocol.advice import advise as foretell
     from optscope.protocol.resolve import task_at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from optscope.engine.run_folder import RunFolder
-from optscope.engine.weights import from_files, to_files
+from optscope.engine.weights import from_files, load_into, to_files
 from optscope.errors import UserError
 from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.snapshot import Snapshot
@@ -37,7 +36,7 @@ def load_snapshot(task: Task, path: str | Path, *, seed: int | None = None) -> S
     weights = folder.weights() if run else _state_dict(folder.path)
     seed = int(run.get("seed", 0)) if seed is None else seed
     model = fresh_model(task, seed)
-    _load(model, _of_this_program(weights, model) if run else weights, f"the weights in {path}", task)
+    _load(model, weights, f"the weights in {path}", task, own=bool(run))
     return Snapshot(model, task, seed, run.get("steps"))
 
 
@@ -59,7 +58,7 @@ def check_kept(task: Task, model: nn.Module, seed: int, inputs: Tensor | None = 
         raise UserError(f"{task.name}: the model's state dict cannot be saved and read again "
                         f"({' '.join(str(error).split())[:200]}): keep tensors, numbers and text in it") from error
     other = fresh_model(task, seed)
-    _load(other, _of_this_program(weights, other), "the weights that training saved", task)
+    _load(other, weights, "the weights that training saved", task, own=True)
     mine, theirs = _values(model), _values(other)
     lost = [name for name, value in mine.items() if name not in theirs or not _same(value, theirs[name])]
     if lost:
@@ -70,26 +69,15 @@ def check_kept(task: Task, model: nn.Module, seed: int, inputs: Tensor | None = 
                         "that training changes in parameters and buffers, not in other attributes")
 
 
-def _of_this_program(weights: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-    """Return weights that this very program wrote, with the versions of its modules, which files leave out."""
-    found = OrderedDict(weights)
-    found._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
-    return found
-
-
-def _load(model: nn.Module, weights: Mapping[str, Any], whose: str, task: Task) -> None:
+def _load(model: nn.Module, weights: Mapping[str, Any], whose: str, task: Task, *, own: bool) -> None:
     """Load weights into a model; whatever its own code raises at that tells that they are not its."""
-    for name, own in model.state_dict().items():
-        if isinstance(own, Tensor) and isinstance(weights.get(name), Tensor) and not _fits(weights[name], own):
-            raise UserError(f"{whose} are not those of the model of {task.name!r}: {name} is {weights[name].dtype} "
-                            f"there and {own.dtype} in the model, which cannot hold it: convert it and save again")
-    for module in model.modules():
-        for name, own in module.named_buffers(recurse=False):
-            if not is_lazy(own) and own.layout is torch.strided and 0 in own.stride():
-                # Expanded: several of its elements share a place, and nothing can be loaded into it.
-                setattr(module, name, own.clone())
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and isinstance(weights.get(name), Tensor) and not _fits(weights[name], value):
+            raise UserError(f"{whose} are not those of the model of {task.name!r}: {name} is "
+                            f"{weights[name].dtype} there and {value.dtype} in the model, which cannot hold it: "
+                            "convert it and save again")
     try:
-        model.load_state_dict(weights)
+        load_into(model, weights, own=own)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{whose} are not those of the model of {task.name!r}: {reason}") from error

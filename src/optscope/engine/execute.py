@@ -19,8 +19,9 @@ from typing import Any, Protocol
 from optscope.engine.identity import source_digest
 from optscope.engine.numerics import THREAD_VARIABLES, THREADS
 from optscope.engine.origin import users_folders
-from optscope.engine.run import ProbesError, Work, describe_error
+from optscope.engine.run import ProbesError, Work
 from optscope.engine.run_folder import RunFolder, gone
+from optscope.engine.watch import describe_error
 from optscope.errors import DISK_ERRORS, UserError, first_words
 
 TRIES = 3

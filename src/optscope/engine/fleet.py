@@ -1,7 +1,7 @@
 """A fleet: many plays of one small game at once, its members (seeds, learning rates) on a leading axis.
 
 For networks so small that calling them costs more than computing them, this is several times faster than one play
-after the other (`play`), and gives the same numbers to rounding.
+after the other (`Training`), and gives the same numbers to rounding.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from optscope.engine.play import Deal
-from optscope.engine.train import Plan
+from optscope.engine.deal import Deal
+from optscope.engine.plan import Plan
 from optscope.errors import UserError
 from optscope.optim.players import Players
 from optscope.tasks.fresh import fresh_model, seeded
@@ -49,11 +50,11 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
     tables = [fresh_model(game, seed) for seed in distinct]
     if any(True for _ in tables[0].buffers()):
         raise UserError(f"{game.name}: networks of a fleet must have no buffers, as batch normalisation has: use "
-                        "play, one member at a time")
+                        "train, one member at a time")
     member = torch.tensor([distinct.index(seed) for seed in seeds])
     deals = [Deal(game, plan, seed) for seed in distinct]
     networks = dict(copy.deepcopy(tables[0]).named_children())
-    _check_losses(game, networks, deals[0].real.inputs[:plan.batch])
+    _check_losses(game, networks, deals[0].part.inputs[:plan.batch])
     layouts = {name: Layout.of(dict(network.named_parameters())) for name, network in networks.items()}
     vectors = {name: torch.stack([_flat(table.get_submodule(name), layout) for table in tables])[member]
                for name, layout in layouts.items()}
@@ -68,7 +69,7 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
         vectors[name] = own
         return own + change
 
-    total = plan.steps(len(deals[0].real))
+    total = deals[0].total
     with seeded(distinct[0]):
         for round_ in range(total):
             if round_ in at:
@@ -105,7 +106,7 @@ def _check_losses(game: Game, networks: Mapping[str, nn.Module], real: Tensor) -
             reason = str(error).partition(". ")[0].partition("\n")[0]
             raise UserError(f"{game.name}: the loss of the {player.name} cannot be computed for all members of a "
                             "fleet at once, as one that draws random numbers or takes gradients (WGANGP) cannot: "
-                            f"use play, one member at a time (torch says: {reason})") from error
+                            f"use train, one member at a time (torch says: {reason})") from error
 
 
 def _flat(network: nn.Module, layout: Layout) -> Tensor:
@@ -113,8 +114,8 @@ def _flat(network: nn.Module, layout: Layout) -> Tensor:
 
 
 def _dealt(deals: Sequence[Deal], member: Tensor, round_: int, step: int) -> tuple[Tensor, Tensor]:
-    real = torch.stack([deal.batch(round_, step) for deal in deals])
-    latent = torch.stack([deal.latent() for deal in deals])
+    real = torch.stack([deal.batch(round_, step).inputs for deal in deals])
+    latent = torch.stack([cast(Tensor, deal.latent()) for deal in deals])
     return real.index_select(0, member), latent.index_select(0, member)
 
 

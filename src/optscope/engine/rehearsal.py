@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from optscope.engine.checkpoint import check_kept
 from optscope.engine.numerics import THREADS
-from optscope.engine.play import play
-from optscope.engine.run import take
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
+from optscope.engine.training import check_inside
+from optscope.engine.watch import take
 from optscope.errors import UserError, blaming, first_words
-from optscope.optim.players import Players
 from optscope.optim.rule import Rule
-from optscope.optim.trial import check_on, notes
+from optscope.optim.trial import notes
 from optscope.probes.probe import Probe, Reading
 from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.game import Game, Player
@@ -193,14 +193,8 @@ def _refused(task: Task, rule: Rule, batch: Split) -> str:
 
 
 def _check_combined(task: Task, rule: Rule, batch: Split) -> None:
-    """Raise unless optimisers inside combinators do there what they do alone; each player's of a game."""
-    model = fresh_model(task, SEED).train()
-    if not isinstance(task, Game):
-        check_on(rule, model, lambda m: task.loss(m(batch.inputs.clone()), batch.targets))
-    elif isinstance(rule, Players):
-        losses = _losses(task, model, batch)
-        for name in losses.keys() & rule.by_name.keys():
-            check_on(rule.by_name[name], model.get_submodule(name), losses[name])
+    """Raise unless optimisers inside combinators do there what they do alone, each player's."""
+    check_inside(task, rule.by_player([objective.player for objective in task.objectives]), SEED, batch)
 
 
 def _single(task: Task, arm: str, rule: Rule, batch: Split) -> dict[str, str]:
@@ -227,10 +221,7 @@ def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, watched: Sequence[
                 found.note(probe, reading, f"under {arm}, {silence}" if silence else "", error)
 
     short = Plan(STEPS, plan.batch)
-    if isinstance(small, Game):
-        trained = play(small, rule, short, SEED, watch=look, at=(1, STEPS))
-    else:
-        trained = train(small, rule, short, SEED, watch=look, at=(1, STEPS))
+    trained = train(small, rule, short, SEED, watch=look, at=(1, STEPS))
     found.said += [f"{arm}: {note}" for note in notes(rule)]
     if trained.diverged_at is not None:
         found.said.append(f"{arm}: {rule!r}, its smallest rate, diverges within {STEPS} steps.")

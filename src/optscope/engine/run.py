@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,15 +18,13 @@ from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import describe, digest
 from optscope.engine.naming import agree, check_same, load, named, named_task, task_here
 from optscope.engine.numerics import TorchSettings
-from optscope.engine.play import play
+from optscope.engine.observed import Observed
+from optscope.engine.plan import Plan
 from optscope.engine.run_folder import RunFolder
-from optscope.engine.train import Plan, Trained, train
-from optscope.errors import UserError
+from optscope.engine.training import Trained, Training
+from optscope.engine.watch import Watch, take
 from optscope.optim.rule import Rule
-from optscope.probes.probe import Probe, Reading
-from optscope.tasks.fresh import seeded
-from optscope.tasks.game import Game
-from optscope.tasks.snapshot import Snapshot
+from optscope.probes.probe import Probe
 from optscope.tasks.task import InMemory, Task
 
 
@@ -51,41 +47,15 @@ class ProbesError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Watch:
-    """A probe that is taken during training, `moments` times, the end included.
-
-    They are evenly spaced, or, if `logarithmic`, in the logarithm of the step, from the first step on.
-
-    >>> from optscope.probes.accuracy import Accuracy
-    >>> sorted(Watch(Accuracy(), 4).steps(100)), sorted(Watch(Accuracy(), 4, logarithmic=True).steps(100))
-    ([25, 50, 75, 100], [1, 5, 22, 100])
-
-    Raises:
-        UserError: unless moments >= 1.
-    """
-
-    probe: Probe
-    moments: int = 10
-    logarithmic: bool = False
-
-    def __post_init__(self) -> None:
-        if self.moments < 1:
-            raise UserError(f"Watch: moments, how often the probe is taken, must be at least 1; got {self.moments}")
-
-    def steps(self, total: int) -> frozenset[int]:
-        """Return after how many of all steps it is taken; moments that fall together are one."""
-        if self.logarithmic and self.moments > 1:
-            return frozenset(round(float(step)) for step in np.geomspace(1, total, self.moments))
-        return frozenset(round(total * (i + 1) / self.moments) for i in range(self.moments))
-
-
-@dataclass(frozen=True)
 class Run:
     """Train `task` by `rule` from `seed`, watched by some probes, then take the others.
 
     Measuring changes no bits of the training, so it is no part of the identity: each reading keeps its own
     file. Probes added later do not train again; what shall be watched later does, to the same bits. So do probes
     added to a run that does not `keep` its weights (of large models, 4 bytes a parameter and run).
+
+    Every `checkpoint` seconds the training's state is written: after a kill it goes on from there, to the same
+    bits.
     """
 
     task: Task
@@ -95,13 +65,13 @@ class Run:
     probes: tuple[Probe, ...] = ()
     watch: tuple[Watch, ...] = ()
     keep: bool = True
+    checkpoint: float = 60.0
 
     @cached_property
     def id(self) -> str:
         """Return the digest of everything that changes the training's bits."""
-        loop = play if isinstance(self.task, Game) else train
         return digest({"task": named_task(self.task).digest, "rule": named(self.rule).digest,
-                       "plan": named(self.plan).digest, "seed": self.seed, "loop": named(loop).digest,
+                       "plan": named(self.plan).digest, "seed": self.seed, "loop": named(Training).digest,
                        "numerics": self.settings.numerics()})
 
     @cached_property
@@ -181,34 +151,17 @@ class Run:
 
     def _train(self, task: Task, folder: RunFolder, watch: Mapping[Watch, str]) -> list[str]:
         """Train, write what the watching probes found and the result, and return the errors of probes."""
-        total = self.plan.steps(len(task.data().train))
-        seen: dict[Watch, list[tuple[int | None, Reading]]] = {w: [] for w in watch}
-        silences: dict[Watch, str] = {}
-        errors: dict[Watch, str] = {}
-
-        def look(snapshot: Snapshot) -> None:
-            for w in watch:
-                if w not in errors and snapshot.step in w.steps(total):
-                    reading, silence, error = take(w.probe, snapshot)
-                    seen[w].append((snapshot.step, reading))
-                    silences.update({w: silence} if silence else {})
-                    errors.update({w: error} if error else {})
-
-        wall, cpu = time.perf_counter(), time.process_time()
-        moments = frozenset[int]().union(*(w.steps(total) for w in watch))
-        if isinstance(task, Game):
-            trained = play(task, self.rule, self.plan, self.seed, watch=look, at=moments)
-        else:
-            trained = train(task, self.rule, self.plan, self.seed, watch=look, at=moments)
-        spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        observed = Observed(task, self.rule, self.plan, self.seed, watch, folder, self.id, self.checkpoint)
+        trained = observed.run()
         for w, name in watch.items():
-            if w not in errors:
-                folder.write_reading(name, repr(w.probe), seen[w], silences.get(w, ""))
+            if name not in observed.errors:
+                folder.write_reading(name, repr(w.probe), observed.seen[name], observed.silences.get(name, ""))
         if not folder.has_result() or not folder.has_weights():
             series = {name: trace.numpy() for name, trace in trained.traces.items()}
-            folder.write_result(self._summary(trained) | spent, {"losses": trained.losses.numpy(), **series},
-                                trained.snapshot.model.state_dict())
-        return list(errors.values())
+            folder.write_result(self._summary(trained) | observed.spent() | {"unsaved": observed.unsaved},
+                                {"losses": trained.losses.numpy(), **series}, trained.snapshot.model.state_dict())
+        folder.drop_state()
+        return list(observed.errors.values())
 
     def _summary(self, trained: Trained) -> dict[str, Any]:
         tail = trained.losses[-max(1, len(trained.losses) // self.plan.epochs):]
@@ -287,21 +240,3 @@ class Call:
 def probe_id(probe: Probe) -> str:
     """Return the digest of a probe's settings and of the code that measures."""
     return named(probe).digest
-
-
-def take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:
-    """Return a reading, why the probe is silent about the model or a part of it, and how it failed: "" if not."""
-    with seeded(snapshot.seed):
-        try:
-            reading = probe(snapshot)
-            return reading, reading.silence, ""
-        except UserError as error:  # the probe does not fit this model: that is a result too
-            return Reading({}), str(error).removeprefix(f"{type(probe).__name__}: "), ""  # readers name it
-        except Exception as error:
-            return Reading({}), "", f"{probe!r} stopped with {describe_error(error)}"
-
-
-def describe_error(error: Exception) -> str:
-    """Return an error's kind, words and place."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"

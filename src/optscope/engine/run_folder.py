@@ -21,6 +21,7 @@ from optscope.files import DamagedError, read_json, set_aside, to_json, write_at
 from optscope.probes.probe import Reading
 
 SCHEMA = 1
+STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class RunFolder:
     def mend(self) -> None:
         """Set aside every file that is cut off or garbled, and those that vouch for it: they are made again."""
         for path in (*self.path.glob("*.safetensors"), *self.path.glob("*.pt")):
-            if not _is_whole(path):
+            if path.name != STATE and not _is_whole(path):  # who resumes looks at a state more closely
                 voucher = f"{path.stem}.json" if path.stem.startswith("probe-") else "result.json"
                 for each in (self.path / voucher, path):
                     if each.is_file():
@@ -98,6 +99,23 @@ class RunFolder:
         """Remove the trained weights; training makes the same again."""
         for name in (TENSORS, REST):
             (self.path / name).unlink(missing_ok=True)
+
+    def state(self) -> bytes | None:
+        """Return the state of a training that was stopped, or None."""
+        return (self.path / STATE).read_bytes() if (self.path / STATE).is_file() else None
+
+    def write_state(self, content: bytes) -> None:
+        """Write the state of a training on its way."""
+        self.path.mkdir(exist_ok=True)
+        write_atomically(self.path / STATE, content)
+
+    def set_state_aside(self) -> None:
+        """Keep a state that could not be read, for whoever wants to know why."""
+        set_aside(self.path / STATE)
+
+    def drop_state(self) -> None:
+        """Remove the state of a training that has ended."""
+        (self.path / STATE).unlink(missing_ok=True)
 
     def write_result(self, summary: Mapping[str, Any], series: Mapping[str, NDArray[Any]],
                      weights: Mapping[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -52,6 +53,24 @@ class Stepper:
             set_mode(self.optimizer, "eval")
             yield
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimiser's state and rates, its own random numbers, and whether it has stepped."""
+        numbers = self._numbers.kept if isinstance(self._numbers, OwnNumbers) else None
+        return {"optimizer": self.optimizer.state_dict(), "rates": self._rates.state(), "numbers": numbers,
+                "moved": self._moved}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from the state of another stepper of the same rule and model; tensors keep the types they had."""
+        state, kept = saved["optimizer"], copy.deepcopy(saved["optimizer"].get("state", {}))
+        self.optimizer.load_state_dict(copy.deepcopy(state))
+        order = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for i, each in kept.items():  # loading casts them to the weights' type
+            self.optimizer.state[order[i] if isinstance(i, int) and i < len(order) else i] = each
+        self._rates = Rates(self.optimizer, **saved["rates"])
+        self._moved = saved["moved"]
+        if isinstance(self._numbers, OwnNumbers):
+            self._numbers.kept = saved["numbers"]
+
     def finish(self) -> None:
         """Leave the weights that the optimiser stands for."""
         if self._moved:
@@ -68,7 +87,7 @@ class OwnNumbers:
     def __init__(self, seed: int, *, everywhere: bool) -> None:
         self._everywhere = everywhere
         with seeded(seed):
-            self._kept = self._states()
+            self.kept = self._states()
 
     def __enter__(self) -> None:
         self._swap()
@@ -81,8 +100,8 @@ class OwnNumbers:
         return (torch.get_rng_state(), *others)
 
     def _swap(self) -> None:
-        numbers, *others = self._kept
-        self._kept = self._states()
+        numbers, *others = self.kept
+        self.kept = self._states()
         torch.set_rng_state(numbers)
         if others:
             np.random.set_state(others[0])

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from optscope.engine.train import Plan, Trained, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
+from optscope.engine.training import Trained
 from optscope.errors import UserError
 from optscope.optim.rule import Rule
 from optscope.tasks.snapshot import Snapshot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from optscope.errors import UserError
 
@@ -51,6 +53,23 @@ def from_files(files: Mapping[str, bytes]) -> dict[str, Any]:
     if REST in files:
         found |= torch.load(io.BytesIO(files[REST]), "cpu", weights_only=True)
     return found
+
+
+def load_into(model: nn.Module, weights: Mapping[str, Any], *, own: bool) -> None:
+    """Load a state dict into a model; its `own` was written by this very program, without its modules' versions.
+
+    Raises:
+        Exception: whatever the model's own code raises when the weights are another model's.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not is_lazy(buffer) and buffer.layout is torch.strided and 0 in buffer.stride():
+                # Expanded: several of its elements share a place, and nothing can be loaded into it.
+                setattr(module, name, buffer.clone())
+    if own:
+        weights = OrderedDict(weights)
+        weights._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    model.load_state_dict(weights)
 
 
 def _is_ordinary(value: object) -> bool:

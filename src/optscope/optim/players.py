@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self
 
@@ -47,6 +47,17 @@ class Players(Rule):
     def by_name(self) -> Mapping[str, Rule]:
         """The rules by player."""
         return dict(self.rules)
+
+    def by_player(self, players: Sequence[str]) -> Mapping[str, Rule]:
+        """Return the rule of each player.
+
+        Raises:
+            UserError: naming the player without a rule, or the rule without a player; or when it is no game.
+        """
+        if list(players) == [""]:
+            raise UserError(f"it is no game, and is trained by one rule; got {self!r}")
+        self.check_players(players)
+        return self.by_name
 
     @property
     def lr(self) -> Hyper:

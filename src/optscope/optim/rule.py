@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -160,6 +160,17 @@ class Rule(ABC):
             raise UserError(f'{self!r} takes norms over modules and over the model: give both per="module" or '
                             'both per="model"')
         return self.optimizer(by_module(model))
+
+    def by_player(self, players: Sequence[str]) -> Mapping[str, Rule]:
+        """Return the rule of each player: itself, of the only one of an ordinary task, whose name is "".
+
+        Raises:
+            UserError: when there are several: they need `Players`.
+        """
+        if len(players) != 1:
+            raise UserError(f"it is a game: give each player a rule, Players("
+                            f"{', '.join(f'{name}=...' for name in players)}); got {self!r}")
+        return {players[0]: self}
 
     def held(self) -> Iterator[Rule]:
         """Yield the rules that this one holds."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from optscope.engine.run import Watch
-from optscope.engine.train import Plan, train
+from optscope.engine.plan import Plan
+from optscope.engine.train import train
+from optscope.engine.watch import Watch
 from optscope.errors import UserError
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.verdicts import equivalent, greater

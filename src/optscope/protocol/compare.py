@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 
-from optscope.engine.train import Plan
+from optscope.engine.plan import Plan
 from optscope.errors import UserError
 from optscope.optim import Graft, Players, PolarSGD, StepDecay
 from optscope.probes.accuracy import Accuracy

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Protocol
 
 from optscope.engine.once import looked_at_once
-from optscope.engine.run import Call, Run, Watch, Work
+from optscope.engine.plan import Plan
+from optscope.engine.run import Call, Run, Work
 from optscope.engine.store import Use
-from optscope.engine.train import Plan
+from optscope.engine.watch import Watch
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import Direction, Metric, Phase, Records
 from optscope.optim.rounding import Rounded

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from optscope.engine.plan import Plan
 from optscope.engine.rehearsal import Rehearsal, rehearse
-from optscope.engine.train import Plan
 from optscope.errors import UserError
 from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule

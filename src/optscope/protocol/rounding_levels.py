@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from optscope.engine.plan import Plan
 from optscope.engine.rehearsal import rehearse
 from optscope.engine.run import Call, Row
-from optscope.engine.train import Plan
 from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.errors import UserError
 from optscope.evidence.picture import Figure, Panel, Picture, Series

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from optscope.engine.train import MOST_STEPS
+from optscope.engine.plan import MOST_STEPS
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import Metric
 from optscope.protocol.arms import DEFAULT

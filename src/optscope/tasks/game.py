@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
+from optscope.tasks.objective import Objective
 from optscope.tasks.task import Kind, Loss, Task
+from optscope.tasks.tree import Batch
 
 Callables = Mapping[str, Callable[..., Tensor]]
 """The players' networks by name; calling one gives its outputs."""
@@ -125,3 +128,21 @@ class Game(Task):
         """What a game is made of, besides its rule: every player's network and loss, data, latent vectors."""
         sides = (part for player in self.players for part in (player.model, player.loss))
         return (*sides, self.data, self.latent, self.augment)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Who minimises what."""
+        return tuple(Objective(player.name, partial(_loss_of, player), player.steps) for player in self.players)
+
+    @property
+    def simultaneous(self) -> bool:
+        """Whether all players take their gradients at the same weights, before anyone moves."""
+        return self.order == "simultaneous"
+
+    def draw_latent(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return latent vectors for a batch of `n`."""
+        return self.latent(n, generator)
+
+
+def _loss_of(player: Player, model: nn.Module, batch: Batch, latent: Tensor) -> Tensor:
+    return player.loss(dict(model.named_children()), batch.inputs, latent)

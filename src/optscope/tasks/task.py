@@ -14,6 +14,7 @@ from torch.nn import functional
 from optscope.errors import UserError
 from optscope.tasks.arrays import check_lengths, plain
 from optscope.tasks.gather import gathered
+from optscope.tasks.objective import Objective
 from optscope.tasks.tree import Batch, Tree, called, mapped, output_of, sees_batch
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -150,6 +151,23 @@ class Task:
     @cached_property
     def _sees_batch(self) -> bool:
         return sees_batch(self.loss)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """Who minimises what: of a task one player, which has no name and the whole model."""
+        return (Objective("", self._value),)
+
+    @property
+    def simultaneous(self) -> bool:
+        """Whether all players take their gradients at the same weights, before anyone moves."""
+        return False
+
+    def draw_latent(self, n: int, generator: torch.Generator) -> Tensor | None:
+        """Return what is drawn for a batch of `n` beside its examples: nothing."""
+        return None
+
+    def _value(self, model: nn.Module, batch: Batch, latent: Tensor | None) -> Tensor:
+        return self.value(model, batch)
 
     @classmethod
     def from_tensors(cls, model: Callable[[], nn.Module], train: Any, test: Any, *, validation: Any = None,

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from optscope.engine.plan import Plan
 from optscope.engine.run import Call
-from optscope.engine.train import Plan
 from optscope.evidence.claims import Scale
 from optscope.optim import SGD, Adam, Graft, Linear, NormalizedSGD, Players, Rule, SignSGD
 from optscope.probes.accuracy import Accuracy

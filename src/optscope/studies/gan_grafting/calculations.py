@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from optscope.engine.fleet import outputs, play_members
+from optscope.engine.plan import Plan
 from optscope.engine.run import Row
-from optscope.engine.train import Plan
 from optscope.optim import SGD, Linear, NormalizedSGD, Players, Rule
 from optscope.probes.modes import count_modes
 from optscope.protocol.search import PlayerGrid

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.nn.functional import cross_entropy
 
-from optscope.engine.train import Plan
+from optscope.engine.plan import Plan
 from optscope.evidence.records import Records
 from optscope.optim import SGD, AdamW, Cosine, Momentum
 from optscope.probes.accuracy import Checkpoint

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from optscope.engine.plan import Plan
 from optscope.engine.run import Call
-from optscope.engine.train import Plan
 from optscope.evidence.claims import Scale
 from optscope.optim import SGD, Decayed, Rule, StepDecay
 from optscope.protocol.comparison import Calls, Experiment

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from optscope.engine.plan import Plan
 from optscope.engine.run import Row
-from optscope.engine.train import Plan
 from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.evidence.growth import growth_rate
 from optscope.optim import Rounded, Rule

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from optscope.engine.plan import Plan
 from optscope.engine.run import Row
-from optscope.engine.train import Plan, train
+from optscope.engine.train import train
 from optscope.optim import SGD, Adam, RMSProp, Rule, SignSGD
 from optscope.probes.attack import PGD
 from optscope.probes.frequency import spectral_energy

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from optscope.engine.plan import Plan
 from optscope.engine.run import Call
-from optscope.engine.train import Plan
 from optscope.evidence.claims import Scale
 from optscope.optim import SGD, PolarSGD, StepDecay
 from optscope.probes.accuracy import Accuracy

@@ -1,0 +1,63 @@
+"""What a seed deals to a training, whatever the rules are: batches in an order of their own, and latent vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optscope.engine.plan import Plan
+from optscope.tasks.fresh import streams
+from optscope.tasks.task import Split, Task
+from optscope.tasks.tree import Batch
+
+
+class Deal:
+    """The examples and latent vectors of every step.
+
+    Batches follow the plan's epochs over the training part. Step j of any player in a round gets the round's j-th
+    batch, so a round takes as many batches as its busiest player makes steps; a task has one player, of one step.
+    """
+
+    def __init__(self, task: Task, plan: Plan, seed: int) -> None:
+        self.part: Split = task.data().train
+        self.total = plan.steps(len(self.part))
+        self.per_epoch = plan.steps_per_epoch(len(self.part))
+        self._task, self._size = task, plan.batch
+        self._each = max(objective.steps for objective in task.objectives)
+        _, self._order, noise = streams(seed)
+        self._augmenting = torch.Generator().manual_seed(self._order + 1)
+        self._latent = torch.Generator().manual_seed(noise + 1)
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def batch(self, round_: int, step: int = 0) -> Batch:
+        """Return the examples of one step of a round."""
+        epoch, place = divmod(round_ * self._each + step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, epoch_permutation(len(self.part), self._order, epoch)
+        batch = self.part.take(self._permutation[place * self._size:(place + 1) * self._size])
+        if self._task.augment is not None:
+            batch = Batch(self._task.augment(batch.inputs, self._augmenting), batch.targets)
+        return batch
+
+    def latent(self) -> Tensor | None:
+        """Return fresh latent vectors, as many as a batch has examples, in games that have them."""
+        return self._task.draw_latent(min(self._size, len(self.part)), self._latent)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been drawn: the order of the examples is a function of the seed."""
+        return {"augmenting": self._augmenting.get_state(), "latent": self._latent.get_state()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on drawing where another deal of the same seed was."""
+        self._augmenting.set_state(saved["augmenting"])
+        self._latent.set_state(saved["latent"])
+
+
+def epoch_permutation(examples: int, order: int, epoch: int) -> Tensor:
+    """Return the order of the examples in one epoch: a function of the seed and the epoch's number alone."""
+    state = np.random.SeedSequence((order, epoch)).generate_state(1)[0]
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(int(state)))

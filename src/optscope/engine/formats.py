@@ -1,0 +1,50 @@
+"""Memory formats: channels-last for models that convolve, where models and optimisers stand it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from optscope.engine.stepping import Stepper
+from optscope.optim.rule import Rule
+from optscope.tasks.fresh import seeded
+from optscope.tasks.tree import Batch, Tree, called, mapped
+
+
+def in_format(batch: Batch, memory_format: torch.memory_format) -> Batch:
+    """Return a batch whose images lie in memory as asked."""
+    def of(leaf: Tensor) -> Tensor:
+        return leaf.contiguous(memory_format=memory_format) if leaf.dim() == 4 else leaf
+    return Batch(mapped(of, batch.inputs), batch.targets)
+
+
+def fast_format(model: nn.Module, inputs: Tree, rule: Rule) -> torch.memory_format:
+    """Return channels-last for models that convolve (1.3 to 1.5 times faster on a CPU), else contiguous.
+
+    Some models need contiguous images, for example those that flatten by `view`, and some optimisers contiguous
+    weights: a copy of the model tries.
+    """
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return torch.contiguous_format
+    try:
+        with seeded(0), torch.no_grad():
+            trial = copy.deepcopy(model).train()
+            trial.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            called(trial, in_format(Batch(inputs, ()).copy(), torch.channels_last).inputs)
+            for each in rule.walk():  # by itself, so that an arm and its rounding twins get the same
+                if each.foreign and next(each.held(), None) is None:
+                    _try_steps(each, trial)
+    except Exception:  # whatever their authors chose to raise; what has other causes is raised again in training
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _try_steps(rule: Rule, model: nn.Module) -> None:
+    """Make three steps from gradients that lie in memory as the weights do."""
+    stepper = Stepper(rule, model, 0)
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.rand_like(p) if p.requires_grad else None
+        stepper.step(1.0)

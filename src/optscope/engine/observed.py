@@ -1,0 +1,141 @@
+"""A training with those who watch it: saved on the way, so that after a kill it goes on from there to the bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from optscope.engine.plan import Plan
+from optscope.engine.run_folder import RunFolder
+from optscope.engine.state_file import equal, from_bytes, to_bytes
+from optscope.engine.training import Trained, Training
+from optscope.engine.watch import Watch, describe_error, take
+from optscope.errors import UserError
+from optscope.files import DamagedError
+from optscope.optim.rule import Rule
+from optscope.probes.probe import Reading
+from optscope.tasks.task import Task
+from optscope.tasks.unchanged import unchanged
+
+SHARE = 0.05
+"""The share of the time that writing states may take: large ones are written less often."""
+TRIED = 2
+"""How many steps a state is tried for before it is trusted."""
+
+
+class Observed:
+    """A training of a run, what its watchers found so far, and its state on disk.
+
+    The state is written every `every` seconds, and first tried: another training is made, loads it, and both go
+    some steps; only where all that they hold is then the same to the bit is it kept. What cannot be saved or does
+    not come back (an optimiser that keeps something outside its state dict) is said in `unsaved`, and after a kill
+    such a training begins anew.
+
+    `owner` is the run's id, which all that changes its bits belongs to: a state of another is not loaded.
+    """
+
+    def __init__(self, task: Task, rule: Rule, plan: Plan, seed: int, watch: Mapping[Watch, str],
+                 folder: RunFolder, owner: str, every: float) -> None:
+        self._make = partial(Training, task, rule, plan, seed)
+        self._watch, self._folder, self._owner, self._every = dict(watch), folder, owner, every
+        self.training = self._make()
+        self.seen: dict[str, list[tuple[int | None, Reading]]] = {name: [] for name in watch.values()}
+        self.silences: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
+        self.unsaved = ""
+        self._looked = -1
+        self._spent, self._tried = (0.0, 0.0), False
+        self._start = time.perf_counter(), time.process_time()
+        self._saved_at, self._cost = time.monotonic(), 0.0
+        self._resume()
+
+    def run(self) -> Trained:
+        """Train to the end, or to where numbers are no longer finite, and look at every moment of the watchers."""
+        training, moments = self.training, {w: w.steps(self.training.total) for w in self._watch}
+        for moment in sorted({training.total}.union(*moments.values())):
+            while training.step < moment and training.advance(moment, seconds=self._left()):
+                if training.step < moment:
+                    self._save(moment)
+            if training.diverged_at is not None or not training.advance(moment):
+                break
+            if moment > self._looked:
+                self._look({w for w, steps in moments.items() if moment in steps})
+            if self._left() <= 0 and moment < training.total:
+                self._save(moment)
+        return training.trained()
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds that it took so far, before a kill included."""
+        wall, cpu = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
+        return {"seconds": self._spent[0] + wall, "cpu_seconds": self._spent[1] + cpu}
+
+    def _look(self, watchers: set[Watch]) -> None:
+        with self.training.looked_at() as snapshot:
+            for w, name in self._watch.items():
+                if w in watchers and name not in self.errors:
+                    reading, silence, error = take(w.probe, snapshot)
+                    self.seen[name].append((snapshot.step, reading))
+                    self.silences.update({name: silence} if silence else {})
+                    self.errors.update({name: error} if error else {})
+        self._looked = self.training.step
+
+    def _left(self) -> float:
+        """Return in how many seconds a state is due."""
+        return max(self._every, self._cost / SHARE) - (time.monotonic() - self._saved_at)
+
+    def _save(self, moment: int) -> None:
+        """Write the state, unless it cannot be; the training goes on for the trial, but not beyond `moment`."""
+        if self.unsaved:
+            self._saved_at = time.monotonic()
+            return
+        start = time.monotonic()
+        try:
+            content = to_bytes(self._state(), self._owner)
+            if not self._tried:
+                self._try(content, moment)
+        except UserError as error:
+            self.unsaved = str(error)
+        except Exception as error:  # whatever a user's model or optimiser raises when it is saved or loaded
+            self.unsaved = describe_error(error)
+        if not self.unsaved:
+            self._folder.write_state(content)
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - start
+
+    def _try(self, content: bytes, moment: int) -> None:
+        """Raise unless another training that loads the state goes on as this one does."""
+        twin = self._make()
+        with unchanged(twin.model):
+            twin.load_state_dict(from_bytes(content, self._owner)["training"])
+            until = min(self.training.step + TRIED, max(moment, self.training.step + 1), twin.total)
+            for each in (self.training, twin):
+                each.advance(until)
+            if not equal(self.training.state_dict(), twin.state_dict()):
+                raise UserError("a training that loads the state goes on otherwise: something that training "
+                                "changes is kept outside the state dicts of the model and the optimiser")
+        self._tried = True
+
+    def _state(self) -> dict[str, Any]:
+        seen = {name: [[step, dict(r.values), dict(r.arrays), r.silence] for step, r in readings]
+                for name, readings in self.seen.items()}
+        return {"training": self.training.state_dict(), "seen": seen, "silences": self.silences,
+                "errors": self.errors, "looked": self._looked, "spent": list(self.spent().values())}
+
+    def _resume(self) -> None:
+        """Go on from the state on disk, if there is one of this training and these watchers."""
+        content = self._folder.state()
+        if content is None:
+            return
+        try:
+            found = from_bytes(content, self._owner)
+            if self.seen.keys() <= found["seen"].keys():
+                self.training.load_state_dict(found["training"])
+                self.seen = {name: [(step, Reading(*reading)) for step, *reading in found["seen"][name]]
+                             for name in self.seen}
+                self.silences, self.errors, self._looked = found["silences"], found["errors"], found["looked"]
+                self._spent, self._tried = tuple(found["spent"]), True
+        except (DamagedError, KeyError, TypeError, ValueError, RuntimeError):
+            self._folder.set_state_aside()  # with what it holds of the training, which begins anew
+            self.training = self._make()
