@@ -28,7 +28,7 @@ SEES = {
     "report": {"optscope.evidence", "optscope.files", "optscope.errors"},
     "engine": {"optscope.evidence", "optscope.files", "optscope.errors", "optscope.vector", "optscope.optim.rule",
                "optscope.optim.players", "optscope.optim.schedules", "optscope.optim.rates", "optscope.optim.trial",
-               "optscope.tasks.task", "optscope.tasks.game",
+               "optscope.tasks.task", "optscope.tasks.game", "optscope.tasks.objective", "optscope.tasks.tree",
                "optscope.tasks.fresh", "optscope.tasks.snapshot", "optscope.tasks.unchanged",
                "optscope.probes.probe"},
 }
