@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optscope.errors import UserError
+from optscope.errors import UserError, nearest
 
 Direction = Literal["higher", "lower", "neither"]
 Phase = Literal["tune", "final", "twin"]
 """Why a run was made: to choose a learning rate, to compare arms, or to see what rounding alone changes."""
+Factor = str | int | float
+"""What a factor is set to: a number, or a word for what is no number."""
 
-_INDEXED = ("run", "metric", "arm", "experiment")
-"""Fields by which rows are found at once, those that leave the fewest first."""
+NO_FACTORS: Mapping[str, Factor] = {}
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Metric:
     axis: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One measured number of one run.
 
     `at` is the coordinate on the metric's axis (None when it has none); `step` the training step it was taken
     at (None: after the last); `status` is "ok" or "diverged": a diverged run keeps its rows, with nan values.
+    `factors` are what the experiment varied, and what this row has them at: rows of one run share one mapping.
     """
 
     experiment: str
@@ -53,19 +55,67 @@ class Record:
     rule: str = ""
     status: str = "ok"
     run: str = ""
+    factors: Mapping[str, Factor] = field(default_factory=lambda: NO_FACTORS, hash=False)
+
+
+FIELDS = tuple(f.name for f in fields(Record) if f.name != "factors")
+"""The columns that every record has, in their order."""
+
+
+def check_factors(factors: Mapping[str, Factor], owner: str) -> None:
+    """Look at what an arm or a row calls its factors; `owner` says whose they are.
+
+    Raises:
+        UserError: unless every name is a word that is no column of a record, and every value a finite number, or
+            text that does not read as one.
+    """
+    for name, value in factors.items():
+        if not (isinstance(name, str) and name.isidentifier()) or name.lower() in (*FIELDS, "factors"):
+            raise UserError(f"{owner}: a factor's name is one word that is none of {', '.join(FIELDS)}; "
+                            f"got {name!r}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not number and not (isinstance(value, str) and value and not _reads_as_number(value)):
+            raise UserError(f"{owner}: the factor {name} is a finite number, or a word for what is no number; "
+                            f"got {value!r}")
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def measured(arm: str, seed: int, metric: str, value: float, at: float | None = None, step: int | None = None,
+             **factors: Factor) -> Record:
+    """Return a number that a call found; what the call was made for (experiment, run) is filled in by the folder.
+
+    >>> measured("polar", 1, "error", 0.5, depth=2).factors
+    {'depth': 2}
+
+    Raises:
+        UserError: when a factor has the name of a column, or is neither a number nor a word.
+    """
+    check_factors(factors, f'the row "{metric}" of {arm or "a call"}')
+    return Record("", arm, seed, metric, value, at, step, factors=factors or NO_FACTORS)
 
 
 class Records(Sequence[Record]):
-    """All rows of a study or comparison.
+    """All rows of a study or comparison, or those of them that were asked for.
 
-    >>> rows = Records([Record("demo", "a", s, "accuracy", 0.9 + s / 100) for s in (1, 2)])
+    >>> rows = Records([Record("demo", "a", s, "accuracy", 0.9 + s / 100, factors={"keep": 30}) for s in (1, 2)])
     >>> rows.by_seed("a", "accuracy")
     {1: 0.91, 2: 0.92}
+    >>> len(rows.where(keep=30, seed=2))
+    1
     """
 
-    def __init__(self, rows: Iterable[Record] = ()) -> None:
+    def __init__(self, rows: Iterable[Record] = (), whole: Records | None = None) -> None:
         self._rows = tuple(rows)
-        self._places: dict[str, dict[object, list[Record]]] = {}
+        self._whole = self if whole is None else whole
+        self._parts: dict[str, dict[object, Records]] = {}
+        self._factors: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -73,28 +123,75 @@ class Records(Sequence[Record]):
     def __iter__(self) -> Iterator[Record]:
         return iter(self._rows)
 
-    def __getitem__(self, index: int | slice) -> Record | Records:  # type: ignore[override]
-        return Records(self._rows[index]) if isinstance(index, slice) else self._rows[index]
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index: int | slice) -> Record | Records:
+        return Records(self._rows[index], self._whole) if isinstance(index, slice) else self._rows[index]
 
     def __add__(self, other: Iterable[Record]) -> Records:
         return Records((*self._rows, *other))
 
-    def where(self, **fields: object) -> Records:
-        """Return the rows whose fields equal all of `fields`; a tuple or set means any of its values."""
-        def fits(row: Record) -> bool:
-            return all(getattr(row, name) in value if isinstance(value, (tuple, set, frozenset))
-                       else getattr(row, name) == value for name, value in fields.items())
-        one = next((name for name in _INDEXED if isinstance(fields.get(name), str)), None)
-        return Records(filter(fits, self._rows if one is None else self._of(one, fields[one])))
+    def where(self, **wanted: object) -> Records:
+        """Return the rows whose fields and factors equal all that is wanted; a list, tuple or set means any of it.
 
-    def _of(self, name: str, value: object) -> Sequence[Record]:
-        """Return the rows whose field `name` is `value`, found by an index that is made when it is first needed."""
-        if name not in self._places:
-            places: dict[object, list[Record]] = {}
+        A row that has not the factor has it at nothing. Rows are found by an index, which is made when it is first
+        needed and kept: asking again costs nothing, in whatever order.
+
+        Raises:
+            UserError: for a name that is no field of a record and no factor of any of these.
+        """
+        found = self
+        for name in sorted(wanted, key=_place):
+            if found:  # of no rows anything may be asked: an experiment that gave none has no factors to know
+                found = found._at(name, wanted[name])
+        return found
+
+    def _at(self, name: str, value: object) -> Records:
+        if name not in FIELDS and name not in self._whole.factors():
+            raise UserError(f'no field or factor of records is called "{name}"; '
+                            f"{nearest(name, (*FIELDS, *self._whole.factors()))}")
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return Records((row for row in self._rows if _read(row, name) in value), self._whole)
+        if name not in self._parts:
+            parts: dict[object, list[Record]] = {}
             for row in self._rows:
-                places.setdefault(getattr(row, name), []).append(row)
-            self._places[name] = places
-        return self._places[name].get(value, ())
+                parts.setdefault(_read(row, name), []).append(row)
+            self._parts[name] = {key: Records(rows, self._whole) for key, rows in parts.items()}
+        return self._parts[name].get(value) or Records((), self._whole)
+
+    def factors(self) -> tuple[str, ...]:
+        """Return the names of the factors of these rows, in order of first appearance."""
+        if self._factors is None:
+            different = {id(row.factors): row.factors for row in self._rows}.values()
+            self._factors = tuple(dict.fromkeys(name for factors in different for name in factors))
+        return self._factors
+
+    def levels(self, name: str) -> list[Any]:
+        """Return the values that a field or factor takes in these rows, ascending, numbers before words.
+
+        Raises:
+            UserError: for a name that is no field of a record and no factor of any of these.
+        """
+        if self._rows:
+            self._at(name, None)
+        found = self._parts.get(name, {}).keys() - {None}
+        return sorted(found, key=lambda value: (isinstance(value, str), value))
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return a list a column, one value a row: what `pandas.DataFrame` and `polars.DataFrame` take.
+
+        The fields of a record come first, then each factor, None where a row has not got it. A column of numbers
+        and words is one of words; one of whole and of other numbers is one of floats.
+        """
+        table: dict[str, list[Any]] = {name: [getattr(row, name) for row in self._rows] for name in FIELDS}
+        for name in self.factors():
+            values = [row.factors.get(name) for row in self._rows]
+            kinds = {type(value) for value in values if value is not None}
+            kind = str if str in kinds else float if float in kinds else None
+            table[name] = [v if v is None or kind is None else kind(v) for v in values]
+        return table
 
     def arms(self) -> list[str]:
         """Return the arms in order of first appearance."""
@@ -106,7 +203,7 @@ class Records(Sequence[Record]):
 
     def axis(self, metric: str) -> list[float]:
         """Return the coordinates at which a metric was measured, ascending."""
-        return sorted({row.at for row in self._of("metric", metric) if row.at is not None})
+        return self.where(metric=metric).levels("at")
 
     def by_seed(self, arm: str, metric: str, at: float | None = None) -> dict[int, float]:
         """Return seed to value for the final phase of one arm and metric, measured after the last step.
@@ -114,18 +211,17 @@ class Records(Sequence[Record]):
         Raises:
             UserError: without `at`, when the metric was measured at several coordinates.
         """
-        rows = [row for row in self._of("metric", metric)
-                if row.arm == arm and row.phase == "final" and row.step is None
-                and (at is None or (row.at is not None and math.isclose(row.at, at)))]
-        if at is None and len({row.at for row in rows}) > 1:
-            places = sorted({row.at for row in rows if row.at is not None})
+        rows: Iterable[Record] = self.where(arm=arm, metric=metric, step=None, phase="final")
+        if at is not None:
+            rows = [row for row in rows if row.at is not None and math.isclose(row.at, at)]
+        elif len(places := {row.at for row in rows}) > 1:
             raise UserError(f'"{metric}" was measured at several coordinates; say which with at=: '
-                            f"{', '.join(f'{place:g}' for place in places)}")
+                            f"{', '.join(f'{place:g}' for place in sorted(p for p in places if p is not None))}")
         return {row.seed: row.value for row in rows}
 
     def seeds(self, *arms: str) -> list[int]:
         """Return the seeds on which any of the arms was trained in the final phase, well or not."""
-        return sorted({row.seed for arm in arms for row in self._of("arm", arm) if row.phase == "final"})
+        return sorted({seed for arm in arms for seed in self.where(arm=arm, phase="final").levels("seed")})
 
     def values(self, arm: str, metric: str, at: float | None = None) -> NDArray[np.float64]:
         """Return one value a seed the arm was trained on, nan where a run left none."""
@@ -142,3 +238,13 @@ class Records(Sequence[Record]):
         a, b = self.by_seed(arm, metric, at), self.by_seed(other, metric, at)
         return (np.array([a.get(s, math.nan) for s in seeds], dtype=np.float64),
                 np.array([b.get(s, math.nan) for s in seeds], dtype=np.float64))
+
+
+def _read(row: Record, name: str) -> object:
+    """Return what a row has a field or factor at, None where it has not got the factor."""
+    return getattr(row, name) if name in FIELDS else row.factors.get(name)
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Return where a name comes in a search: fields in their order, to share indexes; factors last."""
+    return (FIELDS.index(name), "") if name in FIELDS else (len(FIELDS), name)
