@@ -25,11 +25,12 @@ from optscope.engine.execute import Inline, Local
 from optscope.engine.plan import Plan
 from optscope.engine.run import Call, Run, Watch, probe_id
 from optscope.engine.run_folder import RunFolder
-from optscope.engine.store import Store, Use, export_csv
+from optscope.engine.store import Store, Use
 from optscope.engine.train import train
 from optscope.engine.training import first_non_finite
 from optscope.errors import UserError
-from optscope.files import write_atomically
+from optscope.evidence.records import Record, measured
+from optscope.files import to_json, write_atomically
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.geometry import Geometry
@@ -137,20 +138,52 @@ def test_records_are_made_from_files_and_indexed(tmp_path):
     store = Store(tmp_path / "out")
     run = Run(TASK, SGD(lr=0.1), PLAN, 1, (Accuracy(),), (Watch(Accuracy(split="validation"), 3),))
     run.perform(store.run_folder(run.id))
-    use = Use("demo", "SGD", "final", 1, repr(run.rule), run.id, run.readings)
+    use = Use("demo", "SGD", "final", 1, repr(run.rule), run.id, run.readings, {"width": 8, "kind": "plain"})
     store.add_uses([use, use])
     assert store.uses() == [use]
     records = store.records()
     assert records.by_seed("SGD", "accuracy").keys() == {1}
     assert [r.step for r in records.where(metric="loss") if r.step is not None] == [6, 12, 18]
     assert float(records.values("SGD", "learning rate")[0]) == 0.1
+    assert records.factors() == ("width", "kind")
+    assert len(records.where(width=8, kind="plain")) == len(records)
     store.index(records)
     import sqlite3
     with sqlite3.connect(tmp_path / "out" / "index.sqlite") as database:
-        assert database.execute("select count(*) from records").fetchone()[0] == len(records)
+        assert database.execute("select count(*) from records where width = 8").fetchone()[0] == len(records)
     database.close()
-    export_csv(records, tmp_path / "r.csv")
-    assert len((tmp_path / "r.csv").read_text().splitlines()) == len(records) + 1
+
+
+def test_a_folder_of_0_1_has_no_factors(tmp_path):
+    store = Store(tmp_path / "out")
+    old = ["demo", "", "final", 0, "", "0123456789abcdef", []]
+    write_atomically(store.folder / "entries.json", to_json({"schema": 1, "entries": [old]}))
+    (store.folder / "runs" / old[5]).mkdir()
+    result = {"schema": 1, "status": "ok", "seconds": 1.0, "rows": [["L=2, polar", 1, "error", 0.5, None, None]]}
+    write_atomically(store.folder / "runs" / old[5] / "result.json", to_json(result))
+    assert [(row.arm, dict(row.factors)) for row in store.records()] == [("L=2, polar", {}), ("", {})]
+
+
+def test_rows_of_a_call_keep_their_factors(tmp_path):
+    store, call = Store(tmp_path / "out"), Call(with_factors)
+    call.perform(store.run_folder(call.id))
+    records = store.records([Use("demo", "", "final", 0, "", call.id, (), {"scale": "desk"})])
+    assert records.factors() == ("scale", "depth", "kind")
+    assert records.where(depth=2).by_seed("polar", "error") == {1: 0.5, 2: 0.25}
+    first, second = records.where(depth=2)
+    assert first.factors is second.factors
+    assert [row.arm for row in records.where(scale="desk", kind=None, depth=None)] == ["other", ""]
+    with pytest.raises(UserError, match="a row of a call: a factor's name is one word"):
+        Call(with_a_wrong_factor).perform(store.run_folder("0123456789abcdef"))
+
+
+def with_factors():
+    rows = [measured("polar", seed, "error", 0.5 / seed, depth=2, kind="limit") for seed in (1, 2)]
+    return [*rows, measured("other", 1, "error", 0.125)], {}
+
+
+def with_a_wrong_factor():
+    return [Record("", "a", 1, "error", 0.5, factors={"run": 1})], {}
 
 
 def test_a_probe_added_later_does_not_train_again(tmp_path):

@@ -25,10 +25,10 @@ from optscope.engine.identity import describe
 from optscope.engine.numerics import TorchSettings, numerics
 from optscope.engine.once import looked_at_once
 from optscope.engine.plan import Plan
-from optscope.engine.run import Row, Run
+from optscope.engine.run import Run
 from optscope.engine.store import RunFolder
 from optscope.errors import UserError
-from optscope.evidence.records import Records
+from optscope.evidence.records import Record, Records, measured
 from optscope.optim import SGD, Adam, Constant, Graft, Momentum, StepDecay
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.search import Grid
@@ -308,9 +308,9 @@ def test_torch_settings_are_part_of_the_name_and_hold_while_it_is_performed(name
     assert numerics() == before
 
 
-def settings_there() -> tuple[list[Row], dict[str, object]]:
+def settings_there() -> tuple[list[Record], dict[str, object]]:
     """Return what a new tensor is, and how many threads there are."""
-    return [Row("", 0, str(torch.ones(1).dtype), float(torch.get_num_threads()))], {}
+    return [measured("", 0, str(torch.ones(1).dtype), float(torch.get_num_threads()))], {}
 
 
 def test_a_worker_has_the_settings_of_the_file_even_before_it_imports_what_the_file_imports(place, usual):

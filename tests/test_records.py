@@ -156,6 +156,7 @@ def test_sqlite_has_a_column_a_factor():
 
 def test_without_pyarrow_nothing_is_written_and_nothing_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "summary.parquet").write_text("of an earlier run")
     write_parquet(SOME, tmp_path / "summary.parquet")
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
@@ -165,8 +166,8 @@ def test_parquet_holds_the_same_columns(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     write_parquet(SOME, tmp_path / "summary.parquet")
     table = parquet.read_table(tmp_path / "summary.parquet")
-    expected = {"arm": "string", "seed": "int64", "value": "double", "at": "double", "step": "int64", "keep": "int64",
-                "k": "double"}
+    expected = {"arm": "string", "seed": "int64", "value": "double", "at": "double", "step": "int64",
+                "keep": "int64", "k": "double"}
     assert {name: str(table.schema.field(name).type) for name in expected} == expected
     assert repr(table.to_pydict()) == repr(SOME.columns())
     write_parquet(Records(), tmp_path / "summary.parquet")

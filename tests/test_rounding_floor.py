@@ -112,7 +112,8 @@ def made(distance: float, rounding_sd: float, seeds_sd: float, seeds: int = 60) 
     for seed in range(seeds):
         base = rng.normal(80, seeds_sd)
         rows.append(Record("rounding", "SGD", seed, "distance", distance, at=0.1))
-        rows += [Record("rounding", f"SGD, k = {k}", seed, "accuracy", base + rng.normal(0, rounding_sd), at=0.1)
+        rows += [Record("rounding", "SGD", seed, "accuracy", base + rng.normal(0, rounding_sd), at=0.1,
+                        factors={"k": k})
                  for k in rounding_levels.KS]
     return Records(rows)
 
@@ -143,7 +144,7 @@ def test_the_door_finds_rates_and_leaves_a_report(tmp_path):
     assert "rounding alone moved the validation accuracy of no run" in lines[0]
     text = (tmp_path / "report.md").read_text()
     assert "Does rounding decide the training of blobs?" in text
-    assert len(result.records.where(metric="accuracy", arm="SGD, k = 3")) == 2 * 2
+    assert len(result.records.where(metric="accuracy", arm="SGD", k=3)) == 2 * 2
     again = lab.rounding(TASK, tmp_path, arms=ARMS, settings=settings, executor=Inline())
     assert again.summary == result.summary
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from optscope import cli
-from optscope.engine.run import Row
+from optscope.evidence.records import Record, measured
 from optscope.tasks.task import Data, Split, Task
 
 
@@ -44,28 +44,28 @@ class Net:
 TASK = Task("blobs", Net(), Blobs())
 
 
-def kill_once(marker: str) -> tuple[list[Row], dict[str, object]]:
+def kill_once(marker: str) -> tuple[list[Record], dict[str, object]]:
     """Kill this process the first time, then give a row."""
     if not Path(marker).exists():
         Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return [Row("a", 0, "alive", 1.0)], {}
+    return [measured("a", 0, "alive", 1.0)], {}
 
 
-def kill_always() -> tuple[list[Row], dict[str, object]]:
+def kill_always() -> tuple[list[Record], dict[str, object]]:
     """Kill this process."""
     os.kill(os.getpid(), signal.SIGKILL)
     return [], {}
 
 
-def fail() -> tuple[list[Row], dict[str, object]]:
+def fail() -> tuple[list[Record], dict[str, object]]:
     """Raise."""
     raise ZeroDivisionError("on purpose")
 
 
-def succeed(value: float) -> tuple[list[Row], dict[str, object]]:
+def succeed(value: float) -> tuple[list[Record], dict[str, object]]:
     """Give a row."""
-    return [Row("a", 0, "value", value)], {}
+    return [measured("a", 0, "value", value)], {}
 
 
 def call(monkeypatch, argv: str) -> object:

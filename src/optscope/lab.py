@@ -15,9 +15,10 @@ from optscope.engine.execute import Executor, Local
 from optscope.engine.naming import named_task
 from optscope.engine.numerics import numerics
 from optscope.engine.once import looked_at_once
-from optscope.engine.store import Store, export_csv
+from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
+from optscope.evidence.columns import write_csv, write_parquet
 from optscope.evidence.picture import Figure
 from optscope.evidence.records import Metric, Records
 from optscope.files import to_json, write_atomically
@@ -228,7 +229,8 @@ def _check(task: Task) -> None:
 
 def _finish(document: Document, results: Results, store: Store) -> Result:
     """Write the folder's files beside the runs: the report, every number, and how they were made."""
-    export_csv(results.records, store.folder / "summary.csv")
+    write_csv(results.records, store.folder / "summary.csv")
+    write_parquet(results.records, store.folder / "summary.parquet")
     write_atomically(store.folder / "run.json",
                      to_json({"command": document.command, **dict(document.environment)}))
     return Result(results.records, document.verdicts, document.verdict_sentence, write(document, store.folder),

@@ -20,9 +20,10 @@ from optscope.engine.naming import agree, check_same, load, named, named_task, t
 from optscope.engine.numerics import TorchSettings
 from optscope.engine.observed import Observed
 from optscope.engine.plan import Plan
-from optscope.engine.run_folder import RunFolder
+from optscope.engine.run_folder import RunFolder, packed
 from optscope.engine.training import Trained, Training
 from optscope.engine.watch import Watch, take
+from optscope.evidence.records import Record
 from optscope.optim.rule import Rule
 from optscope.probes.probe import Probe
 from optscope.tasks.task import InMemory, Task
@@ -174,25 +175,13 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One number that a call found, with the arm and seed it speaks of."""
-
-    arm: str
-    seed: int
-    metric: str
-    value: float
-    at: float | None = None
-    step: int | None = None
-
-
-@dataclass(frozen=True)
 class Call:
     """A result that needs no training of a network: a function at the top of a module, and its arguments.
 
-    The function returns rows, and arrays that are worth keeping.
+    The function returns rows, each a number `measured` with its arm, seed and factors, and arrays worth keeping.
     """
 
-    function: Callable[..., tuple[list[Row], Mapping[str, NDArray[Any]]]]
+    function: Callable[..., tuple[list[Record], Mapping[str, NDArray[Any]]]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -232,7 +221,7 @@ class Call:
             with self.settings.hold(), torch.random.fork_rng(devices=[]):
                 rows, arrays = self.function(**self.arguments)
             summary = {"status": "ok", "seconds": time.perf_counter() - start, "rule": "", "seed": 0,
-                       "rows": [[r.arm, r.seed, r.metric, r.value, r.at, r.step] for r in rows]}
+                       **packed(rows)}
             folder.write_result(summary, {k: np.asarray(v) for k, v in arrays.items()}, {})
         return "ok"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.numpy import save as numpy_bytes
 
 from optscope.engine.weights import REST, TENSORS, from_files, to_files
 from optscope.errors import UserError
+from optscope.evidence.records import Factor, Record, check_factors
 from optscope.files import DamagedError, read_json, set_aside, to_json, write_atomically
 from optscope.probes.probe import Reading
 
@@ -156,6 +157,26 @@ class RunFolder:
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays in a file by name, sorted, for reading them gives any order; none when there is no file."""
     return dict(sorted(load_arrays(path.read_bytes()).items())) if path.is_file() else {}
+
+
+def packed(rows: Sequence[Record]) -> dict[str, Any]:
+    """Return the rows of a call as JSON takes them: what several have as their factors is said once."""
+    places: dict[tuple[tuple[str, Factor], ...], int] = {}
+    found = [[row.arm, row.seed, row.metric, row.value, row.at, row.step,
+              places.setdefault(tuple(row.factors.items()), len(places))] for row in rows]
+    for factors in places:
+        check_factors(dict(factors), "a row of a call")
+    return {"factors": list(map(dict, places)), "rows": found}
+
+
+def unpacked(result: Mapping[str, Any], given: Mapping[str, Factor]) -> Iterator[tuple[Any, ...]]:
+    """Return the rows of a call, (arm, seed, metric, value, at, step, factors), with those that are `given` to all.
+
+    Rows that were written before there were factors say none.
+    """
+    factors = [{**given, **own} for own in result.get("factors", [])]
+    for *row, place in (row if len(row) == 7 else [*row, None] for row in result.get("rows", [])):
+        yield *row, given if place is None else factors[place]
 
 
 def gone(folder: Path) -> str:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import io
 import math
-import operator
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from optscope.engine.run_folder import SCHEMA, RunFolder, gone
+from optscope.engine.run_folder import SCHEMA, RunFolder, gone, unpacked
 from optscope.errors import UserError
-from optscope.evidence.records import Phase, Record, Records
+from optscope.evidence.columns import sqlite_bytes
+from optscope.evidence.records import NO_FACTORS, Factor, Phase, Record, Records
 from optscope.files import DamagedError, read_json, set_aside, to_json, write_atomically
 
 MARKER = "optscope.json"
 WRITTEN = {"runs", "figures", "entries.json", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm",
-           "report.html", "report.md", "verdicts.json", "summary.csv", "run.json"}
+           "report.html", "report.md", "verdicts.json", "summary.csv", "summary.parquet", "run.json"}
 """What may lie in an output folder, for a reader to see."""
 SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_loss"}
 """Records made from the summary of every run, and where they stand in it."""
@@ -33,7 +30,7 @@ SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_
 
 @dataclass(frozen=True)
 class Use:
-    """Why a run was made: its place in an experiment, and the measurements that this place reads."""
+    """Why a run was made: its place in an experiment, its arm's factors, and the measurements this place reads."""
 
     experiment: str
     arm: str
@@ -42,6 +39,7 @@ class Use:
     rule: str
     run: str
     probes: tuple[str, ...] = ()
+    factors: Mapping[str, Factor] = field(default_factory=lambda: NO_FACTORS, hash=False)
 
 
 class Store:
@@ -114,7 +112,8 @@ class Store:
             before = {}
         if known.keys() <= before.keys():
             return
-        rows = [[e.experiment, e.arm, e.phase, e.seed, e.rule, e.run, list(e.probes)] for e in before | known]
+        rows = [[e.experiment, e.arm, e.phase, e.seed, e.rule, e.run, list(e.probes), e.factors]
+                for e in before | known]
         write_atomically(path, to_json({"schema": SCHEMA, "entries": rows}))
 
     def uses(self) -> list[Use]:
@@ -124,8 +123,8 @@ class Store:
             return []
         found = read_json(path)
         try:
-            return [Use(experiment, arm, phase, seed, rule, run, tuple(probes))
-                    for experiment, arm, phase, seed, rule, run, probes in found["entries"]]
+            return [Use(experiment, arm, phase, seed, rule, run, tuple(probes), *factors)
+                    for experiment, arm, phase, seed, rule, run, probes, *factors in found["entries"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not what optscope writes there: delete that file alone, and run the same "
                             "command again; no run is lost") from error
@@ -150,7 +149,7 @@ class Store:
             return list(self._rows(use))
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             folder = self.run_folder(use.run).path
             raise UserError(f"the files in {folder} are not what optscope writes there ({error}): delete that "
                             "folder and run the same command again") from error
@@ -166,13 +165,13 @@ class Store:
             status = failure["status"]  # trained, but never judged
 
         def row(metric: str, value: Any, at: Any = None, step: int | None = None, arm: str = use.arm,
-                seed: int = use.seed) -> Record:
+                seed: int = use.seed, factors: Mapping[str, Factor] = use.factors) -> Record:
             number = float(value) if math.isfinite(float(value)) else math.nan  # means have no place for inf
             return Record(use.experiment, arm, seed, metric, number,
-                          None if at is None else float(at), step, use.phase, use.rule, status, use.run)
+                          None if at is None else float(at), step, use.phase, use.rule, status, use.run, factors)
 
-        for arm, seed, metric, value, at, step in result.get("rows", []):
-            yield row(metric, value, at, step, arm, seed)
+        for arm, seed, metric, value, at, step, factors in unpacked(result, use.factors):
+            yield row(metric, value, at, step, arm, seed, factors)
         for metric, name in SUMMARY.items():
             if isinstance(result.get(name), (int, float, str)):
                 yield row(metric, result[name])
@@ -186,7 +185,7 @@ class Store:
         """Write records to `index.sqlite`, for anyone's SQL; return why that was not possible, or ""."""
         path = self.folder / "index.sqlite"
         try:
-            content = _database(records)
+            content = sqlite_bytes(records, SCHEMA)
             for stale in ("-wal", "-shm", "-journal"):  # of an older file: they would be taken for this one's
                 path.with_name(path.name + stale).unlink(missing_ok=True)
             write_atomically(path, content)
@@ -228,26 +227,3 @@ def _marker(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path.parent} was written by a newer optscope (schema {schema}, this one reads "
                         f"{SCHEMA}): update optscope")
     return dict(found)
-
-
-def _database(records: Records) -> bytes:
-    """Return records as an SQLite file."""
-    fields = [f.name for f in dataclasses.fields(Record)]
-    kinds = {"seed": "integer", "step": "integer", "value": "real", "at": "real"}
-    with contextlib.closing(sqlite3.connect(":memory:")) as database:
-        database.execute(f"pragma user_version={SCHEMA}")
-        columns = ", ".join(f"{name} {kinds.get(name, 'text')}" for name in fields)
-        database.execute(f"create table records ({columns})")
-        database.executemany(f"insert into records values ({', '.join('?' * len(fields))})",
-                             map(operator.attrgetter(*fields), records))
-        database.commit()
-        return database.serialize()
-
-
-def export_csv(records: Records, path: Path) -> None:
-    """Write records to a CSV file, one row a number."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(f.name for f in dataclasses.fields(Record))
-    writer.writerows(dataclasses.astuple(row) for row in records)
-    write_atomically(path, text.getvalue().encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -15,7 +15,7 @@ from optscope.engine.run import Call, Run, Work
 from optscope.engine.store import Use
 from optscope.engine.watch import Watch
 from optscope.errors import UserError, nearest
-from optscope.evidence.records import Direction, Metric, Phase, Records
+from optscope.evidence.records import NO_FACTORS, Direction, Factor, Metric, Phase, Records, check_factors
 from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.probes.accuracy import Accuracy
@@ -52,13 +52,20 @@ class Arm:
     """One side of a comparison.
 
     It holds a rule, how its learning rate is searched (None: it stands), and, where the data differ between
-    arms, its own task.
+    arms, its own task. `factors` say what it varies, such as `{"keep": 30}`: each is a column of its records.
+
+    Raises:
+        UserError: when a factor has the name of another column, or is neither a number nor a word.
     """
 
     name: str
     rule: Rule
     search: Search | None = None
     task: Task | None = None
+    factors: Mapping[str, Factor] = field(default_factory=lambda: NO_FACTORS, hash=False)
+
+    def __post_init__(self) -> None:
+        check_factors(self.factors, f"the arm {self.name}")
 
     def candidates(self) -> list[Rule]:
         """Return the rules to be tried for this arm; none when the rule stands."""
@@ -194,7 +201,7 @@ class Comparison:
         watched = (self.validation, *self.watched) if phase == "final" else ()
         watch = tuple(Watch(probe, self.moments) for probe in watched)
         run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights)
-        use = Use(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings)
+        use = Use(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings, arm.factors)
         return Job(run, use)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +42,8 @@ def graft_arms(arms: Sequence[Arm], per: Per = "layer") -> tuple[Arm, ...]:
     if len(arms) < 2:
         raise UserError("a graft matrix needs two optimisers or more; "
                         f"got {', '.join(arm.name for arm in arms) or 'none'}")
-    return tuple(m if m is d else Arm(graft_name(m.name, d.name), _grafted(m.rule, d.rule, per), m.search, m.task)
+    return tuple(Arm(graft_name(m.name, d.name), m.rule if m is d else _grafted(m.rule, d.rule, per), m.search,
+                     m.task, {**m.factors, "length": m.name, "direction": d.name})
                  for m in arms for d in arms)
 
 
@@ -58,8 +58,7 @@ def _grafted(magnitude: Rule, direction: Rule, per: Per) -> Rule:
 
 def grafted_rules(arms: Sequence[Arm]) -> list[str]:
     """Return the names of the rules behind the arms of a graft matrix: its diagonal."""
-    k = math.isqrt(len(arms))
-    return [arms[i * (k + 1)].name for i in range(k)]
+    return [arm.name for arm in arms if arm.factors["length"] == arm.factors["direction"]]
 
 
 def graft_matrix(records: Records, rules: Sequence[str], metric: Metric, at: float | None = None) -> Heatmap:

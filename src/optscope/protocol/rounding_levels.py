@@ -13,11 +13,11 @@ from scipy import stats
 
 from optscope.engine.plan import Plan
 from optscope.engine.rehearsal import rehearse
-from optscope.engine.run import Call, Row
+from optscope.engine.run import Call
 from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.errors import UserError
 from optscope.evidence.picture import Figure, Panel, Picture, Series
-from optscope.evidence.records import Records
+from optscope.evidence.records import Record, Records, measured
 from optscope.evidence.rounding_floor import shows
 from optscope.evidence.stats import Interval, mean_interval
 from optscope.evidence.variance import spread_ratio
@@ -103,8 +103,9 @@ def rehearsed(task: Task, settings: Settings, arms: Sequence[Arm]) -> list[str]:
     return [f"{task.name}: {planned(task, Plan(settings.epochs, settings.batch))}", *found.said]
 
 
-def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int) -> tuple[list[Row], Mapping[str, NDArray[Any]]]:
-    """Train one rule with every divisor from one seed; rows have the learning rate as their coordinate."""
+def twins(arm: str, task: Task, rule: Rule, plan: Plan,
+          seed: int) -> tuple[list[Record], Mapping[str, NDArray[Any]]]:
+    """Train one rule with every divisor k, a factor, from one seed; rows have the learning rate as coordinate."""
     total, lr = plan.steps(len(task.data().train)), float(rule.lr)  # type: ignore[arg-type]
     metric, _ = metric_of(task)
     results: dict[int, float] = dict.fromkeys(range(len(KS)), math.nan)
@@ -116,8 +117,8 @@ def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int) -> tuple[list
     rules = [Rounded(rule, k) for k in KS]
     found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), total}, watch=look)
     mean = found.distance.mean(0)
-    rows = [Row(f"{arm}, k = {k}", seed, metric, results[i], at=lr) for i, k in enumerate(KS)]
-    return ([*rows, Row(arm, seed, "distance", float(mean[-1]), at=lr)],
+    rows = [measured(arm, seed, metric, results[i], lr, k=k) for i, k in enumerate(KS)]
+    return ([*rows, measured(arm, seed, "distance", float(mean[-1]), at=lr)],
             {f"{arm}/{lr:g}/{seed}/steps": found.steps, f"{arm}/{lr:g}/{seed}/distance": mean})
 
 
@@ -127,7 +128,7 @@ def levels(arms: Sequence[Arm], records: Records, metric: str) -> list[Level]:
     for arm in arms:
         for lr in records.where(arm=arm.name).axis("distance"):
             distances = records.values(arm.name, "distance", lr)
-            table = np.column_stack([records.values(f"{arm.name}, k = {k}", metric, lr) for k in KS])
+            table = np.column_stack([records.where(k=k).values(arm.name, metric, lr) for k in KS])
             whole = table[np.isfinite(table).all(1)]
             apart = whole - whole[:, :1]  # equal results are then 0 apart, not a rounding error
             kept = distances[np.isfinite(distances)]
@@ -182,7 +183,7 @@ def figures(arms: Sequence[Arm], found: Sequence[Level], records: Records, array
                             [float(v.min()) for v in values], [float(v.max()) for v in values]))
         spread += [Series(arm.name, rates, [level.deviation for level in mine]),
                    Series(f"{arm.name}, over seeds", rates, [level.single for level in mine])]
-        results = [mean_interval(records.values(f"{arm.name}, k = 1", metric, lr)) for lr in rates]
+        results = [mean_interval(records.where(k=1).values(arm.name, metric, lr)) for lr in rates]
         means.append(Series(arm.name, rates, [r.estimate for r in results], [r.low for r in results],
                             [r.high for r in results]))
         series = [Series(f"lr {lr:g}", arrays[f"rounding/{arm.name}/{lr:g}/1/steps"].tolist(),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optscope.engine.fleet import outputs, play_members
 from optscope.engine.plan import Plan
-from optscope.engine.run import Row
+from optscope.evidence.records import Record, measured
 from optscope.optim import SGD, Linear, NormalizedSGD, Players, Rule
 from optscope.probes.modes import count_modes
 from optscope.protocol.search import PlayerGrid
@@ -21,7 +21,7 @@ from optscope.tasks.two_modes import Play, labels, simulate
 from optscope.theory.gan_modes import OUTCOMES, TwoModes
 
 Array = NDArray[np.float64]
-Found = tuple[list[Row], Mapping[str, Array]]
+Found = tuple[list[Record], Mapping[str, Array]]
 Cells = Sequence[tuple[float, float]]
 """Learning rates to try, (η_D, η_G)."""
 
@@ -50,23 +50,23 @@ def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: i
     ever = (play.outcomes == 0).any(0).reshape(members)
     first = play.first_both().reshape(members)
     found = [(labels(shares)).reshape(members) for shares in (play.at_fit, play.at_budget, play.shares[-1])]
-    rows = [Row(arm, 0, f"both modes {moment}", float(np.mean(labelled[:, i] == 0)), float(i))
+    rows = [measured(arm, 0, f"both modes {moment}", float(np.mean(labelled[:, i] == 0)), float(i))
             for moment, labelled in zip(MOMENTS, found, strict=True) for i in range(len(cells))]
     in_budget = first <= BUDGET / np.array(cells)[:, 0]
     fitted = found[0] >= 0
     collapsed = np.where(fitted, found[0] != 0, np.nan)
     for i in range(len(cells)):
-        rows += [Row(arm, 0, "both modes ever", float(ever[:, i].mean()), float(i)),
-                 Row(arm, 0, "both modes within the budget", float(in_budget[:, i].mean()), float(i)),
-                 Row(arm, 0, "fitted", float(fitted[:, i].mean()), float(i)),
-                 Row(arm, 0, "collapsed once D has fitted", _mean(collapsed[:, i]), float(i))]
+        rows += [measured(arm, 0, "both modes ever", float(ever[:, i].mean()), float(i)),
+                 measured(arm, 0, "both modes within the budget", float(in_budget[:, i].mean()), float(i)),
+                 measured(arm, 0, "fitted", float(fitted[:, i].mean()), float(i)),
+                 measured(arm, 0, "collapsed once D has fitted", _mean(collapsed[:, i]), float(i))]
     for seed, held, lost in zip(seeds, in_budget, collapsed, strict=True):
-        rows += [Row(arm, seed, "cells with both modes within the budget", float(held.mean())),
-                 Row(arm, seed, "cells collapsed once D has fitted", _mean(lost))]
+        rows += [measured(arm, seed, "cells with both modes within the budget", float(held.mean())),
+                 measured(arm, seed, "cells collapsed once D has fitted", _mean(lost))]
     order = [(-ever[:, i].mean(), float(np.median(first[:, i])), i) for i in range(len(cells))]
     best = min(order)[2]
-    rows += [Row(arm, 0, "best rate of D", cells[best][0]), Row(arm, 0, "best rate of G", cells[best][1]),
-             Row(arm, 0, "steps played", float(steps))]
+    rows += [measured(arm, 0, "best rate of D", cells[best][0]), measured(arm, 0, "best rate of G", cells[best][1]),
+             measured(arm, 0, "steps played", float(steps))]
     again = _played(problem, normalised, [cells[best]], steps, fresh)
     rows += _fresh_rows(arm, again, fresh)
     counts = np.stack([[np.mean(labelled == k, axis=0) for k in range(len(OUTCOMES))] for labelled in found])
@@ -89,17 +89,17 @@ def _played(problem: TwoModes, normalised: bool, cells: Cells, steps: int, seeds
     return simulate(problem, Players(discriminator=rule(d), generator=rule(g)), steps, tuple(seeds), budget=BUDGET)
 
 
-def _fresh_rows(arm: str, play: Play, seeds: Sequence[int]) -> list[Row]:
+def _fresh_rows(arm: str, play: Play, seeds: Sequence[int]) -> list[Record]:
     times = {"steps to both modes": play.first_both(), "steps until D had fitted": play.fitted,
              "steps until G had moved": play.first_move()}
-    rows = [Row(arm, seed, name, float(value)) for name, values in times.items()
+    rows = [measured(arm, seed, name, float(value)) for name, values in times.items()
             for seed, value in zip(seeds, values, strict=True)]
     low, high = np.nanquantile(play.pace, (0.25, 0.75), axis=0)
     for i, seed in enumerate(seeds):
-        rows += [Row(arm, seed, "both modes at last", float(play.outcomes[-1, i] == 0)),
-                 Row(arm, seed, "range of the log pace ratio",
+        rows += [measured(arm, seed, "both modes at last", float(play.outcomes[-1, i] == 0)),
+                 measured(arm, seed, "range of the log pace ratio",
                      float(np.nanmax(play.pace[:, i]) - np.nanmin(play.pace[:, i]))),
-                 Row(arm, seed, "band of the log pace ratio", float(high[i] - low[i]))]
+                 measured(arm, seed, "band of the log pace ratio", float(high[i] - low[i]))]
     return rows
 
 
@@ -117,13 +117,13 @@ def mixture(arm: str, data: Mixture, rule: Players, grid: PlayerGrid, epochs: in
     missed = np.where(np.isfinite(missed), missed, np.inf)
     best = candidates[int(missed.argmin())]
     useful = (tried["modes"] >= len(data.means) / 2) & (tried["high quality"] >= 0.4)
-    rows = [Row(grid_of(arm), seed, "useful cells", float(useful[i].mean())) for i, seed in enumerate(tuning)]
-    rows += [Row(grid_of(arm), 0, f"best rate of the {name}", float(each.lr))  # type: ignore[arg-type]
+    rows = [measured(grid_of(arm), seed, "useful cells", float(useful[i].mean())) for i, seed in enumerate(tuning)]
+    rows += [measured(grid_of(arm), 0, f"best rate of the {name}", float(each.lr))  # type: ignore[arg-type]
              for name, each in best.rules]
-    rows.append(Row(grid_of(arm), 0, "missed mass when tuned", float(missed.min())))
+    rows.append(measured(grid_of(arm), 0, "missed mass when tuned", float(missed.min())))
     final = _scores(data, [best], epochs, seeds, 1)
     samples = final.pop("samples")
-    rows += [Row(arm, seed, name, float(values[i, 0])) for name, values in final.items()
+    rows += [measured(arm, seed, name, float(values[i, 0])) for name, values in final.items()
              for i, seed in enumerate(seeds)]
     shape = [len(values) for _, values in grid.rates]
     return rows, {f"{arm}/missed": missed.reshape(shape), f"{arm}/modes": tried["modes"].mean(0).reshape(shape),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optscope.engine.run import Row
+from optscope.evidence.records import Record, measured
 from optscope.optim import SGD, Momentum, Rule, StepDecay
 from optscope.optim.momentum import practical
 from optscope.theory.momentum import (
@@ -22,7 +22,7 @@ from optscope.theory.noisy_oracle import distance, drift, quadratic, settled_var
 from optscope.vector import Layout
 
 Array = NDArray[np.float64]
-Found = tuple[list[Row], Mapping[str, Array]]
+Found = tuple[list[Record], Mapping[str, Array]]
 
 
 def identities(steps: int = 300, size: int = 50, seed: int = 0) -> Found:
@@ -49,7 +49,7 @@ def identities(steps: int = 300, size: int = 50, seed: int = 0) -> Found:
         weights = weights - rates[at] * mean
     ends = np.abs(weights + averaged_rates(rates, betas) @ grads).max()
     found = {"two forms": forms, "coupling": coupling, "averaged rates": ends}
-    return [Row(name, 0, "largest error", float(value)) for name, value in found.items()], {}
+    return [measured(name, 0, "largest error", float(value)) for name, value in found.items()], {}
 
 
 def _path(rule: Rule, grads: Array) -> Array:
@@ -69,8 +69,8 @@ def approximation(alpha: float, scale: float, rates: Sequence[float], paths: int
     rows, arm = [], f"alpha {alpha:g}"
     for rate in rates:
         found = distance(rate, alpha, scale, paths=paths)
-        rows += [Row(arm, 0, "coupled distance", found.coupled, rate),
-                 Row(arm, 0, "weak distance", found.weak, rate)]
+        rows += [measured(arm, 0, "coupled distance", found.coupled, rate),
+                 measured(arm, 0, "weak distance", found.weak, rate)]
     return rows, {}
 
 
@@ -78,11 +78,11 @@ def along_valley(rate: float, paths: int) -> Found:
     """Follow u² − v² along the valley uv = 1 under label noise for SGD and momentum, over slow time 1."""
     betas = {"SGD": 0.0, "momentum 0.9": 0.9, "momentum 0.97": 0.97, "momentum 1 − η": 1 - rate}
     found = drift(rate, tuple(betas.values()), paths=paths)
-    rows = [Row("limit", 0, "u² − v² at time 1", float(found.limit[-1]), rate)]
+    rows = [measured("limit", 0, "u² − v² at time 1", float(found.limit[-1]), rate)]
     arrays = {f"{rate:g}/time": found.time, f"{rate:g}/limit": found.limit}
     for i, arm in enumerate(betas):
-        rows += [Row(arm, 0, "u² − v² at time 1", float(found.mean[-1, i]), rate),
-                 Row(arm, 0, "standard error", float(found.error[i]), rate)]
+        rows += [measured(arm, 0, "u² − v² at time 1", float(found.mean[-1, i]), rate),
+                 measured(arm, 0, "standard error", float(found.error[i]), rate)]
         arrays[f"{rate:g}/{arm}"] = found.mean[:, i]
     return rows, arrays
 
@@ -95,15 +95,15 @@ def on_quadratic(products: Sequence[float], betas: Sequence[float], paths: int) 
             expected = stationary_variance(rate, beta, product / rate)
             if math.isfinite(expected):
                 seen = settled_variance(rate, beta, product / rate, paths=paths)
-                rows.append(Row(f"β {beta:g}", 0, "variance", seen, product))
-                rows.append(Row(f"β {beta:g}", 0, "variance over closed form", seen / expected, product))
+                rows.append(measured(f"β {beta:g}", 0, "variance", seen, product))
+                rows.append(measured(f"β {beta:g}", 0, "variance over closed form", seen / expected, product))
     return rows, {}
 
 
 def beyond_stability(product: float, betas: Sequence[float], steps: int = 500) -> Found:
     """Run a quadratic of one ηh without noise, from 1, and keep log10 |x| at the end: below 0 it was stable."""
     *_, ends = together(quadratic(product / 0.1, 0.0), np.ones(1), 0.1, betas, steps, seed=0)
-    return [Row(f"β {beta:g}", 0, "log10 |x| at the end", float(np.log10(np.abs(x[0]) + 1e-300)), product)
+    return [measured(f"β {beta:g}", 0, "log10 |x| at the end", float(np.log10(np.abs(x[0]) + 1e-300)), product)
             for beta, x in zip(betas, ends, strict=True)], {}
 
 
@@ -113,6 +113,6 @@ def pure_noise(beta: float, horizons: Sequence[int], paths: int, seed: int = 0) 
     noise = quadratic(0.0, 1.0)
     for k, (z, x) in enumerate(together(noise, np.zeros(paths), 0.1, (0.0, beta), max(horizons), seed), start=1):
         if k in kept:
-            rows += [Row(f"β {beta:g}", 0, "variance ratio", float(x.var() / z.var()), k),
-                     Row(f"β {beta:g}", 0, "variance ratio, closed form", noise_ratio(beta, k), k)]
+            rows += [measured(f"β {beta:g}", 0, "variance ratio", float(x.var() / z.var()), k),
+                     measured(f"β {beta:g}", 0, "variance ratio, closed form", noise_ratio(beta, k), k)]
     return rows, {}

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from optscope.engine.run import Row
 from optscope.evidence.growth import growth_rate
+from optscope.evidence.records import Record, measured
 from optscope.tasks.task import Data
 from optscope.theory import heat
 from optscope.theory.checkerboard import ScalarMap, checkerboard
 from optscope.theory.one_layer import OneLayer, convolved_gradient, distance, gram, patches, window
 
 Array = NDArray[np.float64]
-Found = tuple[list[Row], Mapping[str, NDArray[Any]]]
+Found = tuple[list[Record], Mapping[str, NDArray[Any]]]
 
 PAPER = ScalarMap()
 WINDOW_LR = 1e-8
@@ -39,19 +39,19 @@ def heat_equation() -> Found:
         states, _ = heat.march(sawtooth, dt, 50)
         return float(np.log(np.abs(states[-1]).max() / np.abs(states[0]).max()))
 
-    rows = [Row("heat", 0, "measured step limit", float(brentq(growth, 0.4, 0.6, xtol=1e-12))),
-            Row("heat", 0, "predicted step limit", heat.step_limit(nodes))]
+    rows = [measured("heat", 0, "measured step limit", float(brentq(growth, 0.4, 0.6, xtol=1e-12))),
+            measured("heat", 0, "predicted step limit", heat.step_limit(nodes))]
     arrays: dict[str, NDArray[Any]] = {}
     for dt in (0.4, 0.8):
         arrays[f"heat {dt:g}"], _ = heat.march(heat.tent(), dt, round(100 / dt))
     sizes = np.abs(heat.march(heat.tent(), 0.51, 2000)[0]).max(1)[-500:]
-    rows += [Row("heat", 0, "measured factor a step", float(sizes[-1] / sizes[0]) ** (1 / 499)),
-             Row("heat", 0, "predicted factor a step", abs(1 - 0.51 * float(top)))]
+    rows += [measured("heat", 0, "measured factor a step", float(sizes[-1] / sizes[0]) ** (1 / 499)),
+             measured("heat", 0, "predicted factor a step", abs(1 - 0.51 * float(top)))]
     for dt in (0.4, 0.51, 0.6, 0.8):
         states, diffusivities = heat.march(heat.tent(), dt, 5000, feedback=1.0)
-        rows += [Row("feedback", 0, "diffusivity at the end", float(diffusivities[-1]), at=dt),
-                 Row("feedback", 0, "2/(dt λ)", float(2 / dt / top), at=dt),
-                 Row("feedback", 0, "largest |u| at the end", float(np.abs(states[-1]).max()), at=dt)]
+        rows += [measured("feedback", 0, "diffusivity at the end", float(diffusivities[-1]), at=dt),
+                 measured("feedback", 0, "2/(dt λ)", float(2 / dt / top), at=dt),
+                 measured("feedback", 0, "largest |u| at the end", float(np.abs(states[-1]).max()), at=dt)]
         arrays[f"feedback {dt:g}"], arrays[f"feedback edge {dt:g}"] = states[-1], dt * top * diffusivities / 2
     return rows, arrays
 
@@ -64,12 +64,12 @@ def linear_window() -> Found:
         layer = _layer(decay)
         rate = PAPER.squared_norm * sum(PAPER.counts) / 4
         factors = np.abs([1 - WINDOW_LR * (decay - rate), 1 - WINDOW_LR * decay])
-        rows += [Row("checkerboard", 0, "measured factor a step", _factor(layer, kernel, WINDOW_LR), at=decay),
-                 Row("checkerboard", 0, "predicted factor a step", float(factors.max()), at=decay)]
+        rows += [measured("checkerboard", 0, "measured factor a step", _factor(layer, kernel, WINDOW_LR), at=decay),
+                 measured("checkerboard", 0, "predicted factor a step", float(factors.max()), at=decay)]
         arrays[f"loss {decay:g}"] = layer.loss(layer.descend_linear(kernel, WINDOW_LR, 1000))
     rows += _ends("checkerboard", _layer, gram(checkerboard(), 32), WINDOW_LR, kernel)
     spectrum = np.abs(np.fft.fft2(checkerboard())) ** 2
-    rows.append(Row("checkerboard", 0, "lower end by the Fourier transform of the image",
+    rows.append(measured("checkerboard", 0, "lower end by the Fourier transform of the image",
                     window(spectrum, WINDOW_LR)[0]))
     return rows, arrays
 
@@ -91,16 +91,16 @@ def linear_window_of_images(data: Callable[[], Data]) -> Found:
     return rows, {}
 
 
-def _ends(name: str, layer: Callable[[float], OneLayer], operator: Array, lr: float, kernel: Array) -> list[Row]:
+def _ends(name: str, layer: Callable[[float], OneLayer], operator: Array, lr: float, kernel: Array) -> list[Record]:
     """Return both ends of the window, predicted from the patch Gram matrix and found by bisection."""
     low, high = window(np.linalg.eigvalsh(operator), lr)
 
     def growth(decay: float) -> float:
         return float(np.log(_factor(layer(decay), kernel, lr)))
 
-    return [Row(name, 0, "predicted lower end", low), Row(name, 0, "predicted upper end", high),
-            Row(name, 0, "measured lower end", float(brentq(growth, 0.7 * low, 1.3 * low, rtol=1e-7))),
-            Row(name, 0, "measured upper end", float(brentq(growth, 0.97 * high, 1.03 * high, rtol=1e-7)))]
+    return [measured(name, 0, "predicted lower end", low), measured(name, 0, "predicted upper end", high),
+            measured(name, 0, "measured lower end", float(brentq(growth, 0.7 * low, 1.3 * low, rtol=1e-7))),
+            measured(name, 0, "measured upper end", float(brentq(growth, 0.97 * high, 1.03 * high, rtol=1e-7)))]
 
 
 def _factor(layer: OneLayer, kernel: Array, lr: float, steps: int = 1500) -> float:
@@ -122,14 +122,14 @@ def regions(steps: int) -> Found:
     mean = layer.share @ layer.patches
     kernel = 1e-6 * mean
     slope = float(mean @ layer.hessian(kernel) @ mean / (mean @ mean) ** 2)
-    rows = [Row("activated", 0, "constant", slope)]
+    rows = [measured("activated", 0, "constant", slope)]
     for lr in CHAOTIC[:3]:
         z = np.array(_trajectory(lr, 0.036, steps))
         unstable = np.abs(1 + lr * PAPER.slope(z)) > 1
-        rows += [Row("map", 0, "share of unstable steps", float(unstable.mean()), at=lr),
-                 Row("map", 0, "longest unstable stay", float(_longest(unstable)), at=lr),
-                 Row("map", 0, "median |z| where unstable", float(np.median(np.abs(z[unstable]))), at=lr),
-                 Row("map", 0, "median |z| where stable", float(np.median(np.abs(z[~unstable]))), at=lr)]
+        rows += [measured("map", 0, "share of unstable steps", float(unstable.mean()), at=lr),
+                 measured("map", 0, "longest unstable stay", float(_longest(unstable)), at=lr),
+                 measured("map", 0, "median |z| where unstable", float(np.median(np.abs(z[unstable]))), at=lr),
+                 measured("map", 0, "median |z| where stable", float(np.median(np.abs(z[~unstable]))), at=lr)]
     return rows, {}
 
 
@@ -160,20 +160,20 @@ def full_computation(steps: int) -> Found:
             z += lr * float(PAPER.force(z))
             worst = max(worst, float(np.abs(full.ravel() - path[n + 1]).max()),
                         abs(z - float(full.ravel() @ p)) / PAPER.squared_norm**0.5)
-        rows.append(Row("map", 0, "largest difference of full and reduced", worst, at=lr))
+        rows.append(measured("map", 0, "largest difference of full and reduced", worst, at=lr))
     return rows, {}
 
 
 def regimes(seeds: Sequence[int], steps: int, lines: int) -> Found:
     """Train the one-layer network on the checkerboard: losses, orbits, exponents, rounding twins."""
-    rows: list[Row] = []
+    rows: list[Record] = []
     arrays: dict[str, NDArray[Any]] = {}
     kernels = np.stack([np.random.RandomState(seed).randn(PAPER.squared_norm) for seed in seeds])
     double, single = PAPER.layer(), PAPER.layer(np.float32)
     starts = kernels @ double.patches[0]
-    rows += [Row("map", 0, "classical limit", PAPER.step_limit),
-             Row("map", 0, "limit of boundedness", PAPER.bounded_limit),
-             Row("map", 0, "fixed point", PAPER.fixed_point)]
+    rows += [measured("map", 0, "classical limit", PAPER.step_limit),
+             measured("map", 0, "limit of boundedness", PAPER.bounded_limit),
+             measured("map", 0, "fixed point", PAPER.fixed_point)]
     for lr in sorted({*RATES, *CHAOTIC, 0.04, 0.06}):
         one = double.descend(kernels, lr, steps)
         losses = double.loss(one)
@@ -181,11 +181,11 @@ def regimes(seeds: Sequence[int], steps: int, lines: int) -> Found:
         growth = np.log10(np.abs(one[-1]).max(-1) / np.abs(one[0]).max(-1))
         exponents = PAPER.orbits(lr, starts, max(steps, 1000)).exponents
         for i, seed in enumerate(seeds):
-            rows += [Row("checkerboard", seed, "log10 of final |K| / initial", float(growth[i]), at=lr),
-                     Row("checkerboard", seed, "Lyapunov exponent", float(exponents[i]), at=lr)]
+            rows += [measured("checkerboard", seed, "log10 of final |K| / initial", float(growth[i]), at=lr),
+                     measured("checkerboard", seed, "Lyapunov exponent", float(exponents[i]), at=lr)]
         if lr >= PAPER.bounded_limit:
             continue
-        rows += [Row("checkerboard", seed, "range of the late loss", float(np.ptp(losses[-100:, i])), at=lr)
+        rows += [measured("checkerboard", seed, "range of the late loss", float(np.ptp(losses[-100:, i])), at=lr)
                  for i, seed in enumerate(seeds)]
         for name, layer in (("float64", double), ("float32", single)):
             dtype = layer.patches.dtype
@@ -195,10 +195,10 @@ def regimes(seeds: Sequence[int], steps: int, lines: int) -> Found:
             arrays[f"distance {name} {lr:g}"] = apart[:, 0]
             largest, late = apart.max(0), np.median(apart[-100:], axis=0)
             for i, seed in enumerate(seeds):
-                rows += [Row(f"checkerboard, {name}", seed, "largest distance", float(largest[i]), at=lr),
-                         Row(f"checkerboard, {name}", seed, "late distance", float(late[i]), at=lr)]
+                rows += [measured(f"checkerboard, {name}", seed, "largest distance", float(largest[i]), at=lr),
+                         measured(f"checkerboard, {name}", seed, "late distance", float(late[i]), at=lr)]
             if name == "float64":
-                rows += [Row("checkerboard", seed, "growth rate of the distance",
+                rows += [measured("checkerboard", seed, "growth rate of the distance",
                              growth_rate(np.arange(steps + 1), apart[:, i], 1e-13, PARTED).estimate, at=lr)
                          for i, seed in enumerate(seeds)]
     rates = np.linspace(0.02, 0.0999, lines)
@@ -222,7 +222,7 @@ def regimes_of_images(data: Callable[[], Data], seeds: Sequence[int], steps: int
 
     The weight decay is the same share of the window's lower end as on the checkerboard, 20/256.
     """
-    rows: list[Row] = []
+    rows: list[Record] = []
     for name, (image, size) in images(data).items():
         rate = float(np.linalg.eigvalsh(gram(image, size))[-1]) / len(patches(image, size)) / 4
         layer = OneLayer.of(image, size, decay=rate * 20 / 256)
@@ -231,22 +231,23 @@ def regimes_of_images(data: Callable[[], Data], seeds: Sequence[int], steps: int
             start = np.random.default_rng(seed).normal(size=size * size)
             resting = layer.descend(start, 0.02 * limit, 4000)[-1]
             classical = 2 / float(np.linalg.eigvalsh(layer.hessian(resting))[-1])
-            rows += [Row(name, seed, "classical limit / limit of boundedness", classical / limit),
-                     Row(name, seed, "gradient at rest", float(np.linalg.norm(layer.gradient(resting))))]
+            rows += [measured(name, seed, "classical limit / limit of boundedness", classical / limit),
+                     measured(name, seed, "gradient at rest", float(np.linalg.norm(layer.gradient(resting))))]
             # Near the resting point below the classical limit; anywhere above it.
             for place, lr, begin in (("below", 0.9 * classical, resting + 1e-3 * start),
                                      ("between", 0.5 * (classical + limit), start),
                                      ("above", 1.1 * limit, start)):
                 path = layer.descend(begin, lr, steps)
                 growth = np.abs(path[-1]).max() / np.abs(path[0]).max()
-                rows.append(Row(f"{name}, {place}", seed, "log10 of final |K| / initial", float(np.log10(growth))))
+                rows.append(measured(f"{name}, {place}", seed, "log10 of final |K| / initial",
+                                     float(np.log10(growth))))
                 if place != "above":
                     twin = layer.descend(begin, lr, steps, k=3)
                     late = layer.loss(path[-100:])
                     apart = float(np.median(distance(path[-100:], twin[-100:])))
-                    rows += [Row(f"{name}, {place}", seed, "range of the late loss", float(np.ptp(late))),
-                             Row(f"{name}, {place}", seed, "late distance", apart),
-                             Row(f"{name}, {place}", seed, "Lyapunov exponent", exponent(layer, path, lr))]
+                    rows += [measured(f"{name}, {place}", seed, "range of the late loss", float(np.ptp(late))),
+                             measured(f"{name}, {place}", seed, "late distance", apart),
+                             measured(f"{name}, {place}", seed, "Lyapunov exponent", exponent(layer, path, lr))]
     return rows, {}
 
 

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optscope.engine.plan import Plan
-from optscope.engine.run import Row
 from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.evidence.growth import growth_rate
+from optscope.evidence.records import Record, measured
 from optscope.optim import Rounded, Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
-Found = tuple[list[Row], Mapping[str, NDArray[Any]]]
+Found = tuple[list[Record], Mapping[str, NDArray[Any]]]
 
 RISE = (1e-6, 1e-3)
 """Between these distances the growth rate of float32 twins is fitted."""
@@ -36,14 +36,14 @@ def part_ways(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, control: 
     found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), *_shared(total)})
     lr = float(rule.lr)  # type: ignore[arg-type]
     distance = found.distance[0]
-    rows = [Row(arm, seed, "final distance", float(distance[-1]), at=lr),
-            Row(arm, seed, "final relative distance", float(found.relative[0, -1]), at=lr),
-            Row(arm, seed, "first distance", float(distance[0]), at=lr),
-            Row(arm, seed, "growth rate", growth_rate(found.steps, distance, *RISE).estimate, at=lr)]
-    rows += [Row(arm, seed, f"distance after {step} steps", float(distance[found.steps == step][0]), at=lr)
+    rows = [measured(arm, seed, "final distance", float(distance[-1]), at=lr),
+            measured(arm, seed, "final relative distance", float(found.relative[0, -1]), at=lr),
+            measured(arm, seed, "first distance", float(distance[0]), at=lr),
+            measured(arm, seed, "growth rate", growth_rate(found.steps, distance, *RISE).estimate, at=lr)]
+    rows += [measured(arm, seed, f"distance after {step} steps", float(distance[found.steps == step][0]), at=lr)
              for step in _shared(total)]
     if control:
-        rows.append(Row(arm, seed, "largest distance of the control", float(found.distance[1].max()), at=lr))
+        rows.append(measured(arm, seed, "largest distance of the control", float(found.distance[1].max()), at=lr))
     name = f"{arm}/{lr:g}/{seed}"
     return rows, {f"{name}/steps": found.steps, f"{name}/distance": distance}
 
@@ -70,9 +70,9 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
 
     found = weight_paths(task, list(rules.values()), plan, seed,
                          at=range(total - (last - 1) * epoch, total + 1, epoch), watch=look)
-    rows = [Row(arm, seed, "accuracy", float(np.mean(values)) if values else float("nan"))
+    rows = [measured(arm, seed, "accuracy", float(np.mean(values)) if values else float("nan"))
             for arm, values in zip(rules, seen, strict=True)]
-    rows += [Row(arm, seed, "distance", float(apart))
+    rows += [measured(arm, seed, "distance", float(apart))
              for arm, apart in zip(list(rules)[1:], found.distance[:, -1], strict=True)]
     return rows, {}
 
@@ -97,12 +97,12 @@ def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, t
     lr = float(rule.lr)  # type: ignore[arg-type]
     name = f"{arm}/{lr:g}/{seed}"
     if found.trained[0].diverged_at is not None:
-        return [Row(arm, seed, "final loss", float("nan"), at=lr)], {}
+        return [measured(arm, seed, "final loss", float("nan"), at=lr)], {}
     ratio, distance = np.array(sharpness) / threshold, found.distance[0]
     crossing = _first(ratio >= 1)
     before = float(np.median(distance[:max(1, crossing) if crossing < len(ratio) else len(ratio) // 2]))
     amplified = _first(distance >= 100 * before)
-    rows = [Row(arm, seed, metric, value, at=lr) for metric, value in (
+    rows = [measured(arm, seed, metric, value, at=lr) for metric, value in (
         ("final loss", float(found.trained[0].losses[-1])), ("largest sharpness / threshold", float(ratio.max())),
         ("crossing step", float(EVERY * (crossing + 1))), ("amplifying step", float(EVERY * (amplified + 1))),
         ("crossed", float(crossing < len(ratio))), ("amplified", float(amplified < len(ratio))),

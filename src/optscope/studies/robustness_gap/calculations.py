@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from optscope.engine.plan import Plan
-from optscope.engine.run import Row
 from optscope.engine.train import train
+from optscope.evidence.records import Record, measured
 from optscope.optim import SGD, Adam, RMSProp, Rule, SignSGD
 from optscope.probes.attack import PGD
 from optscope.probes.frequency import spectral_energy
@@ -20,7 +20,7 @@ from optscope.tasks.signals import simulate
 from optscope.tasks.task import Data, Task
 from optscope.theory.three_frequency import PAPER, Problem, sign_limit
 
-Found = tuple[list[Row], Mapping[str, NDArray[np.float64]]]
+Found = tuple[list[Record], Mapping[str, NDArray[np.float64]]]
 
 RULES: dict[str, Rule] = {"GD": SGD(lr=0.01), "signGD": SignSGD(lr=0.01), "Adam": Adam(lr=0.01),
                           "RMSProp": RMSProp(lr=0.01)}
@@ -36,7 +36,7 @@ def linear_dynamics(steps: int, seeds: Sequence[int], batch: int | None) -> Foun
     Arms are called "signGD, 5000 a batch" or "signGD, population". Arrays hold the trajectories of the errors
     and risks, mean over seeds.
     """
-    rows: list[Row] = []
+    rows: list[Record] = []
     arrays: dict[str, NDArray[np.float64]] = {}
     for name, rule in RULES.items():
         run = simulate(rule, PAPER, steps, tuple(seeds) if batch else tuple(seeds)[:1], batch=batch)
@@ -44,11 +44,11 @@ def linear_dynamics(steps: int, seeds: Sequence[int], batch: int | None) -> Foun
         standard, adversarial = run.standard_risk(), run.adversarial_risk()
         for i, seed in enumerate(run.seeds):
             final = run.final[i]
-            rows += [Row(arm, seed, "standard risk", float(standard[-1, i])),
-                     Row(arm, seed, "adversarial risk by sampling", sampled_risk(final, seed)),
-                     Row(arm, seed, "adversarial risk", float(adversarial[-1, i])),
-                     Row(arm, seed, "squared weight norm", float(final @ final)),
-                     Row(arm, seed, "weight on the empty frequency", float(final[2]))]
+            rows += [measured(arm, seed, "standard risk", float(standard[-1, i])),
+                     measured(arm, seed, "adversarial risk by sampling", sampled_risk(final, seed)),
+                     measured(arm, seed, "adversarial risk", float(adversarial[-1, i])),
+                     measured(arm, seed, "squared weight norm", float(final @ final)),
+                     measured(arm, seed, "weight on the empty frequency", float(final[2]))]
         key = f"{name}/{'population' if batch is None else 'sampled'}"
         arrays |= {f"{key}/steps": run.steps.astype(np.float64), f"{key}/errors": run.errors.mean(1),
                    f"{key}/standard": standard.mean(1), f"{key}/adversarial": adversarial.mean(1)}
@@ -78,7 +78,7 @@ def linear_closed_form(steps: int) -> Found:
         run = simulate(SignSGD(lr=1e-3), problem, min(longest, 10 * steps), (0,), batch=None)
         expected = sign_limit(problem)[2]
         error = abs(run.final[0, 2] - expected) / abs(expected)
-        rows.append(Row(f"s=({s0:g}, {s1:g}), w*=({w0:g}, {w1:g})", 0, "relative error of the closed form",
+        rows.append(measured(f"s=({s0:g}, {s1:g}), w*=({w0:g}, {w1:g})", 0, "relative error of the closed form",
                         float(error)))
     return rows, {}
 
@@ -90,8 +90,8 @@ def spectrum(data: Callable[[], Data], name: str) -> Found:
     frequency = np.arange(1, len(diagonal) + 1)
     slope, offset = np.polyfit(frequency, diagonal, 1)
     residual = diagonal - (slope * frequency + offset)
-    rows = [Row(name, 0, "slope of log energy along the diagonal", float(slope)),
-            Row(name, 0, "R² of the exponential", float(1 - residual.var() / diagonal.var()))]
+    rows = [measured(name, 0, "slope of log energy along the diagonal", float(slope)),
+            measured(name, 0, "R² of the exponential", float(1 - residual.var() / diagonal.var()))]
     return rows, {f"energy {name}": energy}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import null_space
 
-from optscope.engine.run import Row
+from optscope.evidence.records import Record, measured
 from optscope.tasks.diagonal import Descent, Instances, Settings, descend, flow, gaussian
 from optscope.theory.bregman import Array
 from optscope.theory.diagonal import (
@@ -21,7 +21,7 @@ from optscope.theory.diagonal import (
     robust_bound,
 )
 
-Found = tuple[list[Row], Mapping[str, NDArray[np.float64]]]
+Found = tuple[list[Record], Mapping[str, NDArray[np.float64]]]
 
 FINISHED = 1e-2
 """A descent whose relative residual is above this is counted as unfinished and never scored."""
@@ -50,8 +50,8 @@ def error(problems: Instances, x: Array) -> Array:
     return np.asarray(np.linalg.norm(x - problems.x, axis=-1) / np.linalg.norm(problems.x, axis=-1))
 
 
-def _rows(arm: str, seeds: Sequence[int], at: float | None, **metrics: Array) -> list[Row]:
-    return [Row(arm, seed, name.replace("_", " "), float(value), at) for name, values in metrics.items()
+def _rows(arm: str, seeds: Sequence[int], at: float | None, **metrics: Array) -> list[Record]:
+    return [measured(arm, seed, name.replace("_", " "), float(value), at) for name, values in metrics.items()
             for seed, value in zip(seeds, values, strict=True)]
 
 
@@ -89,7 +89,7 @@ def cells(depth: int, seeds: Sequence[int], sparsities: Sequence[int], measureme
     "plain"; rows at the share: excess, error,
     and whether basis pursuit finds x*.
     """
-    rows: list[Row] = []
+    rows: list[Record] = []
     for s in sparsities:
         for m in measurements:
             problems = gaussian(seeds, measurements=m, sparsity=s)
@@ -140,7 +140,7 @@ def table(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Seq
     found = {"plain": descend(problems, Settings(depth, np.array(alphas), np.array([0.25])), iterations)}
     many = np.repeat(alphas, len(ratios)), np.tile(ratios, len(alphas))
     polar = descend(problems, Settings(depth, many[0], np.array([0.25]), many[1]), iterations)
-    rows: list[Row] = []
+    rows: list[Record] = []
     for i, alpha in enumerate(alphas):
         rows += _scored(f"L={depth}, plain", problems, Q, seeds, alpha, found["plain"], i)
         for j, kappa in enumerate(ratios):
@@ -149,7 +149,7 @@ def table(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Seq
 
 
 def _scored(arm: str, problems: Instances, Q: Array, seeds: Sequence[int], at: float, run: Descent,
-            column: int) -> list[Row]:
+            column: int) -> list[Record]:
     """Return what a descent reached: nan for error and excess where it is unfinished."""
     residual = run.residual[:, column]
     whole = np.where(residual <= FINISHED, 1.0, np.nan)
@@ -168,7 +168,7 @@ def descents(depth: int, seeds: Sequence[int], shares: Sequence[float], strength
     problems = gaussian(seeds)
     Q, square, alphas = least(problems), target_square(problems, depth), starts(problems, depth, shares)
     ratio = np.repeat((strength / square)[:, None], len(shares), axis=1)
-    rows: list[Row] = []
+    rows: list[Record] = []
     arrays: dict[str, Array] = {}
     for name, kappa in (("plain", None), ("polar", ratio)):
         run = descend(problems, Settings(depth, alphas, np.array([1.0]), kappa), iterations, stop=1e-7)
@@ -208,15 +208,15 @@ def flows(seeds: Sequence[int]) -> Found:
                 start = np.random.default_rng([seed, depth]).uniform(0.003, 0.03, (1 + signed, 30))
                 arm = f"L={depth}, {'signed' if signed else 'unsigned'}"
                 for kappa in (0.5, 3.0):
-                    rows += [Row(arm, seed, name, value, kappa) for name, value in
+                    rows += [measured(arm, seed, name, value, kappa) for name, value in
                              _against_theory(A, y, start, depth, kappa, signed).items()]
-                rows += [Row(arm, seed, f"rate over prediction, {name}",
+                rows += [measured(arm, seed, f"rate over prediction, {name}",
                              _measured_rate(A, y, start, depth, ratio, signed))
                          for name, ratio in (("plain", None), ("polar", 3.0))]
                 plain = flow(A, y, start, depth, signed=signed)
                 same = flow(A, y, start, depth, lambda r: 1 / r**2, signed=signed)
                 gap = np.abs(plain.x(depth, signed)[-1] - same.x(depth, signed)[-1]).max()
-                rows.append(Row(arm, seed, "distance of the flow at κ=1/r² from plain flow", float(gap)))
+                rows.append(measured(arm, seed, "distance of the flow at κ=1/r² from plain flow", float(gap)))
     return rows, {}
 
 
@@ -245,7 +245,7 @@ def _measured_rate(A: Array, y: Array, start: Array, depth: int, kappa: float | 
 def controls(seeds: Sequence[int], strength: float) -> Found:
     """Find exact limits where polar flow must not help: a dense x*, and a tiny start with κ = 1."""
     dense = gaussian(seeds, sparsity=100)
-    rows: list[Row] = []
+    rows: list[Record] = []
     for depth in (2, 3):
         alpha, ratio = starts(dense, depth, [0.2])[:, 0], strength / target_square(dense, depth)
         limit = fit(dense.A, dense.y, alpha, depth=depth, ratio=ratio)
@@ -267,7 +267,7 @@ def tuned_speed(depth: int, tuning: Sequence[int], seeds: Sequence[int], iterati
     ratios = (1.0, 3.0, 10.0, 30.0)
     grids: dict[str, list[Array]] = {"plain": [g.ravel() for g in np.meshgrid(alphas, steps)],
                                      "polar": [g.ravel() for g in np.meshgrid(alphas, steps, ratios)]}
-    rows: list[Row] = []
+    rows: list[Record] = []
     arrays: dict[str, Array] = {}
     for name, grid in grids.items():
         def run(problems: Instances, grid: list[Array]) -> Descent:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from optscope.engine.run import Row
+from optscope.evidence.records import Record, measured
 from optscope.optim import PolarSGD
 from optscope.studies.weight_normalization.calculations import Found
 from optscope.tasks.recovery import diabetes, lasso, patch
@@ -19,13 +19,13 @@ from optscope.theory.diagonal import basis_pursuit, fit
 
 def photographs(seeds: Sequence[int]) -> Found:
     """Recover patches of photographs, 256 unknowns from 100 measurements, by five methods; rows: error, l1."""
-    rows: list[Row] = []
+    rows: list[Record] = []
     pictures: dict[str, list[Array]] = {}
     for seed in seeds:
         problem = patch(seed)
         for arm, x in solutions(problem.A, problem.y).items():
-            rows += [Row(arm, seed, "error", float(np.linalg.norm(x - problem.x) / np.linalg.norm(problem.x))),
-                     Row(arm, seed, "l1 over least", float(np.abs(x).sum()))]
+            rows += [measured(arm, seed, "error", float(np.linalg.norm(x - problem.x) / np.linalg.norm(problem.x))),
+                     measured(arm, seed, "l1 over least", float(np.abs(x).sum()))]
             pictures.setdefault(arm, []).append(problem.image(x))
         pictures.setdefault("original", []).append(problem.image(problem.x))
     return _over_least(rows), {name: np.stack(images[:6]) for name, images in pictures.items()}
@@ -33,17 +33,18 @@ def photographs(seeds: Sequence[int]) -> Found:
 
 def polynomials(seeds: Sequence[int]) -> Found:
     """Predict diabetes from 60 people and 285 products of their numbers, by five methods; rows: R², l1."""
-    rows: list[Row] = []
+    rows: list[Record] = []
     for seed in seeds:
         problem = diabetes(seed)
         for arm, x in solutions(problem.A, problem.y).items():
-            rows += [Row(arm, seed, "R²", problem.r2(x)), Row(arm, seed, "l1 over least", float(np.abs(x).sum()))]
+            rows += [measured(arm, seed, "R²", problem.r2(x)),
+                     measured(arm, seed, "l1 over least", float(np.abs(x).sum()))]
     return _over_least(rows), {}
 
 
-def _over_least(rows: list[Row]) -> list[Row]:
+def _over_least(rows: list[Record]) -> list[Record]:
     floor = {row.seed: row.value for row in rows if row.arm == "basis pursuit" and row.metric == "l1 over least"}
-    return [Row(r.arm, r.seed, r.metric, r.value / floor[r.seed], r.at) if r.metric == "l1 over least" else r
+    return [measured(r.arm, r.seed, r.metric, r.value / floor[r.seed], r.at) if r.metric == "l1 over least" else r
             for r in rows]
 
 
@@ -83,5 +84,5 @@ def identity(steps: int) -> Found:
                 optimizer.step()
         gap = max(float((a.weight - b.weight).detach().abs().max())  # type: ignore[operator]
                   for a, b in zip(ours, theirs, strict=True) if hasattr(a, "weight"))
-        rows.append(Row(f"one norm a {per}", 0, "largest difference of the weights", gap))
+        rows.append(measured(f"one norm a {per}", 0, "largest difference of the weights", gap))
     return rows, {}
