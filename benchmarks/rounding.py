@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Contender, interleave, rows
-from optscope.engine.deal import epoch_permutation
 from optscope.engine.plan import Plan
 from optscope.engine.train import train
 from optscope.engine.weight_paths import apart, flat, log_spaced, weight_paths
 from optscope.optim import SGD, Rounded
-from optscope.tasks.fresh import fresh_model, streams
+from optscope.tasks.fresh import epoch_permutation, fresh_model, streams
 from optscope.tasks.images import FashionMNIST
 from optscope.tasks.models import MLP
 from optscope.tasks.task import Task

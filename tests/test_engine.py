@@ -20,7 +20,6 @@ from safetensors.numpy import load_file
 from torch import nn
 from torch.nn import functional
 
-from optscope.engine.deal import epoch_permutation
 from optscope.engine.execute import Inline, Local
 from optscope.engine.plan import Plan
 from optscope.engine.run import Call, Run, Watch, probe_id
@@ -34,7 +33,7 @@ from optscope.files import to_json, write_atomically
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.geometry import Geometry
-from optscope.tasks.fresh import fresh_model
+from optscope.tasks.fresh import epoch_permutation, fresh_model
 from optscope.tasks.task import Task
 from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from optscope.engine.deal import Deal, epoch_permutation
+from optscope.engine.deal import Deal
 from optscope.engine.fleet import outputs, play_members
 from optscope.engine.plan import Plan
 from optscope.engine.run import Run
@@ -21,7 +21,7 @@ from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, Players, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.lipschitz import Lipschitz
-from optscope.tasks.fresh import fresh_model
+from optscope.tasks.fresh import epoch_permutation, fresh_model
 from optscope.tasks.game import Game, Normal, Player
 from optscope.tasks.gan import WGANGP, NonSaturating, PenalisedCritic, Saturating, gan
 from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, Perceptron, ResDiscriminator, ResGenerator

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from optscope.engine.deal import epoch_permutation
 from optscope.engine.plan import Plan
 from optscope.engine.train import train
 from optscope.errors import UserError
@@ -17,7 +16,7 @@ from optscope.optim import SGD, SVAG, Adam, Decayed, Foreign, Momentum, Rule, Sc
 from optscope.optim.momentum import AveragedSchedule, averaged, momentum_of, practical
 from optscope.probes.gradient_noise import effective_rate
 from optscope.probes.rule_in_use import threshold
-from optscope.tasks.fresh import fresh_model, streams
+from optscope.tasks.fresh import epoch_permutation, fresh_model, streams
 from optscope.theory.momentum import coupled
 from optscope.vector import Layout
 from tiny import TASK

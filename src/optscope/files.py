@@ -13,8 +13,8 @@ from typing import Any
 from optscope.errors import UserError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that after any crash it is whole, or as it was before.
+def write_atomically(path: Path, *content: bytes | memoryview) -> None:
+    """Write a file, of one or more pieces, so that after any crash it is whole, or as it was before.
 
     Raises:
         OSError: with the path as its `filename`, so that a full disk is told from errors of others.
@@ -22,7 +22,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for piece in content:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,15 +29,11 @@ class Deal:
         _, self._order, noise = streams(seed)
         self._augmenting = torch.Generator().manual_seed(self._order + 1)
         self._latent = torch.Generator().manual_seed(noise + 1)
-        self._epoch = -1
-        self._permutation = torch.empty(0, dtype=torch.int64)
 
     def batch(self, round_: int, step: int = 0) -> Batch:
         """Return the examples of one step of a round."""
         epoch, place = divmod(round_ * self._each + step, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, epoch_permutation(len(self.part), self._order, epoch)
-        batch = self.part.take(self._permutation[place * self._size:(place + 1) * self._size])
+        batch = self.part.batch(epoch, place, self._size, self._order)
         if self._task.augment is not None:
             batch = Batch(self._task.augment(batch.inputs, self._augmenting), batch.targets)
         return batch
@@ -55,9 +50,3 @@ class Deal:
         """Go on drawing where another deal of the same seed was."""
         self._augmenting.set_state(saved["augmenting"])
         self._latent.set_state(saved["latent"])
-
-
-def epoch_permutation(examples: int, order: int, epoch: int) -> Tensor:
-    """Return the order of the examples in one epoch: a function of the seed and the epoch's number alone."""
-    state = np.random.SeedSequence((order, epoch)).generate_state(1)[0]
-    return torch.randperm(examples, generator=torch.Generator().manual_seed(int(state)))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from optscope.engine.data_files import DataFiles
 from optscope.engine.identity import source_digest
 from optscope.engine.numerics import THREAD_VARIABLES, THREADS
 from optscope.engine.origin import users_folders
@@ -82,8 +83,9 @@ class Local:
 
         if not works:
             return
-        _packed(list(works))  # together, so that what they share is looked at once
         folder.mkdir(parents=True, exist_ok=True)
+        data = DataFiles(folder.parent / "data")
+        _packed(list(works), data)  # together, so that what they share is looked at once
         program = source_digest(*PROGRAM)
         count = min(self.slots or loky.cpu_count(), max(1, len(works)))
         slots: list[Any] = [_start_slot() for _ in range(count)]
@@ -96,11 +98,11 @@ class Local:
                     slot, (work, attempt) = idle.pop(), waiting.pop()
                     with _deaf():
                         try:
-                            future = _submit(slots[slot], work, folder, program)
+                            future = _submit(slots[slot], _packed(work, data), folder, program)
                         except BrokenProcessPool:  # its worker died while it had nothing to do
                             slots[slot].shutdown(kill_workers=True)
                             slots[slot] = _start_slot()
-                            future = _submit(slots[slot], work, folder, program)
+                            future = _submit(slots[slot], _packed(work, data), folder, program)
                     running[future] = (slot, work, attempt)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     slot, work, attempt = running.pop(future)
@@ -140,9 +142,9 @@ def _start_slot() -> Any:
                                    initargs=(os.getpid(), list(sys.path)))
 
 
-def _submit(slot: Any, work: Work, folder: Path, program: str) -> Future[Outcome]:
-    """Hand work to a slot; its process, which may start now, loads torch before it can see a user's files."""
-    path, sent = list(sys.path), _packed(work)
+def _submit(slot: Any, sent: bytes, folder: Path, program: str) -> Future[Outcome]:
+    """Hand packed work to a slot; its process, which may start now, loads torch before it sees a user's files."""
+    path = list(sys.path)
     sys.path[:] = [place for place in path if place not in users_folders.get()]
     try:
         future: Future[Outcome] = slot.submit(_perform_there, sent, folder, program)
@@ -179,21 +181,24 @@ def _remade(thing: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 _LOCKS = type(threading.Lock()), type(threading.RLock())
-_REMADE = dict.fromkeys((*_LOCKS, weakref.ref, weakref.WeakKeyDictionary, weakref.WeakValueDictionary,
-                         weakref.WeakSet), _remade)
+_REMADE: dict[type, Any] = dict.fromkeys((*_LOCKS, weakref.ref, weakref.WeakKeyDictionary,
+                                         weakref.WeakValueDictionary, weakref.WeakSet), _remade)
 
 
-def _packed(things: object) -> bytes:
-    """Return what another process makes them from; the user's own modules go along by value.
+def _packed(things: object, data: DataFiles) -> bytes:
+    """Return what another process makes them from: user's modules go along by value, data in memory as files.
 
     Raises:
         UserError: when that cannot be, as of open files.
+        OSError: when data cannot be written.
     """
     from loky.backend.reduction import dumps
 
     try:
-        return bytes(dumps(things, _REMADE))
+        return bytes(dumps(things, _REMADE | data.reducers))
     except Exception as error:
+        if isinstance(error, OSError) and _is_of_disk(error, data.folder):
+            raise
         raise UserError(f"the task, an optimiser or a probe cannot be sent to another process ({error}): give "
                         "functions and dataclasses that make models and data, not open files") from error
 
@@ -205,6 +210,8 @@ def _perform_there(sent: bytes, folder: Path, program: str) -> Outcome:
                         "command: run it again, so that all runs are made by the same program")
     try:
         work = pickle.loads(sent)
+    except UserError:
+        raise
     except Exception as error:  # of the user's modules, which are imported here
         raise UserError(f"the task, an optimiser or a probe could not be made in another process "
                         f"({first_words(error)}): a file that it imports was changed or moved after this command "

@@ -21,7 +21,7 @@ from optscope.evidence.records import NO_FACTORS, Factor, Phase, Record, Records
 from optscope.files import DamagedError, read_json, set_aside, to_json, write_atomically
 
 MARKER = "optscope.json"
-WRITTEN = {"runs", "figures", "entries.json", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm",
+WRITTEN = {"runs", "data", "figures", "entries.json", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm",
            "report.html", "report.md", "verdicts.json", "summary.csv", "summary.parquet", "run.json"}
 """What may lie in an output folder, for a reader to see."""
 SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_loss"}
@@ -95,7 +95,7 @@ class Store:
                             "wait for it, or give --out another folder") from error
         try:
             owner.write_text(str(os.getpid()))
-            for place in (".*.tmp", "runs/*/.*.tmp", "figures/.*.tmp"):
+            for place in (".*.tmp", "runs/*/.*.tmp", "data/.*.tmp", "figures/.*.tmp"):
                 for stray in self.folder.glob(place):
                     stray.unlink(missing_ok=True)
             yield

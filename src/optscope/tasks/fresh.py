@@ -1,15 +1,16 @@
-"""What a seed decides: three streams of random numbers, and the model that training starts from."""
+"""What a seed decides: three streams of random numbers, the first model, and the order of the examples."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Modelled(Protocol):
@@ -30,6 +31,16 @@ def fresh_model(task: Modelled, seed: int) -> nn.Module:
     """Return the model that training from `seed` starts with, constants outside its state dict included."""
     with seeded(streams(seed)[0]):
         return task.model()
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_permutation(examples: int, order: int, epoch: int) -> Tensor:
+    """Return the order of the examples in one epoch: a function of the seed and the epoch's number alone.
+
+    The last two are kept, for every step of an epoch asks again: nobody may write into them.
+    """
+    state = np.random.SeedSequence((order, epoch)).generate_state(1)[0]
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(int(state)))
 
 
 @contextlib.contextmanager

@@ -13,9 +13,11 @@ from torch.nn import functional
 
 from optscope.errors import UserError
 from optscope.tasks.arrays import check_lengths, plain
+from optscope.tasks.content import digest_of, mark
+from optscope.tasks.fresh import epoch_permutation
 from optscope.tasks.gather import gathered
 from optscope.tasks.objective import Objective
-from optscope.tasks.tree import Batch, Tree, called, mapped, output_of, sees_batch
+from optscope.tasks.tree import Batch, Tree, called, leaves, mapped, output_of, sees_batch
 
 Loss = Callable[[Tensor, Any], Tensor]
 """`loss(outputs, targets)`, or `loss(outputs, batch)` where the second parameter is called "batch"."""
@@ -38,6 +40,25 @@ class Split(Batch):
             object.__setattr__(self, what, plain(getattr(self, what), what))
         check_lengths(self.inputs, self.targets)
         object.__setattr__(self, "targets", mapped(_labels, self.targets))
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return len(self)
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits of the content, found once, and again when somebody has written into the tensors."""
+        marks = [mark(leaf) for leaf in leaves((self.inputs, self.targets)).values()]
+        known, found = vars(self).get("_digest", (None, ""))
+        if known != marks:
+            found = digest_of((self.inputs, self.targets))
+            vars(self)["_digest"] = marks, found
+        return str(found)
+
+    def batch(self, epoch: int, step: int, size: int, order: int) -> Batch:
+        """Return batch number `step` of an epoch, in which the examples come in an order that `order` seeds."""
+        return self.take(epoch_permutation(len(self), order, epoch)[step * size:(step + 1) * size])
 
     def first(self, n: int | None) -> Split:
         """Return the first `n` examples (all when `n` is None)."""
