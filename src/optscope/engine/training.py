@@ -114,14 +114,17 @@ class Training:
         return columns[0] if len(columns) == 1 else torch.stack(columns, dim=1)
 
     def advance(self, until: int, *, seconds: float = math.inf) -> bool:
-        """Make steps up to `until`, or for about so many seconds; return whether all numbers are finite so far."""
+        """Make steps up to `until`, or at least one and for about so many seconds; return whether all is finite."""
         until, deadline = min(until, self.total), time.monotonic() + seconds
         with self._lent_numbers():
-            while self.step < until and self.diverged_at is None and time.monotonic() < deadline:
+            while self.step < until and self.diverged_at is None:
                 if self.step % self.deal.per_epoch == 0:
                     self._check()
-                if self.diverged_at is None:
-                    self._round()
+                    if self.diverged_at is not None:
+                        break
+                self._round()
+                if time.monotonic() >= deadline:
+                    break
         if self.step == self.total:
             self._finish()
         self._check()
