@@ -1,4 +1,4 @@
-"""Training as a state: stopped, looked at, saved and resumed anywhere, it makes the same bits; what cannot, says so."""
+"""Training as a state: stopped, looked at, saved and resumed anywhere, it makes the same bits, or says why not."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from optscope.errors import UserError
 from optscope.files import DamagedError
 from optscope.optim import SGD, Adam, Foreign, Graft, Players, Rounded, StepDecay
 from optscope.probes.accuracy import Accuracy
+from optscope.tasks.game import Normal
 from optscope.tasks.gan import WGANGP, gan
 from optscope.tasks.gan_models import Perceptron
-from optscope.tasks.game import Normal
 from optscope.tasks.mixtures import Ring
 from test_rules import rules
 from test_stepping import Averaging, Drawing
@@ -306,8 +306,8 @@ def test_a_process_killed_on_the_way_goes_on_where_it_was(tmp_path):
 def test_a_state_comes_back_with_its_types_strides_and_what_stands_twice():
     shared, tensor = {"n": 1}, torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     state = {"a": (1, [2.5, float("nan"), -float("inf"), -0.0]), 3: {None: True}, "np": np.float32(0.1),
-             "array": np.arange(3, dtype=np.uint32), "text": np.array(["x", "yy"]), "same": [shared, shared, tensor],
-             "t": tensor, "complex": torch.tensor([1 + 2j]), "half": torch.ones(2, dtype=torch.bfloat16),
+             "array": np.arange(3, dtype=np.uint32), "text": np.array(["x", "yy"]), "t": tensor,
+             "same": [shared, shared, tensor], "complex": torch.tensor([1 + 2j]), "half": torch.ones(2, dtype=torch.bfloat16),
              "rng": (torch.get_rng_state(), np.random.get_state(), random.getstate()), "none": torch.zeros(0, 3)}
     found = from_bytes(to_bytes(state, "x"), "x")
     assert equal(found, state)
@@ -317,8 +317,8 @@ def test_a_state_comes_back_with_its_types_strides_and_what_stands_twice():
     assert found["same"][0] is found["same"][1]
     assert found["same"][2] is found["t"]
     assert found["t"].stride() == tensor.stride()
-    random.setstate(found["rng"][2])
-    np.random.set_state(found["rng"][1])
+    random.Random().setstate(found["rng"][2])
+    np.random.RandomState().set_state(found["rng"][1])
 
 
 def test_equal_tells_a_bit():
