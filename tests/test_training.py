@@ -307,7 +307,8 @@ def test_a_state_comes_back_with_its_types_strides_and_what_stands_twice():
     shared, tensor = {"n": 1}, torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     state = {"a": (1, [2.5, float("nan"), -float("inf"), -0.0]), 3: {None: True}, "np": np.float32(0.1),
              "array": np.arange(3, dtype=np.uint32), "text": np.array(["x", "yy"]), "t": tensor,
-             "same": [shared, shared, tensor], "complex": torch.tensor([1 + 2j]), "half": torch.ones(2, dtype=torch.bfloat16),
+             "same": [shared, shared, tensor], "complex": torch.tensor([1 + 2j]),
+             "half": torch.ones(2, dtype=torch.bfloat16),
              "rng": (torch.get_rng_state(), np.random.get_state(), random.getstate()), "none": torch.zeros(0, 3)}
     found = from_bytes(to_bytes(state, "x"), "x")
     assert equal(found, state)
