@@ -118,17 +118,14 @@ class Training:
         until, deadline = min(until, self.total), time.monotonic() + seconds
         with self._lent_numbers():
             while self.step < until and self.diverged_at is None:
-                if self.step % self.deal.per_epoch == 0:
-                    self._check()
-                    if self.diverged_at is not None:
-                        break
+                if self.step % self.deal.per_epoch == 0 and not self._is_finite():
+                    break
                 self._round()
                 if time.monotonic() >= deadline:
                     break
         if self.step == self.total:
             self._finish()
-        self._check()
-        if self.diverged_at is not None:
+        if not self._is_finite():
             self._finish()
         return self.diverged_at is None
 
@@ -147,9 +144,10 @@ class Training:
                     side.move(round_, factor, j)
         self.step += 1
 
-    def _check(self) -> None:
+    def _is_finite(self) -> bool:
         if self.diverged_at is None:
             self.diverged_at = first_non_finite(self.losses, self.model)
+        return self.diverged_at is None
 
     def _finish(self) -> None:
         """Leave the weights that the optimisers stand for."""
