@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.nn import functional
 from optscope.errors import UserError
 from optscope.tasks.check import check_task
 from optscope.tasks.task import Data, Split, Task
+from optscope.tasks.tree import mapped, same
 
 X = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 3
@@ -47,6 +49,49 @@ def model(forward, **layers):
             return forward(self, x)
 
     return Model
+
+
+IDS = torch.randint(4, (40, 5), generator=torch.Generator().manual_seed(1))
+
+
+class Named(nn.Module):
+    """Takes its inputs by name, returns its outputs by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.embed = nn.Linear(6, 3), nn.Embedding(3, 3)
+
+    def forward(self, ids, x):
+        return SimpleNamespace(logits=self.linear(x) + self.embed(ids))
+
+
+def tree(model=Named, x=None, **settings):
+    """A task whose inputs are a mapping."""
+    return task(model, {"ids": Y, "x": X} if x is None else x, **settings)
+
+
+def tokens(x=IDS, y=IDS, kind="token-classification", **settings):
+    """A task of labelling every token with itself."""
+    return task(lambda: nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 4)), x, y, None, kind=kind, bounds=None,
+                **settings)
+
+
+class Ordered(Named):
+    """Takes its inputs in order."""
+
+    def forward(self, ids, pair):
+        return self.linear(pair[0] + pair[1]) + self.embed(ids)
+
+
+class ByName(Named):
+    """Takes whole numbers alone."""
+
+    def forward(self, ids):
+        return self.embed(ids)
+
+
+def second(found):
+    return found[1]
 
 
 class ScaledLoss(nn.Module):
@@ -101,7 +146,6 @@ REFUSED = {
     "misspelt kind": (lambda: task(kind="Classification"), 'got "Classification", did you mean "classification"'),
     "one output, entropy": (lambda: task(lambda: nn.Linear(6, 1), y=X[:, :1], kind="regression"), "cannot move"),
     "constant loss": (lambda: task(loss=lambda z, y: functional.cross_entropy(z * 0, y)), "cannot move"),
-    "loss with parameters": (lambda: task(loss=ScaledLoss()), r"trainable tensor of shape \(\).*into the model"),
     "loss with a loose parameter": (lambda: task(loss=lambda z, y: functional.cross_entropy(z * LOOSE, y)),
                                     "no parameter of the model"),
     "layers in a list": (lambda: task(model(lambda m, x: m.linear(m.hidden[0](x)),
@@ -141,10 +185,40 @@ REFUSED = {
                                            x=torch.cat([X[:39], 0 * X[:1]])), "1 of .* inputs of the .* part"),
     "outputs are labels": (lambda: task(model(lambda m, x: m.linear(x).argmax(1))), "must return floats"),
     "two outputs": (lambda: task(model(lambda m, x: (m.linear(x), x))),
-                    "got tuple: return the tensor in it, for example .logits$"),
-    "a dict": (lambda: task(model(lambda m, x: {"logits": m.linear(x)})), "got dict: return the tensor in it"),
+                    "got tuple; it has 0, 1: write output=\"0\", or output= a function of what is returned$"),
+    "a dict": (lambda: task(model(lambda m, x: {"scores": m.linear(x)})), 'it has scores: write output="scores"'),
+    "a field that is not there": (lambda: task(model(lambda m, x: {"logits": m.linear(x)}), output="scores"),
+                                  'dict, has no field "scores"; it has logits: write output="logits"'),
+    "an output that is no tensor": (
+        lambda: task(output=lambda found: [found]), "output= must give one .*; got list"),
+    "the model's own loss": (
+        lambda: task(loss="loss"), "loss must be a function .*; got 'loss': .* leave loss out"),
+    "targets as a tree": (
+        lambda: task(y={"a": Y, "b": Y}), 'targets of classification are one tensor; .* are a, b: '),
+    "numbers as a tree": (
+        lambda: task(y={"a": Y, "b": Y}, kind="regression", loss=None), "the leaves a, b, of which"),
+    "perturb on a bare tensor": (
+        lambda: task(perturb="x"), 'perturb="x" names no leaf .* a bare tensor: leave'),
+    "perturb nowhere": (lambda: tree(perturb="z"), 'perturb="z" names no leaf of the inputs; .* has ids, x$'),
+    "perturb token ids": (lambda: tree(perturb="ids"), 'perturb="ids" must name a leaf that is floating .*int64'),
+    "bounds of two leaves": (
+        lambda: tree(x={"a": X, "b": X}), 'a, b are floating point: write perturb="a", or bounds'),
+    "a leaf out of its bounds": (lambda: tree(bounds=(0.0, 0.5)), 'inputs "x" must lie in the bounds'),
+    "a leaf that is not finite": (lambda: tree(x={"ids": Y, "x": X / 0}), 'inputs "x" hold nan or inf'),
+    "a name the model does not take": (lambda: tree(x={"ids": Y, "y": X}),
+                                       'of inputs "ids" of shape .*, "y" of shape .*: TypeError.*argument .y'),
+    "labels of three axes": (
+        lambda: task(kind="segmentation"), "segmentation needs outputs .* of shape .3,. an ex"),
+    "tokens for classes": (lambda: tokens(kind="classification"),
+                           'give kind="token-classification" or kind="regression"'),
+    "tokens beyond": (lambda: tokens(y=IDS + 1), r"labels must lie in 0 … 3 .*, or be -100 .* reach from 1 to 4"),
+    "tokens that none counts": (lambda: tokens(y=IDS * 0 - 100), "no label of the train part counts"),
+    "one token": (lambda: tokens(y=IDS * 0), "all labels of the train part are 0"),
+    "one token long": (lambda: tokens(IDS[:, :1], IDS[:, :1], kind="causal-lm"), "causal-lm needs outputs"),
+    "labels of 0 to 3": (lambda: task(y=X[:, :3].mul(3).round(), loss=None, kind="multi-label"),
+                              "targets of multi-label must be 0 or 1"),
     "two outputs in train mode": (lambda: task(model(
-        lambda m, x: (m.linear(x), x) if m.training else m.linear(x))), "tuple in train mode"),
+        lambda m, x: (m.linear(x), x) if m.training else m.linear(x))), "in train mode the model must return one"),
     "other outputs in train mode": (lambda: task(model(
         lambda m, x: m.linear(x)[:, None] if m.training else m.linear(x))), "train mode"),
     "two arguments": (lambda: task(lambda: nn.Bilinear(6, 6, 3)), "refused a batch .*TypeError"),
@@ -202,7 +276,45 @@ def initialised_lazy():
     return made
 
 
+def longest(outputs, batch):
+    """A loss that sees the inputs."""
+    return (functional.cross_entropy(outputs, batch.targets, reduction="none") * batch.inputs["x"][:, 0]).mean()
+
+
+def both(outputs, targets):
+    """A loss of two targets."""
+    return functional.cross_entropy(outputs, targets["a"]) + functional.cross_entropy(outputs, targets["b"])
+
+
+def unet(outputs=3):
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, outputs, 1))
+
+
+IMAGES = X[:, None].unflatten(2, (2, 3)).repeat(1, 1, 2, 2)
+MASKS = (torch.arange(24).view(4, 6) + torch.arange(40)[:, None, None]) % 3
+VOIDED = MASKS.where(IMAGES[:, 0] > 0.2, 255)
 ACCEPTED = {
+    "inputs by name": tree,
+    "a leaf with bounds of its own": lambda: tree(perturb="x", bounds=(0.0, 1.0)),
+    "two leaves, one perturbed": lambda: task(Ordered, (Y, (X, 9 * X)), perturb="1.0"),
+    "two leaves, unbounded": lambda: task(Ordered, (Y, (X, 9 * X)), bounds=None),
+    "a mapping without floating leaves": lambda: task(ByName, {"ids": Y}),
+    "a loss of the batch": lambda: tree(loss=longest),
+    "two targets": lambda: task(y={"a": Y, "b": (Y + 1) % 3}, kind="regression", loss=both),
+    "a dict with logits": lambda: task(model(lambda m, x: {"logits": m.linear(x)})),
+    "a named output": lambda: task(model(lambda m, x: {"a": x, "scores": m.linear(x)}), output="scores"),
+    "the second output": lambda: task(model(lambda m, x: (x, m.linear(x))), output="1"),
+    "an output that is computed": lambda: task(model(lambda m, x: (x, m.linear(x))), output=second),
+    "a loss with parameters": lambda: task(loss=ScaledLoss()),
+    "labels at once": lambda: task(y=(X[:, :3] > 0.5).long(), loss=None, kind="multi-label"),
+    "masks": lambda: task(unet, IMAGES, MASKS, None, kind="segmentation"),
+    "masks with void": lambda: task(unet, IMAGES, VOIDED.byte(), None, kind="segmentation"),
+    "255 as a class": lambda: task(lambda: unet(256), IMAGES, VOIDED, None, kind="segmentation"),
+    "tokens": tokens,
+    "tokens that do not count": lambda: tokens(y=IDS.where(IDS > 1, -100).int()),
+    "next tokens": lambda: tokens(kind="causal-lm"),
+    "numbers of two axes": lambda: task(lambda: nn.Conv1d(1, 2, 1), X[:, None], torch.stack([X, X], 1), None,
+                                        kind="regression"),
     "outputs (n,)": lambda: task(Flat, y=X[:, 0], kind="regression", loss=functional.mse_loss),
     "several labels": lambda: task(y=(X[:, :3] > 0.5).float(), kind="regression", loss=nn.BCEWithLogitsLoss()),
     "a head that starts at zero": lambda: task(zero_head),
@@ -223,8 +335,8 @@ ACCEPTED = {
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_an_unusual_task_that_will_do(name):
     given = ACCEPTED[name]()
-    before = given.data().train.inputs.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = mapped(torch.clone, given.data().train.inputs), torch.get_rng_state(), np.random.get_state()[1].copy()
     check_task(given)
-    assert torch.equal(given.data().train.inputs, before[0])
+    assert same(given.data().train.inputs, before[0])
     assert torch.equal(torch.get_rng_state(), before[1])
     assert (np.random.get_state()[1] == before[2]).all()

@@ -17,11 +17,9 @@ from optscope.tasks.check_loss import check_loss, value_of
 from optscope.tasks.check_model import check_factory, check_outputs, forward
 from optscope.tasks.fresh import seeded
 from optscope.tasks.game import Game
+from optscope.tasks.kinds import BATCH, IGNORED, KINDS, Kind, counted, portion
 from optscope.tasks.task import Data, Split, Task
-
-KINDS = ("classification", "regression")
-BATCH = 512
-"""As many examples as probes hand to a model at once."""
+from optscope.tasks.tree import leaves
 
 
 def check_task(task: Task) -> None:
@@ -41,36 +39,81 @@ def check_task(task: Task) -> None:
         check_game(task)
         return
     if task.kind not in KINDS:
-        raise UserError(f'{task.name}: kind must be "classification" or "regression" (which stands for every other '
-                        "loss, as of several labels an example); got "
-                        f'"{task.kind}", {nearest(str(task.kind).lower(), KINDS)}')
+        raise UserError(f'{task.name}: kind must be one of {", ".join(KINDS)} (which stands for every other loss); '
+                        f'got "{task.kind}", {nearest(str(task.kind).lower(), KINDS)}')
+    if not callable(task.loss):
+        raise UserError(f"{task.name}: loss must be a function loss(outputs, targets) or None; got {task.loss!r}: "
+                        "a loss that the model computes itself from the targets is the usual one of its kind, so "
+                        "leave loss out")
     data = check_data(task)
     model = check_factory(task.name, "the model", task.model)
     with seeded(0):
-        outputs = check_outputs(task.name, model, data.train)
+        outputs = check_outputs(task, model, data.train)
         _check_parts(task, model, data)
         check_loss(task, model, data.train, outputs)
 
 
 def _check_parts(task: Task, model: nn.Module, data: Data) -> None:
     """Send every part through the model as probes do, and look at its targets and its loss."""
-    check_targets = _check_labels if task.kind == "classification" else _check_shape
+    kind = KINDS[task.kind]
     for name, part in vars(data).items():
-        check_targets(task, name, part, forward(task.name, model, part.inputs[:1], name))
-        outputs = torch.cat([forward(task.name, model, x, name) for x in part.inputs.split(BATCH)])
-        value_of(task, outputs, part.targets)
+        one = forward(task, model, part.first(1).inputs, name)
+        if task.kind == "classification":
+            _check_labels(task, name, part, one)
+        elif kind.pairs is None:
+            _check_shape(task, model, name, part, one)
+        elif not kind.fits(tuple(one.shape), part.targets):
+            raise UserError(f"{task.name}: {task.kind} needs {kind.needs}; got outputs of shape "
+                            f"{tuple(one.shape[1:])} an example and {name} targets {tuple(part.targets.shape)} of "
+                            f"{part.targets.dtype}")
+        if kind.dense:
+            _check_many(task, kind, model, name, part, portion(one))
+        else:
+            outputs = torch.cat([forward(task, model, batch.inputs, name) for batch in part.split(BATCH)])
+            value_of(task, model, outputs, part)
     labels = data.train.targets
     if task.kind == "classification" and bool((labels == labels[0]).all()):
-        raise UserError(f"{task.name}: all labels of the train part are {int(labels[0])}, so there is nothing to "
-                        "learn: give examples of two classes or more")
+        raise UserError(_one_class(task, int(labels[0])))
+
+
+def _one_class(task: Task, label: int) -> str:
+    return (f"{task.name}: all labels of the train part are {label}, so there is nothing to learn: give examples "
+            "of two classes or more")
+
+
+def _check_many(task: Task, kind: Kind, model: nn.Module, name: str, part: Split, size: int) -> None:
+    """Look at examples with many labels each, `size` at a time: all outputs at once may be too many."""
+    assert kind.pairs is not None
+    found: set[int] = set()
+    for batch in part.split(size):
+        outputs = forward(task, model, batch.inputs, name)
+        logits, labels = counted(*kind.pairs(outputs, batch.targets))
+        if not len(labels):
+            continue
+        low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+        if kind.exact and bool(((batch.targets != 0) & (batch.targets != 1)).any()):
+            raise UserError(f"{task.name}: targets of {task.kind} must be 0 or 1, one for each label; the {name} "
+                            f"part's reach from {float(batch.targets.min()):g} to {float(batch.targets.max()):g}")
+        if low < 0 or high >= classes:
+            raise UserError(f"{task.name}: labels must lie in 0 … {classes - 1} (the model has {classes} outputs), "
+                            f"or be {IGNORED} where they do not count; the {name} part's reach from {low} to "
+                            f"{high}")
+        found |= {low, high}
+        value_of(task, model, outputs, batch)
+    if not found:
+        raise UserError(f"{task.name}: no label of the {name} part counts; those of {IGNORED} do not")
+    if name == "train" and len(found) == 1:
+        raise UserError(_one_class(task, found.pop()))
 
 
 def _check_labels(task: Task, name: str, part: Split, outputs: Tensor) -> None:
-    labels = part.targets
-    if labels.is_floating_point() or labels.dim() != 1 or outputs.dim() != 2:
+    labels, kind = part.targets, KINDS["classification"]
+    if not kind.fits(tuple(outputs.shape), labels):
+        others = [other for other, each in KINDS.items() if each.pairs and each.fits(tuple(outputs.shape), labels)]
+        also = f'kind="{others[0]}" or ' if others else ""
         raise UserError(f"{task.name}: classification needs outputs (batch, classes) and whole-number labels "
                         f"(batch,); got outputs of shape {tuple(outputs.shape[1:])} an example and {name} labels "
-                        f'{tuple(labels.shape)} of {labels.dtype}: mend them, or give kind="regression"')
+                        f'{tuple(labels.shape)} of {labels.dtype}: mend them, or give {also}kind="regression"')
     low, high, classes = int(labels.min()), int(labels.max()), outputs.shape[1]
     if low < 0 or high >= classes:
         one = (': give an output for each class, or for one logit kind="regression" and labels as floats, shaped '
@@ -79,19 +122,26 @@ def _check_labels(task: Task, name: str, part: Split, outputs: Tensor) -> None:
                         f"output{'s' * (classes > 1)}); the {name} part's reach from {low} to {high}{one}")
 
 
-def _check_shape(task: Task, name: str, part: Split, outputs: Tensor) -> None:
+def _check_shape(task: Task, model: nn.Module, name: str, part: Split, outputs: Tensor) -> None:
     """Raise where the loss would broadcast by mistake: targets and outputs of as many numbers, shaped otherwise.
 
     Other numbers are a matter of the loss: labels of pixels, quantiles of one target, times with a mark. Only
-    torch's own losses of differences, which warn of them, want one target an output.
+    torch's own losses of differences, which warn of them, want one target an output. Targets that are several
+    tensors are a matter of the loss too.
     """
     targets, expected = part.targets, (len(part), *outputs.shape[1:])
+    if not isinstance(targets, Tensor):
+        if task.loss is functional.mse_loss:
+            raise UserError(f"{task.name}: the targets have the leaves {', '.join(leaves(targets))}, of "
+                            "which the mean squared error makes nothing: give one tensor, or loss=, a function of outputs "
+                            "and these")
+        return
     mistaken = targets.numel() == math.prod(expected) or task.loss is functional.mse_loss
     if not mistaken:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             with suppress(Exception):  # whatever it refuses is said when its value is taken
-                task.loss(outputs, targets[:1])
+                task.judged(model, outputs, part.first(1))
         mistaken = any("target size" in str(each.message) for each in said)
     if targets.shape != expected and mistaken:
         raise UserError(f"{task.name}: regression needs targets shaped like the outputs {expected}; the {name} "

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError, blaming
+from optscope.tasks.kinds import KINDS
 from optscope.tasks.task import Data, Split, Task
+from optscope.tasks.tree import leaf_name, leaves, same
 
 KNOWN = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
          torch.int16, torch.int32, torch.int64)
@@ -52,31 +54,68 @@ def _check_bounds(task: Task) -> None:
 
 
 def _check_part(task: Task, name: str, part: Split) -> None:
-    if task.bounds is not None and not part.inputs.is_floating_point():
-        raise UserError(f"{task.name}: inputs must be floating point where they have bounds; the {name} "
-                        f"part's are {part.inputs.dtype}: for images in bytes write .float() / 255; "
-                        "for token ids, and all that counts or names, bounds=None (attacks and noise are then not "
-                        "measured)")
-    for what, values in (("inputs", part.inputs), ("targets", part.targets)):
-        _check_values(task, name, what, values)
-    if task.kind == "classification":
-        _check_class_numbers(task, name, part.targets)
-    if task.bounds is None or name == "train":
+    path, values = _bounded(task, name, part)
+    for what, tree in (("inputs", part.inputs), ("targets", part.targets)):
+        for each, leaf in leaves(tree).items():
+            _check_values(task, name, leaf_name(what, each), leaf)
+    if isinstance(part.targets, Tensor):
+        if task.kind == "classification":
+            _check_class_numbers(task, name, part.targets)
+    elif task.kind in KINDS and KINDS[task.kind].pairs is not None:
+        raise UserError(f"{task.name}: the targets of {task.kind} are one tensor; the {name} part's are "
+                        f'{", ".join(leaves(part.targets))}: give one of them, or kind="regression" and a loss of '
+                        "them")
+    if task.bounds is None or values is None or name == "train":
         return
-    low, high = float(part.inputs.min()), float(part.inputs.max())
+    low, high = float(values.min()), float(values.max())
     if low < task.bounds[0] or high > task.bounds[1]:
-        raise UserError(f"{task.name}: inputs must lie in the bounds {task.bounds}; the {name} part's reach "
+        raise UserError(f"{task.name}: {leaf_name('inputs', path)} must lie in the bounds {task.bounds}; the "
+                        f"{name} part's reach "
                         f"from {low:g} to {high:g}: put normalisation inside the model, or give other bounds "
                         "(None for unbounded)")
 
 
+def _bounded(task: Task, name: str, part: Split) -> tuple[str, Tensor | None]:
+    """Return the path and values of the leaf that attacks and noise act on; None, where no leaf is floating point.
+
+    Raises:
+        UserError: when it is not there, not floating point, or one of several and not named.
+    """
+    found = leaves(part.inputs)
+    if task.perturb is not None and task.perturb not in found:
+        raise UserError(f'{task.name}: perturb="{task.perturb}" names no leaf of the inputs; the {name} part has '
+                        f"{', '.join(found) if '' not in found else 'a bare tensor: leave perturb out'}")
+    path = task.perturbed(part.inputs)
+    if path is None and "" in found and task.bounds is not None:
+        raise UserError(f"{task.name}: inputs must be floating point where they have bounds; the {name} "
+                        f"part's are {found[''].dtype}: for images in bytes write .float() / 255; "
+                        "for token ids, and all that counts or names, bounds=None (attacks and noise are then not "
+                        "measured)")
+    floating = [each for each, leaf in found.items() if leaf.is_floating_point()]
+    if path is None and floating and task.bounds is not None:
+        raise UserError(f"{task.name}: bounds are of one leaf of the inputs, but {', '.join(floating)} are "
+                        f'floating point: write perturb="{floating[0]}", or bounds=None (attacks and noise are '
+                        "then not measured)")
+    if path is not None and not found[path].is_floating_point():
+        raise UserError(f'{task.name}: perturb="{path}" must name a leaf that is floating point; the {name} '
+                        f"part\'s is {found[path].dtype}: attacks and noise make small changes")
+    return path or "", None if path is None else found[path]
+
+
 def _check_alike(task: Task, name: str, part: Split, train: Split) -> None:
     """Raise unless a part has the axes and types of the training part; the model decides about their lengths."""
-    for what, one, other in (("inputs", train.inputs, part.inputs), ("targets", train.targets, part.targets)):
-        if one.dim() != other.dim() or one.is_floating_point() != other.is_floating_point():
-            raise UserError(f"{task.name}: the parts must be alike; the train part's {what} are {tuple(one.shape)} "
-                            f"of {one.dtype}, the {name} part's {tuple(other.shape)} of {other.dtype}: prepare all "
-                            "three by the same function")
+    for what, known, found in (("inputs", leaves(train.inputs), leaves(part.inputs)),
+                               ("targets", leaves(train.targets), leaves(part.targets))):
+        if known.keys() != found.keys():
+            raise UserError(f"{task.name}: the parts must be alike; the train part's {what} have the leaves "
+                            f"{', '.join(known)}, the {name} part's {', '.join(found)}: prepare all three by the "
+                            "same function")
+        for path, one in known.items():
+            other = found[path]
+            if one.dim() != other.dim() or one.is_floating_point() != other.is_floating_point():
+                raise UserError(f"{task.name}: the parts must be alike; the train part's {leaf_name(what, path)} "
+                                f"are {tuple(one.shape)} of {one.dtype}, the {name} part's {tuple(other.shape)} of "
+                                f"{other.dtype}: prepare all three by the same function")
 
 
 def _check_values(task: Task, name: str, what: str, values: Tensor) -> None:
@@ -128,16 +167,18 @@ def scales(data: Data) -> list[str]:
     The scale is the mean distance from the mean of all training inputs; `APART` times as much or as little is told.
     Token ids and other whole numbers have none.
     """
-    inputs, found = data.train.inputs, []
-    middle = inputs.double().mean()
-    usual = _spread(inputs, middle)
-    if not inputs.is_floating_point() or not usual:
-        return []
-    for name in ("validation", "test"):
-        ratio = float(_spread(getattr(data, name).inputs, middle) / usual)
-        if ratio >= APART or ratio <= 1 / APART:
-            found.append(f"the {name} part's inputs lie {ratio:.3g} times as far from the training inputs' mean as "
-                         "these do: prepare all parts by the same function, with the training part's numbers.")
+    found = []
+    for path, inputs in leaves(data.train.inputs).items():
+        if not inputs.is_floating_point():
+            continue
+        middle = inputs.double().mean()
+        usual = _spread(inputs, middle)
+        for name in ("validation", "test") if usual else ():
+            ratio = float(_spread(leaves(getattr(data, name).inputs)[path], middle) / usual)
+            if ratio >= APART or ratio <= 1 / APART:
+                found.append(f"the {name} part's {leaf_name('inputs', path)} lie {ratio:.3g} times as far from the "
+                             "training inputs' mean as these do: prepare all parts by the same function, with the "
+                             "training part's numbers.")
     return found
 
 
@@ -147,13 +188,13 @@ def _spread(inputs: Tensor, middle: Tensor) -> Tensor:
 
 def _rows(part: Split) -> Iterator[bytes]:
     """Yield a digest of each example."""
-    columns = (part.inputs, part.targets)
+    columns = (*leaves(part.inputs).values(), *leaves(part.targets).values())
     flat = [values.reshape(len(part), -1).view(torch.uint8).numpy() for values in columns]
     for rows in zip(*flat, strict=True):
         yield hashlib.blake2b(b"".join(row.tobytes() for row in rows), digest_size=16).digest()
 
 
 def _check_same(task: Task, name: str, part: Split, again: Split) -> None:
-    if not (torch.equal(part.inputs, again.inputs) and torch.equal(part.targets, again.targets)):
+    if not (same(part.inputs, again.inputs) and same(part.targets, again.targets)):
         raise UserError(f"{task.name}: data() must return the same tensors each time; the {name} part differs "
                         "between two calls: draw with a torch.Generator().manual_seed(0) made inside it")

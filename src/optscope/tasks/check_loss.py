@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from optscope.errors import UserError, first_words
 from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.task import Split, Task
+from optscope.tasks.tree import Batch, leaves, mapped, same
 
 SOME = 64
 """How many examples the loss is tried on."""
@@ -25,12 +26,15 @@ def check_loss(task: Task, model: nn.Module, part: Split, outputs: Tensor) -> No
         UserError: naming what is not so.
     """
     batch = part.first(SOME)
-    found = model.train()(batch.inputs.clone())
+    try:
+        found = task.outputs(model.train(), mapped(torch.clone, batch.inputs))
+    except UserError as error:
+        raise UserError(f"{task.name}: in train mode {error}") from error
     if not isinstance(found, Tensor) or found.shape[1:] != outputs.shape[1:]:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise UserError(f"{task.name}: the model returns {got} in train mode and outputs of shape "
                         f"{tuple(outputs.shape)} in eval mode; both must be one tensor of one shape an example")
-    loss = value_of(task, found, batch.targets)
+    loss = value_of(task, model, found, batch)
     if not loss.requires_grad:
         raise UserError(f"{task.name}: the loss does not depend on the model's parameters; "
                         "compute it from the outputs, and these from the inputs, without .detach(), .item(), "
@@ -38,28 +42,31 @@ def check_loss(task: Task, model: nn.Module, part: Split, outputs: Tensor) -> No
     check_leaves(task.name, loss, model)
     _check_slope(task, loss, model)
     try:
-        check_mean(task.loss, found, batch.targets)
+        check_mean(task.loss_in(model), found, task.seen(batch))
     except UserError as error:
         raise UserError(f"{task.name}: {error}") from error
 
 
-def value_of(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+def value_of(task: Task, model: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
     """Return the loss of outputs, if it is one finite number, the same again, and leaves both as they were.
 
     Raises:
         UserError: naming what is not so.
     """
-    before = outputs.detach().clone(), targets.clone()
+    before, given = outputs.detach().clone(), batch.copy() if task.seen(batch) is batch else Batch(
+        batch.inputs, mapped(torch.clone, batch.targets))
     try:
-        loss, again = (task.loss(outputs, targets) for _ in range(2))
+        loss, again = (task.judged(model, outputs, batch) for _ in range(2))
     except UserError:
         raise
     except Exception as error:  # whatever the author chose to raise
         raise UserError(f"{task.name}: the loss refused the model's outputs {_kind(outputs)} and the targets "
-                        f"{_kind(targets)}: {first_words(error)}") from error
+                        f"{', '.join(_kind(each) for each in leaves(batch.targets).values())}: "
+                        f"{first_words(error)}") from error
     check_number(task.name, "the loss", loss)
-    for what, values, old in zip(("outputs", "targets"), (outputs.detach(), targets), before, strict=True):
-        if not torch.equal(values, old):
+    for what, values, old in (("outputs", outputs.detach(), before), ("inputs", batch.inputs, given.inputs),
+                              ("targets", batch.targets, given.targets)):
+        if not same(values, old):
             raise UserError(f"{task.name}: the loss changes the {what} that it is given; compute with new tensors, "
                             "without methods that end in _")
     if not torch.allclose(loss.detach(), again.detach(), rtol=1e-4, atol=0):

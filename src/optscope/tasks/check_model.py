@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from optscope.errors import UserError, blaming, first_words
 from optscope.tasks.fresh import seeded
-from optscope.tasks.task import Split
+from optscope.tasks.task import Split, Task
+from optscope.tasks.tree import Batch, Tree, leaves, mapped, shown
 
 FEW = 8
 """How many examples the first looks take."""
@@ -67,7 +69,7 @@ def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
     return [(name, p.shape) for name, p in (*model.named_parameters(), *model.named_buffers())]
 
 
-def check_outputs(owner: str, model: nn.Module, part: Split) -> Tensor:
+def check_outputs(task: Task, model: nn.Module, part: Split) -> Tensor:
     """Return the outputs of some examples in eval mode, if they are what probes take them for.
 
     They are one tensor of floats, a row an example; the same again, and the same alone or in other company, up to
@@ -76,54 +78,55 @@ def check_outputs(owner: str, model: nn.Module, part: Split) -> Tensor:
     Raises:
         UserError: naming what is not so.
     """
-    inputs = part.first(FEW).inputs
+    batch = part.first(FEW)
     model.eval()
-    first = forward(owner, model, inputs)
-    if not torch.equal(first, forward(owner, model, inputs)):
-        raise UserError(f"{owner}: two passes of the same inputs differ in eval mode; "
+    first = forward(task, model, batch.inputs)
+    if not torch.equal(first, forward(task, model, batch.inputs)):
+        raise UserError(f"{task.name}: two passes of the same inputs differ in eval mode; "
                         "make dropout and the like depend on self.training")
-    _check_company(owner, model, inputs, first)
-    _check_heeded(owner, model, inputs, first)
+    _check_company(task, model, batch, first)
+    _check_heeded(task, model, batch.inputs, first)
     return first
 
 
-def _check_company(owner: str, model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+def _check_company(task: Task, model: nn.Module, batch: Batch, outputs: Tensor) -> None:
     """Raise when an example's output is another one in a smaller batch: the last alone, the first two."""
     scale, eps = float(outputs.abs().max()), torch.finfo(outputs.dtype).eps
     for some in (slice(-1, None), slice(2)):
-        expected, alone = outputs[some], forward(owner, model, inputs[some])
+        expected, alone = outputs[some], forward(task, model, batch.mapped(operator.itemgetter(some)).inputs)
         n = len(alone)
         if alone.shape != expected.shape:
-            raise UserError(f"{owner}: a batch of {len(inputs)} gives outputs {tuple(outputs.shape)}, one of {n} "
-                            f"gives {tuple(alone.shape)}: name the axis in .squeeze(-1), .flatten(1) and the like")
+            raise UserError(f"{task.name}: a batch of {len(batch)} gives outputs {tuple(outputs.shape)}, one of "
+                            f"{n} gives {tuple(alone.shape)}: name the axis in .squeeze(-1), .flatten(1) and the "
+                            "like")
         if float((alone - expected).abs().max()) > eps**0.5 * scale:
-            raise UserError(f"{owner}: in eval mode an example's output depends on the others in its batch, so no "
-                            "accuracy is one number: norm, softmax and flatten along the axes of one example "
+            raise UserError(f"{task.name}: in eval mode an example's output depends on the others in its batch, so "
+                            "no accuracy is one number: norm, softmax and flatten along the axes of one example "
                             "(BatchNorm with its running statistics)")
 
 
-def _check_heeded(owner: str, model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+def _check_heeded(task: Task, model: nn.Module, inputs: Tree, outputs: Tensor) -> None:
     """Raise when the inputs have no say: neither now nor at other weights, for a head may start at zero."""
-    if len(inputs) == 1 or _alike(inputs) or not _alike(outputs):
+    if len(outputs) == 1 or all(map(_alike, leaves(inputs).values())) or not _alike(outputs):
         return
     params = list(model.parameters())
     before = [p.detach().clone() for p in params]
     with torch.no_grad(), seeded(0):
         for p in params:
             p.add_(0.1 * torch.randn_like(p))
-        moved = forward(owner, model, inputs)
+        moved = forward(task, model, inputs)
         for p, old in zip(params, before, strict=True):
             p.copy_(old)
     if _alike(moved):
-        raise UserError(f"{owner}: the model's outputs are the same for all inputs, so nothing can be learned from "
-                        "them: see that forward uses its argument")
+        raise UserError(f"{task.name}: the model's outputs are the same for all inputs, so nothing can be learned "
+                        "from them: see that forward uses its argument")
 
 
 def _alike(rows: Tensor) -> bool:
     return bool((rows == rows[:1]).all())
 
 
-def forward(owner: str, model: nn.Module, inputs: Tensor, part: str = "train") -> Tensor:
+def forward(task: Task, model: nn.Module, inputs: Tree, part: str = "train") -> Tensor:
     """Return the outputs of a batch, if they are a tensor of finite floats with a row an example.
 
     Raises:
@@ -131,25 +134,26 @@ def forward(owner: str, model: nn.Module, inputs: Tensor, part: str = "train") -
     """
     try:
         with torch.no_grad():
-            outputs = model(inputs.clone())
+            outputs = task.outputs(model, mapped(torch.clone, inputs))
             outputs = outputs.clone() if isinstance(outputs, Tensor) else outputs  # it may be a view of a weight
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{task.name}: {error}") from error
     except Exception as error:  # whatever the author chose to raise
-        raise UserError(f"{owner}: the model refused a batch of inputs of shape {tuple(inputs.shape)} and type "
-                        f"{inputs.dtype}, from the {part} part: {first_words(error)}") from error
+        raise UserError(f"{task.name}: the model refused a batch of inputs {shown(inputs)}, from the {part} part: "
+                        f"{first_words(error)}") from error
+    n = len(Batch(inputs, ()))
     if not isinstance(outputs, Tensor):
-        raise UserError(f"{owner}: the model must return one tensor with a row for every input; got "
-                        f"{type(outputs).__name__}: return the tensor in it, for example .logits")
-    if outputs.dim() == 0 or len(outputs) != len(inputs):
-        raise UserError(f"{owner}: the model must return one tensor with a row for every input; got "
-                        f"{tuple(outputs.shape)} for {len(inputs)} of them: name the axis in .squeeze(-1), "
+        raise UserError(f"{task.name}: output= must give one tensor with a row for every input; got "
+                        f"{type(outputs).__name__}")
+    if outputs.dim() == 0 or len(outputs) != n:
+        raise UserError(f"{task.name}: the model must return one tensor with a row for every input; got "
+                        f"{tuple(outputs.shape)} for {n} of them: name the axis in .squeeze(-1), "
                         ".flatten(1) and the like")
     if not outputs.is_floating_point():
-        raise UserError(f"{owner}: the model must return floats, such as logits; got {outputs.dtype}")
+        raise UserError(f"{task.name}: the model must return floats, such as logits; got {outputs.dtype}")
     bad = (~torch.isfinite(outputs.flatten(1) if outputs.dim() > 1 else outputs[:, None])).any(1).nonzero()
     if len(bad):
-        raise UserError(f"{owner}: a fresh model's outputs for {len(bad)} of {len(outputs)} inputs of the "
+        raise UserError(f"{task.name}: a fresh model's outputs for {len(bad)} of {len(outputs)} inputs of the "
                         f"{part} part are not finite: look for divisions by 0, logarithms and roots in it, and "
                         "at its buffers")
     return outputs

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optscope.errors import UserError
+from optscope.tasks.tree import Batch, mapped
 
 SHARE = 1e-3
 """How far the gradients of the same examples once and twice may lie apart, relative to the largest number."""
 
 
-def check_mean(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> None:
+def check_mean(loss: Callable[[Tensor, Any], Tensor], outputs: Tensor, targets: Any) -> None:
     """Raise unless a loss of a batch is the same when every example in it is taken twice.
 
     Means are, with class weights and ignored labels too; sums are not, whatever constant divides them. The
     gradients in the outputs are compared, which tell more than the values where the loss is small, and every output
-    is judged by its neighbour's target, as a fitted one tells nothing. `outputs` `(n, ...)`, `targets` `(n, ...)`;
-    no model is called, so that batch normalisation and dropout do not matter.
+    is judged by its neighbour's target, as a fitted one tells nothing. `outputs` `(n, ...)`, `targets` `(n, ...)`,
+    a tree of them, or the batch where the loss sees it; no model is called, so that batch normalisation and dropout
+    do not matter.
 
     >>> check_mean(torch.nn.CrossEntropyLoss(), torch.eye(3), torch.arange(3))
     >>> check_mean(torch.nn.CrossEntropyLoss(reduction="sum"), torch.eye(3), torch.arange(3))
@@ -33,7 +37,7 @@ def check_mean(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, target
     apart = torch.roll(outputs.detach(), 1, 0)
     slope = _slope(loss, apart, targets)
     try:
-        twice = _slope(loss, torch.cat([apart, apart]), torch.cat([targets, targets]))
+        twice = _slope(loss, torch.cat([apart, apart]), _each(lambda t: torch.cat([t, t]), targets))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"the loss must be a mean over as many examples as it is given; it takes {len(outputs)} of "
                         f"them, and of twice as many it says: {str(error).splitlines()[0]}") from error
@@ -43,7 +47,7 @@ def check_mean(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, target
                         f"twice; this one's changes by {change:.0%}: use reduction='mean'")
 
 
-def parts_change(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor,
+def parts_change(loss: Callable[[Tensor, Any], Tensor], outputs: Tensor, targets: Any,
                  sizes: Sequence[int]) -> float:
     """Return by how much the gradient of a loss of all examples differs from that of its parts' mean, 0 if not.
 
@@ -58,9 +62,16 @@ def parts_change(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targ
     0.25
     """
     apart = torch.roll(outputs.detach(), 1, 0)
-    slopes = [_slope(loss, z, t) * (len(z) / len(apart))
-              for z, t in zip(apart.split(list(sizes)), targets.split(list(sizes)), strict=True)]
+    slopes, start = [], 0
+    for size in sizes:
+        rows = slice(start, start := start + size)
+        some = _each(operator.itemgetter(rows), targets)
+        slopes.append(_slope(loss, apart[rows], some) * (size / len(apart)))
     return _change(_slope(loss, apart, targets), torch.cat(slopes))
+
+
+def _each(function: Callable[[Tensor], Tensor], targets: Any) -> Any:
+    return targets.mapped(function) if isinstance(targets, Batch) else mapped(function, targets)
 
 
 def _change(slope: Tensor, other: Tensor) -> float:
@@ -71,7 +82,7 @@ def _change(slope: Tensor, other: Tensor) -> float:
     return moved / size if size else math.inf
 
 
-def _slope(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+def _slope(loss: Callable[[Tensor, Any], Tensor], outputs: Tensor, targets: Any) -> Tensor:
     """Return the gradient of the loss in the outputs, zero where it has none."""
     with torch.inference_mode(False), torch.enable_grad():
         z = outputs.clone().requires_grad_()

@@ -9,19 +9,21 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from optscope.errors import UserError
 from optscope.tasks.arrays import check_lengths, plain
 from optscope.tasks.content import digest_of, mark
 from optscope.tasks.fresh import epoch_permutation
 from optscope.tasks.gather import gathered
+from optscope.tasks.kinds import KINDS
 from optscope.tasks.objective import Objective
+from optscope.tasks.trained_loss import loss_in, with_loss
 from optscope.tasks.tree import Batch, Tree, called, leaves, mapped, output_of, sees_batch
 
 Loss = Callable[[Tensor, Any], Tensor]
 """`loss(outputs, targets)`, or `loss(outputs, batch)` where the second parameter is called "batch"."""
-Kind = Literal["classification", "regression", "game"]
+Kind = Literal["classification", "regression", "multi-label", "segmentation", "token-classification", "causal-lm",
+               "game"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _labels(targets: Tensor) -> Tensor:
 
 def _chosen(loss: Loss | None, kind: Kind) -> Loss:
     """Return a loss, or what is usual for a kind of task when none is given."""
-    return loss or (functional.mse_loss if kind == "regression" else functional.cross_entropy)
+    return loss or KINDS.get(kind, KINDS["classification"]).loss
 
 
 @dataclass(frozen=True)
@@ -119,16 +121,28 @@ class Task:
         name: what reports call it.
         model: returns a new, untrained model each time.
         data: returns the same `Data` each time.
-        loss: `loss(outputs, targets)`, one number: the mean over the examples of a batch. None: for
-            "classification" the cross-entropy in nats, of outputs `(n, classes)` (not their softmax) and labels
-            `(n,)` from 0; for "regression" the mean squared error, in the targets' unit squared.
-        kind: "classification", of which accuracies and attacks are measured, or "regression", which stands for
-            every other loss too (several labels an example, labels of pixels, ...), of which the loss is.
+        loss: `loss(outputs, targets)`, one number: the mean over the examples of a batch; or, if its second
+            parameter is called "batch", `loss(outputs, batch)`: it sees `batch.inputs` too, as a mask. One that is
+            an `nn.Module` with parameters is trained: every run has a copy of its own. None: the kind's usual one.
+        kind: what outputs and targets are, and what accuracy is (`optscope.tasks.kinds`):
+
+            * "classification": outputs `(n, classes)` (not their softmax) and labels `(n,)` from 0; the loss is the
+              cross-entropy in nats, and noise and attacks are measured;
+            * "multi-label": outputs and targets `(n, labels)`, 0 or 1; the binary cross-entropy;
+            * "segmentation": outputs `(n, classes, ...)` and labels `(n, ...)`, -100 or 255 where none counts;
+            * "token-classification": outputs `(n, length, classes)` and labels `(n, length)`, -100 likewise;
+            * "causal-lm": outputs `(n, length, vocabulary)` and the tokens `(n, length)`, -100 where none is to be
+              foretold; the loss compares each output with the token after it;
+            * "regression": the mean squared error, and with another loss all else; no accuracy is measured.
         bounds: the least and the largest value that inputs may have, in their own unit: noise and attacks are
             clipped to it, so that normalisation belongs inside the model. None: there is no range, as for token
             ids or standardised tables; then attacks and noise are not measured.
-        augment: `augment(inputs, generator)` returns every training batch anew, of the same shape; it draws from
-            `generator` alone. Nothing else sees its inputs: probes measure the data as they are.
+        augment: `augment(inputs, generator)` returns the inputs of every training batch anew, of the same shape; it
+            draws from `generator` alone. Nothing else sees its inputs: probes measure the data as they are.
+        output: where the outputs are in what the model returns: the name of a field (an attribute, a key, or a
+            place in a tuple, as "0"), or a function of what is returned. None: a tensor as it is, else `.logits`.
+        perturb: the leaf of the inputs that has `bounds`, and that noise, attacks and Lipschitz constants act on,
+            as "pixel_values". None: the one that is floating point, if one is.
     """
 
     name: str
@@ -143,6 +157,7 @@ class Task:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", _chosen(self.loss, self.kind))
+        object.__setattr__(self, "model", with_loss(self.model, self.loss))
 
     @property
     def parts(self) -> tuple[object, ...]:
@@ -163,11 +178,28 @@ class Task:
 
     def value(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss of a batch."""
-        return self.judged(self.outputs(model, batch.inputs), batch)
+        return self.judged(model, self.outputs(model, batch.inputs), batch)
 
-    def judged(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the mean loss of outputs that a model has given for a batch."""
-        return self.loss(outputs, batch if self._sees_batch else batch.targets)
+    def judged(self, model: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of outputs that this model has given for a batch."""
+        loss: Tensor = self.loss_in(model)(outputs, self.seen(batch))
+        return loss
+
+    def loss_in(self, model: nn.Module) -> Loss:
+        """Return the loss, or where it is trained the copy of it that a model of this task holds."""
+        found: Loss = loss_in(model, self.loss)
+        return found
+
+    def seen(self, batch: Batch) -> Any:
+        """Return what the loss sees beside the outputs: the targets, or the whole batch."""
+        return batch if self._sees_batch else batch.targets
+
+    def perturbed(self, inputs: Tree) -> str | None:
+        """Return the path of the leaf that noise, attacks and Lipschitz constants act on; None: there is none."""
+        if self.perturb is not None:
+            return self.perturb
+        floating = [path for path, leaf in leaves(inputs).items() if leaf.is_floating_point()]
+        return floating[0] if len(floating) == 1 else None
 
     @cached_property
     def _sees_batch(self) -> bool:
@@ -194,7 +226,8 @@ class Task:
     def from_tensors(cls, model: Callable[[], nn.Module], train: Any, test: Any, *, validation: Any = None,
                      name: str = "task", loss: Loss | None = None,
                      kind: Kind = "classification", bounds: tuple[float, float] | None = (0.0, 1.0),
-                     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None) -> Task:
+                     augment: Callable[[Any, torch.Generator], Any] | None = None,
+                     output: str | Callable[[Any], Tensor] | None = None, perturb: str | None = None) -> Task:
         """Return a task over data in memory: whatever `Split.of` reads, and the fields of `Task`.
 
         Without `validation`, a fifth of `train` is held out for choosing learning rates: the same random fifth
@@ -221,18 +254,19 @@ class Task:
             except UserError as error:
                 raise UserError(f"{name}, {what} part: {error}") from error
 
-        loss = _chosen(loss, kind)
+        def task(data: Data) -> Task:
+            return cls(name, model, InMemory(data), _chosen(loss, kind), kind, bounds,
+                       augment, output, perturb)
+
         whole, last = part("train", train), part("test", test)
         if validation is not None:
-            return cls(name, model, InMemory(Data(whole, part("validation", validation), last)), loss, kind, bounds,
-                       augment)
+            return task(Data(whole, part("validation", validation), last))
         if len(whole) == 1:
             raise UserError(f"{name}: a fifth of the training part is held out for validation, but it has one "
                             "example: give more, or validation=")
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-        held_out, kept = (Split.of_batch(whole.take(of))
-                          for of in order.tensor_split([max(1, len(whole) // 5)]))
-        return cls(name, model, InMemory(Data(kept, held_out, last)), loss, kind, bounds, augment)
+        held_out, kept = (Split.of_batch(whole.take(of)) for of in order.tensor_split([max(1, len(whole) // 5)]))
+        return task(Data(kept, held_out, last))
 
 
 @dataclass(frozen=True, eq=False)

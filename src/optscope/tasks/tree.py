@@ -55,6 +55,16 @@ def filled(tree: Tree, values: Iterable[Any]) -> Any:
     return mapped(lambda _: next(following), tree)
 
 
+def replaced(tree: Tree, path: str, leaf: Tensor) -> Tree:
+    """Return a tree in which the leaf at a path is another.
+
+    >>> replaced({"x": torch.zeros(2), "y": torch.ones(1)}, "x", torch.ones(1))
+    {'x': tensor([1.]), 'y': tensor([1.])}
+    """
+    found: Tree = filled(tree, {**leaves(tree), path: leaf}.values())
+    return found
+
+
 def called(model: Callable[..., Any], inputs: Tree) -> Any:
     """Return what a model makes of inputs: `model(x)`, of a tuple `model(*x)`, of a mapping `model(**x)`."""
     if isinstance(inputs, tuple):
