@@ -17,6 +17,7 @@ from optscope.errors import UserError
 from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
+from optscope.tasks.tree import Tree, mapped
 
 
 def load_snapshot(task: Task, path: str | Path, *, seed: int | None = None) -> Snapshot:
@@ -40,7 +41,7 @@ def load_snapshot(task: Task, path: str | Path, *, seed: int | None = None) -> S
     return Snapshot(model, task, seed, run.get("steps"))
 
 
-def check_kept(task: Task, model: nn.Module, seed: int, inputs: Tensor | None = None) -> None:
+def check_kept(task: Task, model: nn.Module, seed: int, inputs: Tree | None = None) -> None:
     """Raise unless a trained `model` of `task` comes back from its files as it is.
 
     Its weights are written and read, into another model that starts from the same seed: every parameter and buffer
@@ -64,7 +65,7 @@ def check_kept(task: Task, model: nn.Module, seed: int, inputs: Tensor | None = 
     if lost:
         raise UserError(f"{task.name}: {', '.join(lost)} would be lost when the trained model is saved: keep all "
                         "that training changes in the state dict (buffers with persistent=True)")
-    if inputs is not None and not _same_outputs(model.eval(), other.eval(), inputs):
+    if inputs is not None and not _same_outputs(task, model.eval(), other.eval(), inputs):
         raise UserError(f"{task.name}: a saved model gives other outputs than the one that was trained: keep all "
                         "that training changes in parameters and buffers, not in other attributes")
 
@@ -109,12 +110,12 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _same_outputs(model: nn.Module, other: nn.Module, inputs: Tensor) -> bool:
+def _same_outputs(task: Task, model: nn.Module, other: nn.Module, inputs: Tree) -> bool:
     with torch.no_grad():
         outputs = []
         for each in (model, other):
             with seeded(0):
-                outputs.append(each(inputs.clone()))
+                outputs.append(task.outputs(each, mapped(torch.clone, inputs)))
     a, b = outputs
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
         return isinstance(a, Tensor) == isinstance(b, Tensor)

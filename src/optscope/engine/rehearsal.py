@@ -23,6 +23,7 @@ from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.game import Game, Player
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Data, InMemory, Split, Task
+from optscope.tasks.tree import Batch, leaves, same, shown
 
 STEPS = 3
 """How many steps every arm makes, all on the first batch."""
@@ -70,7 +71,7 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
     try:
         data = task.data()
         task = replace(task, data=InMemory(data))
-        batch = Split(data.train.inputs[:plan.batch], data.train.targets[:plan.batch])
+        batch = data.train.first(plan.batch)
         found.said += _same_start(task)
         found.said += _try_round(task, batch) if isinstance(task, Game) else _try_batch(task, batch)
         small = replace(task, data=InMemory(replace(data, train=batch)))
@@ -80,7 +81,7 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
             with _of_arm(task, arm, rule, batch):
                 model = _try_steps(small, arm, rule, plan, watched, found)
             if i == 0 and all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-                check_kept(task, model, SEED, None if isinstance(task, Game) else batch.inputs[:8])
+                check_kept(task, model, SEED, None if isinstance(task, Game) else batch.first(8).inputs)
             if around is not None:
                 found.single.update(_single(task, arm, around(rule), batch))
         _try_probes(task, data, probes, next(iter(rules.values()), None), plan, found)
@@ -93,10 +94,10 @@ def _try_batch(task: Task, batch: Split) -> list[str]:
     """Take the gradient of a whole batch twice, as two steps do, and say which parameters have none."""
     model = fresh_model(task, SEED).train()
     before = _shapes(model)
-    inputs = _augmented(task, batch.inputs)
+    augmented = _augmented(task, batch)
     with seeded(SEED), blaming(task.name, f"a training batch of {len(batch)} examples"):
         for _ in range(2):
-            loss = task.loss(model(inputs.clone()), batch.targets.clone())
+            loss = task.value(model, augmented.copy())
             loss.backward()
     if not bool(torch.isfinite(loss)):
         raise UserError(f"{task.name}: the loss of the first batch of {len(batch)} examples is "
@@ -146,23 +147,26 @@ def _some(names: Sequence[str]) -> str:
     return f"the parameter{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}"
 
 
-def _augmented(task: Task, inputs: Tensor) -> Tensor:
+def _augmented(task: Task, batch: Batch) -> Batch:
     """Return a batch as it is trained on, if augmentation gives as many examples, the same from the same seed."""
     if task.augment is None:
-        return inputs
+        return batch
     made = []
     for _ in range(2):
         with seeded(SEED), blaming(task.name, "augment"):
-            made.append(task.augment(inputs.clone(), torch.Generator().manual_seed(SEED)))
+            made.append(task.augment(batch.copy().inputs, torch.Generator().manual_seed(SEED)))
     first, again = made
-    if not isinstance(first, Tensor) or len(first) != len(inputs):
-        got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-        raise UserError(f"{task.name}: augment(inputs, generator) must return as many examples as it is given; got "
-                        f"{got} for {tuple(inputs.shape)}")
-    if not torch.equal(first, again):
+    found, known = leaves(first), leaves(batch.inputs)
+    if found.keys() != known.keys() or any(not isinstance(leaf, Tensor) or len(leaf) != len(batch)
+                                           for leaf in found.values()):
+        got = ", ".join(f"{path} {type(leaf).__name__}".strip() if not isinstance(leaf, Tensor) else
+                        f"{path} {tuple(leaf.shape)}".strip() for path, leaf in found.items())
+        raise UserError(f"{task.name}: augment(inputs, generator) must return as many examples as it is given, of "
+                        f"the same fields; got {got} for {shown(batch.inputs)}")
+    if not same(first, again):
         raise UserError(f"{task.name}: augment(inputs, generator) must draw from the generator it is given alone, "
                         "so that a training can be repeated")
-    return first
+    return Batch(first, batch.targets)
 
 
 @contextmanager
@@ -182,7 +186,7 @@ def _refused(task: Task, rule: Rule, batch: Split) -> str:
         return ""
     model = fresh_model(task, SEED).train()
     with seeded(SEED):
-        task.loss(model(_augmented(task, batch.inputs).clone()), batch.targets).backward()
+        task.value(model, _augmented(task, batch).copy()).backward()
     for name, p in model.named_parameters():
         if p.grad is not None:
             try:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from optscope.errors import UserError
 from optscope.evidence.records import Direction, Metric
 from optscope.evidence.stats import wilson
-from optscope.probes.probe import Probe, Reading, Subject, check_examples, in_batches
+from optscope.probes.probe import Probe, Reading, Subject, check_examples, in_batches, portion_of
+from optscope.tasks.kinds import KINDS, Kind, counted
+from optscope.tasks.tree import Batch
 
 BINS = 15
 
@@ -21,39 +23,125 @@ BINS = 15
 class Accuracy(Probe):
     """Measure accuracy (percent), loss, and the expected calibration error (points) on the clean inputs.
 
-    The loss is the task's own. Regression tasks have only the loss. An output of nan names no class and counts as
-    an error; where there is one, there is no loss and no calibration error, and `silence` says so. Arrays:
-    "correct", one verdict an example (bool), and "accuracy interval", the 95 % Wilson interval in percent (low,
-    high).
+    The loss is the task's own. What is counted right is a matter of the task's kind (`optscope.tasks.kinds`): an
+    example's class; of many labels an example every one that counts, and then the share of examples without a wrong
+    one (of several labels at once), or the perplexity (of next tokens). Regression tasks have only the loss. An
+    output of nan names no class and counts as an error; where there is one, there is no loss and no calibration
+    error, and `silence` says so. Arrays, where an example has one label: "correct", one verdict an example (bool),
+    and "accuracy interval", the 95 % Wilson interval in percent (low, high).
     """
+
+    trees = True
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Accuracy, loss and calibration error."""
+        """Accuracy, loss, calibration error, and what only some kinds of task have."""
         return (
-            Metric("accuracy", "%", "higher", "examples that are classified rightly"),
+            Metric("accuracy", "%", "higher", "examples, or labels of them, that are classified rightly"),
             Metric("loss", "", "lower", "the task's loss, mean over the examples"),
             Metric("calibration error", "points", "lower", f"confidence against accuracy in {BINS} bins"),
+            Metric("exact match", "%", "higher", "examples all of whose labels are told rightly"),
+            Metric("perplexity", "", "lower", "the exponential of the loss: so many tokens are left to guess"),
         )
 
     def measure(self, subject: Subject) -> Reading:
         """Measure on all inputs, in one pass."""
-        task = subject.snapshot.task
-        (check_classifier if task.kind == "classification" else check_examples)(subject)
-        outputs = in_batches(subject.model, subject.inputs)
-        loss = float(subject.loss(outputs, subject.targets))
-        if task.kind == "regression":
-            return Reading({"loss": loss})
-        others = {"loss": loss, "calibration error": 100 * calibration_error(outputs, subject.targets)}
-        silence = nameless(classes := named(outputs))
-        if any(map(math.isnan, others.values())):
-            silence = f"{silence or 'some outputs are infinite'}: there is no {' and no '.join(others)}"
-            others = {}
-        correct = classes == subject.targets
-        interval = wilson(int(correct.sum()), len(correct))
-        return Reading({"accuracy": percent(correct), **others},
-                       {"correct": correct.cpu().numpy(),
-                        "accuracy interval": 100 * np.array([interval.low, interval.high])}, silence)
+        kind = kind_of(subject)
+        (check_classifier if kind.pairs and not kind.dense else check_examples)(subject)
+        score = scored(subject, subject.batch)
+        values, silence = {"loss": score.loss}, ""
+        if kind.pairs is not None:
+            silence = _nameless(score.missing, score.labels)
+            values["calibration error"] = 100 * score.gap
+        if kind.perplexity:
+            values["perplexity"] = math.exp(min(score.loss, 700.0))
+        if kind.pairs is not None and any(map(math.isnan, values.values())):
+            silence = f"{silence or 'some outputs are infinite'}: there is no {' and no '.join(values)}"
+            values = {}
+        if kind.pairs is not None:
+            values = {"accuracy": 100 * score.right / score.labels, **values}
+        if kind.exact:
+            values["exact match"] = 100 * score.whole / len(subject.batch)
+        if score.correct is None:
+            return Reading(values, silence=silence)
+        interval = wilson(score.right, score.labels)
+        return Reading(values, {"correct": score.correct.cpu().numpy(),
+                                "accuracy interval": 100 * np.array([interval.low, interval.high])}, silence)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model makes of some examples: its loss, and of `labels` in all how many it tells right.
+
+    Of `missing` it names no class, `whole` examples have no wrong one, `gap` is the calibration error. `correct` is
+    the verdicts `(n,)`, where an example has one label.
+    """
+
+    loss: float
+    labels: int = 0
+    right: int = 0
+    missing: int = 0
+    whole: int = 0
+    gap: float = math.nan
+    correct: Tensor | None = None
+
+
+def scored(subject: Subject, batch: Batch) -> Score:
+    """Return what the model makes of some examples, by the loss of its task and what its kind calls right.
+
+    Where examples have many labels each, as many as fit into memory are looked at together, and count in the loss
+    by their labels, as in a mean over these.
+    """
+    kind = kind_of(subject)
+    if kind.dense:
+        return _of_many(subject, kind, batch)
+    outputs = in_batches(subject.outputs, batch.inputs)
+    with torch.no_grad():
+        loss = float(subject.judged(outputs, batch))
+    if kind.pairs is None:
+        return Score(loss)
+    classes = named(outputs)
+    correct = classes == batch.targets
+    right = int(correct.sum())
+    return Score(loss, len(correct), right, int((classes < 0).sum()), right,
+                 calibration_error(outputs, batch.targets), correct)
+
+
+def _of_many(subject: Subject, kind: Kind, batch: Batch) -> Score:
+    """Return the score of examples with many labels each, a portion at a time."""
+    assert kind.pairs is not None
+    sums, gaps, labels = torch.zeros(4, dtype=torch.float64), torch.zeros(BINS, dtype=torch.float64), 0
+    with torch.no_grad():
+        for part in batch.split(portion_of(subject)):
+            outputs = subject.outputs(part.inputs)
+            logits, truth = counted(*kind.pairs(outputs, part.targets))
+            if not len(truth):
+                continue
+            classes = named(logits)
+            correct = classes == truth
+            whole = correct.view(len(part), -1).all(1).sum() if kind.exact else correct.sum()
+            loss = subject.judged(outputs, part)
+            sums = sums.to(loss.device) + torch.stack([
+                each.double() for each in (loss * len(truth), correct.sum(), (classes < 0).sum(), whole)])
+            gaps = gaps.to(loss.device) + calibration_gaps(logits, truth)
+            labels += len(truth)
+    loss, right, missing, whole = sums.tolist()
+    if not labels:
+        raise UserError(f"no label of the {subject.snapshot.task.name!r} examples counts, so there is no accuracy")
+    return Score(loss / labels, labels, int(right), int(missing), int(whole), float(gaps.abs().sum()) / labels)
+
+
+def kind_of(subject: Subject) -> Kind:
+    """Return what the kind of a subject's task says of outputs and targets.
+
+    Raises:
+        UserError: when there is no such kind.
+    """
+    task = subject.snapshot.task
+    if task.kind not in KINDS:
+        raise UserError(f"accuracy needs a task of one of the kinds {', '.join(KINDS)}; {task.name!r} is of the "
+                        f"kind {task.kind!r}")
+    return KINDS[task.kind]
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +153,8 @@ class Checkpoint(Probe):
     bounds the test part; `split` has no say.
     """
 
+    trees = True
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Loss and accuracy of both parts."""
@@ -73,18 +163,16 @@ class Checkpoint(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure the whole validation part, and the first `examples` of the test part."""
-        task = subject.snapshot.task
-        data = task.data()
+        data = subject.snapshot.task.data()
         values, reasons = {}, []
         for part, split in (("validation", data.validation), ("test", data.test.first(self.examples))):
-            outputs = in_batches(subject.model, split.inputs)
-            loss = float(subject.loss(outputs, split.targets))
-            if math.isnan(loss):
+            score = scored(subject, split)
+            if math.isnan(score.loss):
                 reasons.append(f"the {part} loss is nan, as outputs are, which count as errors")
             else:
-                values[f"{part} loss at checkpoint"] = loss
-            if task.kind == "classification":
-                values[f"{part} accuracy at checkpoint"] = percent(named(outputs) == split.targets)
+                values[f"{part} loss at checkpoint"] = score.loss
+            if score.labels:
+                values[f"{part} accuracy at checkpoint"] = 100 * score.right / score.labels
         return Reading(values, silence=" and ".join(reasons))
 
 
@@ -116,8 +204,11 @@ def nameless(classes: Tensor) -> str:
     >>> nameless(torch.tensor([1, -1]))
     '1 of 2 examples have outputs of nan and count as errors'
     """
-    count = int((classes < 0).sum())
-    return f"{count} of {len(classes)} examples have outputs of nan and count as errors" if count else ""
+    return _nameless(int((classes < 0).sum()), len(classes))
+
+
+def _nameless(count: int, of: int) -> str:
+    return f"{count} of {of} examples have outputs of nan and count as errors" if count else ""
 
 
 def percent(correct: Tensor) -> float:
@@ -135,10 +226,10 @@ def check_classifier(subject: Subject) -> None:
     Raises:
         UserError: naming the task.
     """
-    task, targets = subject.snapshot.task, subject.targets
+    task, targets, kind = subject.snapshot.task, subject.targets, kind_of(subject)
     with torch.no_grad():
-        shape = tuple(subject.model(subject.inputs[:1]).shape[1:])
-    if task.kind != "classification" or len(shape) != 1 or targets.ndim != 1 or targets.is_floating_point():
+        shape = tuple(subject.outputs(subject.batch.first(1).inputs).shape[1:])
+    if kind.pairs is None or kind.dense or not kind.fits((1, *shape), targets):
         raise UserError("accuracy needs a classification task with logits (n, classes) and class numbers "
                         f"(n,); the {task.kind} task {task.name!r} has outputs of shape {shape} an example "
                         f"and {targets.dtype} targets {tuple(targets.shape)}")
@@ -156,9 +247,14 @@ def calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS) -> floa
     >>> calibration_error(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
     0.0
     """
+    return float(calibration_gaps(logits, targets, bins).abs().sum()) / len(targets)
+
+
+def calibration_gaps(logits: Tensor, targets: Tensor, bins: int = BINS) -> Tensor:
+    """Return the sum of confidence less rightness over the examples of every bin, `(bins,)` of float64."""
     confidence, predicted = logits.double().softmax(1).max(1)
     surplus = confidence - (predicted == targets).double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=logits.device)[1:-1]
     gaps = torch.zeros(bins, dtype=torch.float64, device=logits.device)
     gaps.index_add_(0, torch.bucketize(confidence, edges), surplus)
-    return float(gaps.abs().sum()) / len(targets)
+    return gaps

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from optscope.optim.rates import has_modes, set_mode
 from optscope.probes.perturbation import check_box
 from optscope.tasks.fresh import seeded
 from optscope.tasks.game import Game
+from optscope.tasks.kinds import BATCH, KINDS, portion
 from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.snapshot import Snapshot
-from optscope.tasks.task import Loss, Split
+from optscope.tasks.task import Loss, Split, Task
+from optscope.tasks.tree import Batch, Tree, leaves, mapped
 from optscope.tasks.unchanged import unchanged
 
 Value = float | Mapping[float, float]
@@ -40,13 +42,26 @@ class Subject:
     """
 
     model: nn.Module
-    inputs: Tensor
-    targets: Tensor
+    inputs: Any
+    targets: Any
     loss: Loss
     bounds: tuple[float, float] | None
     generator: torch.Generator
     snapshot: Snapshot
     trained: tuple[str, ...]
+
+    @property
+    def batch(self) -> Batch:
+        """The examples."""
+        return Batch(self.inputs, self.targets)
+
+    def outputs(self, inputs: Tree) -> Tensor:
+        """Return the model's outputs for inputs, a tensor `(n, ...)`."""
+        return self.snapshot.task.outputs(self.model, inputs)
+
+    def judged(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss of outputs that the model has given for a batch."""
+        return self.snapshot.task.judged(self.model, outputs, batch)
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,9 @@ class Probe(ABC):
 
     examples: int | None = field(default=None, kw_only=True)
     split: Literal["train", "validation", "test"] = field(default="test", kw_only=True)
+
+    trees: ClassVar[bool] = False
+    """Whether it measures models of any inputs and outputs; else inputs, targets and outputs are bare tensors."""
 
     @property
     @abstractmethod
@@ -95,14 +113,23 @@ class Probe(ABC):
                             f"got {self.examples}")
         split: Split = getattr(snapshot.task.data(), self.split)
         split = split.first(self.examples)
-        check_bounds(split.inputs, snapshot.task.bounds)
+        task = snapshot.task
+        self._check_taken(task, split)
+        path = task.perturbed(split.inputs)
+        check_bounds(None if path is None else leaves(split.inputs)[path], task.bounds)
         generator = torch.Generator().manual_seed(snapshot.seed)
         with seeded(snapshot.seed), torch.inference_mode(False), torch.enable_grad(), as_meant(snapshot) as model:
             check_finite(model)
             trained = trained_names(snapshot)
-            subject = Subject(_still(model), split.inputs.detach(), split.targets.detach(), snapshot.task.loss,
-                              snapshot.task.bounds, generator, snapshot, trained)
+            subject = Subject(_still(model), split.inputs, split.targets, task.loss_in(model), task.bounds,
+                              generator, snapshot, trained)
             return self.measure(subject)
+
+    def _check_taken(self, task: Task, split: Split) -> None:
+        bare = isinstance(split.inputs, Tensor) and isinstance(split.targets, Tensor)
+        if not self.trees and not (bare and task.output is None and task.seen(split) is split.targets):
+            raise UserError(f"{type(self).__name__} measures models from one tensor to one tensor, with a loss of "
+                            "outputs and targets alone")
 
     def __repr__(self) -> str:
         changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
@@ -146,10 +173,10 @@ def check_finite(model: nn.Module) -> None:
                             "measure an earlier checkpoint or lower the learning rate")
 
 
-def check_bounds(inputs: Tensor, bounds: tuple[float, float] | None) -> None:
-    """Raise unless all inputs lie within the bounds the task declares, which are two numbers."""
+def check_bounds(inputs: Tensor | None, bounds: tuple[float, float] | None) -> None:
+    """Raise unless all inputs that can be perturbed lie in the bounds the task declares, which are two numbers."""
     check_box(bounds)
-    if bounds is None:
+    if bounds is None or inputs is None:
         return
     low, high = float(inputs.min()), float(inputs.max())
     if low < bounds[0] or high > bounds[1]:
@@ -169,9 +196,10 @@ def check_outputs(subject: Subject, *, every: bool = False) -> tuple[Tensor, Ten
     Raises:
         UserError: saying which is not so.
     """
-    finite = _finite(subject.model, subject.inputs if every else subject.inputs[:8])
+    batch = subject.batch
+    finite = _finite(subject, batch if every else batch.first(8))
     if not bool(finite.any()):
-        finite = _finite(subject.model, subject.inputs)
+        finite = _finite(subject, batch)
     bad = int((~finite).sum())
     if bad == len(finite) or (every and bad):
         raise UserError(f"the model's outputs are not finite for {bad} of {len(finite)} examples, though its "
@@ -179,15 +207,25 @@ def check_outputs(subject: Subject, *, every: bool = False) -> tuple[Tensor, Ten
                         "batch normalisation")
     few = finite.nonzero().flatten()[:8]
     with torch.no_grad():
-        outputs, again = (subject.model(subject.inputs[few]) for _ in range(2))
+        outputs, again = (subject.outputs(batch.take(few).inputs) for _ in range(2))
     if float((outputs - again).abs().max()) > SAME * float(outputs.abs().max()):
         raise UserError("two passes of the same inputs differ in eval mode, so no measurement can be trusted: "
                         "make dropout and the like depend on self.training")
     return outputs, few
 
 
-def _finite(model: nn.Module, inputs: Tensor) -> Tensor:
-    return in_batches(lambda x: torch.isfinite((y := model(x)).reshape(len(y), -1)).all(1), inputs)
+def _finite(subject: Subject, batch: Batch) -> Tensor:
+    return in_batches(lambda x: torch.isfinite((y := subject.outputs(x)).reshape(len(y), -1)).all(1), batch.inputs,
+                      portion_of(subject))
+
+
+def portion_of(subject: Subject) -> int:
+    """Return how many examples may be handed to a model at once: few, if each has many labels."""
+    kind = KINDS.get(subject.snapshot.task.kind)
+    if kind is None or not kind.dense:
+        return BATCH
+    with torch.no_grad():
+        return portion(subject.outputs(subject.batch.first(1).inputs))
 
 
 def check_examples(subject: Subject, *, every: bool = True) -> None:
@@ -200,18 +238,18 @@ def check_examples(subject: Subject, *, every: bool = True) -> None:
         UserError: naming the first of these that is not so.
     """
     outputs, few = check_outputs(subject, every=every)
-    task, y = subject.snapshot.task, subject.targets[few]
+    task, some = subject.snapshot.task, subject.batch.take(few)
     labelled = task.kind == "classification" and outputs.dim() == 2 and not subject.targets.is_floating_point()
     low, high = (int(subject.targets.min()), int(subject.targets.max())) if labelled else (0, 0)
     if labelled and (low < 0 or high >= outputs.shape[1]):
         raise UserError(f"the labels must be from 0 to {outputs.shape[1] - 1}, the model's classes; in the task "
                         f"{task.name!r} they reach from {low} to {high}")
     with torch.no_grad():
-        loss = subject.loss(outputs, y)
+        loss = subject.judged(outputs, some)
     if loss.dim() != 0:
         raise UserError("the loss must be one number (a tensor of shape ()); got shape "
                         f"{tuple(loss.shape)}: take its mean over the examples")
-    check_mean(subject.loss, outputs, y)
+    check_mean(subject.loss, outputs, task.seen(some))
 
 
 @contextmanager
@@ -232,16 +270,17 @@ def _still(model: nn.Module) -> nn.Module:
     for p in model.parameters():
         p.requires_grad_(False)
     if not isinstance(model, torch.jit.ScriptModule):  # which takes no hooks, and calls none
-        model.register_forward_pre_hook(handed_copies)
+        model.register_forward_pre_hook(handed_copies, with_kwargs=True)
     return model
 
 
-def handed_copies(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+def handed_copies(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
     """Return copies of the tensors that a model is called with: the hook that `frozen` sets."""
-    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+    copied = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, (inputs, named))
+    return copied[0], copied[1]
 
 
-def in_batches(function: Callable[[Tensor], Tensor], inputs: Tensor, size: int = 512) -> Tensor:
+def in_batches(function: Callable[[Any], Tensor], inputs: Tree, size: int = BATCH) -> Tensor:
     """Return `function(inputs)` computed without gradients in batches along the first axis."""
     with torch.no_grad():
-        return torch.cat([function(part) for part in inputs.split(size)])
+        return torch.cat([function(part.inputs) for part in Batch(inputs, ()).split(size)])

@@ -132,8 +132,8 @@ def _check_shape(task: Task, model: nn.Module, name: str, part: Split, outputs: 
     targets, expected = part.targets, (len(part), *outputs.shape[1:])
     if not isinstance(targets, Tensor):
         if task.loss is functional.mse_loss:
-            raise UserError(f"{task.name}: the targets have the leaves {', '.join(leaves(targets))}, of "
-                            "which the mean squared error makes nothing: give one tensor, or loss=, a function of outputs "
+            raise UserError(f"{task.name}: the targets have the leaves {', '.join(leaves(targets))}, of which the "
+                            "mean squared error makes nothing: give one tensor, or a loss, a function of outputs "
                             "and these")
         return
     mistaken = targets.numel() == math.prod(expected) or task.loss is functional.mse_loss
