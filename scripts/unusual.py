@@ -27,8 +27,9 @@ from optscope.engine.execute import Inline
 from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.protocol.compare import comparison_of
+from optscope.protocol.events import Quiet
 from optscope.protocol.rehearse import rehearsed
-from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.session import run_experiments
 from optscope.protocol.settings import OptimiserSettings, Settings
 from optscope.tasks.check import check_task
 from optscope.tasks.task import Task

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import optscope.engine.run
 from optscope.engine.execute import Inline
+from optscope.engine.executor import Outcome
 from optscope.engine.plan import Plan
 from optscope.engine.run import Call
 from optscope.engine.store import Store
@@ -28,9 +29,10 @@ from optscope.probes.noise import GaussianNoise
 from optscope.probes.probe import Probe, Reading, Subject
 from optscope.protocol.charts import edge_of_stability
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion
+from optscope.protocol.events import Ended, Named, Quiet
 from optscope.protocol.findings import places
 from optscope.protocol.search import Grid, Halton, Log
-from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.session import run_experiments
 from optscope.report.tables import metric_table
 from optscope.tasks.task import Data, Task
 from tiny import TASK, Blobs, Net, fail, succeed
@@ -222,18 +224,18 @@ class Counted:
         self.done, self.log = [], []
 
     def run(self, works, folder):
-        for outcome in Inline().run(works, folder):
-            self.done.append(outcome.id)
-            yield outcome
+        for report in Inline().run(works, folder):
+            self.done += [report.id] if isinstance(report, Outcome) else []
+            yield report
 
-    def begin(self, stage, total, done):
-        self.log.append((stage, total, done))
+    def hear(self, event):
+        if isinstance(event, Named):
+            self.log.append((event.stage, event.total, event.done))
+        elif isinstance(event, Ended):
+            self.log.append(event.outcome.status)
 
-    def end_of_job(self, outcome):
-        self.log.append(outcome.status)
-
-    def finish(self):
-        self.log.append("finished")
+    def close(self):
+        self.log.append("closed")
 
 
 def told(records):
@@ -246,8 +248,7 @@ def test_the_same_call_again_repeats_no_run_and_gives_the_same_records(tmp_path)
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")}
     two = run_experiments([comparison()], Store(tmp_path), again, again)
     assert len(first.done) == len(set(first.done)) == 8 + 6
-    assert first.log == [("tuning", 8, 0), *["ok"] * 8, "finished",
-                         ("training and measuring", 14, 8), *["ok"] * 6, "finished"]
+    assert first.log == [("tuning", 8, 0), *["ok"] * 8, ("training and measuring", 14, 8), *["ok"] * 6, "closed"]
     assert again.done == []
     assert told(one.records) == told(two.records)
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*/*")}
@@ -370,13 +371,14 @@ def test_a_failing_run_is_reported_the_others_finish_and_the_next_call_tries_it_
 
 def test_when_it_is_stopped_the_listener_is_let_go_and_the_folder_too(tmp_path):
     class Stopped(Counted):
-        def end_of_job(self, outcome):
-            raise KeyboardInterrupt
+        def hear(self, event):
+            if isinstance(event, Ended):
+                raise KeyboardInterrupt
 
     listener = Stopped()
     with pytest.raises(KeyboardInterrupt):
         run_experiments([comparison()], Store(tmp_path), Inline(), listener)
-    assert listener.log[-1] == "finished"
+    assert listener.log[-1] == "closed"
     executor = Counted()
     run_experiments([comparison()], Store(tmp_path), executor, executor)
     assert len(executor.done) == 8 + 6 - 1

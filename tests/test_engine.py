@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from optscope.engine.execute import Inline, Local
 from optscope.engine.plan import Plan
+from optscope.engine.rows import Use
 from optscope.engine.run import Call, Run, Watch, probe_id
 from optscope.engine.run_folder import RunFolder
-from optscope.engine.store import Store, Use
+from optscope.engine.store import Store
 from optscope.engine.train import train
 from optscope.engine.training import first_non_finite
 from optscope.errors import UserError
@@ -35,7 +36,7 @@ from optscope.probes.accuracy import Accuracy
 from optscope.probes.geometry import Geometry
 from optscope.tasks.fresh import epoch_permutation, fresh_model
 from optscope.tasks.task import Task
-from tiny import TASK, Blobs, Net, fail, kill_always, kill_once, succeed
+from tiny import TASK, Blobs, Net, ended, fail, kill_always, kill_once, succeed
 
 PLAN = Plan(epochs=3, batch=16)
 
@@ -218,7 +219,7 @@ def test_a_folder_serves_one_process_at_a_time(tmp_path):
 # Execution
 
 def outcomes(executor, works, folder):
-    return {o.id: o for o in executor.run(works, folder)}
+    return {outcome.id: outcome for outcome in ended(executor, works, folder)}
 
 
 def test_local_equals_inline_bit_for_bit(tmp_path):
@@ -242,7 +243,7 @@ def test_a_killed_worker_costs_one_run_which_is_tried_again(tmp_path):
 
 def test_an_error_in_a_run_is_an_outcome(tmp_path):
     for executor in (Inline(), Local(1)):
-        (outcome,) = executor.run([Call(fail)], tmp_path / "runs")
+        (outcome,) = ended(executor, [Call(fail)], tmp_path / "runs")
         assert outcome.status == "failed"
         assert "ZeroDivisionError: on purpose (tiny.py" in outcome.reason
 
@@ -256,7 +257,8 @@ from optscope.engine.store import Store
 from optscope.engine.plan import Plan
 from optscope.optim import SGD, Adam
 from optscope.protocol.comparison import Arm, Comparison
-from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.events import Quiet
+from optscope.protocol.session import run_experiments
 from optscope.protocol.search import Grid
 from pathlib import Path
 arms = (Arm("SGD", SGD(lr=.1), Grid((.1, .3))), Arm("Adam", Adam(lr=.01), Grid((.01, .03))))
@@ -383,7 +385,7 @@ class Crash(Accuracy):
 
 def test_one_probes_crash_costs_no_other(tmp_path):
     run = Run(TASK, SGD(lr=0.1), PLAN, 1, (Crash(), Accuracy()), (Watch(Crash(), 2),))
-    (outcome,) = Inline().run([run], tmp_path)
+    (outcome,) = ended(Inline(), [run], tmp_path)
     assert outcome.status == "failed"
     assert "Crash() stopped with RuntimeError: shapes (test_engine.py" in outcome.reason
     assert RunFolder(tmp_path / run.id).has_reading(probe_id(Accuracy()))
@@ -397,7 +399,7 @@ def stop(number, place):
 
 def test_only_the_runs_own_disk_stops_everything(tmp_path):
     for number, place in ((28, "/elsewhere"), (2, str(tmp_path / "x"))):
-        (outcome,) = Inline().run([Call(stop, {"number": number, "place": place})], tmp_path)
+        (outcome,) = ended(Inline(), [Call(stop, {"number": number, "place": place})], tmp_path)
         assert outcome.status == "failed"
     with pytest.raises(OSError, match="on purpose"):
         list(Inline().run([Call(stop, {"number": 28, "place": str(tmp_path / "x")})], tmp_path))
@@ -417,8 +419,9 @@ def test_a_worker_with_another_program_refuses(tmp_path):
 
 def test_an_earlier_failure_chooses_nothing_before_it_is_tried_again(tmp_path):
     from optscope.protocol.comparison import Arm, Comparison
+    from optscope.protocol.events import Quiet
     from optscope.protocol.search import Grid
-    from optscope.protocol.session import Quiet, run_experiments
+    from optscope.protocol.session import run_experiments
     comparison = Comparison("c", TASK, (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))),), PLAN, (), (1,))
     store = Store(tmp_path / "out")
     jobs = comparison.jobs(store.records())

@@ -13,9 +13,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from optscope.engine.deal import Deal
 from optscope.engine.fleet import outputs, play_members
 from optscope.engine.plan import Plan
+from optscope.engine.rows import Use
 from optscope.engine.run import Run
 from optscope.engine.run_folder import RunFolder
-from optscope.engine.store import Store, Use
+from optscope.engine.store import Store
 from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Graft, NormalizedSGD, Players, StepDecay

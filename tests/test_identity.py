@@ -33,7 +33,7 @@ from optscope.protocol.search import Grid
 from optscope.tasks import task as tasks
 from optscope.tasks.content import content
 from optscope.tasks.task import Task
-from tiny import TASK
+from tiny import TASK, ended
 
 PLAN = Plan(1, 16)
 
@@ -245,7 +245,7 @@ def test_a_change_while_a_comparison_runs_stops_it(place):
     run, fresh, later = (Run(task, SGD(lr=0.1), PLAN, seed) for seed in (1, 2, 3))
     names = run.id, run.users, fresh.id, fresh.users
     assert all(names)
-    (outcome,) = Local(1).run([run], place / "runs")
+    (outcome,) = ended(Local(1), [run], place / "runs")
     assert outcome.status == "ok"
     (place / "helper.py").write_text("def factor():\n    return 2.0\n")
     with pytest.raises(UserError, match="mine: helper:factor changed after this command began, or differs"):
@@ -321,7 +321,7 @@ def test_a_worker_has_the_settings_of_the_file_even_before_it_imports_what_the_f
     run = Run(importlib.import_module("mine").task(), SGD(lr=0.1), PLAN, 1)
     here, there = RunFolder(place / "here"), place / "there"
     run.perform(here)
-    (outcome,) = Local(1).run([run], there)
+    (outcome,) = ended(Local(1), [run], there)
     assert outcome.status == "ok"
     found = RunFolder(there / run.id)
     assert all(torch.equal(v, found.weights()[n]) for n, v in here.weights().items())
@@ -473,7 +473,7 @@ def test_workers_know_tasks_that_count_keep_and_lock_for_the_same(place):
         task = module.task()
         lab._check(task)
         runs = [Run(task, SGD(lr=0.1), PLAN, seed) for seed in (1, 2)]
-        outcomes = list(Local(1).run(runs, place / "runs"))
+        outcomes = ended(Local(1), runs, place / "runs")
     cloudpickle.unregister_pickle_by_value(module)
     assert [outcome.status for outcome in outcomes] == ["ok", "ok"], outcomes
 

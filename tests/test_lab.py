@@ -17,9 +17,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from optscope import lab
-from optscope.engine.execute import Inline, Outcome
+from optscope.engine.execute import Inline
+from optscope.engine.executor import Outcome
 from optscope.engine.plan import Plan
-from optscope.engine.run import Call, Run
+from optscope.engine.rows import Use
+from optscope.engine.run import Run
 from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.evidence.claims import Verdict
@@ -28,14 +30,15 @@ from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
 from optscope.progress import Display
 from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.events import Ended, Named, Quiet
 from optscope.protocol.search import Grid
-from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.session import run_experiments
 from optscope.protocol.settings import Settings
 from optscope.protocol.study import check_scale
 from optscope.studies import STUDIES
 from optscope.studies.robustness_gap import STUDY
 from optscope.tasks.task import Task
-from tiny import TASK, Blobs, Net, call, succeed
+from tiny import TASK, Blobs, Net, call
 
 ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.03))))
 SETTINGS = Settings(seeds=2, twin_seeds=1, epochs=12, batch=16, examples=24)
@@ -177,14 +180,16 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
 
 # Progress
 
+USE = Use("demo", "SGD", "final", 3, "SGD(lr=0.1)", "0123456789abcdef")
+
+
 def told_on(console):
     display, long = Display(console), "KeyError: " + 30 * "word " + "[b]end[/b]"
-    display.begin("tuning", 4, 1)
+    display.hear(Named("tuning", 4, 1))
     for status in ("ok", "diverged", "failed"):
-        display.end_of_job(Outcome(Call(succeed), status, reason=long if status == "failed" else ""))
-    display.finish()
-    display.begin("training", 4, 4)  # nothing to do: nothing to say
-    display.finish()
+        display.hear(Ended(USE, Outcome("0", status, reason=long if status == "failed" else "")))
+    display.hear(Named("training", 4, 4))  # nothing to do: nothing to say
+    display.close()
     return console.file.getvalue(), f"failed: {long}"
 
 

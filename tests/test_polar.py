@@ -18,7 +18,8 @@ from optscope.probes.polar import PolarDrift
 from optscope.protocol.caveats import failed_checks
 from optscope.protocol.compare import comparison_of
 from optscope.protocol.comparison import Arm, Comparison
-from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.events import Quiet
+from optscope.protocol.session import run_experiments
 from optscope.protocol.settings import Settings
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task

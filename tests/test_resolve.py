@@ -15,6 +15,7 @@ from optscope.optim import SGD
 from optscope.protocol import resolve
 from optscope.protocol.arms import arm_named
 from optscope.protocol.resolve import task_at
+from tiny import ended
 
 BODY = """
 import torch
@@ -71,7 +72,7 @@ def test_relative_imports_look_beside_the_file_and_above_it(place):
     (inner / "a_task.py").write_text("from .helper import NAME\nfrom ..upper import WIDTH" + BODY)
     run = Run(task_at("top/inner/a_task.py:task"), SGD(lr=0.1), PLAN, 1)
     assert run.task.name == "relative"
-    (outcome,) = Local(1).run([run], place / "runs")
+    (outcome,) = ended(Local(1), [run], place / "runs")
     assert (outcome.status, outcome.reason) == ("ok", "")
     (place / "json").mkdir()
     (place / "json" / "b_task.py").write_text("from . import x" + BODY)
@@ -84,7 +85,7 @@ def test_a_file_beside_the_task_with_a_librarys_name_disturbs_nobody(place):
         (place / f"{name}.py").write_text("raise RuntimeError('the library was meant')")
     (place / "a_task.py").write_text("WIDTH, NAME = 2, 'mine'" + BODY)
     run = Run(task_at("a_task.py:task"), SGD(lr=0.1), PLAN, 1)
-    (outcome,) = Local(1).run([run], place / "runs")
+    (outcome,) = ended(Local(1), [run], place / "runs")
     assert (outcome.status, outcome.reason) == ("ok", "")
     import tabnanny
     assert tabnanny.__doc__

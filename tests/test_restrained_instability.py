@@ -18,7 +18,8 @@ from optscope.evidence.records import Record, Records
 from optscope.evidence.variance import deviation_ratio, spread_ratio
 from optscope.optim import SGD, Adam, Decayed, Rounded
 from optscope.probes.rule_in_use import threshold
-from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.events import Quiet
+from optscope.protocol.session import run_experiments
 from optscope.protocol.study import check_scale
 from optscope.studies.restrained_instability import STUDY, trained_claims
 from optscope.studies.restrained_instability.trained import accuracies, edge_of_stability, part_ways

@@ -19,8 +19,9 @@ from optscope.optim import SGD, Adam, Rounded
 from optscope.probes.accuracy import Accuracy
 from optscope.protocol import rounding_levels
 from optscope.protocol.comparison import TWINS, Arm, Comparison
+from optscope.protocol.events import Quiet
 from optscope.protocol.search import Grid
-from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.session import run_experiments
 from optscope.protocol.settings import Settings
 from optscope.report.tables import metric_table
 from optscope.tasks.task import Task

@@ -20,17 +20,20 @@ import pytest
 
 from optscope import lab
 from optscope.engine.execute import Inline
+from optscope.engine.executor import Outcome
 from optscope.engine.plan import Plan
+from optscope.engine.rows import Use
 from optscope.engine.run import Call
-from optscope.engine.store import Store, Use
+from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.geometry import Geometry
 from optscope.protocol.comparison import Arm, Calls, Comparison, Job
+from optscope.protocol.events import Quiet
 from optscope.protocol.search import Grid
-from optscope.protocol.session import Quiet, run_experiments
+from optscope.protocol.session import run_experiments
 from optscope.protocol.settings import Settings, read_settings
 from tiny import TASK, succeed
 
@@ -88,11 +91,12 @@ class Dies(Inline):
     """An executor whose workers die at some rates."""
 
     def run(self, works, folder):
-        for work, outcome in zip(works, super().run(works, folder), strict=True):
-            lost = work.rule.lr == 0.1
-            if lost:
-                shutil.rmtree(folder / work.id)
-            yield replace(outcome, status="lost", reason="no memory") if lost else outcome
+        lost = {work.id for work in works if work.rule.lr == 0.1}
+        for report in super().run(works, folder):
+            if isinstance(report, Outcome) and report.id in lost:
+                shutil.rmtree(folder / report.id)
+                report = replace(report, status="lost", reason="no memory")
+            yield report
 
 
 def test_no_final_run_follows_a_lost_tuning_run(tmp_path, whole):
@@ -152,10 +156,12 @@ class Meanwhile(Inline):
         object.__setattr__(self, "happens", happens)
 
     def run(self, works, folder):
-        outcomes = super().run(works, folder)
-        yield next(outcomes)
+        reports = super().run(works, folder)
+        while not isinstance(report := next(reports), Outcome):
+            yield report
+        yield report
         self.happens(folder.parent)
-        yield from outcomes
+        yield from reports
 
 
 @pytest.mark.parametrize("happens", [shutil.rmtree, lambda f: f.rename(f.with_name("elsewhere")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 from optscope import cli
+from optscope.engine.executor import Executor, Outcome
+from optscope.engine.run import Work
 from optscope.evidence.records import Record, measured
 from optscope.tasks.task import Data, Split, Task
 
@@ -66,6 +69,11 @@ def fail() -> tuple[list[Record], dict[str, object]]:
 def succeed(value: float) -> tuple[list[Record], dict[str, object]]:
     """Give a row."""
     return [measured("a", 0, "value", value)], {}
+
+
+def ended(executor: Executor, works: Sequence[Work], folder: Path) -> list[Outcome]:
+    """Do pieces of work below a folder and return how they ended."""
+    return [report for report in executor.run(works, folder) if isinstance(report, Outcome)]
 
 
 def call(monkeypatch, argv: str) -> object:

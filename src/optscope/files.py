@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -47,13 +48,71 @@ def _sync_folder(path: Path) -> None:
 
 def to_json(value: object) -> bytes:
     """Return JSON in which non-finite numbers are the strings "nan", "inf" and "-inf"."""
-    def plain(v: Any) -> Any:
-        if isinstance(v, float):
-            return v if math.isfinite(v) else str(v)
-        if isinstance(v, Mapping):
-            return {str(k): plain(x) for k, x in v.items()}
-        return [plain(x) for x in v] if isinstance(v, (list, tuple)) else v
-    return json.dumps(plain(value), ensure_ascii=False, indent=1, allow_nan=False).encode()
+    return json.dumps(_plain(value), ensure_ascii=False, indent=1, allow_nan=False).encode()
+
+
+def to_line(value: object) -> bytes:
+    r"""Return the same JSON in one line, its end included.
+
+    >>> to_line({"loss": float("inf"), "step": 3})
+    b'{"loss":"inf","step":3}\n'
+    """
+    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with non-finite numbers as strings."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+class Lines:
+    """A file of lines that grows at its end: each line is one write, so that a kill leaves whole lines.
+
+    What a crash of the machine has cut off after the last whole line is cut away when the file is opened.
+
+    Raises:
+        OSError: with the path as its `filename`, when a line does not fit on the disk; it is taken back then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        size = os.fstat(self._file).st_size
+        whole = _end_of_last_line(self._file, size)
+        if whole < size:
+            os.ftruncate(self._file, whole)
+
+    def append(self, line: bytes) -> None:
+        """Write a line, which brings its own end."""
+        before = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, before)
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+
+    def close(self) -> None:
+        """Let the file go."""
+        os.close(self._file)
+
+
+def _end_of_last_line(file: int, size: int) -> int:
+    """Return the place after the last end of a line, looked for from the end on."""
+    last = size
+    while last > 0:
+        first = max(0, last - 65_536)
+        os.lseek(file, first, os.SEEK_SET)
+        found = os.read(file, last - first).rfind(b"\n")
+        if found >= 0:
+            return first + found + 1
+        last = first
+    return 0
 
 
 class DamagedError(UserError):
@@ -71,6 +130,13 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({error}): run the command that made it again, which sets it "
                            "aside and writes it anew") from error
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the names of what lies in a folder; none when there is no such folder."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+        return {each.name for each in found}
+    return set()
 
 
 def set_aside(path: Path) -> None:

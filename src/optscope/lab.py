@@ -11,7 +11,8 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-from optscope.engine.execute import Executor, Local
+from optscope.engine.execute import Local
+from optscope.engine.executor import Executor
 from optscope.engine.naming import named_task
 from optscope.engine.numerics import numerics
 from optscope.engine.once import looked_at_once
@@ -29,12 +30,13 @@ from optscope.protocol.caveats import checklist, next_steps, warnings
 from optscope.protocol.charts import comparison_figures, training_figures
 from optscope.protocol.compare import arms_of, comparison_of, not_taken
 from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.events import Listener, Quiet, Said
 from optscope.protocol.examples import right
 from optscope.protocol.findings import findings, places
 from optscope.protocol.grafts import graft_matrix, grafted_rules, length_earns_more
 from optscope.protocol.headline import headline, nothing_to_compare
 from optscope.protocol.rehearse import rehearsed
-from optscope.protocol.session import Listener, Quiet, Results, run_experiments
+from optscope.protocol.session import Results, run_experiments
 from optscope.protocol.settings import Settings
 from optscope.protocol.study import Study
 from optscope.report.document import Check, Document
@@ -107,7 +109,7 @@ def rounding(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings:
     chosen = tuple(arms) or arms_of(settings)
     known = rounding_levels.rehearsed(task, settings, chosen)
     for sentence in known:
-        listener.say(sentence)
+        listener.hear(Said(sentence))
     store = Store(Path(out), f"the rounding floor of {task.name}")
     start = time.perf_counter()
     results = run_experiments([rounding_levels.calls(task, settings, chosen)], store, executor or Local(), listener)
@@ -208,7 +210,7 @@ def _rehearsed(comparisons: Sequence[Comparison], listener: Listener) -> tuple[l
     shared = [[*overlap(data), *scales(data)] for data in parts]
     known = list(dict.fromkeys(sentence for each in (*(f.known for f in found), *shared) for sentence in each))
     for sentence in (*dict.fromkeys(sentence for each in found for sentence in each.before), *known):
-        listener.say(sentence)
+        listener.hear(Said(sentence))
     return [each.comparison for each in found], known
 
 

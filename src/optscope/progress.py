@@ -1,4 +1,4 @@
-"""How a comparison's progress is told: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""How the work goes, told to a person: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from optscope.engine.execute import Outcome
+from optscope.protocol.events import Ended, Event, Moment, Named, Said, Tally, seen
 
 QUIET = 10.0
 """Seconds between plain lines."""
@@ -18,56 +18,55 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._tally = Tally()
+        self._said = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._waiting: list[str] = []
 
-    def begin(self, stage: str, total: int, done: int) -> None:
-        """Start a stage of `total` jobs, of which `done` are finished."""
-        self._stage, self._total, self._before, self._done = stage, total, done, done
-        self._problems = 0
-        self._start = self._said = time.monotonic()
-        if done == total:
-            return
-        while self._waiting:
-            self.console.print(self._waiting.pop(0), markup=False, soft_wrap=True, highlight=False)
-        if done:
-            self.console.print(f"{stage}: {done} of {total} runs are there already")
-        if self.console.is_terminal:
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                                 TimeElapsedColumn(), TextColumn("{task.fields[rate]}"), console=self.console)
-            self._bar.start()
-            self._task = self._bar.add_task(stage, total=total, completed=done, rate="")
-        else:
-            self.console.print(f"{stage}: {total - done} runs to do")
+    def hear(self, event: Event) -> None:
+        """Show what has happened; sentences wait for the first stage that has anything to do."""
+        self._tally.hear(event)
+        if isinstance(event, Said):
+            self._waiting.append(event.sentence)
+        elif isinstance(event, Named) and event.done < event.total:
+            self._begin()
+        elif isinstance(event, Moment) and self._bar is not None and self._task is not None:
+            self._bar.update(self._task, seen=seen(event))
+        elif isinstance(event, Ended):
+            self._end_of_job(event)
 
-    def say(self, sentence: str) -> None:
-        """Print a sentence before the first stage that has anything to do."""
-        self._waiting.append(sentence)
-
-    def end_of_job(self, outcome: Outcome) -> None:
-        """Count one job, and say so if it did not end well."""
-        self._done += 1
-        if outcome.status in ("failed", "lost"):
-            self._problems += 1
-            self.console.print(f"{outcome.status}: {outcome.reason}", markup=False, soft_wrap=True)
-        elif outcome.status == "diverged":
-            self._problems += 1
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, rate=self._outlook())
-        elif time.monotonic() - self._said > QUIET or self._done == self._total:
-            self._said = time.monotonic()
-            self.console.print(f"{self._stage}: {self._done}/{self._total} runs, {self._outlook()}")
-
-    def finish(self) -> None:
-        """End the stage."""
+    def close(self) -> None:
+        """End the bar, which hides the terminal's cursor."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _outlook(self) -> str:
-        spent = time.monotonic() - self._start
-        each = spent / max(1, self._done - self._before)
-        left = each * (self._total - self._done)
-        problems = f", {self._problems} diverged or failed" if self._problems else ""
-        return f"{60 / each:.0f} runs/min, {left / 60:.1f} min left{problems}"
+    def _begin(self) -> None:
+        """Start a stage."""
+        tally, self._said = self._tally, time.monotonic()
+        while self._waiting:
+            self.console.print(self._waiting.pop(0), markup=False, soft_wrap=True, highlight=False)
+        if tally.done:
+            self.console.print(f"{tally.stage}: {tally.done} of {tally.total} runs are there already")
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[seen]}", style="dim"))
+            self._bar = Progress(*columns, console=self.console)
+            self._bar.start()
+            self._task = self._bar.add_task(tally.stage, total=tally.total, completed=tally.done, rate="", seen="")
+        else:
+            self.console.print(f"{tally.stage}: {tally.total - tally.done} runs to do")
+
+    def _end_of_job(self, event: Ended) -> None:
+        """Count one job, and say so if it gave nothing."""
+        tally = self._tally
+        if event.outcome.status in ("failed", "lost"):
+            self.console.print(f"{event.outcome.status}: {event.outcome.reason}", markup=False, soft_wrap=True)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=tally.done, rate=tally.outlook())
+        elif time.monotonic() - self._said > QUIET or tally.done == tally.total:
+            self._said = time.monotonic()
+            self.console.print(f"{tally.stage}: {tally.done}/{tally.total} runs, {tally.outlook()}")
+        if tally.done == tally.total:
+            self.close()

@@ -14,10 +14,12 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from optscope.engine.data_files import DataFiles
+from optscope.engine.executor import Begun, Outcome, Report
 from optscope.engine.identity import source_digest
+from optscope.engine.looks import PACE, Tail
 from optscope.engine.numerics import THREAD_VARIABLES, THREADS
 from optscope.engine.origin import users_folders
 from optscope.engine.run import ProbesError, Work
@@ -35,28 +37,10 @@ _ENVIRONMENT = {name: str(THREADS) for name in THREAD_VARIABLES}
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How the work of that id ended: "ok", "diverged", "failed" (with the reason) or "lost" (its worker died)."""
-
-    id: str
-    status: str
-    seconds: float = 0.0
-    reason: str = ""
-    tries: int = 1
-
-
-class Executor(Protocol):
-    """Does pieces of work in any order and yields outcomes as they come."""
-
-    def run(self, works: Sequence[Work], folder: Path) -> Generator[Outcome, None, None]:
-        """Do every piece of work in its folder below `folder`; closed early, it leaves nothing running."""
-
-
-@dataclass(frozen=True)
 class Inline:
     """Everything in this process, one thing after the other: for debugging."""
 
-    def run(self, works: Sequence[Work], folder: Path) -> Generator[Outcome, None, None]:
+    def run(self, works: Sequence[Work], folder: Path) -> Generator[Report, None, None]:
         """Do every piece of work here."""
         import torch
 
@@ -65,7 +49,12 @@ class Inline:
         torch.set_num_threads(THREADS)
         try:
             for work in works:
-                yield _perform(work, folder)
+                tail = Tail(folder, work.id)
+                yield Begun(work.id)
+                outcome = _perform(work, folder)
+                yield from tail.new()
+                tail.close()
+                yield outcome
         finally:
             torch.set_num_threads(threads)
 
@@ -76,7 +65,7 @@ class Local:
 
     slots: int = 0
 
-    def run(self, works: Sequence[Work], folder: Path) -> Generator[Outcome, None, None]:
+    def run(self, works: Sequence[Work], folder: Path) -> Generator[Report, None, None]:
         """Do every piece of work in a worker; one whose worker dies is tried again, at most three times."""
         import loky
         from loky.process_executor import BrokenProcessPool
@@ -90,7 +79,7 @@ class Local:
         count = min(self.slots or loky.cpu_count(), max(1, len(works)))
         slots: list[Any] = [_start_slot() for _ in range(count)]
         waiting = [(work, 1) for work in reversed(works)]
-        running: dict[Future[Outcome], tuple[int, Work, int]] = {}
+        running: dict[Future[Outcome], tuple[int, Work, int, Tail]] = {}
         try:
             idle = list(range(count))
             while waiting or running:
@@ -103,10 +92,15 @@ class Local:
                             slots[slot].shutdown(kill_workers=True)
                             slots[slot] = _start_slot()
                             future = _submit(slots[slot], _packed(work, data), folder, program)
-                    running[future] = (slot, work, attempt)
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    slot, work, attempt = running.pop(future)
+                    running[future] = (slot, work, attempt, Tail(folder, work.id))
+                    yield Begun(work.id, attempt)
+                done = wait(running, timeout=PACE, return_when=FIRST_COMPLETED).done
+                for *_, tail in list(running.values()):
+                    yield from tail.new()
+                for future in done:
+                    slot, work, attempt, tail = running.pop(future)
                     idle.append(slot)
+                    tail.close()
                     try:
                         yield future.result()
                     except BrokenProcessPool as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,57 @@ from safetensors.numpy import save as numpy_bytes
 from optscope.engine.weights import REST, TENSORS, from_files, to_files
 from optscope.errors import UserError
 from optscope.evidence.records import Factor, Record, check_factors
-from optscope.files import DamagedError, read_json, set_aside, to_json, write_atomically
+from optscope.files import DamagedError, names_in, read_json, set_aside, to_json, to_line, write_atomically
 from optscope.probes.probe import Reading
 
 SCHEMA = 1
 STATE = "state.safetensors"
+"""The state of a training on its way; who resumes looks at it more closely."""
+
+LOOKS = ".looks.tmp"
+"""Where a training tells what is seen of it, one line a look, as long as it lasts (`optscope.engine.looks`)."""
+
+ARRAYS = (".safetensors", ".pt")
+"""How the names of files of arrays end, which can be checked without reading them."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the JSON files of a run's folder hold, by their names; all of them were read at one moment."""
+
+    path: Path
+    files: Mapping[str, Any]
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the run's summary, or None while it has not finished."""
+        return self._of("result.json", "status")
+
+    def failure(self) -> dict[str, Any] | None:
+        """Return why the last try left no result, or None."""
+        return self._of("failed.json", "status")
+
+    def reading(self, probe: str) -> dict[str, Any] | None:
+        """Return what a probe found, or None when it has not been taken."""
+        return self._of(f"probe-{probe}.json", "values")
+
+    def has_reading(self, probe: str) -> bool:
+        """Return whether a probe has been taken."""
+        return f"probe-{probe}.json" in self.files
+
+    def _of(self, name: str, key: str) -> dict[str, Any] | None:
+        return checked(self.path, name, self.files[name], key) if name in self.files else None
+
+
+def checked(folder: Path, name: str, found: Any, key: str) -> dict[str, Any]:
+    """Return what a file of a run holds.
+
+    Raises:
+        UserError: unless it is a mapping that has the key.
+    """
+    if not isinstance(found, dict) or key not in found:
+        raise UserError(f"{folder / name} is not what optscope writes there (it has no {key!r}): "
+                        f"delete the folder {folder} and run the same command again")
+    return found
 
 
 @dataclass(frozen=True)
@@ -39,34 +86,27 @@ class RunFolder:
         """Return the run's summary."""
         return self._read("result.json", "status")
 
-    def failure(self) -> dict[str, Any] | None:
-        """Return why the last try left no result, or None."""
-        return self._read("failed.json", "status") if (self.path / "failed.json").is_file() else None
-
-    def reading(self, probe: str) -> dict[str, Any] | None:
-        """Return what a probe found, or None when it has not been taken."""
-        return self._read(f"probe-{probe}.json", "values") if self.has_reading(probe) else None
-
     def _read(self, name: str, key: str) -> dict[str, Any]:
-        found = read_json(self.path / name)
-        if not isinstance(found, dict) or key not in found:
-            raise UserError(f"{self.path / name} is not what optscope writes there (it has no {key!r}): "
-                            f"delete the folder {self.path} and run the same command again")
-        return found
+        return checked(self.path, name, read_json(self.path / name), key)
 
-    def mend(self) -> None:
-        """Set aside every file that is cut off or garbled, and those that vouch for it: they are made again."""
-        for path in (*self.path.glob("*.safetensors"), *self.path.glob("*.pt")):
-            if path.name != STATE and not _is_whole(path):  # who resumes looks at a state more closely
-                voucher = f"{path.stem}.json" if path.stem.startswith("probe-") else "result.json"
-                for each in (self.path / voucher, path):
-                    if each.is_file():
-                        set_aside(each)
-        for path in self.path.glob("*.json"):
-            try:
-                read_json(path)
-            except DamagedError:
-                set_aside(path)
+    def contents(self) -> Contents:
+        """Read every JSON file. What is damaged is set aside, and what vouches for it: to be made again."""
+        names = names_in(self.path)
+        spoilt: set[str] = set()
+        for name in names:
+            stem, dot, kind = name.rpartition(".")
+            if name != STATE and dot + kind in ARRAYS and not _is_whole(self.path / name):
+                spoilt |= {name, f"{stem}.json" if stem.startswith("probe-") else "result.json"}
+        files: dict[str, Any] = {}
+        for name in sorted(names - spoilt):
+            if name.endswith(".json"):
+                try:
+                    files[name] = read_json(self.path / name)
+                except DamagedError:
+                    spoilt.add(name)
+        for name in sorted(spoilt & names):
+            set_aside(self.path / name)
+        return Contents(self.path, files)
 
     def forget_failure(self) -> None:
         """Remove what an earlier command wrote of a failure: it is tried anew."""
@@ -117,6 +157,16 @@ class RunFolder:
     def drop_state(self) -> None:
         """Remove the state of a training that has ended."""
         (self.path / STATE).unlink(missing_ok=True)
+
+    def tell(self, step: int, values: Mapping[str, Any]) -> None:
+        """Tell what a probe sees during training, of metrics that are one number, to whoever waits for this run."""
+        self.path.mkdir(exist_ok=True)
+        line = to_line([step, {name: value for name, value in values.items() if not isinstance(value, Mapping)}])
+        file = os.open(self.path / LOOKS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
 
     def write_result(self, summary: Mapping[str, Any], series: Mapping[str, NDArray[Any]],
                      weights: Mapping[str, Any]) -> None:

@@ -3,43 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from optscope.engine.run_folder import SCHEMA, RunFolder, gone, unpacked
+from optscope.engine.ledger import LEDGER, Ledger
+from optscope.engine.rows import Use, read
+from optscope.engine.run_folder import SCHEMA, RunFolder, gone
 from optscope.errors import UserError
 from optscope.evidence.columns import sqlite_bytes
-from optscope.evidence.records import NO_FACTORS, Factor, Phase, Record, Records
-from optscope.files import DamagedError, read_json, set_aside, to_json, write_atomically
+from optscope.evidence.records import Records
+from optscope.files import DamagedError, names_in, read_json, set_aside, to_json, write_atomically
 
 MARKER = "optscope.json"
-WRITTEN = {"runs", "data", "figures", "entries.json", "index.sqlite", "index.sqlite-wal", "index.sqlite-shm",
-           "report.html", "report.md", "verdicts.json", "summary.csv", "summary.parquet", "run.json"}
+WRITTEN = {"runs", "data", "figures", "entries.json", "events.jsonl", LEDGER, "index.sqlite", "index.sqlite-wal",
+           "index.sqlite-shm", "report.html", "report.md", "verdicts.json", "summary.csv",
+           "summary.parquet", "run.json"}
 """What may lie in an output folder, for a reader to see."""
-SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_loss"}
-"""Records made from the summary of every run, and where they stand in it."""
-
-
-@dataclass(frozen=True)
-class Use:
-    """Why a run was made: its place in an experiment, its arm's factors, and the measurements this place reads."""
-
-    experiment: str
-    arm: str
-    phase: Phase
-    seed: int
-    rule: str
-    run: str
-    probes: tuple[str, ...] = ()
-    factors: Mapping[str, Factor] = field(default_factory=lambda: NO_FACTORS, hash=False)
 
 
 class Store:
@@ -95,9 +80,10 @@ class Store:
                             "wait for it, or give --out another folder") from error
         try:
             owner.write_text(str(os.getpid()))
-            for place in (".*.tmp", "runs/*/.*.tmp", "data/.*.tmp", "figures/.*.tmp"):
-                for stray in self.folder.glob(place):
-                    stray.unlink(missing_ok=True)
+            for place in ("", "data", "figures"):
+                _sweep(self.folder / place)
+            for run in (self.folder / "runs").iterdir():
+                _sweep(run)
             yield
         finally:
             lock.release()
@@ -129,57 +115,14 @@ class Store:
             raise UserError(f"{path} is not what optscope writes there: delete that file alone, and run the same "
                             "command again; no run is lost") from error
 
-    def inapplicable(self, uses: Iterable[Use]) -> list[str]:
-        """Return, once each, why probes found nothing."""
-        places = dict.fromkeys((e.run, probe) for e in uses for probe in e.probes)
-        found = filter(None, (self.run_folder(run).reading(probe) for run, probe in places))
-        return list(dict.fromkeys(f"{f['probe']}: {f['reason']}" for f in found if f.get("reason")))
-
-    def records(self, uses: Iterable[Use] | None = None) -> Records:
-        """Return every number of the finished runs behind `uses` (all by default).
+    def records(self) -> Records:
+        """Return every number of the finished runs behind all uses.
 
         Raises:
             UserError: naming the run whose files hold other things than optscope writes there.
         """
-        chosen = self.uses() if uses is None else uses
-        return Records(row for use in chosen for row in self._checked(use))
-
-    def _checked(self, use: Use) -> list[Record]:
-        try:
-            return list(self._rows(use))
-        except UserError:
-            raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            folder = self.run_folder(use.run).path
-            raise UserError(f"the files in {folder} are not what optscope writes there ({error}): delete that "
-                            "folder and run the same command again") from error
-
-    def _rows(self, use: Use) -> Iterator[Record]:
-        folder = self.run_folder(use.run)
-        failure = folder.failure()
-        result = folder.result() if folder.has_result() else failure
-        if result is None:
-            return
-        status = result["status"]
-        if use.phase == "tune" and failure and not all(map(folder.has_reading, use.probes)):
-            status = failure["status"]  # trained, but never judged
-
-        def row(metric: str, value: Any, at: Any = None, step: int | None = None, arm: str = use.arm,
-                seed: int = use.seed, factors: Mapping[str, Factor] = use.factors) -> Record:
-            number = float(value) if math.isfinite(float(value)) else math.nan  # means have no place for inf
-            return Record(use.experiment, arm, seed, metric, number,
-                          None if at is None else float(at), step, use.phase, use.rule, status, use.run, factors)
-
-        for arm, seed, metric, value, at, step, factors in unpacked(result, use.factors):
-            yield row(metric, value, at, step, arm, seed, factors)
-        for metric, name in SUMMARY.items():
-            if isinstance(result.get(name), (int, float, str)):
-                yield row(metric, result[name])
-        for metric, value in result.get("metrics", {}).items():
-            yield row(metric, value)
-        for probe in use.probes:
-            for metric, at, value, step in (folder.reading(probe) or {"values": []})["values"]:
-                yield row(metric, value, at, step)
+        ledger = Ledger(self.folder)
+        return Records(row for use in self.uses() for row in read(use, ledger.contents(use.run))[0])
 
     def index(self, records: Records) -> str:
         """Write records to `index.sqlite`, for anyone's SQL; return why that was not possible, or ""."""
@@ -192,6 +135,13 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             return f"{path} could not be written ({error}): every number is in summary.csv"
         return ""
+
+
+def _sweep(place: Path) -> None:
+    """Remove files of a folder that a killed process had only begun to write."""
+    for name in names_in(place):
+        if name.startswith(".") and name.endswith(".tmp"):
+            (place / name).unlink(missing_ok=True)
 
 
 def _is_ours(folder: Path) -> bool:

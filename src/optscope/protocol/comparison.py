@@ -11,8 +11,8 @@ from typing import Protocol
 
 from optscope.engine.once import looked_at_once
 from optscope.engine.plan import Plan
+from optscope.engine.rows import Use
 from optscope.engine.run import Call, Run, Work
-from optscope.engine.store import Use
 from optscope.engine.watch import Watch
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import NO_FACTORS, Direction, Factor, Metric, Phase, Records, check_factors
