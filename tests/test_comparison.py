@@ -295,8 +295,8 @@ def test_two_plans_in_one_folder_keep_apart(tmp_path):
 
 def test_a_run_of_two_experiments_is_trained_once_and_takes_the_probes_of_both(tmp_path, monkeypatch):
     trained = []
-    real = optscope.engine.run.train
-    monkeypatch.setattr(optscope.engine.run, "train", lambda *a, **k: (trained.append(a), real(*a, **k))[1])
+    real = optscope.engine.run.Observed.run
+    monkeypatch.setattr(optscope.engine.run.Observed, "run", lambda self: (trained.append(self), real(self))[1])
     fixed = (Arm("SGD", SGD(lr=0.1)),)
     noise = GaussianNoise(variances=(0.01,))
     one = comparison(name="one", arms=fixed, seeds=(1, 2))
