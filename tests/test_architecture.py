@@ -31,7 +31,7 @@ SEES = {
                "optscope.tasks.task", "optscope.tasks.game", "optscope.tasks.objective", "optscope.tasks.tree",
                "optscope.tasks.content", "optscope.tasks.mapping",
                "optscope.tasks.fresh", "optscope.tasks.snapshot", "optscope.tasks.unchanged",
-               "optscope.probes.probe"},
+               "optscope.tasks.trained_loss", "optscope.probes.probe"},
 }
 WITHOUT_TORCH = ("errors", "files", "evidence", "theory", "report")
 MODULE_LINES, FUNCTION_LINES = 320, 60

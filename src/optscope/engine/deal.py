@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optscope.engine.place import CPU, Place
 from optscope.engine.plan import Plan
-from optscope.tasks.fresh import streams
+from optscope.tasks.fresh import epoch_permutation, streams
 from optscope.tasks.task import Split, Task
 from optscope.tasks.tree import Batch
 
@@ -18,29 +19,41 @@ class Deal:
 
     Batches follow the plan's epochs over the training part. Step j of any player in a round gets the round's j-th
     batch, so a round takes as many batches as its busiest player makes steps; a task has one player, of one step.
+
+    All is drawn on the CPU and then moved to the place, so that every device sees the same numbers. A training part
+    in memory that is not augmented and fits lies on an accelerator as a whole; only the order of an epoch is moved.
     """
 
-    def __init__(self, task: Task, plan: Plan, seed: int) -> None:
+    def __init__(self, task: Task, plan: Plan, seed: int, place: Place = CPU) -> None:
         self.part: Split = task.data().train
         self.total = plan.steps(len(self.part))
         self.per_epoch = plan.steps_per_epoch(len(self.part))
-        self._task, self._size = task, plan.batch
+        self._task, self._size, self._place = task, plan.batch, place
         self._each = max(objective.steps for objective in task.objectives)
         _, self._order, noise = streams(seed)
         self._augmenting = torch.Generator().manual_seed(self._order + 1)
         self._latent = torch.Generator().manual_seed(noise + 1)
+        whole = place.accelerated and task.augment is None and isinstance(self.part, Split)
+        self._there = place.moved(self.part) if whole and place.holds(self.part) else None
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def batch(self, round_: int, step: int = 0) -> Batch:
         """Return the examples of one step of a round."""
         epoch, place = divmod(round_ * self._each + step, self.per_epoch)
+        if self._there is not None:
+            if epoch != self._epoch:
+                order = epoch_permutation(len(self.part), self._order, epoch)
+                self._epoch, self._permutation = epoch, self._place.sent(order)
+            return self._there.take(self._permutation[place * self._size:(place + 1) * self._size])
         batch = self.part.batch(epoch, place, self._size, self._order)
         if self._task.augment is not None:
             batch = Batch(self._task.augment(batch.inputs, self._augmenting), batch.targets)
-        return batch
+        return self._place.moved(batch)
 
     def latent(self) -> Tensor | None:
         """Return fresh latent vectors, as many as a batch has examples, in games that have them."""
-        return self._task.draw_latent(min(self._size, len(self.part)), self._latent)
+        drawn = self._task.draw_latent(min(self._size, len(self.part)), self._latent)
+        return drawn if drawn is None or not self._place.accelerated else self._place.sent(drawn)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been drawn: the order of the examples is a function of the seed."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from optscope.engine.average import Average
 from optscope.errors import UserError
 from optscope.optim.schedules import Constant, Schedule
 
@@ -18,18 +20,36 @@ class Plan:
     An epoch is ⌊n / batch⌋ steps over a fresh permutation of the n training examples; the few left over wait
     for another epoch. `schedule` multiplies the rule's learning rate. Of a game a step is one round.
 
+    With `micro_batch` the gradient of a batch is added up over parts of that many examples, which need less memory:
+    the same to rounding where the loss is a mean over examples; batch normalisation takes its statistics of each
+    part. `clip` is the most that the norm of a gradient, over all parameters, may have before a step: longer ones
+    are shortened. With `average` the weights that are measured and kept are the mean that it says; training goes on
+    from the weights themselves.
+
     Raises:
-        UserError: unless epochs >= 1 and batch >= 1, or when it comes to more than `MOST_STEPS` steps.
+        UserError: unless epochs >= 1, batch >= 1, 1 <= micro_batch <= batch and clip > 0, or when it comes to more
+            than `MOST_STEPS` steps.
     """
 
     epochs: int = 30
     batch: int = 128
     schedule: Schedule = field(default_factory=Constant)
+    micro_batch: int | None = field(default=None, kw_only=True)
+    clip: float | None = field(default=None, kw_only=True)
+    average: Average | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch", self.batch)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"Plan: {name} must be a whole number >= 1; got {value!r}")
+        micro, clip = self.micro_batch, self.clip
+        if not (micro is None or (type(micro) is int and 1 <= micro <= self.batch)):
+            raise UserError(f"Plan: micro_batch must be a whole number from 1 to the batch, {self.batch}, or None; "
+                            f"got {micro!r}")
+        if not (clip is None or (type(clip) in (int, float) and 0 < clip < math.inf)):
+            raise UserError(f"Plan: clip, the longest gradient, must be a finite number > 0, or None; got {clip!r}")
+        if not (self.average is None or isinstance(self.average, Average)):
+            raise UserError(f"Plan: average must be EMA(decay=...), SWA(start=...) or None; got {self.average!r}")
         self.steps(1)
 
     def steps(self, examples: int) -> int:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from optscope.optim.rates import Rates, has_modes, set_mode
+from optscope.engine.generators import device_state, set_device_state
+from optscope.optim.rates import Rates, has_modes, lying_as, set_mode
 from optscope.optim.rule import Rule
 from optscope.optim.trial import draws_elsewhere
 from optscope.tasks.fresh import seeded
@@ -25,11 +26,15 @@ class Stepper:
     An optimiser of other authors makes its steps inside a stream of random numbers of its own, which `seed` starts:
     dropout and augmentation are then those of every other arm. One with train and eval modes is put in eval mode
     for looks, and at the end, as its authors ask for: the weights it stands for are those.
+
+    `scaler` is what scaled the loss, if anything did: steps whose gradient is then not finite are left out.
     """
 
-    def __init__(self, rule: Rule, model: nn.Module, seed: int) -> None:
-        self.model = model
-        self._numbers = OwnNumbers(seed, everywhere=draws_elsewhere(rule)) if rule.foreign else nullcontext()
+    def __init__(self, rule: Rule, model: nn.Module, seed: int, scaler: torch.amp.GradScaler | None = None) -> None:
+        self.model, self.scaler = model, scaler
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._numbers = (OwnNumbers(seed, device, everywhere=draws_elsewhere(rule)) if rule.foreign else
+                         nullcontext())
         with self._numbers:
             self.optimizer = rule.optimizer_of(model)
             set_mode(self.optimizer, "train")
@@ -41,7 +46,11 @@ class Stepper:
         self._rates.set(factor)
         self._moved = True
         with self._numbers:
-            self.optimizer.step()
+            if self.scaler is None:
+                self.optimizer.step()
+            else:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -57,7 +66,7 @@ class Stepper:
         """Return the optimiser's state and rates, its own random numbers, and whether it has stepped."""
         numbers = self._numbers.kept if isinstance(self._numbers, OwnNumbers) else None
         return {"optimizer": self.optimizer.state_dict(), "rates": self._rates.state(), "numbers": numbers,
-                "moved": self._moved}
+                "moved": self._moved, "scaler": self.scaler.state_dict() if self.scaler else None}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from the state of another stepper of the same rule and model; tensors keep the types they had."""
@@ -65,9 +74,12 @@ class Stepper:
         self.optimizer.load_state_dict(copy.deepcopy(state))
         order = [p for group in self.optimizer.param_groups for p in group["params"]]
         for i, each in kept.items():  # loading casts them to the weights' type
-            self.optimizer.state[order[i] if isinstance(i, int) and i < len(order) else i] = each
+            key = order[i] if isinstance(i, int) and i < len(order) else i
+            self.optimizer.state[key] = lying_as(each, self.optimizer.state[key])
         self._rates = Rates(self.optimizer, **saved["rates"])
         self._moved = saved["moved"]
+        if self.scaler:
+            self.scaler.load_state_dict(saved["scaler"])
         if isinstance(self._numbers, OwnNumbers):
             self._numbers.kept = saved["numbers"]
 
@@ -84,8 +96,8 @@ class OwnNumbers:
     where `everywhere` asks for it.
     """
 
-    def __init__(self, seed: int, *, everywhere: bool) -> None:
-        self._everywhere = everywhere
+    def __init__(self, seed: int, device: torch.device, *, everywhere: bool) -> None:
+        self._everywhere, self._device = everywhere, device
         with seeded(seed):
             self.kept = self._states()
 
@@ -97,12 +109,13 @@ class OwnNumbers:
 
     def _states(self) -> tuple[Any, ...]:
         others = (np.random.get_state(), random.getstate()) if self._everywhere else ()
-        return (torch.get_rng_state(), *others)
+        return (torch.get_rng_state(), device_state(self._device), *others)
 
     def _swap(self) -> None:
-        numbers, *others = self.kept
+        numbers, of_device, *others = self.kept
         self.kept = self._states()
         torch.set_rng_state(numbers)
+        set_device_state(of_device, self._device)
         if others:
             np.random.set_state(others[0])
             random.setstate(others[1])

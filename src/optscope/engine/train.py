@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from optscope.engine.place import CPU, Place
 from optscope.engine.plan import Plan
 from optscope.engine.training import Trained, Training
 from optscope.optim.rule import Rule
@@ -16,7 +17,7 @@ def ignore(snapshot: Snapshot) -> None:
 
 
 def train(task: Task, rule: Rule, plan: Plan, seed: int, *, watch: Callable[[Snapshot], None] = ignore,
-          at: Collection[int] = ()) -> Trained:
+          at: Collection[int] = (), place: Place = CPU) -> Trained:
     """Train a fresh model of `task` by `rule`, and call `watch` when the number of steps made is in `at`.
 
     A game needs a rule for each player, `Players`. See `optscope.engine.training.Training`, which this advances to
@@ -25,7 +26,7 @@ def train(task: Task, rule: Rule, plan: Plan, seed: int, *, watch: Callable[[Sna
     Raises:
         UserError: see `Training`.
     """
-    training = Training(task, rule, plan, seed)
+    training = Training(task, rule, plan, seed, place)
     for snapshot in training.snapshots(at):
         watch(snapshot)
     return training.trained()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,17 +10,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optscope.engine import generators
+from optscope.engine.average import Averaged
+from optscope.engine.compiled import Compiled
 from optscope.engine.deal import Deal
-from optscope.engine.formats import fast_format, in_format
+from optscope.engine.place import CPU, Place, memory_told
 from optscope.engine.plan import Plan
-from optscope.engine.stepping import Stepper
+from optscope.engine.side import Side
 from optscope.engine.traces import Trace, pace
 from optscope.engine.weights import load_into
 from optscope.errors import UserError
+from optscope.optim.rates import has_modes
 from optscope.optim.rule import Rule
 from optscope.optim.trial import check_on
 from optscope.tasks.fresh import fresh_model, seeded, streams
@@ -56,7 +58,8 @@ class Training:
     Initialisation, data order and training noise (dropout, augmentation, latent vectors) are streams that depend
     on `seed` alone, never on the rule: trainings of one seed are paired. The global random numbers that models draw
     are lent to the training while it advances, and put back. Same seed, thread count, torch and CPU kind give the
-    same bits, however often it is stopped, looked at, or saved and loaded on the way.
+    same bits, however often it is stopped, looked at, or saved and loaded on the way. `place` says on which device
+    and how the numbers are made; what is drawn here is drawn on the CPU and moved, and no step waits for a device.
 
     `step` counts the steps made (of a game, the rounds), of `total`; `diverged_at` is the first whose loss is not
     finite, or the last if only a weight is not, found once an epoch and at every stop.
@@ -73,36 +76,56 @@ class Training:
 
     Raises:
         UserError: when the model has no parameters to train, a game has not one rule a player, or the rule holds an
-            optimiser that is another one inside a combinator (`optscope.optim.trial.check_on`).
+            optimiser that is another one inside a combinator (`optscope.optim.trial.check_on`); when the model lies
+            on another device than the place, cannot be compiled as that asks, or the device's memory is short.
     """
 
-    def __init__(self, task: Task, rule: Rule, plan: Plan, seed: int) -> None:
+    def __init__(self, task: Task, rule: Rule, plan: Plan, seed: int, place: Place = CPU) -> None:
+        self.place = place
+        with place.hold(), memory_told(task.name, place, plan):
+            self._begin(place.task(task), rule, plan, seed, place)
+
+    def _begin(self, task: Task, rule: Rule, plan: Plan, seed: int, place: Place) -> None:
         self.task, self.rule, self.plan, self.seed = task, rule, plan, seed
-        objectives = task.objectives
+        objectives, device = task.objectives, torch.device(place.device)
         try:
             rules = rule.by_player([objective.player for objective in objectives])
         except UserError as error:
             raise UserError(f"{task.name}: {error}") from error
         _, order, noise = streams(seed)
-        self.model = fresh_model(task, seed)
+        self.model = place.model(fresh_model(task, seed), task.name)
         if not any(p.requires_grad for p in self.model.parameters()):
             raise UserError(f"{task.name}: the model has no parameters to train: let some require a gradient")
-        self.deal = Deal(task, plan, seed)
+        self.deal = Deal(task, plan, seed, place)
         self.total, self.step = self.deal.total, 0
         self.diverged_at: int | None = None
-        first = self.deal.part.first(plan.batch)
+        first = place.moved(self.deal.part.first(plan.batch))
         if rule.foreign:
             with seeded(order):
                 check_inside(task, rules, seed, first)
         self.model.train()
-        self._sides = [Side(objective, self.model, rules[objective.player], order + 2 + i, first, self.total)
-                       for i, objective in enumerate(objectives)]
+        self._sides = [Side(objective, self.model, rules[objective.player], order + 2 + i, first, self.total, plan,
+                            place) for i, objective in enumerate(objectives)]
         if len(self._sides) > 1:
             for side in self._sides:
                 side.trace = Trace(side.params, self.total, side.objective.steps)
+        self._average = self._averaged() if plan.average else None
+        self._compiled = Compiled(task, self.model, self._sides, first, place)
         self._finished = False
         with seeded(noise):
-            self._numbers = _global_numbers()
+            self._numbers = generators.states(device)
+
+    def _averaged(self) -> Averaged:
+        if any(has_modes(side.stepper.optimizer) for side in self._sides):
+            raise UserError(f"{self.task.name}: {self.rule!r} stands for averaged weights of its own, which "
+                            "Plan(average=...) would average again: leave one of them away")
+        assert self.plan.average is not None
+        return Averaged(self.model, self.plan.average, self.total, self.deal.per_epoch)
+
+    @property
+    def uncompiled(self) -> str:
+        """Why the model is not compiled though its place would have it so, or ""."""
+        return self._compiled.failed
 
     @property
     def losses(self) -> Tensor:
@@ -116,7 +139,8 @@ class Training:
     def advance(self, until: int, *, seconds: float = math.inf) -> bool:
         """Make steps up to `until`, or at least one and for about so many seconds; return whether all is finite."""
         until, deadline = min(until, self.total), time.monotonic() + seconds
-        with self._lent_numbers():
+        with (memory_told(self.task.name, self.place, self.plan), self.place.hold(), self._compiled.on(),
+              self._lent_numbers()):
             while self.step < until and self.diverged_at is None:
                 if self.step % self.deal.per_epoch == 0 and not self._is_finite():
                     break
@@ -143,6 +167,8 @@ class Training:
                     side.differentiate(self.model, self.deal.batch(round_, j), self.deal.latent(), round_, j)
                     side.move(round_, factor, j)
         self.step += 1
+        if self._average is not None:
+            self._average.update(self.step)
 
     def _is_finite(self) -> bool:
         if self.diverged_at is None:
@@ -150,11 +176,13 @@ class Training:
         return self.diverged_at is None
 
     def _finish(self) -> None:
-        """Leave the weights that the optimisers stand for."""
+        """Leave the weights that the optimisers stand for, or their mean."""
         if not self._finished:
             self._finished = True
             for side in self._sides:
                 side.stepper.finish()
+            if self._average is not None:
+                self._average.leave()
 
     @contextmanager
     def looked_at(self) -> Iterator[Snapshot]:
@@ -162,6 +190,8 @@ class Training:
         with ExitStack() as looks:
             for side in self._sides if not self._finished else ():
                 looks.enter_context(side.stepper.looked_at())
+            if self._average is not None and not self._finished:
+                looks.enter_context(self._average.shown())
             yield self._snapshot(self.losses)
 
     def snapshots(self, at: Collection[int]) -> Iterator[Snapshot]:
@@ -194,7 +224,8 @@ class Training:
         return {"step": self.step, "diverged_at": self.diverged_at, "finished": self._finished,
                 "model": dict(self.model.state_dict()),
                 "sides": [side.state_dict(self.step) for side in self._sides],
-                "deal": self.deal.state_dict(), "numbers": self._numbers}
+                "deal": self.deal.state_dict(), "numbers": self._numbers,
+                "average": self._average.state_dict() if self._average else None}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from the state of another training of the same task, rule, plan and seed."""
@@ -204,73 +235,28 @@ class Training:
         self.deal.load_state_dict(saved["deal"])
         self.step, self.diverged_at, self._finished = saved["step"], saved["diverged_at"], saved["finished"]
         self._numbers = saved["numbers"]
+        if self._average:
+            self._average.load_state_dict(saved["average"])
 
     @contextmanager
     def _lent_numbers(self) -> Iterator[None]:
         """Lend the global generators to this training, and put back what they were."""
-        theirs = _global_numbers()
-        _set_global_numbers(self._numbers)
+        device = torch.device(self.place.device)
+        theirs = generators.states(device)
+        generators.restore(self._numbers, device)
         try:
             yield
         finally:
-            self._numbers = _global_numbers()
-            _set_global_numbers(theirs)
-
-
-class Side:
-    """A player in action: its network, its optimiser, and what it has left behind."""
-
-    def __init__(self, objective: Objective, model: nn.Module, rule: Rule, seed: int, first: Batch,
-                 total: int) -> None:
-        network = objective.network(model)
-        self.objective = objective
-        self.format = fast_format(network, first.inputs, rule)
-        network.to(memory_format=self.format)  # type: ignore[call-overload]
-        self.stepper = Stepper(rule, network, seed)
-        self.params = [p for p in network.parameters() if p.requires_grad]
-        # Alone, it is left to autograd where gradients go: checkpointed activations want it so.
-        self._own = self.params if objective.player else None
-        self.losses = torch.full((total,), torch.nan, device=self.params[0].device if self.params else None)
-        self.trace: Trace | None = None
-
-    def differentiate(self, model: nn.Module, batch: Batch, latent: Tensor | None, round_: int, j: int = 0) -> None:
-        """Take the gradient of the player's loss by its own weights; None by those it does not use."""
-        for p in self.params:
-            p.grad = None
-        loss = self.objective.loss(model, in_format(batch, self.format), latent)
-        loss.backward(inputs=self._own)
-        value = loss.detach()
-        if self.objective.steps > 1:  # the mean of the round's
-            value = value / self.objective.steps + (self.losses[round_] if j else 0)
-        self.losses[round_] = value
-
-    def move(self, round_: int, factor: float, j: int = 0) -> None:
-        """Make one step at `factor` times the rate."""
-        if self.trace is not None:
-            self.trace.before()
-        self.stepper.step(factor)
-        if self.trace is not None:
-            self.trace.after(round_, first=j == 0)
-
-    def state_dict(self, step: int) -> dict[str, Any]:
-        """Return the optimiser's state, the losses so far, and the trace."""
-        return {"stepper": self.stepper.state_dict(), "losses": self.losses[:step],
-                "trace": self.trace.state_dict() if self.trace else None}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what another side saved."""
-        self.stepper.load_state_dict(saved["stepper"])
-        self.losses[:len(saved["losses"])] = saved["losses"]
-        if self.trace:
-            self.trace.load_state_dict(saved["trace"])
+            self._numbers = generators.states(device)
+            generators.restore(theirs, device)
 
 
 def check_inside(task: Task, rules: Mapping[str, Rule], seed: int, batch: Batch) -> None:
     """Raise if a rule holds an optimiser that is another one inside a combinator, tried on fresh models."""
-    deal = Deal(task, Plan(1, max(1, len(batch))), seed)
+    drawn = task.draw_latent(len(batch), torch.Generator().manual_seed(streams(seed)[2] + 1))
     for objective in task.objectives:
         model = fresh_model(task, seed).train()
-        latent = deal.latent()
+        latent = None if drawn is None else drawn.to(next(model.parameters()).device)
         check_on(rules[objective.player], objective.network(model),
                  partial(_of_whole, objective, model, batch.copy(), latent))
 
@@ -290,13 +276,3 @@ def first_non_finite(losses: Tensor, model: nn.Module) -> int | None:
     if len(bad):
         return int(bad[0])
     return None if all(bool(torch.isfinite(p).all()) for p in model.parameters()) else len(losses) - 1
-
-
-def _global_numbers() -> tuple[Any, ...]:
-    return torch.get_rng_state(), np.random.get_state(), random.getstate()
-
-
-def _set_global_numbers(numbers: tuple[Any, ...]) -> None:
-    torch.set_rng_state(numbers[0])
-    np.random.set_state(numbers[1])
-    random.setstate(numbers[2])

@@ -1,11 +1,12 @@
-"""What a loop does to an optimiser beside stepping: learning rates under a schedule, and train and eval modes."""
+"""What a loop does to an optimiser beside stepping: rates under a schedule, train and eval modes, saved states."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 
 class Rates:
@@ -41,3 +42,17 @@ def set_mode(optimizer: torch.optim.Optimizer, mode: Literal["train", "eval"]) -
 def has_modes(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether an optimiser has train and eval modes; the weights it stands for are those of eval mode."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
+
+
+def lying_as(saved: Any, loaded: Any) -> Any:
+    """Return a saved state with its tensors on the devices where an optimiser has put them when it loaded it.
+
+    Loading also casts tensors to the type of the weights, which loses bits: so the saved ones are kept.
+    """
+    if isinstance(saved, Tensor) and isinstance(loaded, Tensor):
+        return saved.to(loaded.device)
+    if isinstance(saved, Mapping) and isinstance(loaded, Mapping):
+        return {key: lying_as(value, loaded[key]) for key, value in saved.items()}
+    if type(saved) in (list, tuple) and type(saved) is type(loaded):
+        return type(saved)(lying_as(a, b) for a, b in zip(saved, loaded, strict=True))
+    return saved

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
+from optscope.optim.rates import lying_as
 
 PLAIN = ("params", "param_names", "name", "lr", "initial_lr")
 """What a param group may hold beside a rule's numbers: torch's own, and a label."""
@@ -111,7 +112,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         params = [p for group in self.param_groups for p in group["params"]]
         for i, saved in copy.deepcopy(state_dict["state"]).items():
-            self.state[params[i]] = saved
+            self.state[params[i]] = lying_as(saved, self.state[params[i]])
 
     def _step_group(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]

@@ -36,9 +36,13 @@ class WithLoss:
 
 def with_loss(model: Callable[[], nn.Module], loss: object) -> Callable[[], nn.Module]:
     """Return the factory whose models hold the loss, if that has parameters to train; else the factory itself."""
-    alone = model.model if isinstance(model, WithLoss) else model
     trained = isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters())
-    return WithLoss(alone, loss) if isinstance(loss, nn.Module) and trained else alone
+    return WithLoss(alone(model), loss) if isinstance(loss, nn.Module) and trained else alone(model)
+
+
+def alone(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Return the factory of a model without the loss."""
+    return model.model if isinstance(model, WithLoss) else model
 
 
 def loss_in(model: nn.Module, loss: Any) -> Any:

@@ -1,0 +1,66 @@
+"""Compiled networks: `torch.compile` for training alone; who looks at a model sees it as its author wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from optscope.engine.place import Place
+from optscope.engine.side import Side
+from optscope.errors import UserError, first_words
+from optscope.tasks.fresh import seeded
+from optscope.tasks.task import Task
+from optscope.tasks.tree import Batch
+from optscope.tasks.unchanged import unchanged
+
+
+class Compiled:
+    """The players' networks, compiled and tried on one batch, if the place asks for that.
+
+    `failed` says why they are not, where the place would have it and goes on without.
+
+    Raises:
+        UserError: with the reason, when it fails and the place does not go on without.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, sides: Sequence[Side], first: Batch, place: Place) -> None:
+        self.failed = ""
+        self._calls: dict[nn.Module, Any] = {}
+        if not place.compile:
+            return
+        torch._dynamo.reset()  # what is compiled for others counts towards a limit, beyond which it is not
+        latent = task.draw_latent(len(first), torch.Generator().manual_seed(0))
+        try:
+            for side in sides:
+                network = side.objective.network(model)
+                network.compile(dynamic=False)
+                self._calls[network] = network._compiled_call_impl
+            with unchanged(model), seeded(0), self.on():
+                for side in sides:
+                    side.try_gradient(model, first, None if latent is None else place.sent(latent))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the compiler's errors have no common kind
+            self.failed = f"torch.compile does not take the model ({first_words(error)})"
+            self._calls = {}
+            if place.compile != "try":
+                raise UserError(f'{task.name}: {self.failed}: give compile="try", which goes on without, or '
+                                "compile=False") from error
+        finally:
+            for side in sides:
+                side.objective.network(model)._compiled_call_impl = None
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Have the networks called as they were compiled."""
+        for network, call in self._calls.items():
+            network._compiled_call_impl = call
+        try:
+            yield
+        finally:
+            for network in self._calls:
+                network._compiled_call_impl = None
