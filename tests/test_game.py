@@ -282,7 +282,7 @@ WIDE = replace(GAME.players[0], loss=lambda networks, real, latent: networks["di
     (lambda: ResGenerator(size=36), "multiple of 8; got 36"),
     (lambda: Perceptron((3,)), "two positive whole numbers"),
     (lambda: Ring(std=0.0), "sizes > 0"),
-    (lambda: Accuracy()(Snapshot(GAME.model(), GAME)), "not one model but 2"),
+    (lambda: Accuracy()(Snapshot(GAME.model(), GAME)), "'points' is of the kind 'game'|not one model but 2"),
     (lambda: Lipschitz()(Snapshot(GAME.model(), GAME)), "game"),
 ])
 def test_bad_input(call, words):

@@ -159,7 +159,7 @@ REFUSED = {
     "augmentation that raises": (task(augment=lambda x, g: x.view(-1, 7)), SGD(lr=0.1), PLAN,
                                  "augment stopped with RuntimeError"),
     "a player's class": (RING, Players(discriminator=SGD(lr=0.1), generator=Foreign(Picky, lr=0.1)), PLAN,
-                         "arm cannot train it: AssertionError: matrices alone"),
+                         r"arm cannot step the parameter 0.bias of shape \(8,\): AssertionError: matrices alone"),
 }
 
 

@@ -20,7 +20,7 @@ from optscope.optim.rule import Rule
 from optscope.optim.trial import notes
 from optscope.probes.probe import Probe, Reading
 from optscope.tasks.fresh import fresh_model, seeded
-from optscope.tasks.game import Game, Player
+from optscope.tasks.objective import Objective
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Data, InMemory, Split, Task
 from optscope.tasks.tree import Batch, leaves, same, shown
@@ -73,7 +73,8 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
         task = replace(task, data=InMemory(data))
         batch = data.train.first(plan.batch)
         found.said += _same_start(task)
-        found.said += _try_round(task, batch) if isinstance(task, Game) else _try_batch(task, batch)
+        for objective in task.objectives:
+            found.said += _try_batch(task, objective, batch)
         small = replace(task, data=InMemory(replace(data, train=batch)))
         for i, (arm, rule) in enumerate(rules.items()):
             with blaming(task.name, arm):
@@ -81,7 +82,7 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
             with _of_arm(task, arm, rule, batch):
                 model = _try_steps(small, arm, rule, plan, watched, found)
             if i == 0 and all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-                check_kept(task, model, SEED, None if isinstance(task, Game) else batch.first(8).inputs)
+                check_kept(task, model, SEED, batch.first(8).inputs if len(task.objectives) == 1 else None)
             if around is not None:
                 found.single.update(_single(task, arm, around(rule), batch))
         _try_probes(task, data, probes, next(iter(rules.values()), None), plan, found)
@@ -90,24 +91,32 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
     return found
 
 
-def _try_batch(task: Task, batch: Split) -> list[str]:
-    """Take the gradient of a whole batch twice, as two steps do, and say which parameters have none."""
+def _try_batch(task: Task, objective: Objective, batch: Split) -> list[str]:
+    """Take a player's gradient of a whole batch twice, as two steps do, and say which parameters have none."""
+    whose = f"the {objective.player}'s loss on a batch" if objective.player else "a training batch"
     model = fresh_model(task, SEED).train()
-    before = _shapes(model)
-    augmented = _augmented(task, batch)
-    with seeded(SEED), blaming(task.name, f"a training batch of {len(batch)} examples"):
+    before, augmented = _shapes(model), _augmented(task, batch)
+    with seeded(SEED), blaming(task.name, f"{whose} of {len(batch)} examples"):
         for _ in range(2):
-            loss = task.value(model, augmented.copy())
-            loss.backward()
+            loss = _slope(task, objective, model, augmented)
     if not bool(torch.isfinite(loss)):
-        raise UserError(f"{task.name}: the loss of the first batch of {len(batch)} examples is "
-                        f"{float(loss.detach())} in a fresh model; it must be finite")
+        raise UserError(f"{task.name}: the loss of the first batch of {len(batch)} examples is {float(loss)} in a "
+                        "fresh model; it must be finite")
     if _shapes(model) != before:
         raise UserError(f"{task.name}: the model has other parameters after a batch than before; optimisers get "
                         "those of a fresh model: make them all in its constructor")
-    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    named = objective.network(model).named_parameters()
+    without = [name for name, p in named if p.requires_grad and p.grad is None]
     said = [f"{task.name}: the loss of the first batch does not depend on {_some(without)}: not trained."]
     return said if without else []
+
+
+def _slope(task: Task, objective: Objective, model: nn.Module, batch: Batch) -> Tensor:
+    """Return a player's loss, and leave its gradient by all parameters that it uses."""
+    latent = task.draw_latent(len(batch), torch.Generator().manual_seed(SEED))
+    loss = objective.loss(model, batch.copy(), latent)
+    loss.backward()
+    return loss.detach()
 
 
 def _same_start(task: Task) -> list[str]:
@@ -116,26 +125,6 @@ def _same_start(task: Task) -> list[str]:
     if all(torch.equal(a, b) for a, b in zip(one, other, strict=True)):
         return [f"{task.name}: every seed starts from the same weights; seeds differ in what training draws alone."]
     return []
-
-
-def _try_round(game: Game, batch: Split) -> list[str]:
-    """Take every player's loss on a whole batch."""
-    model = fresh_model(game, SEED).train()
-    for name, loss in _losses(game, model, batch).items():
-        with seeded(SEED), blaming(game.name, f"the {name}'s loss on a batch of {len(batch)} examples"):
-            loss(model.get_submodule(name))
-    return []
-
-
-def _losses(game: Game, table: nn.Module, batch: Split) -> dict[str, Callable[[nn.Module], Tensor]]:
-    """Return each player's loss as a function of its own network, with the others at the table."""
-    others: dict[str, nn.Module] = dict(table.named_children())
-    latent = game.latent(len(batch), torch.Generator().manual_seed(SEED))
-
-    def of(player: Player) -> Callable[[nn.Module], Tensor]:
-        return lambda network: player.loss({**others, player.name: network}, batch.inputs.clone(), latent.clone())
-
-    return {player.name: of(player) for player in game.players}
 
 
 def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
@@ -182,17 +171,17 @@ def _of_arm(task: Task, arm: str, rule: Rule, batch: Split) -> Iterator[None]:
 
 def _refused(task: Task, rule: Rule, batch: Split) -> str:
     """Return the first parameter that an optimiser refuses when it has it alone, with its shape, or ""."""
-    if isinstance(task, Game):
-        return ""
-    model = fresh_model(task, SEED).train()
-    with seeded(SEED):
-        task.value(model, _augmented(task, batch).copy()).backward()
-    for name, p in model.named_parameters():
-        if p.grad is not None:
-            try:
-                rule.optimizer([p]).step()
-            except Exception:
-                return f"the parameter {name} of shape {tuple(p.shape)}"
+    for objective in task.objectives:
+        model = fresh_model(task, SEED).train()
+        with seeded(SEED):
+            _slope(task, objective, model, _augmented(task, batch))
+        own = rule.by_player([each.player for each in task.objectives])[objective.player]
+        for name, p in objective.network(model).named_parameters():
+            if p.grad is not None:
+                try:
+                    own.optimizer([p]).step()
+                except Exception:
+                    return f"the parameter {name} of shape {tuple(p.shape)}"
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import suppress
+from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,12 @@ from optscope.tasks.check_inputs import check_data
 from optscope.tasks.check_loss import check_loss, value_of
 from optscope.tasks.check_model import check_factory, check_outputs, forward
 from optscope.tasks.fresh import seeded
-from optscope.tasks.game import Game
 from optscope.tasks.kinds import BATCH, IGNORED, KINDS, Kind, counted, portion
 from optscope.tasks.task import Data, Split, Task
 from optscope.tasks.tree import leaves
 
 
+@singledispatch
 def check_task(task: Task) -> None:
     """Raise unless the task can be trained and measured.
 
@@ -35,9 +36,6 @@ def check_task(task: Task) -> None:
     Raises:
         UserError: naming the first of these that is not so.
     """
-    if isinstance(task, Game):
-        check_game(task)
-        return
     if task.kind not in KINDS:
         raise UserError(f'{task.name}: kind must be one of {", ".join(KINDS)} (which stands for every other loss); '
                         f'got "{task.kind}", {nearest(str(task.kind).lower(), KINDS)}')
@@ -51,6 +49,9 @@ def check_task(task: Task) -> None:
         outputs = check_outputs(task, model, data.train)
         _check_parts(task, model, data)
         check_loss(task, model, data.train, outputs)
+
+
+check_task.register(check_game)
 
 
 def _check_parts(task: Task, model: nn.Module, data: Data) -> None:
