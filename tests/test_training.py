@@ -17,6 +17,7 @@ from torch import nn
 from optscope.engine import observed as observing
 from optscope.engine.observed import Observed
 from optscope.engine.plan import Plan
+from optscope.engine.rows import Use, read
 from optscope.engine.run import Run
 from optscope.engine.run_folder import STATE, RunFolder
 from optscope.engine.state_file import equal, from_bytes, to_bytes
@@ -242,6 +243,15 @@ def test_what_cannot_be_saved_says_so_once_and_trains_on(tmp_path, task, rule, w
     undisturbed = train(task, rule, PLAN, 1)
     assert equal(trained.losses, undisturbed.losses)
     assert equal(trained.snapshot.model.state_dict(), undisturbed.snapshot.model.state_dict())
+
+
+def test_a_reader_is_told_once_what_was_not_saved(tmp_path):
+    run = Run(TASK, Foreign(Forgetful, lr=0.1), PLAN, 1, checkpoint=0)
+    run.perform(RunFolder(tmp_path / run.id))
+    rows, reasons = read(Use("c", "arm", "final", 1, "rule", run.id), RunFolder(tmp_path / run.id).contents())
+    assert rows
+    assert len(reasons) == 1
+    assert "rule: trainings were not saved on their way, and a killed one begins anew: a training" in reasons[0]
 
 
 @pytest.mark.parametrize("spoil", [

@@ -32,6 +32,8 @@ class Use:
 def read(use: Use, contents: Contents) -> tuple[list[Record], list[str]]:
     """Return every number that a use reads of its run, and why probes of it found none: "probe: reason".
 
+    So is said, too, why the state of a training was not saved on its way.
+
     There is none of either while the run has neither a result nor failed.
 
     Raises:
@@ -40,6 +42,9 @@ def read(use: Use, contents: Contents) -> tuple[list[Record], list[str]]:
     try:
         found = filter(None, map(contents.reading, use.probes))
         reasons = [f"{each['probe']}: {each['reason']}" for each in found if each.get("reason")]
+        unsaved = (contents.result() or {}).get("unsaved")
+        reasons += [f"{use.rule}: trainings were not saved on their way, and a killed one begins anew: {unsaved}"
+                    ] if unsaved else []
         return list(_rows(use, contents)), reasons
     except UserError:
         raise
