@@ -254,7 +254,7 @@ def _grafts(comparison: Comparison, records: Records) -> tuple[list[Figure], tup
 
 def _question(comparison: Comparison) -> str:
     names = [arm.name for arm in comparison.arms]
-    first = "is more accurate" if comparison.task.kind == "classification" else "has the lower loss"
+    first = "is more accurate" if comparison.task.about.pairs else "has the lower loss"
     robust = ", more robust" * any(isinstance(probe, RobustAccuracy) for probe in comparison.probes)
     asked = ("whose generator covers what is real?" if comparison.task.kind == "game" else
              f"which model {first}{robust}, and which is smoother?")

@@ -31,6 +31,7 @@ from optscope.protocol.settings import Settings
 from optscope.tasks.game import Game
 from optscope.tasks.mixtures import Mixture
 from optscope.tasks.task import Task
+from optscope.tasks.tree import leaves
 
 FIRST_TUNING_SEED = 1001
 """Seeds that choose learning rates start here; those that compare arms start at 1."""
@@ -103,9 +104,11 @@ def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
         known = (Modes(task.data),) if isinstance(task.data, Mixture) else ()
         return Coverage(_embedding(task)), Rotation(), *known
     probes: list[Probe] = [Accuracy()]
-    if task.kind == "classification" and task.bounds is not None:
+    inputs = task.data().test.inputs
+    path = task.perturbed(inputs)
+    if task.about.single and task.bounds is not None and path is not None:
         width = task.bounds[1] - task.bounds[0]
-        inputs = task.data().test.inputs
+        images = leaves(inputs)[path]
         attack = PGD(steps=20, restarts=1)
 
         def scaled(*sizes: float, power: int = 1) -> tuple[float, ...]:
@@ -115,7 +118,7 @@ def fitting_probes(task: Task, examples: int) -> tuple[Probe, ...]:
             GaussianNoise(variances=scaled(0.001, 0.01, 0.05, power=2)),
             RobustAccuracy("l2", eps=scaled(0.1, 0.25, 0.5, 0.75, 1.0), attack=attack, examples=examples),
             RobustAccuracy("linf", eps=scaled(0.005, 0.01, 0.02, 0.03, 0.04), attack=attack, examples=examples)]
-        if inputs.dim() == 4 and min(inputs.shape[-2:]) >= 8:
+        if images.dim() == 4 and min(images.shape[-2:]) >= 8:
             probes.append(BandNoise(variance=0.1 * width**2))
     return (*probes, Lipschitz(examples=64))
 
@@ -126,12 +129,17 @@ def not_taken(task: Task) -> list[str]:
         blind = task.data().train.inputs.dim() == 4 and _embedding(task) == Pixels()
         return [f"{task.name}: images are compared by their pixels, for lack of features: a data set that has the "
                 f"attribute `features`, one of {', '.join(GREY)}, is seen by that classifier."] if blind else []
-    if task.kind != "classification":
-        return [f"{task.name}: accuracy, calibration, margins, noise and attacks are not measured: they need "
+    if not task.about.single:
+        also = "" if task.about.dense else "accuracy, calibration, "
+        return [f"{task.name}: {also}margins, noise and attacks are not measured: they need "
                 'kind="classification".']
     if task.bounds is None:
         return [f"{task.name}: noise and attacks are not measured: the inputs have no bounds (bounds=None)."]
-    shape = tuple(task.data().test.inputs.shape[1:])
+    inputs = task.data().test.inputs
+    path = task.perturbed(inputs)
+    if path is None:
+        return [f"{task.name}: noise and attacks are not measured: no leaf of the inputs is floating point."]
+    shape = tuple(leaves(inputs)[path].shape[1:])
     if len(shape) != 3 or min(shape[-2:]) < 8:
         return [f"{task.name}: noise of single frequencies is not measured: that needs images of 8 x 8 or more; "
                 f"the inputs have shape {shape}."]
@@ -140,5 +148,5 @@ def not_taken(task: Task) -> list[str]:
 
 def describing_probes(task: Task, examples: int) -> tuple[Probe, ...]:
     """Return cheap probes of what a model is like, in which more is neither better nor worse."""
-    margin = (Margin(examples=examples),) if task.kind == "classification" else ()
+    margin = (Margin(examples=examples),) if task.about.single else ()
     return (Chance(), *margin, Geometry(), FirstStep(), GradientNoise())

@@ -73,7 +73,7 @@ class Level:
 
 def metric_of(task: Task) -> tuple[str, str]:
     """Return what is measured on validation data, and its unit."""
-    return ("accuracy", "%") if task.kind == "classification" else ("loss", "")
+    return ("accuracy", "%") if task.about.pairs else ("loss", "")
 
 
 def calls(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calls:

@@ -67,7 +67,8 @@ def _columns(source: Any) -> Any:
     """Return the columns of a table of Hugging Face, by name."""
     if isinstance(source.column_names, Mapping):  # several tables
         return source
-    return {name: source[:][name] for name in source.column_names}
+    rows = source[:]
+    return {name: rows[name] for name in source.column_names}
 
 
 def _parted(example: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -49,6 +49,12 @@ class Kind:
     perplexity: bool = False
 
 
+    @property
+    def single(self) -> bool:
+        """Whether every example has one label."""
+        return self.pairs is not None and not self.dense
+
+
 def counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows whose labels count."""
     counts = labels != IGNORED
@@ -127,6 +133,8 @@ def _whole(targets: Tensor) -> bool:
     return not targets.is_floating_point() and not targets.is_complex()
 
 
+NOTHING = Kind(functional.mse_loss)
+"""What there is to say where there is no kind of this name."""
 KINDS: dict[str, Kind] = {
     "classification": Kind(
         functional.cross_entropy, _classes, "outputs (batch, classes) and whole-number labels (batch,)",

@@ -15,7 +15,8 @@ from optscope.tasks.arrays import check_lengths, plain
 from optscope.tasks.content import digest_of, mark
 from optscope.tasks.fresh import epoch_permutation
 from optscope.tasks.gather import gathered
-from optscope.tasks.kinds import KINDS
+from optscope.tasks.kinds import KINDS, NOTHING
+from optscope.tasks.kinds import Kind as About
 from optscope.tasks.objective import Objective
 from optscope.tasks.trained_loss import loss_in, with_loss
 from optscope.tasks.tree import Batch, Tree, called, leaves, mapped, output_of, sees_batch
@@ -163,6 +164,11 @@ class Task:
     def parts(self) -> tuple[object, ...]:
         """What, besides the rule, a training is made of: the code behind these belongs to a run's identity."""
         return self.model, self.data, self.loss, self.augment, self.output
+
+    @property
+    def about(self) -> About:
+        """What the kind says of outputs and targets; of one that there is not, as of games, that they have none."""
+        return KINDS.get(self.kind, NOTHING)
 
     def outputs(self, model: nn.Module, inputs: Tree) -> Tensor:
         """Return a model's outputs for inputs: called as these are, and read as `output` says.
