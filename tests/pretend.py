@@ -1,10 +1,11 @@
 """A pretend accelerator for tests: tensors that say they are on device "pretend" and compute on the CPU.
 
-`install()` registers the device with torch (2.9 or newer), once a process. Inside `pretending()`:
-`tensor.to("pretend")`, `torch.zeros(3, device="pretend")`, `model.to("pretend")` work, autograd and torch.optim
-included; an operation that mixes pretend tensors with CPU tensors of one or more dimensions raises RuntimeError, as
-a GPU would; and every value that is read back to Python (`.item()`, `float`, `bool`, `.tolist()`, `.cpu()`,
-`.numpy()`) is counted in `reads`, by the line that read it, for on a GPU each is a wait.
+`install()` registers the device with torch (2.9 or newer), once a process, before its first backward pass, which
+counts the devices there are. Inside `pretending()`: `tensor.to("pretend")`, `torch.zeros(3, device="pretend")`,
+`model.to("pretend")` work, autograd and torch.optim included; an operation that mixes pretend tensors with CPU
+tensors of one or more dimensions raises RuntimeError, as a GPU would; and every value that is read back to Python
+(`.item()`, `float`, `bool`, `.tolist()`, `.cpu()`, `.numpy()`) is counted in `reads`, by the line that read it, for
+on a GPU each is a wait.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
-_READING = "_local_scalar_dense", "nonzero", "_unique2", "masked_select"  # the size of a result is a value too
+_READING = ("_local_scalar_dense", "equal", "nonzero", "_unique2", "masked_select", "bincount",  # sizes are values
+            "_linalg_eigh", "_linalg_svd", "linalg_cholesky_ex")  # and so is whether they have converged
 reads: collections.Counter[str] = collections.Counter()
 _installed = False
 
@@ -71,6 +73,8 @@ class _Factories(TorchFunctionMode):
             if device is not None and torch.device(device).type == NAME:
                 return func(*args, **kwargs).to(NAME)
             return func(*args, **kwargs, **({} if device is None else {"device": device}))
+        if func == torch.Tensor.data.__set__ and isinstance(args[0], _Tensor):
+            args[0].inner = args[1].inner
         if func is torch.Tensor.tolist and isinstance(args[0], _Tensor):
             reads[_here()] += 1
             return args[0].inner.tolist()
@@ -104,6 +108,8 @@ def _run(func, args, kwargs):
         kwargs["device"] = torch.device("cpu")
     if ours and (name in _READING or (moves and not here)):
         reads[_here()] += 1
+    if ours and name in ("index", "index_put", "index_put_"):  # a mask becomes places, and how many is a value
+        reads[_here()] += sum(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
     out = func(*tree_map(lambda x: x.inner if isinstance(x, _Tensor) else x, args),
                **tree_map(lambda x: x.inner if isinstance(x, _Tensor) else x, kwargs))
     if func._schema.is_mutable:
@@ -119,7 +125,6 @@ def install() -> None:
     global _installed
     if not _installed:
         _setup_privateuseone_for_python_backend(NAME)
-        torch.__future__.set_swap_module_params_on_conversion(True)
         _installed = True
 
 

@@ -1,6 +1,7 @@
-"""Rules on an accelerator that a machine without one can pretend: the CPU's numbers, and no wait inside a step.
+"""Rules and probes on an accelerator that a machine without one can pretend: the CPU's numbers, and few waits.
 
-A pretended device changes torch for the whole process, so that the table is made in one of its own.
+A pretended device changes torch for the whole process, so that each table is made in one of its own. Where there is
+a real accelerator, probes are compared on it too.
 """
 
 import json
@@ -10,18 +11,26 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import probes_on_device
+from test_probes import every_probe
 from test_rules import ROWS, rules
+
+
+def printed(script, *arguments):
+    """What a script beside this one prints, read as JSON."""
+    done = subprocess.run([sys.executable, "-W", "error", Path(__file__).with_name(script), *arguments], text=True,
+                          capture_output=True, check=False,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def table():
-    """What `on_device.py` found: for every rule the largest difference from the CPU, and the waits in a step."""
-    script = Path(__file__).with_name("on_device.py")
-    done = subprocess.run([sys.executable, "-W", "error", script], text=True, capture_output=True, check=False,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """For every rule the largest difference from the CPU, and the waits in a step."""
+    return printed("on_device.py")
 
 
 def test_the_pretended_device_refuses_to_mix_and_counts_as_a_gpu_does(table):
@@ -37,3 +46,41 @@ def test_a_rule_steps_on_a_device_as_on_the_cpu_and_waits_for_nothing(rule, tabl
     assert difference < 1e-12
     if not any(type(each).__name__ == "Foreign" for each in rule.walk()):  # others wait as they please
         assert waits == 0
+
+
+WAITS = {"Accuracy": 7, "Checkpoint": 3, "Chance": 7, "Margin": 7, "GaussianNoise": 7, "BandNoise": 8,
+         "SensitivityMap": 7, "FirstStep": 7, "GradientNoise": 7, "PolarDrift": 3, "HessianTrace": 8,
+         "Coverage": 4, "Modes": 3, "Samples": 3, "Classes": 3, "FID": 4,
+         "Geometry": 6 + 10,  # matrices: of each the singular values
+         "DescentSplit": 8 + 4,  # parts: whether the loss of each is a mean
+         "TopEigenvalues": 8 + 10,  # products, here and below: Lanczos looks at each before the next
+         "PreconditionedSharpness": 11 + 10, "EdgeOfStability": 14 + 20, "SpectralDensity": 6 + 5,
+         "LayerSharpness": 6 + 29 * 7,  # layers, and products of each
+         "RobustAccuracy": 9 + 38,  # attacks (six with the checks), each once in 16 steps, and radii
+         "Rotation": 3 + 20,  # products
+         "Lipschitz": 5 + 5 * 12}  # runs of layers: the norm of each, and those of its kernels twice
+"""How often a probe may wait for the device, with what that grows with."""
+
+
+@pytest.fixture(scope="module")
+def probed():
+    """For every row of `probes_on_device` the largest relative difference from the CPU, and the waits."""
+    return printed("probes_on_device.py", "pretend")
+
+
+@pytest.mark.parametrize("row", probes_on_device.ROWS, ids=probes_on_device.name)
+def test_a_probe_reads_on_a_device_what_it_reads_on_the_cpu_and_hardly_waits(row, probed):
+    difference, waits = probed[probes_on_device.name(row)]
+    assert difference <= (1e-5 if row[0] == "transformer" else 1e-6)  # torch has another kernel of attention there
+    assert waits <= WAITS[type(row[2]).__name__]
+
+
+def test_every_probe_stands_in_the_table_of_devices():
+    assert {type(probe).__name__ for _, _, probe in probes_on_device.ROWS} == every_probe() == set(WAITS)
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
+def test_probes_on_the_accelerator_that_is_there():
+    found = printed("probes_on_device.py", torch.accelerator.current_accelerator().type)
+    for name, (difference, _) in found.items():
+        assert difference <= 0.05, name  # float32 sums in another order; searches stop a step sooner or later

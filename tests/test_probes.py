@@ -143,15 +143,20 @@ def concrete(kind: type[Probe]) -> set[type[Probe]]:
     return {each for each in own | below if each.__module__.startswith("optscope.")}
 
 
+def every_probe() -> set[str]:
+    """The names of all probes that optscope has."""
+    for info in pkgutil.iter_modules(probes.__path__):
+        importlib.import_module(f"optscope.probes.{info.name}")
+    return {kind.__name__ for kind in concrete(Probe)}
+
+
 ELSEWHERE = {"Classes", "Coverage", "FID", "Modes", "Rotation", "Samples",  # of games
              "PolarDrift",  # of polar rules
              "Checkpoint"}  # accuracy of two parts side by side
 
 
 def test_every_probe_of_a_classifier_stands_in_the_table() -> None:
-    for info in pkgutil.iter_modules(probes.__path__):
-        importlib.import_module(f"optscope.probes.{info.name}")
-    assert {kind.__name__ for kind in concrete(Probe)} - ELSEWHERE == {type(probe).__name__ for probe in PROBES}
+    assert every_probe() - ELSEWHERE == {type(probe).__name__ for probe in PROBES}
 
 
 # What is refused: the probes that meet it, what is wrong, and words of the sentence

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optscope.devices import device_of, to_floats, to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Direction, Metric
 from optscope.evidence.stats import wilson
@@ -65,7 +66,7 @@ class Accuracy(Probe):
         if score.correct is None:
             return Reading(values, silence=silence)
         interval = wilson(score.right, score.labels)
-        return Reading(values, {"correct": score.correct.cpu().numpy(),
+        return Reading(values, {"correct": to_numpy(score.correct),
                                 "accuracy interval": 100 * np.array([interval.low, interval.high])}, silence)
 
 
@@ -97,14 +98,14 @@ def scored(subject: Subject, batch: Batch) -> Score:
         return _of_many(subject, kind, batch)
     outputs = in_batches(subject.outputs, batch.inputs)
     with torch.no_grad():
-        loss = float(subject.judged(outputs, batch))
+        loss = subject.judged(outputs, batch)
     if kind.pairs is None:
-        return Score(loss)
+        return Score(float(loss))
     classes = named(outputs)
     correct = classes == batch.targets
-    right = int(correct.sum())
-    return Score(loss, len(correct), right, int((classes < 0).sum()), right,
-                 calibration_error(outputs, batch.targets), correct)
+    mean, right, missing, gap = to_floats(loss, correct.sum(), (classes < 0).sum(),
+                                          calibration_error(outputs, batch.targets))
+    return Score(mean, len(correct), int(right), int(missing), int(right), gap, correct)
 
 
 def _of_many(subject: Subject, kind: Kind, batch: Batch) -> Score:
@@ -125,10 +126,10 @@ def _of_many(subject: Subject, kind: Kind, batch: Batch) -> Score:
                 each.double() for each in (loss * len(truth), correct.sum(), (classes < 0).sum(), whole)])
             gaps = gaps.to(loss.device) + calibration_gaps(logits, truth)
             labels += len(truth)
-    loss, right, missing, whole = sums.tolist()
+    loss, right, missing, whole, gap = torch.cat([sums, gaps.abs().sum().reshape(1)]).tolist()
     if not labels:
         raise UserError(f"no label of the {subject.snapshot.task.name!r} examples counts, so there is no accuracy")
-    return Score(loss / labels, labels, int(right), int(missing), int(whole), float(gaps.abs().sum()) / labels)
+    return Score(loss / labels, labels, int(right), int(missing), int(whole), gap / labels)
 
 
 def kind_of(subject: Subject) -> Kind:
@@ -166,7 +167,7 @@ class Checkpoint(Probe):
         data = subject.snapshot.task.data()
         values, reasons = {}, []
         for part, split in (("validation", data.validation), ("test", data.test.first(self.examples))):
-            score = scored(subject, split)
+            score = scored(subject, split.to(device_of(subject.model)))
             if math.isnan(score.loss):
                 reasons.append(f"the {part} loss is nan, as outputs are, which count as errors")
             else:
@@ -236,8 +237,8 @@ def check_classifier(subject: Subject) -> None:
     check_examples(subject, every=False)
 
 
-def calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS) -> float:
-    """Return the expected calibration error of `logits` `(n, classes)`, in [0, 1].
+def calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS) -> Tensor:
+    """Return the expected calibration error of `logits` `(n, classes)`, in [0, 1], float64.
 
         ECE = Σ_b |B_b| / n · |acc(B_b) - conf(B_b)|
 
@@ -245,9 +246,9 @@ def calibration_error(logits: Tensor, targets: Tensor, bins: int = BINS) -> floa
     edge. Guo et al. 2017, arXiv 1706.04599, section 2.
 
     >>> calibration_error(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]))
-    0.0
+    tensor(0., dtype=torch.float64)
     """
-    return float(calibration_gaps(logits, targets, bins).abs().sum()) / len(targets)
+    return calibration_gaps(logits, targets, bins).abs().sum() / len(targets)
 
 
 def calibration_gaps(logits: Tensor, targets: Tensor, bins: int = BINS) -> Tensor:

@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from optscope.probes.attack import Attack, Batch, check_counts, in_turn
+from optscope.probes.attack import Attack, Batch, check_counts, in_turn, worth_leaving
 from optscope.probes.attack_losses import AttackLoss, CrossEntropy, TargetedDLR
 from optscope.probes.perturbation import per_example
 
@@ -83,8 +83,10 @@ class TargetedAPGD(Attack):
 
 @dataclass
 class _Climb:
-    """Where the images that are not fooled yet stand; every tensor has one row an image."""
+    """Where the images that have not left yet stand; every tensor has one row an image."""
 
+    done: Tensor  # (m,) whether it is fooled
+    found: Tensor  # where it first was
     where: Tensor  # (m,) their places in the batch
     x: Tensor
     before: Tensor  # the iterate before x
@@ -98,8 +100,13 @@ class _Climb:
     last_best: Tensor  # (m,) best loss at the last checkpoint
     halved: Tensor  # (m,) whether eta was halved there
 
-    def take(self, mask: Tensor) -> _Climb:
-        return _Climb(**{name: value[mask] for name, value in vars(self).items()})
+    def take(self, places: Tensor) -> _Climb:
+        return _Climb(**{name: value[places] for name, value in vars(self).items()})
+
+    def keep(self, fooled: Tensor) -> None:
+        """Note who is fooled for the first time, and where."""
+        self.found = torch.where(per_example(self.done, self.found), self.found, self.x)
+        self.done = self.done | fooled
 
     def advance(self, batch: Batch, objective: Objective, alpha: float) -> Tensor:
         """Take one step and return which images are fooled there, `(m,)`."""
@@ -144,18 +151,20 @@ def climb(batch: Batch, objective: Objective, steps: int) -> Tensor:
     found = x = batch.ball.sample(batch.generator)
     where = torch.arange(len(batch), device=x.device)
     fooled, loss, gradient = batch.ascent(x, lambda logits: objective(logits, where))
-    state = _Climb(where, x, x, gradient, loss, x, loss, gradient, torch.full_like(batch.ball.eps, 2),
-                   torch.zeros_like(where), loss, torch.ones_like(fooled))
+    state = _Climb(torch.zeros_like(fooled), x, where, x, x, gradient, loss, x, loss, gradient,
+                   torch.full_like(batch.ball.eps, 2), torch.zeros_like(where), loss, torch.ones_like(fooled))
     checks, last = checkpoints(steps), 0
     for step in range(steps + 1):
         if step > 0:
             fooled = state.advance(batch, objective, MOMENTUM if step > 1 else 1.0)
-        if fooled.any():
-            found = found.index_copy(0, state.where[fooled], state.x[fooled])
-            state, batch = state.take(~fooled), batch.take(~fooled)
+        state.keep(fooled)
+        if (stay := worth_leaving(state.done, step)) is not None:
+            found = found.index_copy(0, state.where, state.found)
+            state, batch = state.take(stay), batch.take(stay)
             if len(batch) == 0:
                 return found
         if step in checks:
             state.check(step - last)
             last = step
-    return found.index_copy(0, state.where, state.best)
+    last_of = torch.where(per_example(state.done, state.best), state.found, state.best)
+    return found.index_copy(0, state.where, last_of)

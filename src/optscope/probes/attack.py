@@ -7,6 +7,7 @@ is an upper bound on their robust accuracy.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
@@ -16,6 +17,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.probes.accuracy import named
 from optscope.probes.attack_losses import AttackLoss, CrossEntropy
@@ -23,6 +25,9 @@ from optscope.probes.perturbation import Ball, Bounds, ball_of, check_box, check
 from optscope.probes.probe import frozen
 
 Search = Callable[["Batch"], Tensor]
+
+LOOK = 16
+"""Steps between two looks at who is done, where a look is a wait: in between, they are computed in vain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +119,8 @@ class Attack(ABC):
         check_movable(inputs, type(self).__name__)
         check_box(bounds)
         radii = torch.as_tensor(eps, dtype=inputs.dtype, device=inputs.device).expand(len(inputs)).contiguous()
-        if not bool((torch.isfinite(radii) & (radii > 0)).all()):
+        sound = bool((torch.isfinite(radii) & (radii > 0)).all()) if isinstance(eps, Tensor) else 0 < eps < math.inf
+        if not sound:
             raise UserError(f"the radius of an attack must be a finite number above 0; got {eps!r}")
         with frozen(model) as still:
             check_logits(still, inputs, targets)
@@ -124,8 +130,8 @@ class Attack(ABC):
             found = inputs.clone()
             for where in torch.arange(len(inputs), device=inputs.device).split(size):
                 part = whole.take(where)
-                right = ~part.fooled(part.inputs)
-                if right.any():
+                right = places(~part.fooled(part.inputs))
+                if len(right):
                     found[where[right]] = self.search(part.take(right))
         return found
 
@@ -162,7 +168,7 @@ def check_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
     if labels.dim() != 1 or labels.dtype != torch.int64:
         raise UserError("an attack needs labels of shape (n,) and type int64, one class number an image; "
                         f"got shape {tuple(labels.shape)} and type {labels.dtype}")
-    low, high, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    (low, high), classes = map(int, to_floats(*torch.aminmax(labels))), logits.shape[1]
     if low < 0 or high >= classes:
         raise UserError(f"labels must be class numbers from 0 to {classes - 1}, as the model has {classes} logits; "
                         f"they reach from {low} to {high}")
@@ -174,33 +180,44 @@ def in_turn(batch: Batch, searches: Iterable[Search]) -> Tensor:
     left = torch.arange(len(found), device=found.device)
     for turn, search in enumerate(searches):
         if turn > 0:
-            left = left[~batch.take(left).fooled(found[left])]
+            left = left[places(~batch.take(left).fooled(found[left]))]
         if len(left) == 0:
             break
         found[left] = search(batch.take(left))
     return found
 
 
-def worth_dropping(done: Tensor) -> bool:
-    """Return whether enough images are done (an eighth) to pay for the copying that leaves them behind."""
-    return 8 * int(done.sum()) >= len(done) > 0
+def places(mask: Tensor) -> Tensor:
+    """Return where a mask `(n,)` is true."""
+    return mask.nonzero().squeeze(1)
+
+
+def worth_leaving(done: Tensor, step: int) -> Tensor | None:
+    """Return the places of those who are not done if enough are, an eighth, to pay for the copying, else None.
+
+    A CPU is asked at every step; another device, for which that is a wait, at one of `LOOK`.
+    """
+    if done.device.type != "cpu" and (step + 1) % LOOK:
+        return None
+    stay = places(~done)
+    return stay if 8 * (len(done) - len(stay)) >= len(done) else None
 
 
 def ascend(batch: Batch, start: Tensor, loss: AttackLoss, steps: int, length: float) -> Tensor:
     """Return the first fooling iterate of x <- P(x + length * eps * u), else the last one; u is steepest ascent."""
     x, found, left = start, start.clone(), torch.arange(len(start), device=start.device)
     done = torch.zeros_like(batch.labels, dtype=torch.bool)
-    for _ in range(steps):
+    for step in range(steps):
         fooled, _, gradient = batch.ascent(x, partial(loss, labels=batch.labels))
-        found[left[fooled]] = x[fooled]
         done |= fooled
-        if worth_dropping(done):
-            stay = ~done
+        if (stay := worth_leaving(done, step)) is not None:
+            found[left] = x
             batch, x, gradient, left, done = batch.take(stay), x[stay], gradient[stay], left[stay], done[stay]
             if len(left) == 0:
                 return found
-        x = batch.step(x, batch.ball.steepest(gradient), length)
-    found[left[~done]] = x[~done]
+        # Who is done stays: a step in which all of a batch move costs less than one that picks out who does.
+        x = torch.where(per_example(done, x), x, batch.step(x, batch.ball.steepest(gradient), length))
+    found[left] = x
     return found
 
 

@@ -10,6 +10,7 @@ import math
 
 from torch import Tensor
 
+from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.probes.accuracy import percent, verdicts
 from optscope.probes.attack import BIM, Attack
@@ -63,12 +64,12 @@ def run(attack: Attack, subject: Subject, norm: Norm, eps: float | Tensor) -> Te
 
 def loss_rises(subject: Subject, norm: Norm, eps: float) -> bool:
     """Return whether the mean loss after 1 step is above the clean one, and after 16 not below that after 1."""
-    def mean_loss(x: Tensor) -> float:
-        return float(CrossEntropy()(in_batches(subject.model, x), subject.targets).mean())
+    def mean_loss(x: Tensor) -> Tensor:
+        return CrossEntropy()(in_batches(subject.model, x), subject.targets).mean()
 
     try:
-        clean, first, last = (mean_loss(x) for x in (
-            subject.inputs, run(BIM(1), subject, norm, eps), run(BIM(16), subject, norm, eps)))
+        clean, first, last = to_floats(*(mean_loss(x) for x in (
+            subject.inputs, run(BIM(1), subject, norm, eps), run(BIM(16), subject, norm, eps))))
     except UserError:  # no gradient reaches the inputs
         return False
     slack = 0.01 * (first - clean)  # on a linear model one step is as good as sixteen, up to rounding

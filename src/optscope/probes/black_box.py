@@ -8,7 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from optscope.probes.attack import Attack, Batch, check_counts, lowest
+from optscope.devices import moved
+from optscope.probes.attack import Attack, Batch, check_counts, lowest, worth_leaving
 from optscope.probes.attack_losses import MarginLoss
 from optscope.probes.perturbation import per_example
 
@@ -20,7 +21,8 @@ class RandomSearch(Attack):
 
     delta = eps * steepest(v): all coordinates at +-eps in the linf ball, a vector of length eps in the l2 ball.
     v (of mean square 1) starts as stripes and changes by +-2 over a window, a square of an image `(n, c, h, w)`
-    or a run of any other input, whose share of the input falls geometrically from a half to one coordinate.
+    or a run of any other input, whose share of the input falls geometrically from a half to one coordinate. Random
+    numbers are drawn for every image, so that what one is shown does not depend on when others are fooled.
     After Square Attack, arXiv 1912.00049, with a simpler sampling in the l2 ball.
     """
 
@@ -32,25 +34,24 @@ class RandomSearch(Attack):
     def search(self, batch: Batch) -> Tensor:
         """Return the first fooling query of each image, else the one of largest margin."""
         margin, generator = MarginLoss(), batch.generator
-        v = _stripes(batch.inputs, generator)
+        v, whole = _stripes(batch.inputs, generator), batch.inputs
         found = best = _at_end(batch, v)
         value = lowest(margin(batch.logits(best), batch.labels))
         left = torch.arange(len(batch), device=best.device)
         for query in range(self.queries):
-            if (value > 0).any():
-                stay = value <= 0
-                found = found.index_copy(0, left[~stay], best[~stay])
+            if (stay := worth_leaving(value > 0, query)) is not None:
+                found = found.index_copy(0, left, best)
                 batch, v, best, value, left = batch.take(stay), v[stay], best[stay], value[stay], left[stay]
                 if len(left) == 0:
                     return found
-            share = 0.5 * (2 / batch.inputs[0].numel()) ** (query / self.queries)
-            proposal = batch.ball.steepest(v + 2 * _window(batch.inputs, share, generator))
+            share = 0.5 * (2 / whole[0].numel()) ** (query / self.queries)
+            proposal = batch.ball.steepest(v + 2 * _window(whole, share, generator, left))
             proposal = proposal / per_example(proposal.flatten(1).square().mean(1).sqrt(), proposal)
             x = _at_end(batch, proposal)
             there = lowest(margin(batch.logits(x), batch.labels))
-            better = per_example(there > value, x)
+            better = per_example((there > value) & (value <= 0), x)
             v, best = torch.where(better, proposal, v), torch.where(better, x, best)
-            value = torch.maximum(there, value)
+            value = torch.where(value > 0, value, torch.maximum(there, value))
         return found.index_copy(0, left, best)
 
     def longer(self, times: int) -> RandomSearch:
@@ -63,7 +64,7 @@ def _at_end(batch: Batch, v: Tensor) -> Tensor:
 
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    return (torch.randint(2, shape, generator=generator) * 2 - 1).to(like)
+    return moved(torch.randint(2, shape, generator=generator), like.device).mul(2).sub(1).to(like.dtype)
 
 
 def _stripes(inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,18 +75,20 @@ def _stripes(inputs: Tensor, generator: torch.Generator) -> Tensor:
     return _signs(tuple(shape), generator, inputs).expand_as(inputs)
 
 
-def _window(inputs: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Return a random sign a channel inside a random window of each input, 0 outside, shaped like `inputs`."""
+def _window(inputs: Tensor, share: float, generator: torch.Generator, left: Tensor) -> Tensor:
+    """Return a random sign a channel in a random window, 0 outside, for the inputs `left` `(m,)`: `(m, ...)`."""
     n = len(inputs)
     c, h, w = inputs.shape[1:] if inputs.dim() == 4 else (1, 1, inputs[0].numel())
     scale = share if h == 1 else share**0.5
-    rows, columns = (_run(n, extent, scale, generator) for extent in (h, w))
+    rows, columns = (_run(n, extent, scale, generator, left) for extent in (h, w))
     inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return (inside.to(inputs) * _signs((n, c, 1, 1), generator, inputs)).view_as(inputs)
+    signs = _signs((n, c, 1, 1), generator, inputs)[left]
+    return (inside.to(inputs.dtype) * signs).view(len(left), *inputs.shape[1:])
 
 
-def _run(n: int, extent: int, share: float, generator: torch.Generator) -> Tensor:
-    """Return `n` random runs that cover a share of `extent` places, `(n, extent)`, true inside."""
+def _run(n: int, extent: int, share: float, generator: torch.Generator, left: Tensor) -> Tensor:
+    """Return random runs that cover a share of `extent` places, `(m, extent)`, true inside."""
     length = max(1, round(share * extent))
-    first = torch.randint(extent - length + 1, (n, 1), generator=generator)
-    return (torch.arange(extent) >= first) & (torch.arange(extent) < first + length)
+    first = moved(torch.randint(extent - length + 1, (n, 1), generator=generator), left.device)[left]
+    place = torch.arange(extent, device=left.device)
+    return (place >= first) & (place < first + length)

@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
+from optscope.devices import to_numpy
 from optscope.errors import UserError
 from optscope.evidence.paired import paired_test
 from optscope.evidence.records import Metric
@@ -55,11 +56,11 @@ class Chance(Probe):
         constant = subject.snapshot.task.data().train.targets
         if subject.snapshot.task.kind == "classification":
             check_classifier(subject)
-            logits, targets = in_batches(subject.model, subject.inputs).double(), subject.targets.long()
+            logits, targets = in_batches(subject.model, subject.inputs).cpu().double(), subject.targets.cpu().long()
             classes = named(logits)
             right, common = classes == targets, targets == commonest(constant)
             wins, losses = int((right & ~common).sum()), int((common & ~right).sum())
-            by_chance, by_model = (functional.cross_entropy(z, targets, reduction="none").cpu().numpy() for z in
+            by_chance, by_model = (functional.cross_entropy(z, targets, reduction="none").numpy() for z in
                                    (frequencies(targets, logits.shape[1]).expand_as(logits), logits))
             p = 2 * min(float(stats.binom.sf(wins - 1, wins + losses, 0.5)),
                         1.0 if np.isnan(by_model).any() else paired_test(by_chance, by_model, one_sided=True).p)
@@ -98,4 +99,5 @@ def frequencies(labels: Tensor, classes: int) -> Tensor:
 def each_loss(subject: Subject, outputs: Tensor, targets: Tensor) -> NDArray[np.float64]:
     """Return the loss of each example by itself, `(n,)` in float64."""
     with torch.no_grad():
-        return np.array([float(subject.loss(outputs[i:i + 1], targets[i:i + 1])) for i in range(len(outputs))])
+        each = [subject.loss(outputs[i:i + 1], targets[i:i + 1]) for i in range(len(outputs))]
+        return to_numpy(torch.stack(each).double())

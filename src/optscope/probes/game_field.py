@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
 from torch import Tensor
 
+from optscope.devices import to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.at_weights import AtWeights, grad, grads
@@ -58,7 +59,7 @@ class Rotation(Probe):
         game = subject.snapshot.task
         if not isinstance(game, Game):
             raise UserError(f"Rotation needs a game; {game.name} is none: measure TopEigenvalues instead")
-        latent = game.latent(len(subject.inputs), subject.generator)
+        latent = game.latent(len(subject.inputs), subject.generator).to(subject.inputs.device)
         jacobian = Jacobian(game, subject.model, subject.inputs, latent, subject.trained)
         values = leading(jacobian, self.count, self.tolerance)
         top = values[np.argmax(np.abs(values))]
@@ -91,13 +92,13 @@ class Jacobian:
 
     def product(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return Jᵀ u for u `(P,)`."""
-        whole = torch.as_tensor(vector.reshape(-1), dtype=self.params[0].dtype)
+        whole = torch.as_tensor(vector.reshape(-1)).to(self.params[0])
         parts = whole.split([p.numel() for p in self.params])
         # A component that is constant, such as that of a Wasserstein critic's last bias, has no graph.
         moving = [(v, part.view_as(v)) for v, part in zip(self.field, parts, strict=True) if v.requires_grad]
         with self._at.held():
             grads = grad([v for v, _ in moving], self.params, [u for _, u in moving])
-        return torch.cat([g.reshape(-1) for g in grads]).double().numpy()
+        return to_numpy(torch.cat([g.reshape(-1) for g in grads]).double())
 
 
 def leading(jacobian: Jacobian, count: int, tolerance: float) -> NDArray[np.complex128]:

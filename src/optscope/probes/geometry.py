@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from optscope.devices import to_numpy
 from optscope.errors import UserError, first_words
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier
@@ -108,13 +109,13 @@ class FirstStep(Probe):
         except Exception as error:  # whatever the author of a foreign optimiser chose to raise
             raise UserError(f"{rule!r} makes no step on copies of the weights in float64, which are used here: "
                             f"{first_words(error)}") from error
-        parts = [(s.flatten(), g.flatten()) for s, g in zip(layout.views(step.double()),
-                                                            layout.views(gradient.double()), strict=True)]
-        return Reading({"step length": float(step.double().norm()),
-                        "step cosine": _descent_cosine(step.double(), gradient.double())},
-                       {"layers": np.array(layout.names),
-                        "layer step lengths": np.array([float(s.norm()) for s, _ in parts]),
-                        "layer step cosines": np.array([_descent_cosine(s, g) for s, g in parts])})
+        step, gradient = step.double(), gradient.double()
+        parts = [(s.flatten(), g.flatten())
+                 for s, g in zip(layout.views(step), layout.views(gradient), strict=True)]
+        lengths, cosines = _descents([(step, gradient), *parts])
+        return Reading({"step length": float(lengths[0]), "step cosine": float(cosines[0])},
+                       {"layers": np.array(layout.names), "layer step lengths": lengths[1:],
+                        "layer step cosines": cosines[1:]})
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +149,7 @@ class Margin(Probe):
         check_classifier(subject)
         pairs = [_margins(subject.model, x, y) for x, y in
                  zip(subject.inputs.split(BATCH), subject.targets.split(BATCH), strict=True)]
-        margins, slopes = (torch.cat(column).double().cpu().numpy() for column in zip(*pairs, strict=True))
+        margins, slopes = (to_numpy(torch.cat(column).double()) for column in zip(*pairs, strict=True))
         distances = np.copysign(np.where(margins == 0, 0.0, np.inf), margins)
         np.divide(margins, slopes, out=distances, where=slopes > 0)
         distances[~np.isfinite(margins) | ~np.isfinite(slopes)] = np.nan
@@ -175,9 +176,15 @@ def effective_density(weights: Tensor) -> float:
     >>> effective_density(torch.tensor([3.0, -3.0, 0.0, 0.0]))
     0.5
     """
-    w = weights.double()
-    square = float(w.square().sum())
-    return float(w.abs().sum()) ** 2 / (w.numel() * square) if square else 0.0
+    return float(_densities([weights])[0])
+
+
+def _densities(tensors: Sequence[Tensor]) -> Array:
+    sums = [f(w.double()).sum() for w in tensors for f in (torch.abs, torch.square)]
+    lengths, squares = to_numpy(torch.stack(sums)).reshape(-1, 2).T
+    sizes = np.array([w.numel() for w in tensors])
+    density: Array = np.divide(lengths**2, sizes * squares, out=np.zeros(len(sizes)), where=squares > 0)
+    return density
 
 
 def near_zero(weights: Tensor) -> Tensor:
@@ -224,22 +231,23 @@ _Part = tuple[dict[str, Value], dict[str, NDArray[np.generic]]]
 
 def _sizes(layers: Mapping[str, Tensor]) -> _Part:
     norms = _norms(layers)
-    zeros = [near_zero(w) for w in layers.values()]
-    total = torch.cat([w.flatten() for w in layers.values()])
+    zeros = to_numpy(torch.stack([near_zero(w).sum() for w in layers.values()]))
+    sizes = np.array([w.numel() for w in layers.values()])
+    total, *densities = _densities([torch.cat([w.flatten() for w in layers.values()]), *layers.values()])
     values: dict[str, Value] = {"weight norm": float(np.linalg.norm(norms)),
-                                "effective density": 100 * effective_density(total),
-                                "near-zero weights": 100 * sum(int(z.sum()) for z in zeros) / total.numel()}
-    return values, {"layer weight norms": norms,
-                    "layer effective densities": 100 * np.array([effective_density(w) for w in layers.values()]),
-                    "layer near-zero weights": 100 * np.array([float(z.double().mean()) for z in zeros])}
+                                "effective density": 100 * float(total),
+                                "near-zero weights": 100 * int(zeros.sum()) / int(sizes.sum())}
+    return values, {"layer weight norms": norms, "layer effective densities": 100 * np.array(densities),
+                    "layer near-zero weights": 100 * (zeros / sizes)}
 
 
 def _ranks(layers: Mapping[str, Tensor]) -> _Part:
     matrices = {name: w.flatten(1) for name, w in layers.items() if w.ndim > 1}
     if not matrices:
         return {}, {}
-    found = np.array([ranks(singular_values(w)) for w in matrices.values()])
     full = np.array([min(w.shape) for w in matrices.values()])
+    singular = torch.cat([singular_values(w) for w in matrices.values()]).cpu()
+    found = np.array([ranks(part) for part in singular.split(full.tolist())])
     stable, effective = found.T
     return ({"stable rank": float(np.mean(100 * stable / full)),
              "effective rank": float(np.mean(100 * effective / full))},
@@ -260,12 +268,14 @@ def _distances(subject: Subject, layers: Mapping[str, Tensor]) -> _Part:
 
 
 def _norms(layers: Mapping[str, Tensor]) -> Array:
-    return np.array([float(w.double().norm()) for w in layers.values()])
+    return to_numpy(torch.stack([w.double().norm() for w in layers.values()]))
 
 
-def _descent_cosine(step: Tensor, gradient: Tensor) -> float:
-    lengths = float(step.norm() * gradient.norm())
-    return -float(step @ gradient) / lengths if lengths else float("nan")
+def _descents(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Array, Array]:
+    """Return the lengths of steps `(n,)`, and the cosines of their angles with the gradients' opposites `(n,)`."""
+    rows = [number for s, g in pairs for number in (s.norm(), s.norm() * g.norm(), s @ g)]
+    lengths, both, products = to_numpy(torch.stack(rows)).reshape(-1, 3).T
+    return lengths, np.divide(-products, both, out=np.full(len(both), np.nan), where=both != 0)
 
 
 def _margins(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

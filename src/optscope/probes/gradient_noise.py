@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor
 
+from optscope.devices import to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.evidence.stats import Interval, mean_interval
@@ -263,13 +264,16 @@ def effective_rate(rule: Rule | None, step: int = 0) -> float | None:
 def _curved_products(subject: Subject, batches: Sequence[Batch], gradients: Tensor) -> Array:
     """Return g_iᵀ H_m g_j at [m, i, j], and zeros where m is i or j."""
     k = len(batches)
-    products = np.zeros((k, k, k))
+    rows, places = [], []
     for m, (inputs, targets) in enumerate(batches):  # one Hessian at a time, as each keeps a graph
         hessian = Hessian(subject.model, subject.loss, inputs, targets, parameters=subject.trained)
         for i in range(k):
             if i != m:
-                products[m, i] = _array(gradients @ hessian(gradients[i]))
-        products[m, :, m] = 0.0
+                rows.append(gradients @ hessian(gradients[i]))
+                places.append((m, i))
+    products = np.zeros((k, k, k))
+    products[tuple(zip(*places, strict=True))] = _array(torch.stack(rows))
+    products[np.arange(k), :, np.arange(k)] = 0.0
     return products
 
 
@@ -279,7 +283,7 @@ def _check_count(probe: Probe, name: str, value: object, least: int) -> None:
 
 
 def _array(tensor: Tensor) -> Array:
-    return tensor.double().cpu().numpy()
+    return to_numpy(tensor.double())
 
 
 def _reading(found: dict[str, Interval]) -> Reading:

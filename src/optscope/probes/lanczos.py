@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from torch import Tensor
 
+from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.probes.hessian import SymmetricOperator
 
@@ -61,9 +62,9 @@ class Krylov:
         grown[:m, :m] = self._coefficients
         if m and m != self.exhausted:
             grown[m, m - 1] = self.betas[-1]
-        rest, grown[:, m] = self._orthogonal(self._operator(self._basis[m]), m + 1)
+        rest, coefficients = self._orthogonal(self._operator(self._basis[m]), m + 1)
+        *grown[:, m], beta = torch.cat([coefficients, rest.norm().reshape(1)]).tolist()  # one wait for a product
         self._coefficients = grown
-        beta = float(rest.norm())
         if not math.isfinite(beta):
             raise UserError("a product with this operator is not finite: the loss overflows at these weights; "
                             "measure an earlier step or lower the learning rate")
@@ -77,12 +78,12 @@ class Krylov:
             self._basis = torch.cat([self._basis, torch.empty_like(self._basis)])
         self._basis[m + 1] = rest / rest.norm()
 
-    def _orthogonal(self, vector: Tensor, count: int) -> tuple[Tensor, Array]:
+    def _orthogonal(self, vector: Tensor, count: int) -> tuple[Tensor, Tensor]:
         basis = self._basis[:count]
         first = basis @ vector
         vector = vector - basis.T @ first
         second = basis @ vector
-        return vector - basis.T @ second, (first + second).double().cpu().numpy()
+        return vector - basis.T @ second, first + second
 
     def ritz(self) -> tuple[Array, Array, Array]:
         """Return Ritz values, descending, their vectors in the basis `(m, m)`, one a column, and residual norms.
@@ -263,16 +264,16 @@ def trace(operator: SymmetricOperator, products: int = 30, *, generator: torch.G
     third = min(products // 3, operator.size)
     sketch = torch.stack([operator(_signs(operator, generator)) for _ in range(third)])
     basis = torch.linalg.qr(sketch.T).Q.T
-    known = sum(float(q @ operator(q)) for q in basis)
+    known = sum(to_floats(*(q @ operator(q) for q in basis)))
     if third == operator.size:
         return Trace(known, 0.0, 2 * third)
     samples = []
     for _ in range(products - 2 * third):
         g = _signs(operator, generator)
         g = g - basis.T @ (basis @ g)
-        samples.append(float(g @ operator(g)))
-    error = float(np.std(samples, ddof=1)) / math.sqrt(len(samples))
-    return Trace(known + float(np.mean(samples)), error, products)
+        samples.append(g @ operator(g))
+    found = np.array(to_floats(*samples))
+    return Trace(known + float(found.mean()), float(found.std(ddof=1)) / math.sqrt(len(found)), products)
 
 
 def _signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:

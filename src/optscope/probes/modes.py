@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optscope.devices import to_floats, to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.coverage import generated
@@ -50,8 +51,8 @@ class Modes(Probe):
     def measure(self, subject: Subject) -> Reading:
         """Sample and count."""
         samples = generated(subject, self.samples)
-        found = count_modes(samples, self.mixture.means, self.mixture.std)
-        return Reading({name: float(value) for name, value in found.items()})
+        found = count_modes(samples, self.mixture.means.to(samples), self.mixture.std)
+        return Reading(dict(zip(found, to_floats(*found.values()), strict=True)))
 
 
 def count_modes(samples: Tensor, means: Tensor, width: float) -> dict[str, Tensor]:
@@ -92,7 +93,8 @@ class Classes(Probe):
     def measure(self, subject: Subject) -> Reading:
         """Generate and classify."""
         images = generated(subject, self.samples)
-        found = in_batches(own_classifier(self.data), images).argmax(1).bincount(minlength=10).double()
+        classes = in_batches(own_classifier(self.data, images.device), images).argmax(1)
+        found = classes.cpu().bincount(minlength=10).double()
         shares = found / found.sum()
         return Reading({"classes": float((shares > CLASS_SHARE).sum()),
                         "class entropy": float(-torch.special.xlogy(shares, shares).sum())})
@@ -111,4 +113,4 @@ class Samples(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Generate."""
-        return Reading({}, {"samples": generated(subject, self.count).numpy()})
+        return Reading({}, {"samples": to_numpy(generated(subject, self.count))})

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from optscope.dct import dct2, equal_count_bands, idct2
+from optscope.devices import to_numpy
 from optscope.errors import UserError, blaming
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier, classes_of, nameless, percent, verdicts
@@ -54,10 +55,10 @@ class GaussianNoise(Probe):
             clamped = torch.cat([x if subject.bounds is None else x.clamp(*subject.bounds) for x in noisy])
             rows.append(classes_of(subject.model, clamped).view(len(self.variances), -1))
         classes = torch.cat(rows, dim=1)
-        correct = classes == subject.targets
+        correct, classes = (classes == subject.targets).cpu(), classes.cpu()
         curve = {variance: percent(row) for variance, row in zip(self.variances, correct, strict=True)}
         return Reading({"accuracy under gaussian noise": curve},
-                       {"correct under gaussian noise": correct.cpu().numpy()}, nameless(classes.amin(0)))
+                       {"correct under gaussian noise": to_numpy(correct)}, nameless(classes.amin(0)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,12 +105,12 @@ class BandNoise(Probe):
             with blaming(subject.snapshot.task.name, OUTSIDE):
                 rows.append(verdicts(subject.model, (images + parts).flatten(0, 1), targets.repeat(self.bands))
                             .view(self.bands, -1))
-        correct = torch.cat(rows, dim=1)
+        correct = torch.cat(rows, dim=1).cpu()
         classes = classes_of(subject.model, subject.inputs)
-        clean = classes == subject.targets
+        clean, classes = (classes == subject.targets).cpu(), classes.cpu()
         drops = {float(k): percent(clean) - percent(row) for k, row in enumerate(correct)}
         return Reading({"drop under band noise": drops},
-                       {"correct under band noise": correct.cpu().numpy(), "correct": clean.cpu().numpy()},
+                       {"correct under band noise": to_numpy(correct), "correct": to_numpy(clean)},
                        nameless(classes))
 
 

@@ -17,6 +17,7 @@ import torch
 from scipy.linalg import eigvalsh_tridiagonal
 from torch import Tensor, nn
 
+from optscope.devices import device_of, to_floats
 from optscope.tasks.unchanged import unchanged
 
 FAILURE = 1e-9
@@ -61,7 +62,7 @@ def operator_norm(module: nn.Module, shape: Sequence[int], generator: torch.Gene
 
 
 def _bounds(linear: nn.Module, shape: Sequence[int], generator: torch.Generator, tolerance: float) -> NormBounds:
-    origin = torch.zeros(1, *shape, dtype=torch.float64, device=_device(linear))
+    origin = torch.zeros(1, *shape, dtype=torch.float64, device=device_of(linear))
     with torch.no_grad():
         offset = linear(origin)
     if offset.numel() <= DENSE:
@@ -76,10 +77,6 @@ def _bounds(linear: nn.Module, shape: Sequence[int], generator: torch.Generator,
     start = torch.randn(origin.numel(), generator=generator, dtype=torch.float64).to(origin.device)
     value, bound = largest_eigenvalue(gram, start, tolerance=(1 + tolerance) ** 2 - 1)
     return NormBounds(math.sqrt(value), math.sqrt(bound))
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def _dense(linear: nn.Module, origin: Tensor, outputs: int) -> NormBounds:
@@ -118,10 +115,11 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor,
         if k + 1 == len(basis):
             basis = torch.cat([basis, torch.empty_like(basis)])
         w = product(basis[k])
-        diagonal.append(float(w @ basis[k]))
+        along = w @ basis[k]
         for _ in range(2):  # twice is enough: orthogonal to rounding, hence no ghost eigenvalues
             w -= basis[: k + 1].T @ (basis[: k + 1] @ w)
-        off.append(float(torch.linalg.vector_norm(w)))
+        for numbers, number in zip((diagonal, off), to_floats(along, torch.linalg.vector_norm(w)), strict=True):
+            numbers.append(number)
         exhausted = k + 1 == n or off[-1] <= 1e-14 * max(diagonal)
         if exhausted or k % 8 == 7:
             ritz = eigvalsh_tridiagonal(np.array(diagonal), np.array(off[:-1]))

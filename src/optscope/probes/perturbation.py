@@ -15,6 +15,7 @@ from typing import Literal, Self, final
 import torch
 from torch import Tensor
 
+from optscope.devices import moved
 from optscope.errors import UserError, nearest
 
 Norm = Literal["l2", "linf"]
@@ -134,7 +135,7 @@ class L2(Ball):
 
 def _random(draw: Callable[..., Tensor], shape: torch.Size, generator: torch.Generator, like: Tensor) -> Tensor:
     """Return a draw made on the generator's device, so that it does not depend on where the model is."""
-    return draw(shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+    return moved(draw(shape, generator=generator, dtype=like.dtype, device=generator.device), like.device)
 
 
 def check_movable(inputs: Tensor, who: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from optscope.devices import to_numpy
 from optscope.evidence.records import Metric
 from optscope.optim.polar import stretches
 from optscope.probes.probe import Probe, Reading, Subject
@@ -39,7 +40,8 @@ class PolarDrift(Probe):
         found = [s.flatten() for s in map(stretches, states) if s is not None]
         if not found:
             return Reading({})
-        every = torch.cat(found).double()
+        every = torch.cat(found).double().cpu()
         worst = float(every.max()) - 1
         return Reading({"direction stretch": 100 * worst,
-                        "polar descent follows its flow": float(worst <= TOLERANCE)}, {"stretches": every.numpy()})
+                        "polar descent follows its flow": float(worst <= TOLERANCE)},
+                       {"stretches": to_numpy(every)})

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from optscope.devices import device_of, to_floats
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.optim.rates import has_modes, set_mode
@@ -121,7 +122,8 @@ class Probe(ABC):
         with seeded(snapshot.seed), torch.inference_mode(False), torch.enable_grad(), as_meant(snapshot) as model:
             check_finite(model)
             trained = trained_names(snapshot)
-            subject = Subject(_still(model), split.inputs, split.targets, task.loss_in(model), task.bounds,
+            here = split.to(device_of(model))  # random numbers are the CPU's, wherever they go
+            subject = Subject(_still(model), here.inputs, here.targets, task.loss_in(model), task.bounds,
                               generator, snapshot, trained)
             return self.measure(subject)
 
@@ -164,11 +166,13 @@ def as_meant(snapshot: Snapshot) -> Iterator[nn.Module]:
 
 def check_finite(model: nn.Module) -> None:
     """Raise unless all parameters have shapes, and are finite."""
-    for name, p in model.named_parameters():
+    named = dict(model.named_parameters())
+    for name, p in named.items():
         if nn.parameter.is_lazy(p):
             raise UserError(f"the model's parameter {name!r} has no shape yet: call the model once on a batch, or "
                             "give its layers their sizes")
-        if not bool(torch.isfinite(p.detach()).all()):
+    for name, finite in zip(named, to_floats(*(torch.isfinite(p).all() for p in named.values())), strict=True):
+        if not finite:
             raise UserError(f"the model's parameter {name!r} is not finite: training diverged; "
                             "measure an earlier checkpoint or lower the learning rate")
 
@@ -198,17 +202,19 @@ def check_outputs(subject: Subject, *, every: bool = False) -> tuple[Tensor, Ten
     """
     batch = subject.batch
     finite = _finite(subject, batch if every else batch.first(8))
-    if not bool(finite.any()):
-        finite = _finite(subject, batch)
     bad = int((~finite).sum())
+    if bad == len(finite) and not every:
+        finite = _finite(subject, batch)
+        bad = int((~finite).sum())
     if bad == len(finite) or (every and bad):
         raise UserError(f"the model's outputs are not finite for {bad} of {len(finite)} examples, though its "
                         "parameters are: look at its inputs and at its buffers, such as the running statistics of "
                         "batch normalisation")
-    few = finite.nonzero().flatten()[:8]
+    few = finite.nonzero().flatten()[:8] if bad else torch.arange(min(8, len(finite)), device=finite.device)
     with torch.no_grad():
         outputs, again = (subject.outputs(batch.take(few).inputs) for _ in range(2))
-    if float((outputs - again).abs().max()) > SAME * float(outputs.abs().max()):
+    apart, largest = to_floats((outputs - again).abs().max(), outputs.abs().max())
+    if apart > SAME * largest:
         raise UserError("two passes of the same inputs differ in eval mode, so no measurement can be trusted: "
                         "make dropout and the like depend on self.training")
     return outputs, few
@@ -240,7 +246,7 @@ def check_examples(subject: Subject, *, every: bool = True) -> None:
     outputs, few = check_outputs(subject, every=every)
     task, some = subject.snapshot.task, subject.batch.take(few)
     labelled = task.kind == "classification" and outputs.dim() == 2 and not subject.targets.is_floating_point()
-    low, high = (int(subject.targets.min()), int(subject.targets.max())) if labelled else (0, 0)
+    low, high = map(int, to_floats(*torch.aminmax(subject.targets))) if labelled else (0, 0)
     if labelled and (low < 0 or high >= outputs.shape[1]):
         raise UserError(f"the labels must be from 0 to {outputs.shape[1] - 1}, the model's classes; in the task "
                         f"{task.name!r} they reach from {low} to {high}")

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optscope.devices import to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.evidence.stats import wilson
 from optscope.probes.accuracy import check_classifier, classes_of, nameless, percent, verdicts
-from optscope.probes.attack import BIM, PGD, Attack
+from optscope.probes.attack import BIM, PGD, Attack, places
 from optscope.probes.attack_checks import CHECKS, check_attack, run
 from optscope.probes.perturbation import Norm, ball_of, check_movable, per_example
 from optscope.probes.probe import Probe, Reading, Subject
@@ -74,18 +75,18 @@ class RobustAccuracy(Probe):
         check_movable(subject.inputs, "RobustAccuracy")
         check_classifier(subject)
         radii = subject.inputs.new_tensor(self.radii)
-        rank = smallest_fooling(self.attack, subject, self.norm, radii)
+        rank = smallest_fooling(self.attack, subject, self.norm, radii).cpu()
         correct = torch.stack([rank > k for k in range(len(radii))])
         curve = {r: percent(row) for r, row in zip(self.radii, correct, strict=True)}
         intervals = [wilson(int(row.sum()), len(rank)) for row in correct]
-        fooled_by = np.array([0.0, *self.radii, math.inf])[rank.cpu().numpy() + 1]
+        fooled_by = np.array([0.0, *self.radii, math.inf])[to_numpy(rank) + 1]
         checks = self._checks(subject, correct, float((rank >= 0).double().mean()))
         return Reading(
             {f"accuracy under {self.norm} attack": curve,
              **{f"{self.norm} attack: {name}": float(holds) for name, holds in checks.items()}},
-            {f"correct under {self.norm} attack": correct.cpu().numpy(),
+            {f"correct under {self.norm} attack": to_numpy(correct),
              f"interval under {self.norm} attack": 100 * np.array([[i.low, i.high] for i in intervals]),
-             f"fooled by {self.norm} radius": fooled_by}, nameless(classes_of(subject.model, subject.inputs)))
+             f"fooled by {self.norm} radius": fooled_by}, nameless(classes_of(subject.model, subject.inputs).cpu()))
 
     def complaints(self, reading: Reading) -> tuple[str, ...]:
         """Return one sentence for each check of a reading that failed; none when the attack can be trusted."""
@@ -96,7 +97,7 @@ class RobustAccuracy(Probe):
         """Check the attack at the radius that leaves nearest to half of the clean accuracy."""
         shares = correct.double().mean(1)
         k = len(shares) - 1 - int((shares - clean / 2).abs().flip(0).argmin())
-        where = correct[k].nonzero().squeeze(1)[:self.checked]
+        where = places(correct[k])[:self.checked].to(subject.inputs.device)
         if len(where) == 0:
             return dict.fromkeys(CHECKS, True) if self.checked else {}
         survivors = replace(subject, inputs=subject.inputs[where], targets=subject.targets[where])
@@ -112,17 +113,17 @@ def smallest_fooling(attack: Attack, subject: Subject, norm: Norm, radii: Tensor
     attack: what they find is short.
     """
     rank = torch.full((len(subject.inputs),), len(radii), device=subject.inputs.device)
-    rank[~verdicts(subject.model, subject.inputs, subject.targets)] = -1
-    left = (rank > 0).nonzero().squeeze(1)
+    rank = rank.where(verdicts(subject.model, subject.inputs, subject.targets), -1)
+    left = places(rank > 0)
     if len(radii) > 1 and len(left):
         with suppress(UserError):  # where no gradient reaches the inputs, the attack may need none
             rank[left] = _attacked(BIM(steps=4), subject, norm, radii, rank, left)
-        left = left[rank[left] > 0]
+        left = left[places(rank[left] > 0)]
     while len(left):
         now = _attacked(attack, subject, norm, radii, rank, left)
         again = (now < rank[left]) & (now > 0)
         rank[left] = now
-        left = left[again]
+        left = left[places(again)]
     return rank
 
 
@@ -142,10 +143,12 @@ def _shortened(subject: Subject, norm: Norm, radii: Tensor, delta: Tensor, rank:
     fooled = ~verdicts(subject.model, subject.inputs + delta, subject.targets)
     high = torch.where(fooled, torch.searchsorted(radii * (1 + ROUNDING), size).minimum(rank), rank)
     low = torch.where(fooled, 0, high)
-    while len(still := (low < high).nonzero().squeeze(1)):
-        middle = (low[still] + high[still]) // 2
+    still = places(low < high)
+    for _ in range(len(radii).bit_length() if len(still) else 0):
+        least, most = low[still], high[still]
+        middle = ((least + most) // 2).clamp_max(len(radii) - 1)
         cut = delta[still] * per_example((radii[middle] / size[still]).clamp_max(1), delta)
         fools = ~verdicts(subject.model, subject.inputs[still] + cut, subject.targets[still])
-        high[still] = torch.where(fools, middle, high[still])
-        low[still] = torch.where(fools, low[still], middle + 1)
+        high[still] = torch.where(fools, torch.minimum(middle, most), most)
+        low[still] = torch.where(fools | (least >= most), least, middle + 1)
     return high

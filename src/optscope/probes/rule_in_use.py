@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.momentum import Momentum
@@ -142,16 +143,22 @@ def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | Non
         raise UserError("preconditioned sharpness needs the live Adam, AdamW or RMSProp that trains the model, "
                         f"with one set of numbers; got {got}: measure TopEigenvalues instead")
     weights = {name: p for name, p in snapshot.model.named_parameters() if name in trained}
-    states = {name: snapshot.optimizer.state.get(p, {}) for name, p in weights.items()}
-    diagonal = torch.cat([_diagonal(rule, name, state).reshape(-1) if state
+    states = {name: _innermost(snapshot.optimizer.state.get(p, {})) for name, p in weights.items()}
+    counts = {name: torch.as_tensor(state["step"]) for name, state in states.items() if "step" in state}
+    steps = dict(zip(counts, to_floats(*counts.values()), strict=True))
+    diagonal = torch.cat([_diagonal(rule, name, state, steps.get(name, 0.0)).reshape(-1) if state
                           else torch.full_like(weights[name].detach(), math.inf).reshape(-1)
                           for name, state in states.items()])
     return None if bool(torch.isinf(diagonal).all()) else diagonal
 
 
-def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tensor:
+def _innermost(state: Mapping[str, Any]) -> Mapping[str, Any]:
     while "rule" in state:  # a combinator's state holds its rule's
         state = state["rule"]
+    return state
+
+
+def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any], t: float) -> Tensor:
     moment: Tensor | None = next((state[key] for key in SECOND_MOMENTS if key in state), None)
     if moment is None:
         raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}: measure TopEigenvalues "
@@ -159,7 +166,7 @@ def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any]) -> Tens
     moment = moment.detach()
     if isinstance(rule, RMSProp):
         return moment.sqrt() + _one(rule.eps)
-    t, beta1, beta2 = float(state["step"]), _one(rule.beta1), _one(rule.beta2)
+    beta1, beta2 = _one(rule.beta1), _one(rule.beta2)
     if t == 0:
         return torch.full_like(moment, math.inf)
     diagonal: Tensor = (1 - beta1**t) * ((moment / (1 - beta2**t)).sqrt() + _one(rule.eps))

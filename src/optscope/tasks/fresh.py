@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optscope.devices import forked
+
 
 class Modelled(Protocol):
     """What has a model of its own, as a task, which itself reads its data by a seed."""
@@ -48,7 +50,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python, and leave them as they were afterwards."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             torch.manual_seed(seed)
             np.random.seed(seed)
             random.seed(seed)

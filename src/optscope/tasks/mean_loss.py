@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.tasks.tree import Batch, mapped
 
@@ -76,8 +77,8 @@ def _each(function: Callable[[Tensor], Tensor], targets: Any) -> Any:
 
 def _change(slope: Tensor, other: Tensor) -> float:
     """Return the largest difference of two gradients over the largest number of the first, 0 within rounding."""
-    moved, size = float((other - slope).abs().max()), float(slope.abs().max())
-    if moved <= max(SHARE, 8 * torch.finfo(slope.dtype).eps) * max(size, float(other.abs().max())):
+    moved, size, others = to_floats((other - slope).abs().max(), slope.abs().max(), other.abs().max())
+    if moved <= max(SHARE, 8 * torch.finfo(slope.dtype).eps) * max(size, others):
         return 0.0
     return moved / size if size else math.inf
 

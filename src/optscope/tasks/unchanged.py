@@ -100,24 +100,34 @@ def _tensor(tensor: Tensor, storages: set[int]) -> Iterator[Callable[[], None]]:
                 tensor.grad = grad
 
         yield put_back
-    if tensor.layout is torch.strided:
+    if tensor.layout is torch.strided and not tensor.data_ptr():  # empty, or a tensor that wraps others
+        yield partial(_recopy, tensor, where.clone())
+    elif tensor.layout is torch.strided:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in storages:
             storages.add(storage.data_ptr())
             yield partial(_rewrite, storage, storage.clone())
 
 
+def _recopy(tensor: Tensor, before: Tensor) -> None:
+    """Put numbers back, past autograd."""
+    tensor.data.copy_(before)
+
+
 def _rewrite(storage: torch.UntypedStorage, before: torch.UntypedStorage) -> None:
-    """Put bytes back where others are now, past autograd; what nobody wrote to may be read-only memory."""
+    """Put bytes back where others are now, past autograd; what nobody wrote to may be read-only memory.
+
+    That is so on a CPU alone: to look whether an accelerator's bytes are others would be to wait for it.
+    """
     if storage.nbytes() != before.nbytes():
         storage.resize_(before.nbytes())
     now, then = (torch.empty(0, dtype=torch.uint8, device=each.device).set_(each) for each in (storage, before))
-    if not torch.equal(now, then):
+    if storage.device.type != "cpu" or not torch.equal(now, then):
         storage.copy_(before)
 
 
-def _place(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
+def _place(tensor: Tensor) -> tuple[int, torch.dtype, torch.Size, tuple[int, ...]]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _refill(container: Any, items: list[Any], now: Callable[[], Iterable[Any]],
