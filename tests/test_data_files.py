@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from optscope.engine.data_files import DataFiles
-from optscope.engine.execute import Inline, Local, _packed
+from optscope.engine.execute import Inline, Local, packed
 from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.engine.run_folder import RunFolder
@@ -47,7 +47,7 @@ def task_of(x=X, y=Y):
 
 def sent(split, folder):
     """A split as another process gets it."""
-    return pickle.loads(_packed(split, DataFiles(folder)))
+    return pickle.loads(packed(split, DataFiles(folder)))
 
 
 SPLITS = {
@@ -93,7 +93,7 @@ def test_numbers_without_a_place_in_such_files_are_sent_in_the_message(tmp_path)
 
 def test_who_writes_into_what_is_mapped_hurts_only_himself(tmp_path):
     split = Split(X.clone(), Y)
-    message = _packed(split, DataFiles(tmp_path))
+    message = packed(split, DataFiles(tmp_path))
     (path,) = tmp_path.iterdir()
     before = path.read_bytes()
     one, other = pickle.loads(message), pickle.loads(message)
@@ -140,7 +140,7 @@ sys.stdin.readline()
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell who shares pages")
 def test_two_processes_share_the_pages(tmp_path):
     split = Split(torch.rand(1000, 1024), torch.arange(1000))
-    message = _packed(split, DataFiles(tmp_path))
+    message = packed(split, DataFiles(tmp_path))
     mine = pickle.loads(message)
     with subprocess.Popen([sys.executable, "-c", OTHER_PROCESS, message.hex()], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as process:
@@ -174,9 +174,9 @@ def test_a_message_is_small_and_data_are_looked_at_once(tmp_path, monkeypatch):
     jobs = comparison.jobs(Records())
     assert [job.work.id for job in comparison.jobs(Records())] == [job.work.id for job in jobs]
     data = DataFiles(tmp_path / "data")
-    assert all(len(_packed(job.work, data)) < 20_000 for job in jobs)
+    assert all(len(packed(job.work, data)) < 20_000 for job in jobs)
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "data").iterdir()}
-    _packed(jobs, data)
+    packed(jobs, data)
     assert len(looks) == len(stamps) == 3  # the parts of the task
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "data").iterdir()} == stamps
 
@@ -232,7 +232,7 @@ DAMAGES = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_what_is_damaged_is_set_aside_and_written_anew(name, tmp_path):
     split = Split(X, Y)
-    message = _packed(split, DataFiles(tmp_path))
+    message = packed(split, DataFiles(tmp_path))
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     DAMAGES[name](path)
@@ -247,7 +247,7 @@ def test_what_is_damaged_is_set_aside_and_written_anew(name, tmp_path):
 
 def test_a_file_that_is_gone_stops_the_command_and_one_only_touched_does_not(tmp_path):
     run = Run(task_of(), SGD(lr=0.1), PLAN, 1)
-    message = _packed(run.task.data(), DataFiles(tmp_path))
+    message = packed(run.task.data(), DataFiles(tmp_path))
     for path in tmp_path.iterdir():
         os.utime(path, ns=(1, 1))
     assert same(pickle.loads(message).test.inputs, X)
@@ -272,7 +272,7 @@ def test_a_full_disk_is_an_error_of_the_disk_and_leaves_nothing_half_written(tmp
 
 def test_data_are_one_of_the_things_that_lie_in_an_output_folder(tmp_path):
     store = Store(tmp_path)
-    _packed(Split(X, Y), DataFiles(tmp_path / "data"))
+    packed(Split(X, Y), DataFiles(tmp_path / "data"))
     (tmp_path / "optscope.json").unlink()
     (tmp_path / "data" / ".half.tmp").touch()
     with Store(tmp_path).locked():

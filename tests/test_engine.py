@@ -412,9 +412,9 @@ def test_what_cannot_be_sent_is_said_before_anything_is_done(tmp_path):
 
 
 def test_a_worker_with_another_program_refuses(tmp_path):
-    from optscope.engine.execute import _perform_there
+    from optscope.engine.execute import perform_there
     with pytest.raises(UserError, match="was edited during this command"):
-        _perform_there(Call(succeed, {"value": 1.0}), tmp_path, "another")
+        perform_there(Call(succeed, {"value": 1.0}), tmp_path, "another")
 
 
 def test_an_earlier_failure_chooses_nothing_before_it_is_tried_again(tmp_path):

@@ -74,7 +74,7 @@ class Local:
             return
         folder.mkdir(parents=True, exist_ok=True)
         data = DataFiles(folder.parent / "data")
-        _packed(list(works), data)  # together, so that what they share is looked at once
+        packed(list(works), data)  # together, so that what they share is looked at once
         program = source_digest(*PROGRAM)
         count = min(self.slots or loky.cpu_count(), max(1, len(works)))
         slots: list[Any] = [_start_slot() for _ in range(count)]
@@ -87,11 +87,11 @@ class Local:
                     slot, (work, attempt) = idle.pop(), waiting.pop()
                     with _deaf():
                         try:
-                            future = _submit(slots[slot], _packed(work, data), folder, program)
+                            future = _submit(slots[slot], packed(work, data), folder, program)
                         except BrokenProcessPool:  # its worker died while it had nothing to do
                             slots[slot].shutdown(kill_workers=True)
                             slots[slot] = _start_slot()
-                            future = _submit(slots[slot], _packed(work, data), folder, program)
+                            future = _submit(slots[slot], packed(work, data), folder, program)
                     running[future] = (slot, work, attempt, Tail(folder, work.id))
                     yield Begun(work.id, attempt)
                 done = wait(running, timeout=PACE, return_when=FIRST_COMPLETED).done
@@ -141,7 +141,7 @@ def _submit(slot: Any, sent: bytes, folder: Path, program: str) -> Future[Outcom
     path = list(sys.path)
     sys.path[:] = [place for place in path if place not in users_folders.get()]
     try:
-        future: Future[Outcome] = slot.submit(_perform_there, sent, folder, program)
+        future: Future[Outcome] = slot.submit(perform_there, sent, folder, program)
         return future
     finally:
         sys.path[:] = path
@@ -179,7 +179,7 @@ _REMADE: dict[type, Any] = dict.fromkeys((*_LOCKS, weakref.ref, weakref.WeakKeyD
                                          weakref.WeakValueDictionary, weakref.WeakSet), _remade)
 
 
-def _packed(things: object, data: DataFiles) -> bytes:
+def packed(things: object, data: DataFiles) -> bytes:
     """Return what another process makes them from: user's modules go along by value, data in memory as files.
 
     Raises:
@@ -191,13 +191,13 @@ def _packed(things: object, data: DataFiles) -> bytes:
     try:
         return bytes(dumps(things, _REMADE | data.reducers))
     except Exception as error:
-        if isinstance(error, OSError) and _is_of_disk(error, data.folder):
+        if isinstance(error, OSError) and is_of_disk(error, data.folder):
             raise
         raise UserError(f"the task, an optimiser or a probe cannot be sent to another process ({error}): give "
                         "functions and dataclasses that make models and data, not open files") from error
 
 
-def _perform_there(sent: bytes, folder: Path, program: str) -> Outcome:
+def perform_there(sent: bytes, folder: Path, program: str) -> Outcome:
     """Do one piece of work in a worker, unless its program is not the one that named the work."""
     if source_digest(*PROGRAM) != program:
         raise UserError(f"the source of optscope in {Path(__file__).parent.parent} was edited during this "
@@ -226,14 +226,14 @@ def _perform(work: Work, folder: Path) -> Outcome:
     except Exception as error:
         if not folder.is_dir():
             raise UserError(gone(folder.parent)) from error
-        if isinstance(error, OSError) and _is_of_disk(error, folder):
+        if isinstance(error, OSError) and is_of_disk(error, folder):
             raise
         said = str(error) if isinstance(error, (UserError, ProbesError)) else describe_error(error)
         status, reason = "failed", said
     return Outcome(work.id, status, time.perf_counter() - start, reason)
 
 
-def _is_of_disk(error: OSError, folder: Path) -> bool:
+def is_of_disk(error: OSError, folder: Path) -> bool:
     """Return whether the folder of the runs cannot be written any more."""
     return (error.errno in DISK_ERRORS and isinstance(error.filename, str)
             and Path(error.filename).is_relative_to(folder))

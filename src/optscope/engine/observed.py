@@ -72,6 +72,7 @@ class Observed:
         return {"seconds": self._spent[0] + wall, "cpu_seconds": self._spent[1] + cpu}
 
     def _look(self, watchers: set[Watch]) -> None:
+        values: dict[str, Any] = {}
         with self.training.looked_at() as snapshot:
             for w, name in self._watch.items():
                 if w in watchers and name not in self.errors:
@@ -79,6 +80,9 @@ class Observed:
                     self.seen[name].append((snapshot.step, reading))
                     self.silences.update({name: silence} if silence else {})
                     self.errors.update({name: error} if error else {})
+                    values |= reading.values
+        if values:
+            self._folder.tell(self.training.step, values)
         self._looked = self.training.step
 
     def _left(self) -> float:
