@@ -30,6 +30,7 @@ from optscope.tasks import task as tasks
 from optscope.tasks.content import mark
 from optscope.tasks.task import Data, InMemory, Split, Task
 from optscope.tasks.tree import leaves, same
+from tiny import ended
 
 PLAN = Plan(epochs=1, batch=16)
 X, Y = torch.rand(90, 4, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 3
@@ -122,10 +123,11 @@ def test_a_model_that_writes_into_its_inputs_spoils_no_other_run_of_its_worker(t
         return Run(task, SGD(lr=0.1), PLAN, seed, (Accuracy(),))
 
     runs = [run(1), run(2)]
-    assert [o.status for o in Local(1).run(runs, tmp_path / "a" / "runs")] == ["ok"] * 2
+    assert [o.status for o in ended(Local(1), runs, tmp_path / "a" / "runs")] == ["ok"] * 2
     for each in runs:
         list(Inline().run([run(each.seed)], tmp_path / "b" / "runs"))
-        found = [RunFolder(tmp_path / place / "runs" / each.id).reading(each.readings[0]) for place in "ab"]
+        folders = (RunFolder(tmp_path / place / "runs" / each.id) for place in "ab")
+        found = [folder.contents().reading(each.readings[0]) for folder in folders]
         assert found[0] == found[1]
 
 
@@ -205,11 +207,11 @@ def test_workers_train_to_the_bits_of_this_process_and_a_second_command_writes_n
     runs = [Run(task_of(), SGD(lr=0.1), PLAN, seed) for seed in (1, 2, 3)]
     list(Inline().run(runs, tmp_path / "here" / "runs"))
     assert not (tmp_path / "here" / "data").exists()
-    assert [o.status for o in Local(1).run(runs[:2], tmp_path / "there" / "runs")] == ["ok"] * 2
+    assert [o.status for o in ended(Local(1), runs[:2], tmp_path / "there" / "runs")] == ["ok"] * 2
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "there" / "data").iterdir()}
     assert len(stamps) == 3
     again = Run(task_of(X.clone(), Y.clone()), SGD(lr=0.1), PLAN, 3)
-    assert [o.status for o in Local(1).run([again], tmp_path / "there" / "runs")] == ["ok"]
+    assert [o.status for o in ended(Local(1), [again], tmp_path / "there" / "runs")] == ["ok"]
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "there" / "data").iterdir()} == stamps
     for run in runs:
         a, b = (RunFolder(tmp_path / place / "runs" / run.id).weights() for place in ("here", "there"))

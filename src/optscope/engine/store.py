@@ -115,14 +115,15 @@ class Store:
             raise UserError(f"{path} is not what optscope writes there: delete that file alone, and run the same "
                             "command again; no run is lost") from error
 
-    def records(self) -> Records:
-        """Return every number of the finished runs behind all uses.
+    def records(self, uses: Iterable[Use] | None = None) -> Records:
+        """Return every number of the finished runs behind `uses` (all by default).
 
         Raises:
             UserError: naming the run whose files hold other things than optscope writes there.
         """
         ledger = Ledger(self.folder)
-        return Records(row for use in self.uses() for row in read(use, ledger.contents(use.run))[0])
+        chosen = self.uses() if uses is None else uses
+        return Records(row for use in chosen for row in read(use, ledger.contents(use.run))[0])
 
     def index(self, records: Records) -> str:
         """Write records to `index.sqlite`, for anyone's SQL; return why that was not possible, or ""."""
