@@ -48,11 +48,14 @@ class Accuracy(Probe):
     def measure(self, subject: Subject) -> Reading:
         """Measure on all inputs, in one pass."""
         kind = kind_of(subject)
-        (check_classifier if kind.pairs and not kind.dense else check_examples)(subject)
+        if kind.single:
+            check_classifier(subject)
+        else:
+            check_examples(subject, every=kind.pairs is None)
         score = scored(subject, subject.batch)
         values, silence = {"loss": score.loss}, ""
         if kind.pairs is not None:
-            silence = _nameless(score.missing, score.labels)
+            silence = _nameless(score.missing, score.labels, "labels" if kind.dense else "examples")
             values["calibration error"] = 100 * score.gap
         if kind.perplexity:
             values["perplexity"] = math.exp(min(score.loss, 700.0))
@@ -208,8 +211,8 @@ def nameless(classes: Tensor) -> str:
     return _nameless(int((classes < 0).sum()), len(classes))
 
 
-def _nameless(count: int, of: int) -> str:
-    return f"{count} of {of} examples have outputs of nan and count as errors" if count else ""
+def _nameless(count: int, of: int, what: str = "examples") -> str:
+    return f"{count} of {of} {what} have outputs of nan and count as errors" if count else ""
 
 
 def percent(correct: Tensor) -> float:
