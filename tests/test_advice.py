@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from optscope.analyses.momentum import earned
 from optscope.engine.plan import Plan
 from optscope.engine.train import train
 from optscope.errors import UserError
@@ -11,7 +12,7 @@ from optscope.evidence.records import Record, Records
 from optscope.optim import SGD, Adam, Momentum
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
-from optscope.protocol.advice import Advice, advise, buffer_bytes, earned
+from optscope.protocol.advice import Advice, advise, buffer_bytes
 from optscope.protocol.comparison import Arm, Comparison
 from tiny import TASK
 

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optscope.engine.run
+from optscope.analyses.charts import edge_of_stability
+from optscope.analyses.findings import places
 from optscope.engine.execute import Inline
 from optscope.engine.executor import Outcome
 from optscope.engine.plan import Plan
@@ -27,10 +29,8 @@ from optscope.probes.edge import EdgeOfStability
 from optscope.probes.geometry import Geometry
 from optscope.probes.noise import GaussianNoise
 from optscope.probes.probe import Probe, Reading, Subject
-from optscope.protocol.charts import edge_of_stability
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion
 from optscope.protocol.events import Ended, Named, Quiet
-from optscope.protocol.findings import places
 from optscope.protocol.search import Grid, Halton, Log
 from optscope.protocol.session import run_experiments
 from optscope.report.tables import metric_table

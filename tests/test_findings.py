@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import scipy
 
+from optscope.analyses.caveats import fairness
+from optscope.analyses.differences import judged_by
+from optscope.analyses.findings import findings, places
+from optscope.analyses.headline import headline, nothing_to_compare
 from optscope.engine.plan import Plan
 from optscope.errors import UserError
 from optscope.evidence.paired import example_interval
@@ -19,10 +23,7 @@ from optscope.optim import SGD
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.chance import Chance
 from optscope.probes.probe import Probe, Reading, Subject
-from optscope.protocol.caveats import checklist
 from optscope.protocol.comparison import Arm, Comparison
-from optscope.protocol.findings import findings, places
-from optscope.protocol.headline import headline, nothing_to_compare
 from optscope.protocol.margin import Margin, margin_said
 from optscope.protocol.settings import Settings, read_settings
 from tiny import TASK, Blobs
@@ -272,7 +273,7 @@ def test_if_all_runs_fail_or_nothing_is_measured_only_that_is_said():
         "Nothing can be compared: of 16 final runs no model could be measured.")
     assert nothing_to_compare(TWO, scored(A=[90.0] * 8, B=[math.nan] * 8)) == ""
     for given in (failed, Records()):
-        rules = {text.partition(": ")[2]: met for text, met, _ in checklist(TWO, given)}
+        rules = {check.text.partition(": ")[2]: check.met for check in fairness(TWO, given).checks}
         assert not rules["every arm finished, and was measured, on every seed"]
 
 
@@ -288,24 +289,19 @@ def test_if_no_arm_beats_chance_on_half_of_its_seeds_only_that_is_said(a, b, lea
 # The protocol
 
 def test_the_protocol_names_examples_steps_and_the_test_and_what_an_exact_one_could_show():
-    def rules(of, judged):
-        return {text.partition(": ")[2]: (met, note) for text, met, note in checklist(of, records, judged)}
-
     records = drawn(np.random.default_rng(0), arms=("A", "B")) + scored("training loss", A=[1.0] * 8, B=[1.0] * 8)
     verdicts = [f.verdict for f in findings(TWO, records)]
     n = [len(part) for part in (Blobs()().train, Blobs()().validation, Blobs()().test)]
-    met, plan = rules(TWO, verdicts)["every arm finished, and was measured, on every seed"]
-    assert met
-    assert plan.endswith(f"; {n[0]} examples for training, {n[1]} examples for validation, "
-                         f"{n[2]} examples for testing")
-    assert f"2 epochs of {n[0] // 32} steps on 32 examples each make {2 * (n[0] // 32)} steps" in plan
-    name = "one test a claim, its p corrected"
-    met, test = rules(TWO, verdicts)[name]
-    assert met
-    assert test == ("Student's t test on paired seeds, which takes differences for normal; p are Holm-corrected "
-                    "over all 4 claims; intervals are of single claims, over seeds; an exact test of 8 seeds could "
-                    "show as much")  # 4/128 < 0.05
-    many = rules(MEASURED, verdicts * 4)[name][1]
+    rules = {check.text.partition(": ")[2]: check for check in fairness(TWO, records).checks}
+    rule = rules["every arm finished, and was measured, on every seed"]
+    assert rule.met
+    assert rule.note.endswith(f"; {n[0]} examples for training, {n[1]} examples for validation, "
+                              f"{n[2]} examples for testing")
+    assert f"2 epochs of {n[0] // 32} steps on 32 examples each make {2 * (n[0] // 32)} steps" in rule.note
+    assert judged_by(TWO, verdicts) == (
+        "Student's t test on paired seeds, which takes differences for normal; p are Holm-corrected over all 4 "
+        "claims; intervals are of single claims, over seeds; an exact test of 8 seeds could show as much")  # 4/128
+    many = judged_by(MEASURED, verdicts * 4)
     assert "whose p is 0.0078 at least, could show nothing among so many claims (it takes 10 seeds)" in many
-    few = rules(replace(TWO, seeds=(1, 2, 3)), verdicts)[name][1]
+    few = judged_by(replace(TWO, seeds=(1, 2, 3)), verdicts)
     assert few.startswith("the exact sign-flip test on paired seeds, whose p is 0.25 at least")

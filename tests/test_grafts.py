@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from optscope.analyses.grafts import graft_matrix, length_earns_more, two_way
 from optscope.engine.execute import Inline
 from optscope.errors import UserError
 from optscope.evidence.records import Metric, Record, Records
@@ -13,9 +14,10 @@ from optscope.optim import SGD, Adam, Graft, Players, SignSGD
 from optscope.probes.coverage import Coverage
 from optscope.probes.embedding import OwnClassifier, Pixels
 from optscope.probes.modes import Modes
-from optscope.protocol.compare import comparison_of, not_taken
+from optscope.protocol.compare import comparison_of
 from optscope.protocol.comparison import Arm
-from optscope.protocol.grafts import graft_arms, graft_matrix, graft_name, grafted_rules, length_earns_more, two_way
+from optscope.protocol.grafts import graft_arms, graft_name, grafted_rules
+from optscope.protocol.kits import Generators
 from optscope.protocol.search import Grid
 from optscope.protocol.settings import OptimiserSettings, Settings
 from optscope.report.figures import draw
@@ -129,7 +131,7 @@ class OtherDigits:
 def test_a_classifier_sees_its_own_images_alone(data, seen):
     game = gan("digits", DCGenerator(), DCDiscriminator(), data, latent=Normal(16))
     assert comparison_of(game, Settings()).probes[0].embedding == seen
-    assert ("compared by their pixels" in " ".join(not_taken(game))) == (seen == Pixels())
+    assert ("compared by their pixels" in " ".join(Generators().left_out(game))) == (seen == Pixels())
 
 
 @pytest.mark.parametrize(("call", "words"), [

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from optscope.analyses.caveats import failed_checks
 from optscope.engine.execute import Inline
 from optscope.engine.plan import Plan
 from optscope.engine.store import Store
@@ -15,7 +16,6 @@ from optscope.optim import SGD, Cosine, PolarSGD, Scheduled
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.polar import PolarDrift
-from optscope.protocol.caveats import failed_checks
 from optscope.protocol.compare import comparison_of
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.events import Quiet

@@ -21,8 +21,9 @@ from optscope.probes.accuracy import Accuracy
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.probe import Probe, Reading
-from optscope.protocol.compare import comparison_of, describing_probes, fitting_probes, not_taken
+from optscope.protocol.compare import comparison_of
 from optscope.protocol.comparison import Arm, Comparison
+from optscope.protocol.kits import Predictors
 from optscope.protocol.rehearse import planned, rehearsed
 from optscope.protocol.search import Grid
 from optscope.protocol.settings import OptimiserSettings, Settings
@@ -288,7 +289,7 @@ def test_outputs_without_an_axis_are_measured_like_those_with_one():
     flat = task(Flat, y=y, kind="regression", loss=functional.mse_loss)
     column = task(lambda: Flat().body, y=y[:, None], kind="regression", loss=functional.mse_loss)
     check_task(flat)
-    probes = [*fitting_probes(flat, 8), *describing_probes(flat, 8), EdgeOfStability()]
+    probes = [*Predictors().probes(flat, 8), *Predictors().describing(flat, 8), EdgeOfStability()]
     readings = [{type(p).__name__: dict(p(Snapshot(fresh_model(each, 0), each, rule=SGD(lr=0.1))).values)
                  for p in probes} for each in (flat, column)]
     lower = "Lipschitz lower bound"  # its upper ones need a chain of layers, which one of the models is
@@ -316,8 +317,9 @@ def test_the_lower_bound_of_a_linear_model_without_an_axis_is_the_norm_of_its_we
 
 
 def test_what_is_not_measured_is_named():
-    assert "need kind=\"classification\"" in not_taken(task(y=X, kind="regression", loss=functional.mse_loss))[0]
-    assert "images of 8 x 8 or more; the inputs have shape (6,)" in not_taken(task(bounds=(0.0, 1.0)))[0]
+    said = Predictors().left_out
+    assert "need kind=\"classification\"" in said(task(y=X, kind="regression", loss=functional.mse_loss))[0]
+    assert "images of 8 x 8 or more; the inputs have shape (6,)" in said(task(bounds=(0.0, 1.0)))[0]
     images = task(x=torch.rand(40, 1, 8, 8), bounds=(0.0, 1.0))
-    assert not_taken(images) == []
-    assert len(comparison_of(images, Settings()).probes) == len(fitting_probes(images, 1000))
+    assert said(images) == []
+    assert len(comparison_of(images, Settings()).probes) == len(Predictors().probes(images, 1000))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from optscope import lab
+from optscope.analyses import rounding_levels
 from optscope.engine.execute import Inline
 from optscope.engine.plan import Plan
 from optscope.engine.store import Store
@@ -17,15 +18,17 @@ from optscope.evidence.records import Record, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.optim import SGD, Adam, Rounded
 from optscope.probes.accuracy import Accuracy
-from optscope.protocol import rounding_levels
+from optscope.protocol import rounding_twins
 from optscope.protocol.comparison import TWINS, Arm, Comparison
 from optscope.protocol.events import Quiet
 from optscope.protocol.search import Grid
 from optscope.protocol.session import run_experiments
 from optscope.protocol.settings import Settings
 from optscope.report.tables import metric_table
-from optscope.tasks.task import Task
-from tiny import TASK, Blobs, Net
+from optscope.tasks.gan import gan
+from optscope.tasks.gan_models import Perceptron
+from optscope.tasks.mixtures import Ring
+from tiny import TASK
 
 
 def records(rng: np.random.Generator, deviations: dict[str, float], seeds: int, twins: int,
@@ -151,5 +154,6 @@ def test_the_door_finds_rates_and_leaves_a_report(tmp_path):
 
 
 def test_a_game_has_no_floor():
+    game = gan("ring", Perceptron((8, 8, 2)), Perceptron((2, 8, 1)), Ring(points=256), bounds=None)
     with pytest.raises(UserError, match="is a game; rounding twins need one model and one rule"):
-        rounding_levels.calls(Task("g", Net(), Blobs(), kind="game"), Settings(), ARMS)
+        rounding_twins.calls(game, Settings(), ARMS)

@@ -1,1 +1,1 @@
-"""Fair comparisons and studies: which runs are needed, and what they say."""
+"""Fair comparisons and studies: which runs are needed, and doing them."""

@@ -1,4 +1,4 @@
-"""The momentum advisor: whether a task needs momentum, foretold by one short run, and judged by a comparison."""
+"""The momentum advisor: whether a task needs momentum, foretold by one short run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ from optscope.engine.plan import Plan
 from optscope.engine.train import train
 from optscope.engine.watch import Watch
 from optscope.errors import UserError
-from optscope.evidence.records import Metric, Records
-from optscope.evidence.verdicts import equivalent, greater
 from optscope.optim import SGD, Momentum, Rule, matched
 from optscope.optim.momentum import momentum_of
 from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.gradient_noise import DescentSplit, effective_rate
 from optscope.probes.rule_in_use import rule_in_use
-from optscope.protocol.comparison import Comparison
-from optscope.protocol.findings import CLEAN
-from optscope.protocol.margin import margin_said
 from optscope.tasks.check import check_task
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
@@ -124,32 +119,3 @@ def size(count: int) -> str:
         if value >= 1000:
             value, unit = value / 1000, larger
     return f"{value:.3g} {unit}"
-
-
-def earned(comparison: Comparison, records: Records, margin: float | str | None = None) -> str:
-    """Return one sentence on whether momentum earned its buffer; nothing without both kinds of SGD, or accuracy.
-
-    It did if the clean accuracy is shown to be higher than that of SGD without it, and did not if the two are shown
-    equal within the margin, as in `findings`.
-    """
-    arms = [arm for arm in comparison.arms if isinstance(arm.rule, (SGD, Momentum))]
-    plain = next((arm.name for arm in arms if momentum_of(arm.rule) == 0), "")
-    with_it = next((arm.name for arm in arms if momentum_of(arm.rule) > 0), "")
-    mine = records.where(experiment=comparison.name, phase="final")
-    if not plain or not with_it or not mine.where(metric=CLEAN):
-        return ""
-    pair = mine.pairs(with_it, plain, CLEAN)
-    accuracy = Metric(CLEAN, "%", "higher")
-    within = margin_said(margin, accuracy)
-    equal = equivalent(*pair, within.of(pair[1], accuracy), what="clean accuracy", unit="points")
-    better = greater(*pair)
-    buffer = f"its buffer of {size(buffer_bytes(comparison.task.model().parameters()))}"
-    shown = f"{equal.effect:+.2g} points [{equal.low:+.2g}, {equal.high:+.2g}] against {plain}"
-    if equal.outcome == "holds":
-        return (f"{with_it} did not earn {buffer}: its clean accuracy is equal within {within.text(accuracy)} "
-                f"({shown}).")
-    if better.outcome == "holds":
-        return f"{with_it} earned {buffer}: its clean accuracy is higher ({shown})."
-    if better.outcome == "fails":
-        return f"{with_it} did not earn {buffer}: its clean accuracy is lower ({shown})."
-    return f"Whether {with_it} earned {buffer} is not shown ({shown})."

@@ -7,16 +7,8 @@ from dataclasses import dataclass, field
 
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.picture import Figure
+from optscope.report.section import Check
 from optscope.report.tables import Table
-
-
-@dataclass(frozen=True)
-class Check:
-    """One rule of the protocol, whether it was kept, and what was done."""
-
-    text: str
-    met: bool
-    note: str = ""
 
 
 @dataclass(frozen=True)

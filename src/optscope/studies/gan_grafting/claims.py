@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from optscope.analyses.grafts import length_earns_more
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, median_interval, wilson
 from optscope.evidence.verdicts import all_of, at_least_k, equivalent, greater, holm_corrected, within
-from optscope.protocol.grafts import graft_name, length_earns_more
+from optscope.protocol.grafts import graft_name
 from optscope.studies.gan_grafting.calculations import grid_of
 
 Array = NDArray[np.float64]

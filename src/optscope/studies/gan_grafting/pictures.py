@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from optscope.analyses.grafts import graft_matrix
 from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import mean_interval, median_interval
-from optscope.protocol.grafts import graft_matrix
 from optscope.protocol.study import Arrays
 from optscope.studies.gan_grafting.calculations import MOMENTS
 from optscope.studies.gan_grafting.claims import (

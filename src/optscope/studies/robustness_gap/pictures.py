@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from optscope.analyses.charts import along_axis, by_arm
 from optscope.evidence.picture import Figure, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import mean_interval, paired_difference
-from optscope.protocol.charts import along_axis, by_arm
 from optscope.protocol.study import Arrays
 from optscope.studies.robustness_gap.claims import PLACES
 from optscope.theory.three_frequency import PAPER, adversarial_risk, sign_trajectory

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from optscope.analyses.charts import along_axis, by_arm
 from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import Interval, median_interval, paired_difference
-from optscope.protocol.charts import along_axis, by_arm
 from optscope.protocol.study import Arrays
 from optscope.studies.weight_normalization.judging import DEPTHS
 from optscope.studies.weight_normalization.judging_ours import ARMS

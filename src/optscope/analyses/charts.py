@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from optscope.evidence.picture import Figure, Panel, Picture, Series
+from optscope.analyses.findings import CLEAN, Place, places, primary
+from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import mean_interval, paired_difference
 from optscope.protocol.comparison import Comparison
-from optscope.protocol.findings import CLEAN, Place
+from optscope.report.section import Section
 
 
 def label(metric: Metric) -> str:
@@ -132,43 +133,69 @@ def floor_picture(records: Records, percent: Sequence[Place], arms: Sequence[str
                    "of two single runs lie that differ in rounding alone, the widest over the arms.")
 
 
-def comparison_figures(comparison: Comparison, records: Records, shown: Sequence[Place]) -> list[Figure]:
-    """Return what any comparison shows: accuracies by arm, metrics along their axes, rates, training."""
-    mine = records.where(experiment=comparison.name)
-    final = mine.where(phase="final")
-    arms = [arm.name for arm in comparison.arms]
-    figures: list[Figure] = []
-    percent = [p for p in shown if p.metric.unit == "%"]
-    if percent:
-        named = [(p.metric, p.at, p.text.replace(" (", "\n(")) for p in percent]
-        drawn = "clean and perturbed" if any(p.metric.name != CLEAN for p in percent) else "on clean inputs"
-        figures.append(Picture("accuracies", f"Accuracy, {drawn}; higher is better",
-                               [by_arm(final, named, arms, "accuracy [%]")],
-                               "Mean over seeds with 95 % t intervals. Differences between arms are surer than "
-                               "these intervals suggest, because arms share seeds: see the table."))
-        if mine.where(phase="twin"):
-            figures.append(floor_picture(mine, percent, arms))
-    if comparison.task.kind == "game":
-        places = [(p.metric, p.at, "") for p in shown if p.at is None]
-        panels = [by_arm(final, [place], arms, f"{place[0].name}, {place[0].better} is better") for place in places]
-        figures.append(Picture("measures", "What the generators make, by arm", panels,
-                               "Mean over seeds with 95 % t intervals."))
-    for place in (p for p in shown if p.at is not None):
-        metric = place.metric
-        figures.append(Picture(metric.name.replace(" ", "-"), _leader(final, place, arms),
-                               [along_axis(final, metric, arms)],
-                               "Mean over seeds with 95 % t intervals."
-                               + (f" {metric.text[:1].upper()}{metric.text[1:]}." if metric.text else "")))
-    figures += training_figures(comparison, records)
-    edge = edge_of_stability(comparison, records)
-    return [*figures, edge] if edge else figures
+def accuracies(comparison: Comparison, records: Records) -> Section:
+    """Return the accuracies of every arm, where there are any."""
+    final, arms, percent = _final(comparison, records), _arms(comparison), _percent(comparison, records)
+    named = [(p.metric, p.at, p.text.replace(" (", "\n(")) for p in percent]
+    drawn = "clean and perturbed" if any(p.metric.name != CLEAN for p in percent) else "on clean inputs"
+    return Section(figures=[Picture(
+        "accuracies", f"Accuracy, {drawn}; higher is better", [by_arm(final, named, arms, "accuracy [%]")],
+        "Mean over seeds with 95 % t intervals. Differences between arms are surer than these intervals suggest, "
+        "because arms share seeds: see the table.")] if percent else [])
 
 
-def training_figures(comparison: Comparison, records: Records) -> list[Figure]:
+def rounding(comparison: Comparison, records: Records) -> Section:
+    """Return what rounding alone does to accuracies, where the arms have rounding twins."""
+    mine, percent = records.where(experiment=comparison.name), _percent(comparison, records)
+    fits = percent and mine.where(phase="twin")
+    return Section(figures=[floor_picture(mine, percent, _arms(comparison))] if fits else [])
+
+
+def measures(comparison: Comparison, records: Records) -> Section:
+    """Return a panel a metric, of models that have neither accuracy nor loss: what generators make."""
+    final, shown = _final(comparison, records), places(comparison, records.where(experiment=comparison.name))
+    if primary(shown):
+        return Section()
+    arms, single = _arms(comparison), [p.metric for p in shown if p.at is None]
+    panels = [by_arm(final, [(m, None, "")], arms, f"{m.name}, {m.better} is better") for m in single]
+    return Section(figures=[Picture("measures", "What the generators make, by arm", panels,
+                                    "Mean over seeds with 95 % t intervals.")])
+
+
+def axes(comparison: Comparison, records: Records) -> Section:
+    """Return every metric that has an axis along it."""
+    final, arms = _final(comparison, records), _arms(comparison)
+    return Section(figures=[
+        Picture(p.metric.name.replace(" ", "-"), _leader(final, p, arms), [along_axis(final, p.metric, arms)],
+                "Mean over seeds with 95 % t intervals."
+                + (f" {p.metric.text[:1].upper()}{p.metric.text[1:]}." if p.metric.text else ""))
+        for p in places(comparison, records.where(experiment=comparison.name)) if p.at is not None])
+
+
+def training(comparison: Comparison, records: Records) -> Section:
     """Return what choosing the rates and training looked like, whether anything came of it or not."""
     wanted = ("loss", "accuracy", comparison.criterion.metric)
     curves = [m for m in comparison.validation.metrics if m.name in wanted]
-    return [learning_rates(comparison, records), training_curves(comparison, records, curves)]
+    return Section(figures=[learning_rates(comparison, records), training_curves(comparison, records, curves)])
+
+
+def edge(comparison: Comparison, records: Records) -> Section:
+    """Return the edge of stability, where sharpness and threshold are known."""
+    picture = edge_of_stability(comparison, records)
+    return Section(figures=[picture] if picture else [])
+
+
+def _arms(comparison: Comparison) -> list[str]:
+    return [arm.name for arm in comparison.arms]
+
+
+def _final(comparison: Comparison, records: Records) -> Records:
+    return records.where(experiment=comparison.name, phase="final")
+
+
+def _percent(comparison: Comparison, records: Records) -> list[Place]:
+    """Return what arms are compared on that is an accuracy."""
+    return [p for p in places(comparison, records.where(experiment=comparison.name)) if p.metric.unit == "%"]
 
 
 def _leader(records: Records, place: Place, arms: Sequence[str]) -> str:

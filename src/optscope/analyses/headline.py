@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from optscope.analyses.findings import CLEAN, Finding, places
 from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
 from optscope.protocol.comparison import Comparison
-from optscope.protocol.findings import CLEAN, Finding, places
 
 ORDER = ("the accuracy comes first (the loss where there is none), shown or not; then every other difference that "
          "is shown, in the order of the probes")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from optscope.analyses.examples import Right
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.paired import example_interval
 from optscope.evidence.records import Metric, Records
@@ -14,7 +15,6 @@ from optscope.evidence.rounding_floor import RoundingFloor, rounding_floor, show
 from optscope.evidence.stats import Interval, paired_difference
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected
 from optscope.protocol.comparison import Comparison
-from optscope.protocol.examples import Right
 from optscope.protocol.margin import Margin, margin_said
 
 CLEAN = "accuracy"

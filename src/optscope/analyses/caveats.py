@@ -1,0 +1,114 @@
+"""What must be known before a comparison is believed: its protocol, what went wrong, what to do next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from optscope.analyses.findings import places
+from optscope.evidence.paired import FEWEST
+from optscope.evidence.records import Records
+from optscope.evidence.stats import smallest_p
+from optscope.protocol.comparison import Comparison
+from optscope.protocol.rehearse import planned
+from optscope.report.section import Check, Section
+
+
+def reservations(comparison: Comparison, records: Records) -> Section:
+    """Return what a reader must know first: what failed or was not measured, and what the choices left open."""
+    mine = records.where(experiment=comparison.name)
+    chosen = comparison.chosen(mine)
+    found, edges = [], []
+    for arm in comparison.arms:
+        if arm.search and not math.isfinite(comparison.score(mine, arm, chosen[arm.name])):
+            found.append(f"{comparison.name}: every learning rate tried for {arm.name} diverged or failed; "
+                         f"the smallest ({chosen[arm.name].lr}) stands for it: try smaller ones.")
+        elif arm.search and arm.search.at_edge(chosen[arm.name]):
+            edges.append(f"{arm.name} ({chosen[arm.name].lr})")
+        runs = {r.run: r.status for r in mine.where(arm=arm.name, phase="final")}
+        bad = sum(status != "ok" for status in runs.values())
+        if bad:
+            found.append(f"{comparison.name}: {bad} of {len(runs)} runs of {arm.name} diverged or failed; "
+                         "they are missing from its means.")
+    if edges:
+        found.append(f"{comparison.name}: the best learning rate lies at the edge of those tried for "
+                     f"{', '.join(edges)}: try more beyond it.")
+    found += failed_checks(comparison, mine)
+    n = len(comparison.seeds)
+    if comparison.probes and n < FEWEST:
+        found.append(f"{comparison.name}: with fewer than {FEWEST} seeds, here {n}, no difference can be "
+                     f"shown, whatever the runs give: the exact test's p is {smallest_p(n):.2g} at least.")
+    return Section(warnings=found)
+
+
+def together(failures: Sequence[str]) -> list[str]:
+    """Return failures with those that have one reason told once.
+
+    >>> together(["SGD seed 1: failed, no luck", "SGD seed 2: failed, no luck", "SGD seed 3: lost, no power"])
+    ['SGD seed 1 and 1 more: failed, no luck', 'SGD seed 3: lost, no power']
+    """
+    alike: dict[str, list[str]] = {}
+    for failure in failures:
+        run, _, reason = failure.partition(": ")
+        alike.setdefault(reason, []).append(run)
+    return [f"{runs[0]}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}: {reason}"
+            for reason, runs in alike.items()]
+
+
+def failed_checks(comparison: Comparison, records: Records) -> list[str]:
+    """Return a sentence for every check of a probe (unit "check": 1 holds, 0 fails) that some models fail."""
+    found = []
+    probes = (*comparison.probes, *comparison.described, *comparison.watched)
+    for metric in (m for probe in probes for m in probe.metrics if m.unit == "check"):
+        for arm in comparison.arms:
+            failed = len(records.where(arm=arm.name, metric=metric.name, phase="final", value=0.0).seeds(arm.name))
+            if failed:
+                found.append(f'{comparison.name}: the check "{metric.name}" fails for {failed} '
+                             f"model{'s' * (failed != 1)} of {arm.name}: {metric.text}.")
+    return found
+
+
+def next_steps(comparison: Comparison, records: Records, folder: Path) -> list[str]:
+    """Return what would make a comparison surer, and where its numbers are."""
+    more = len(comparison.seeds) + 4
+    steps = [f"More certainty: the same command with --seeds {more} keeps all runs and adds "
+             f"{4 * len(comparison.arms)}."]
+    edges = [arm.name for arm in comparison.arms
+             if arm.search and arm.search.at_edge(comparison.chosen(records)[arm.name])]
+    if edges:
+        steps.append(f"Wider search for {', '.join(edges)}: give other learning rates in a TOML file "
+                     "(--config; [optimisers.NAME] lr = [...]).")
+    steps.append(f"Your own analysis: every number is in {folder}/summary.csv (and index.sqlite).")
+    return steps
+
+
+def fairness(comparison: Comparison, records: Records) -> Section:
+    """Return each rule of a fair comparison, whether it was kept, and what was done."""
+    budgets = {len(arm.candidates()) for arm in comparison.arms}
+    mine = records.where(experiment=comparison.name)
+    asked = [("training loss", None), *((place.metric.name, place.at) for place in places(comparison, mine))]
+    found = [mine.by_seed(arm.name, metric, at) for arm in comparison.arms for metric, at in asked]
+    whole = len(asked) > 1 and all(set(each) == set(comparison.seeds) and np.isfinite(list(each.values())).all()
+                                   for each in found)
+    name = comparison.name
+    return Section(checks=[
+        Check(f"{name}: every optimiser had the same budget", len(budgets) <= 1,
+              f"{next(iter(budgets), 0)} learning rates × {len(comparison.tuning_seeds)} seed(s) each, "
+              f"chosen by clean validation {comparison.criterion.metric}"),
+        Check(f"{name}: seeds that choose are not the seeds that compare",
+              not set(comparison.seeds) & set(comparison.tuning_seeds),
+              f"tuned on {comparison.tuning_seeds}, compared on {comparison.seeds}"),
+        Check(f"{name}: every arm finished, and was measured, on every seed", whole,
+              "a seed fixes initialisation, data order and the noise of probes for all arms; "
+              f"the plan of all was {comparison.plan!r}, {planned(comparison.task, comparison.plan)}; "
+              f"{sizes(comparison)}")])
+
+
+def sizes(comparison: Comparison) -> str:
+    """Return how many examples each part has, in words."""
+    data = comparison.task.data()
+    return ", ".join(f"{len(part)} examples for {use}" for part, use in (
+        (data.train, "training"), (data.validation, "validation"), (data.test, "testing")))

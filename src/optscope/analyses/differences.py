@@ -1,0 +1,57 @@
+"""What differs between arms: the claims on every metric, the answer that they come to, and the numbers behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from optscope.analyses.examples import Right
+from optscope.analyses.findings import findings
+from optscope.analyses.headline import ORDER, headline
+from optscope.evidence.claims import Verdict
+from optscope.evidence.paired import ALPHA, FEWEST
+from optscope.evidence.records import Records
+from optscope.evidence.stats import seeds_needed, smallest_p
+from optscope.protocol.comparison import Comparison
+from optscope.report.section import Check, Section
+from optscope.report.tables import metric_table
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The analysis that answers a comparison: see `optscope.analyses.findings.findings`.
+
+    `right` finds which test examples each model was right about.
+    """
+
+    margin: float | str | None
+    right: Callable[[Comparison, Records], Right]
+
+    def __call__(self, comparison: Comparison, records: Records) -> Section:
+        """Return the answer, a line an arm, every claim, and which tests judge them."""
+        found = findings(comparison, records, self.margin, self.right(comparison, records))
+        checks = [Check(f"{comparison.name}: one test a claim, its p corrected", True,
+                        judged_by(comparison, [each.verdict for each in found])),
+                  Check(f"{comparison.name}: the answer has a fixed order", True, ORDER)]
+        answer = headline(comparison, records, found)
+        return Section([answer] if answer else [], [(each.claim, each.verdict) for each in found], checks=checks)
+
+
+def measured(comparison: Comparison, records: Records) -> Section:
+    """Return the table of all that was measured on the trained models of a comparison."""
+    metrics, found = comparison.measured(records)
+    return Section(tables=[metric_table(found, metrics, comparison.arms[0].name)])
+
+
+def judged_by(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
+    """Return which test judges claims, what it takes for granted, and what an exact one could have shown."""
+    n, family = len(comparison.seeds), max(1, sum(not math.isnan(verdict.p) for verdict in verdicts))
+    common = f"p are Holm-corrected over all {family} claims; intervals are of single claims, over seeds"
+    if n < FEWEST:
+        return f"the exact sign-flip test on paired seeds, whose p is {smallest_p(n):.2g} at least; {common}"
+    least = smallest_p(n) * family
+    exact = (f"an exact test of {n} seeds, whose p is {smallest_p(n):.2g} at least, could show nothing among so "
+             f"many claims (it takes {seeds_needed(family)} seeds), so what is shown rests on that"
+             if least > ALPHA else f"an exact test of {n} seeds could show as much")
+    return f"Student's t test on paired seeds, which takes differences for normal; {common}; {exact}"
