@@ -26,6 +26,7 @@ from optscope.optim import SGD, Adam
 from optscope.probes.curvature import PreconditionedSharpness, TopEigenvalues
 from optscope.probes.hessian import Hessian
 from optscope.probes.lanczos import largest
+from optscope.probes.probe import Memory
 from optscope.tasks.images import FashionMNIST
 from optscope.tasks.models import ResNet
 from optscope.tasks.snapshot import Snapshot
@@ -165,6 +166,7 @@ def b2(steps: int = 200, every: int = 20, batch: int = 256, examples: int = 64) 
     model = TASK.model()
     optimizer = Adam(lr=1e-3).optimizer(model.parameters())
     probes = [kind(examples=examples, rel=0.05, margin=2.0) for kind in (TopEigenvalues, PreconditionedSharpness)]
+    memories: list[Memory] = [{}, {}]
     plain = tracking = rival = 0.0
     products, worst = [], 0.0
     part = TASK.data().train.first(examples)
@@ -174,7 +176,8 @@ def b2(steps: int = 200, every: int = 20, batch: int = 256, examples: int = 64) 
         plain += time.process_time() - start
         snapshot = Snapshot(model, TASK, step=step, rule=Adam(lr=1e-3), optimizer=optimizer)
         start = time.process_time()
-        readings = [probe(snapshot) for probe in probes]
+        readings = [probe(snapshot, memory) for probe, memory in zip(probes, memories, strict=True)]
+        memories = [reading.memory for reading in readings]
         tracking += time.process_time() - start
         products.append(sum(int(r.arrays["products"]) for r in readings))
         fresh = replace(snapshot, model=copy.deepcopy(model), optimizer=None)

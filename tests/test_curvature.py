@@ -509,10 +509,11 @@ def test_following_a_model_takes_fewer_products_than_starting_anew():
     case = Case(wide, (20,))
     model, made, x, y = task(case, n=100)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    probe, warm, cold = TopEigenvalues(rel=1e-2), [], []
+    probe, warm, cold, memory = TopEigenvalues(rel=1e-2), [], [], {}
     for _ in range(6):
         follow(optimizer, model, case, x, y)
-        reading = probe(Snapshot(model, made))
+        reading = probe(Snapshot(model, made), memory)
+        memory = reading.memory
         fresh = largest(Hessian(model, case.loss, x, y), rel=1e-2)
         warm.append(int(reading.arrays["products"]))
         cold.append(fresh.products)
@@ -531,9 +532,20 @@ def test_a_stale_answer_does_not_hide_a_new_top():
     made = Task.from_tensors(Given(model), (curved, curved * 0), (curved, curved), validation=(curved, curved),
                              kind="regression", loss=lambda z, _: (z**2).sum(1).mean(), bounds=None)
     probe = TopEigenvalues()
-    assert probe(Snapshot(model, made)).values["sharpness"] == pytest.approx(18, rel=1e-5)
+    first = probe(Snapshot(model, made))
+    assert first.values["sharpness"] == pytest.approx(18, rel=1e-5)
     curved.copy_(torch.tensor([[1.0, 3.0]]))
-    assert probe(Snapshot(model, made)).values["sharpness"] == pytest.approx(18, rel=1e-5)
+    assert probe(Snapshot(model, made), first.memory).values["sharpness"] == pytest.approx(18, rel=1e-5)
+
+
+def test_a_reading_depends_on_the_snapshot_and_its_memory_alone():
+    snapshot, _ = trained(next(iter(CASES.values())), SGD(0.05))
+    probe = EdgeOfStability()
+    first = probe(snapshot)
+    assert probe(snapshot).values == first.values
+    twice = [probe(snapshot, first.memory) for _ in range(2)]
+    assert twice[0].values == twice[1].values
+    assert all(map(torch.equal, *(reading.memory.values() for reading in twice)))
 
 
 @cases

@@ -28,6 +28,7 @@ from optscope.errors import UserError
 from optscope.files import DamagedError
 from optscope.optim import SGD, Adam, Foreign, Graft, Players, Rounded, StepDecay
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.edge import EdgeOfStability
 from optscope.tasks.game import Normal
 from optscope.tasks.gan import WGANGP, gan
 from optscope.tasks.gan_models import Perceptron
@@ -138,7 +139,7 @@ def test_a_diverged_training_goes_nowhere():
 
 # Runs
 
-RUN = Run(BUSY, Adam(lr=0.01), PLAN, 1, (), (Watch(Accuracy(), 6), Watch(Accuracy(split="train"), 3)), checkpoint=0)
+RUN = Run(BUSY, Adam(lr=0.01), PLAN, 1, (), (Watch(Accuracy(), 6), Watch(EdgeOfStability(), 3)), checkpoint=0)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from optscope.engine.watch import Watch, describe_error, take
 from optscope.errors import UserError
 from optscope.files import DamagedError
 from optscope.optim.rule import Rule
-from optscope.probes.probe import Reading
+from optscope.probes.probe import Memory, Reading
 from optscope.tasks.task import Task
 from optscope.tasks.unchanged import unchanged
 
@@ -42,6 +43,7 @@ class Observed:
         self._watch, self._folder, self._owner, self._every = dict(watch), folder, owner, every
         self.training = self._make()
         self.seen: dict[str, list[tuple[int | None, Reading]]] = {name: [] for name in watch.values()}
+        self._memory: dict[str, Memory] = {}
         self.silences: dict[str, str] = {}
         self.errors: dict[str, str] = {}
         self.unsaved = ""
@@ -76,8 +78,9 @@ class Observed:
         with self.training.looked_at() as snapshot:
             for w, name in self._watch.items():
                 if w in watchers and name not in self.errors:
-                    reading, silence, error = take(w.probe, snapshot)
-                    self.seen[name].append((snapshot.step, reading))
+                    reading, silence, error = take(w.probe, snapshot, self._memory.get(name))
+                    self.seen[name].append((snapshot.step, replace(reading, memory={})))
+                    self._memory[name] = reading.memory
                     self.silences.update({name: silence} if silence else {})
                     self.errors.update({name: error} if error else {})
                     values |= reading.values
@@ -124,7 +127,8 @@ class Observed:
     def _state(self) -> dict[str, Any]:
         seen = {name: [[step, dict(r.values), dict(r.arrays), r.silence] for step, r in readings]
                 for name, readings in self.seen.items()}
-        return {"training": self.training.state_dict(), "seen": seen, "silences": self.silences,
+        memory = {name: dict(each) for name, each in self._memory.items()}
+        return {"training": self.training.state_dict(), "seen": seen, "memory": memory, "silences": self.silences,
                 "errors": self.errors, "looked": self._looked, "spent": list(self.spent().values())}
 
     def _resume(self) -> None:
@@ -138,6 +142,7 @@ class Observed:
                 self.training.load_state_dict(found["training"])
                 self.seen = {name: [(step, Reading(*reading)) for step, *reading in found["seen"][name]]
                              for name in self.seen}
+                self._memory = found["memory"]
                 self.silences, self.errors, self._looked = found["silences"], found["errors"], found["looked"]
                 self._spent, self._tried = tuple(found["spent"]), True
         except (DamagedError, KeyError, TypeError, ValueError, RuntimeError):

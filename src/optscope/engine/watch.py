@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from optscope.errors import UserError
-from optscope.probes.probe import Probe, Reading
+from optscope.probes.probe import Memory, Probe, Reading
 from optscope.tasks.fresh import seeded
 from optscope.tasks.snapshot import Snapshot
 
@@ -43,11 +43,14 @@ class Watch:
         return frozenset(round(total * (i + 1) / self.moments) for i in range(self.moments))
 
 
-def take(probe: Probe, snapshot: Snapshot) -> tuple[Reading, str, str]:
-    """Return a reading, why the probe is silent about the model or a part of it, and how it failed: "" if not."""
+def take(probe: Probe, snapshot: Snapshot, memory: Memory | None = None) -> tuple[Reading, str, str]:
+    """Return a reading, why the probe is silent about the model or a part of it, and how it failed: "" if not.
+
+    `memory` is that of the probe's reading before, where a training is followed.
+    """
     with seeded(snapshot.seed):
         try:
-            reading = probe(snapshot)
+            reading = probe(snapshot, memory)
             return reading, reading.silence, ""
         except UserError as error:  # the probe does not fit this model: that is a result too
             return Reading({}), str(error).removeprefix(f"{type(probe).__name__}: "), ""  # readers name it

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from optscope.devices import to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.optim.rule import Rule
@@ -23,9 +23,6 @@ from optscope.probes import lanczos
 from optscope.probes.hessian import GaussNewton, Hessian, Preconditioned, SymmetricOperator
 from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
 from optscope.probes.rule_in_use import adaptive, preconditioner, rule_in_use, threshold
-
-_LAST: WeakKeyDictionary[nn.Module, dict[Probe, Tensor]] = WeakKeyDictionary()
-"""Where each probe last found the top of each live model: the next search of the same model starts there."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,8 +53,8 @@ class TopEigenvalues(CurvatureProbe):
     descent is stable on the quadratic model of the loss while the sharpness is below the "stability threshold",
     which is given when the rule in use has one for the plain Hessian.
 
-    The search starts from the gradient and this probe's last answer for the same model, with noise added: to
-    follow a training run, `rel=0.05, margin=2` costs about four products a reading. Arrays: "eigenvalues"
+    The search starts from the gradient and, where a training is followed, the last reading's answer (its `memory`),
+    with noise added: `rel=0.05, margin=2` then costs about four products a reading. Arrays: "eigenvalues"
     and "eigenvalue errors", `(k,)`, and "products", how many it took.
 
     Raises:
@@ -81,7 +78,7 @@ class TopEigenvalues(CurvatureProbe):
         """Run Lanczos on the Hessian."""
         rule = rule_in_use(subject.snapshot)
         matrix = self.matrix(subject)
-        found = _search(self, subject, matrix, matrix.gradient(), self.k)
+        found = _search(self, subject, matrix, matrix.gradient(), self.k, "sharpness")
         return _reading(found, "sharpness", "stability threshold",
                         None if adaptive(rule) else _threshold(rule, subject.snapshot.step))
 
@@ -116,7 +113,8 @@ class PreconditionedSharpness(CurvatureProbe):
         if diagonal is None:
             return Reading({})
         matrix = self.matrix(subject)
-        found = _search(self, subject, Preconditioned(matrix, diagonal), matrix.gradient() * diagonal.rsqrt(), 1)
+        found = _search(self, subject, Preconditioned(matrix, diagonal), matrix.gradient() * diagonal.rsqrt(), 1,
+                        "preconditioned sharpness")
         return _reading(found, "preconditioned sharpness", "preconditioned threshold",
                         _threshold(rule_in_use(subject.snapshot), subject.snapshot.step))
 
@@ -236,16 +234,15 @@ def _metrics(name: str, limit: str, text: str) -> tuple[Metric, ...]:
 
 
 def _search(probe: TopEigenvalues | PreconditionedSharpness, subject: Subject, operator: SymmetricOperator,
-            gradient: Tensor, k: int) -> lanczos.Eigenpairs:
-    """Run Lanczos from the gradient and the sum of the vectors this probe last found for the model."""
-    kept = _LAST.setdefault(subject.model, {})
+            gradient: Tensor, k: int, name: str) -> lanczos.Eigenpairs:
+    """Run Lanczos from the gradient and the sum of the vectors that were found at the last moment."""
     start = functional.normalize(gradient, dim=0)
-    if probe in kept and kept[probe].shape == start.shape:  # layers may have been frozen or freed meanwhile
-        start = start + torch.copysign(torch.ones(()), kept[probe] @ start) * kept[probe]
-    found = lanczos.largest(operator, k, rel=probe.rel, margin=probe.margin, start=start,
-                            generator=subject.generator)
-    kept[probe] = found.vectors.sum(dim=0)
-    return found
+    last = subject.memory.get(name)
+    if last is not None and last.shape == start.shape:  # layers may have been frozen or freed meanwhile
+        last = last.to(start)
+        start = start + torch.copysign(torch.ones_like(start[0]), last @ start) * last
+    return lanczos.largest(operator, k, rel=probe.rel, margin=probe.margin, start=start,
+                           generator=subject.generator)
 
 
 def _threshold(rule: Rule | None, step: int | None) -> float | None:
@@ -261,5 +258,6 @@ def _reading(found: lanczos.Eigenpairs, name: str, limit: str, edge: float | Non
                                 f"{name} limit": found.limit}
     if edge is not None:
         values |= {limit: edge, f"{name} / threshold": float(found.values[0]) / edge}
-    return Reading(values, {"eigenvalues": found.values.numpy(), "eigenvalue errors": found.errors.numpy(),
-                            "products": np.array(found.products)})
+    return Reading(values, {"eigenvalues": to_numpy(found.values), "eigenvalue errors": to_numpy(found.errors),
+                            "products": np.array(found.products)},
+                   memory={name: found.vectors.sum(dim=0)})

@@ -49,12 +49,14 @@ class EdgeOfStability(CurvatureProbe):
         """Measure the Hessian's top, and for adaptive rules that of the preconditioned one."""
         snapshot = subject.snapshot
         plain = TopEigenvalues(rel=self.rel, margin=self.margin, gauss_newton=self.gauss_newton)
-        values = plain.measure(subject).values
+        reading = plain.measure(subject)
+        values, memory = reading.values, reading.memory
         found, name, limit = values, "sharpness", "stability threshold"
         if snapshot.optimizer is not None and adaptive(rule_in_use(snapshot)) is not None:
             bent = PreconditionedSharpness(rel=self.rel, margin=self.margin, gauss_newton=self.gauss_newton)
-            found = bent.measure(subject).values
+            reading = bent.measure(subject)
+            found, memory = reading.values, {**memory, **reading.memory}
             name, limit = "preconditioned sharpness", "preconditioned threshold"
         met = {"sharpness met": found[name], "stability threshold": found[limit],
                "sharpness / threshold": found[f"{name} / threshold"]} if limit in found else {}
-        return Reading({"sharpness": values["sharpness"], **met})
+        return Reading({"sharpness": values["sharpness"], **met}, memory=memory)

@@ -34,12 +34,16 @@ from optscope.tasks.unchanged import unchanged
 Value = float | Mapping[float, float]
 """One number, or one a coordinate on the metric's axis."""
 
+Memory = Mapping[str, Tensor]
+"""What a probe found that helps it to measure the next moment of the same training."""
+
 
 @dataclass(frozen=True)
 class Subject:
     """What an author's `measure` sees: the model in eval mode with frozen parameters, and its examples.
 
     `trained` names the parameters that training moves: no others belong to its gradients and its curvature.
+    `memory` is that of the reading before, empty at the first: it may shorten the way to an answer.
     """
 
     model: nn.Module
@@ -50,6 +54,7 @@ class Subject:
     generator: torch.Generator
     snapshot: Snapshot
     trained: tuple[str, ...]
+    memory: Memory = field(default_factory=dict)
 
     @property
     def batch(self) -> Batch:
@@ -70,11 +75,13 @@ class Reading:
     """What a probe found: metrics by name, and arrays (verdicts an image, curves) that are worth keeping.
 
     `silence` says why some of the metrics are missing, where they are, or which examples count as errors.
+    `memory` is handed to the probe with the next moment of the same training, by who follows one.
     """
 
     values: Mapping[str, Value]
     arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     silence: str = ""
+    memory: Memory = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,11 +107,12 @@ class Probe(ABC):
         """Measure a subject whose model is in eval mode, with frozen parameters."""
 
     @final
-    def __call__(self, snapshot: Snapshot) -> Reading:
+    def __call__(self, snapshot: Snapshot, memory: Memory | None = None) -> Reading:
         """Check the snapshot, measure it, and leave all it holds exactly as it was.
 
         Measured is the model that its optimiser stands for: one with an eval mode is put in it. Global random
-        numbers are seeded by the snapshot's seed meanwhile.
+        numbers are seeded by the snapshot's seed meanwhile. `memory` is that of this probe's last reading in the
+        same training, if there is one.
 
         Raises:
             UserError: no examples, weights that are not finite, or inputs outside the task's bounds.
@@ -124,7 +132,7 @@ class Probe(ABC):
             trained = trained_names(snapshot)
             here = split.to(device_of(model))  # random numbers are the CPU's, wherever they go
             subject = Subject(_still(model), here.inputs, here.targets, task.loss_in(model), task.bounds,
-                              generator, snapshot, trained)
+                              generator, snapshot, trained, memory or {})
             return self.measure(subject)
 
     def _check_taken(self, task: Task, split: Split) -> None:

@@ -16,6 +16,7 @@ from optscope.optim import SGD, Momentum, Rule, matched
 from optscope.optim.momentum import momentum_of
 from optscope.probes.curvature import TopEigenvalues
 from optscope.probes.gradient_noise import DescentSplit, effective_rate
+from optscope.probes.probe import Memory
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.tasks.check import check_task
 from optscope.tasks.snapshot import Snapshot
@@ -82,20 +83,23 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
     check_task(task)
     examples = len(task.data().train)
     batch = min(plan.batch, examples)
-    looks = TopEigenvalues(rel=0.05, margin=2), DescentSplit(batch=batch)
+    sharp, split = TopEigenvalues(rel=0.05, margin=2), DescentSplit(batch=batch)
+    memory: Memory = {}
     products: list[float] = []
     terms: list[tuple[float, float]] = []
 
     def look(snapshot: Snapshot) -> None:
-        top, split = (probe(snapshot).values for probe in looks)
+        nonlocal memory
+        top, parts = sharp(snapshot, memory), split(snapshot).values
+        memory = top.memory
         rate = effective_rate(rule_in_use(snapshot))
         if rate is None:  # where a schedule is at 0 nothing moves, and there is nothing to foretell
             return
-        products.append(rate * float(top["sharpness"]))  # type: ignore[arg-type]
-        terms.append((float(split["curvature-induced"]), float(split["noise-induced"])))  # type: ignore[arg-type]
+        products.append(rate * float(top.values["sharpness"]))  # type: ignore[arg-type]
+        terms.append((float(parts["curvature-induced"]), float(parts["noise-induced"])))  # type: ignore[arg-type]
 
     total = plan.steps(examples)
-    trained = train(task, rule, plan, seed, watch=look, at=Watch(looks[0], MOMENTS).steps(total))
+    trained = train(task, rule, plan, seed, watch=look, at=Watch(sharp, MOMENTS).steps(total))
     if trained.diverged_at is not None:
         raise UserError(f"{rule!r} diverged at step {trained.diverged_at}: try a smaller learning rate")
     curved, noisy = (statistics.fmean(values) for values in zip(*terms, strict=True))

@@ -15,6 +15,7 @@ from optscope.evidence.records import Record, measured
 from optscope.optim import Rounded, Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
+from optscope.probes.probe import Reading
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -84,12 +85,12 @@ def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, t
     It amplifies if its distance ever is a hundred times the median of the readings before it crosses (of the
     first half, if it never does). Steps that are never reached are reported as one reading beyond the last.
     """
-    sharpness: list[float] = []
+    readings: list[Reading] = []
     probe = TopEigenvalues(rel=0.05, margin=2.0, examples=None, split="train")
 
     def look(i: int, snapshot: Snapshot) -> None:
         if i == 0:
-            sharpness.append(float(probe(snapshot).values["sharpness"]))  # type: ignore[arg-type]
+            readings.append(probe(snapshot, readings[-1].memory if readings else None))
 
     total = plan.steps(len(task.data().train))
     found = weight_paths(task, [Rounded(rule, k) for k in (1, 3)], plan, seed, at=range(EVERY, total + 1, EVERY),
@@ -98,7 +99,8 @@ def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, t
     name = f"{arm}/{lr:g}/{seed}"
     if found.trained[0].diverged_at is not None:
         return [measured(arm, seed, "final loss", float("nan"), at=lr)], {}
-    ratio, distance = np.array(sharpness) / threshold, found.distance[0]
+    sharpness = np.array([reading.values["sharpness"] for reading in readings])
+    ratio, distance = sharpness / threshold, found.distance[0]
     crossing = _first(ratio >= 1)
     before = float(np.median(distance[:max(1, crossing) if crossing < len(ratio) else len(ratio) // 2]))
     amplified = _first(distance >= 100 * before)
@@ -109,7 +111,7 @@ def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, t
         ("distance before", before), ("largest distance", float(distance.max())),
         ("final distance", float(distance[-1])))]
     return rows, {f"{name}/steps": found.steps, f"{name}/distance": distance,
-                  f"{name}/sharpness": np.array(sharpness), f"{name}/threshold": np.array(threshold)}
+                  f"{name}/sharpness": sharpness, f"{name}/threshold": np.array(threshold)}
 
 
 def _first(flags: NDArray[np.bool_]) -> int:
