@@ -9,10 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from optscope.engine.plan import Plan
+from optscope.engine.rehearsal import rehearse
+from optscope.engine.train import train
 from optscope.errors import UserError
+from optscope.optim import SGD
+from optscope.probes.accuracy import Accuracy
 from optscope.tasks.task import Data, InMemory, Split, Task
 from optscope.tasks.tree import Batch, called, filled, leaves, output_of, same, sees_batch
 
+NEXT = torch.Generator()
 X, Y = torch.arange(12.0).view(6, 2), torch.arange(6)
 TREES = {"tensor": X, "tuple": (X, Y), "mapping": {"x": X, "y": Y}, "deep": {"a": (X, {"b": Y}), "c": X}}
 PATHS = {"tensor": [""], "tuple": ["0", "1"], "mapping": ["x", "y"], "deep": ["a.0", "a.1.b", "c"]}
@@ -114,3 +120,27 @@ class Masked(nn.Module):
 @pytest.mark.parametrize(("loss", "sees"), [(Masked(), True), (nn.MSELoss(), False), (masked, True), (max, False)])
 def test_a_loss_says_what_it_sees(loss, sees):
     assert sees_batch(loss) is sees
+
+
+def shaken(inputs, generator):
+    return {**inputs, "x": inputs["x"] + torch.rand(inputs["x"].shape, generator=generator)}
+
+
+class Summed(TwoInputs):
+    def forward(self, x, y):
+        return {"scores": (self.linear(x) + y[:, None]) / 20}
+
+
+@pytest.mark.parametrize(("augment", "words"), [
+    (shaken, ""), (lambda inputs, generator: inputs["x"], "of the same fields; got .6, 2. for \"x\" of shape"),
+    (lambda inputs, generator: {**inputs, "x": torch.rand(6, 2, generator=NEXT)}, "must draw from the generator")])
+def test_an_augmented_tree_is_rehearsed_and_trained(augment, words):
+    task = Task("two", Summed, InMemory(Data(*(Split({"x": X, "y": Y}, Y % 2),) * 3)), bounds=None, augment=augment,
+                output="scores")
+    if words:
+        with pytest.raises(UserError, match=words):
+            rehearse(task, {"SGD": SGD(lr=0.01)}, Plan(1, 6))
+    else:
+        assert rehearse(task, {"SGD": SGD(lr=0.01)}, Plan(1, 6), [Accuracy()]).silent == {}
+        losses = [train(task, SGD(lr=0.01), Plan(2, 3), seed=1).losses for _ in range(2)]
+        assert torch.equal(*losses)

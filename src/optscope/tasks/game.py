@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optscope.errors import UserError
 from optscope.tasks.objective import Objective
-from optscope.tasks.task import Kind, Loss, Task
+from optscope.tasks.task import KindName, Loss, Task
 from optscope.tasks.tree import Batch
 
 Callables = Mapping[str, Callable[..., Tensor]]
@@ -105,7 +105,7 @@ class Game(Task):
 
     model: Callable[[], nn.Module] = field(init=False)
     loss: Loss = field(init=False, default_factory=lambda: no_single_loss)
-    kind: Kind = field(init=False, default="game")
+    kind: KindName = field(init=False, default="game")
     players: tuple[Player, ...] = field(kw_only=True)
     latent: Callable[[int, torch.Generator], Tensor] = field(default_factory=Normal, kw_only=True)
     order: Literal["alternating", "simultaneous"] = field(default="alternating", kw_only=True)

@@ -25,4 +25,4 @@ class Objective:
 
     def network(self, model: nn.Module) -> nn.Module:
         """Return the module whose parameters are the player's."""
-        return model.get_submodule(self.player)
+        return model.get_submodule(self.player) if self.player else model  # of torch.jit, whose modules have none

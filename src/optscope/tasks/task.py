@@ -15,16 +15,15 @@ from optscope.tasks.arrays import check_lengths, plain
 from optscope.tasks.content import digest_of, mark
 from optscope.tasks.fresh import epoch_permutation
 from optscope.tasks.gather import gathered
-from optscope.tasks.kinds import KINDS, NOTHING
-from optscope.tasks.kinds import Kind as About
+from optscope.tasks.kinds import KINDS, NOTHING, Kind
 from optscope.tasks.objective import Objective
 from optscope.tasks.trained_loss import loss_in, with_loss
 from optscope.tasks.tree import Batch, Tree, called, leaves, mapped, output_of, sees_batch
 
 Loss = Callable[[Tensor, Any], Tensor]
 """`loss(outputs, targets)`, or `loss(outputs, batch)` where the second parameter is called "batch"."""
-Kind = Literal["classification", "regression", "multi-label", "segmentation", "token-classification", "causal-lm",
-               "game"]
+KindName = Literal["classification", "regression", "multi-label", "segmentation", "token-classification",
+                   "causal-lm", "game"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,9 @@ class Split(Batch):
     def of(cls, source: Any) -> Split:
         """Gather a pair of tensors or arrays, a `Dataset`, a list of pairs or a `DataLoader` into memory, once.
 
+        Inputs and targets may each be a tuple or mapping of arrays; or both are one mapping, of the whole or of an
+        example, in which the field "labels" or "label" is the targets, as in the data sets of Hugging Face.
+
         Arrays (NumPy, pandas, sparse matrices) become tensors, float64 ones of torch's default dtype; tensors keep
         theirs. Of a data loader the examples that its sampler visits are read in the order of their index, through
         its collate function: shuffling and `drop_last` do not count. A stream (an `IterableDataset`) is read
@@ -105,7 +107,7 @@ def _labels(targets: Tensor) -> Tensor:
     return targets.long() if targets.dim() == 1 and whole else targets
 
 
-def _chosen(loss: Loss | None, kind: Kind) -> Loss:
+def _chosen(loss: Loss | None, kind: KindName) -> Loss:
     """Return a loss, or what is usual for a kind of task when none is given."""
     return loss or KINDS.get(kind, KINDS["classification"]).loss
 
@@ -150,7 +152,7 @@ class Task:
     model: Callable[[], nn.Module]
     data: Callable[[], Data]
     loss: Loss = None  # type: ignore[assignment]  # set below: nobody meets the None
-    kind: Kind = "classification"
+    kind: KindName = "classification"
     bounds: tuple[float, float] | None = (0.0, 1.0)
     augment: Callable[[Any, torch.Generator], Any] | None = None
     output: str | Callable[[Any], Tensor] | None = None
@@ -166,7 +168,7 @@ class Task:
         return self.model, self.data, self.loss, self.augment, self.output
 
     @property
-    def about(self) -> About:
+    def about(self) -> Kind:
         """What the kind says of outputs and targets; of one that there is not, as of games, that they have none."""
         return KINDS.get(self.kind, NOTHING)
 
@@ -231,7 +233,7 @@ class Task:
     @classmethod
     def from_tensors(cls, model: Callable[[], nn.Module], train: Any, test: Any, *, validation: Any = None,
                      name: str = "task", loss: Loss | None = None,
-                     kind: Kind = "classification", bounds: tuple[float, float] | None = (0.0, 1.0),
+                     kind: KindName = "classification", bounds: tuple[float, float] | None = (0.0, 1.0),
                      augment: Callable[[Any, torch.Generator], Any] | None = None,
                      output: str | Callable[[Any], Tensor] | None = None, perturb: str | None = None) -> Task:
         """Return a task over data in memory: whatever `Split.of` reads, and the fields of `Task`.

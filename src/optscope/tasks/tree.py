@@ -121,6 +121,9 @@ class Batch:
 
     def take(self, index: Tensor) -> Batch:
         """Return copies of the examples at `index`, whole numbers `(k,)`."""
+        inputs, targets = self.inputs, self.targets
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):  # the usual step, some microseconds faster
+            return Batch(inputs.index_select(0, index), targets.index_select(0, index))
         return self.mapped(lambda leaf: leaf.index_select(0, index))
 
     def first(self, n: int | None) -> Batch:
