@@ -28,6 +28,7 @@ from optscope.tasks.images import Digits
 from optscope.tasks.mixtures import Ring
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Data, Split, Task
+from optscope.tasks.tree import Batch
 
 
 def cloud(n, f, seed, scale=1.0, shift=0.0):
@@ -280,8 +281,9 @@ def test_arnoldi_finds_the_eigenvalues_of_the_dense_jacobian(losses):
     game = gan("points", Perceptron((3, 6, 2)), Perceptron((2, 5, 1)), Ring(), latent=Normal(3), bounds=None,
                losses=losses)
     table = game.model().double()
-    real, latent = game.data().train.inputs[:40].double(), torch.randn(40, 3).double()
-    jacobian = Jacobian(game, table, real, latent)
+    batch, latent = game.data().train.first(40), torch.randn(40, 3).double()
+    real = batch.inputs.double()
+    jacobian = Jacobian(game.objectives, table, Batch(real, batch.targets), latent)
     params = jacobian.params
 
     def row(v):
@@ -323,7 +325,7 @@ def nowhere(n, generator):
     (lambda: OwnClassifier("digit"), "got 'digit', did you mean"),
     (lambda: OwnClassifier("fashion_mnist")(torch.zeros(1, 1, 8, 8)), r"\(n, 1, 28, 28\); got \(1, 1, 8, 8\)"),
     (lambda: EfficientNetLite0()(torch.zeros(1, 1, 8, 8)), "colour images"),
-    (lambda: Rotation()(Snapshot(TASK.model(), TASK)), "Rotation needs a game; digits is none"),
+    (lambda: Rotation()(Snapshot(TASK.model(), TASK)), "it needs a game; digits is none"),
 ])
 def test_bad_input(call, words):
     with pytest.raises(UserError, match=words):

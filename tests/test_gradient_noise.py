@@ -23,7 +23,8 @@ from optscope.probes.gradient_noise import (
     shuffled_parts,
     signal_and_noise,
 )
-from optscope.probes.probe import Subject, frozen, trained_names
+from optscope.probes.probe import Subject, trained_names
+from optscope.probes.still import frozen
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -52,8 +53,7 @@ def parts_of(probe, snapshot):
     train = snapshot.task.data().train.first(probe.examples)
     generator = torch.Generator().manual_seed(snapshot.seed)
     with frozen(snapshot.model) as model:
-        return shuffled_parts(Subject(model, train.inputs, train.targets, snapshot.task.loss, None, generator,
-                                      snapshot, trained_names(snapshot)), probe.parts)
+        return shuffled_parts(Subject(model, train, generator, snapshot, trained_names(snapshot)), probe.parts)
 
 
 def flat_loss(snapshot):
@@ -133,7 +133,7 @@ def test_noise_of_the_parts_a_probe_sees(model):
     reading = probe(snapshot)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    g = np.array([per_sample(snapshot, x, y).mean(0) for x, y in parts_of(probe, snapshot)])
+    g = np.array([per_sample(snapshot, part.inputs, part.targets).mean(0) for part in parts_of(probe, snapshot)])
     noise = 8 * ((g - g.mean(0)) ** 2).sum() / 4
     square = (g.mean(0) ** 2).sum() - noise / 40
     assert reading.values == pytest.approx({"gradient square": square, "gradient noise": noise,
@@ -150,8 +150,8 @@ def test_split_of_the_parts_a_probe_sees():
     snapshot = example(20, rule=rule, seed=1)
     reading = probe(snapshot)
     cut = parts_of(probe, snapshot)
-    g = np.array([per_sample(snapshot, x, y).mean(0) for x, y in cut])
-    H = np.array([per_sample_hessians(snapshot, x, y).mean(0) for x, y in cut])
+    g = np.array([per_sample(snapshot, b.inputs, b.targets).mean(0) for b in cut])
+    H = np.array([per_sample_hessians(snapshot, b.inputs, b.targets).mean(0) for b in cut])
     triples, pairs = (list(itertools.permutations(range(4), r)) for r in (3, 2))
     square = np.mean([g[i] @ g[j] for i, j in pairs])
     curved = np.mean([g[i] @ H[m] @ g[j] for m, i, j in triples])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from optscope.devices import device_of, to_floats, to_numpy
+from optscope.devices import to_floats, to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Direction, Metric
 from optscope.evidence.stats import wilson
+from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject, check_examples, in_batches, portion_of
 from optscope.tasks.kinds import KINDS, Kind, counted
 from optscope.tasks.tree import Batch
@@ -32,7 +34,7 @@ class Accuracy(Probe):
     and "accuracy interval", the 95 % Wilson interval in percent (low, high).
     """
 
-    trees = True
+    needs: ClassVar[tuple[Need, ...]] = ("one network",)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -106,15 +108,16 @@ def scored(subject: Subject, batch: Batch) -> Score:
         return Score(float(loss))
     classes = named(outputs)
     correct = classes == batch.targets
-    mean, right, missing, gap = to_floats(loss, correct.sum(), (classes < 0).sum(),
-                                          calibration_error(outputs, batch.targets))
-    return Score(mean, len(correct), int(right), int(missing), int(right), gap, correct)
+    value, right, missing, gap = to_floats(loss, correct.sum(), (classes < 0).sum(),
+                                           calibration_error(outputs, batch.targets))
+    return Score(value, len(correct), int(right), int(missing), int(right), gap, correct)
 
 
 def _of_many(subject: Subject, kind: Kind, batch: Batch) -> Score:
     """Return the score of examples with many labels each, a portion at a time."""
     assert kind.pairs is not None
-    sums, gaps, labels = torch.zeros(4, dtype=torch.float64), torch.zeros(BINS, dtype=torch.float64), 0
+    sums, gaps = (torch.zeros(n, dtype=torch.float64, device=subject.device) for n in (4, BINS))
+    labels = 0
     with torch.no_grad():
         for part in batch.split(portion_of(subject)):
             outputs = subject.outputs(part.inputs)
@@ -125,13 +128,13 @@ def _of_many(subject: Subject, kind: Kind, batch: Batch) -> Score:
             correct = classes == truth
             whole = correct.view(len(part), -1).all(1).sum() if kind.exact else correct.sum()
             loss = subject.judged(outputs, part)
-            sums = sums.to(loss.device) + torch.stack([
+            sums += torch.stack([
                 each.double() for each in (loss * len(truth), correct.sum(), (classes < 0).sum(), whole)])
-            gaps = gaps.to(loss.device) + calibration_gaps(logits, truth)
+            gaps += calibration_gaps(logits, truth)
             labels += len(truth)
     loss, right, missing, whole, gap = torch.cat([sums, gaps.abs().sum().reshape(1)]).tolist()
     if not labels:
-        raise UserError(f"no label of the {subject.snapshot.task.name!r} examples counts, so there is no accuracy")
+        raise UserError(f"no label of the {subject.task.name!r} examples counts, so there is no accuracy")
     return Score(loss / labels, labels, int(right), int(missing), int(whole), gap / labels)
 
 
@@ -141,7 +144,7 @@ def kind_of(subject: Subject) -> Kind:
     Raises:
         UserError: when there is no such kind.
     """
-    task = subject.snapshot.task
+    task = subject.task
     if task.kind not in KINDS:
         raise UserError(f"accuracy needs a task of one of the kinds {', '.join(KINDS)}; {task.name!r} is of the "
                         f"kind {task.kind!r}")
@@ -157,7 +160,7 @@ class Checkpoint(Probe):
     bounds the test part; `split` has no say.
     """
 
-    trees = True
+    needs: ClassVar[tuple[Need, ...]] = ("one network",)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -167,10 +170,10 @@ class Checkpoint(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure the whole validation part, and the first `examples` of the test part."""
-        data = subject.snapshot.task.data()
+        data = subject.task.data()
         values, reasons = {}, []
         for part, split in (("validation", data.validation), ("test", data.test.first(self.examples))):
-            score = scored(subject, split.to(device_of(subject.model)))
+            score = scored(subject, split.to(subject.device))
             if math.isnan(score.loss):
                 reasons.append(f"the {part} loss is nan, as outputs are, which count as errors")
             else:
@@ -192,14 +195,21 @@ def named(logits: Tensor) -> Tensor:
     return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
 
 
-def classes_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the classes that a model names, `(n,)`; -1 for none."""
-    return in_batches(lambda x: named(model(x)), inputs)
+def classes_of(subject: Subject, x: Tensor | None = None, where: Tensor | None = None) -> Tensor:
+    """Return the classes that a model names, `(n,)`; -1 for none.
+
+    They are those of all examples, or of the examples at `where` with `x` in the place of what is moved of them.
+    """
+    if x is None:
+        return in_batches(lambda inputs: named(subject.outputs(inputs)), subject.inputs)
+    where = torch.arange(len(x), device=x.device) if where is None else where
+    return in_batches(lambda each: named(subject.moved(*each)), (x, where))
 
 
-def verdicts(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return which of `inputs` `(n, ...)` are classified rightly, `(n,)` of bool."""
-    return classes_of(model, inputs) == targets
+def verdicts(subject: Subject, x: Tensor | None = None, where: Tensor | None = None) -> Tensor:
+    """Return which examples are classified rightly, `(n,)` of bool: as they are, or moved as in `classes_of`."""
+    targets: Tensor = subject.targets if where is None else subject.targets[where]
+    return classes_of(subject, x, where) == targets
 
 
 def nameless(classes: Tensor) -> str:
@@ -230,7 +240,7 @@ def check_classifier(subject: Subject) -> None:
     Raises:
         UserError: naming the task.
     """
-    task, targets, kind = subject.snapshot.task, subject.targets, kind_of(subject)
+    task, targets, kind = subject.task, subject.targets, kind_of(subject)
     with torch.no_grad():
         shape = tuple(subject.outputs(subject.batch.first(1).inputs).shape[1:])
     if kind.pairs is None or kind.dense or not kind.fits((1, *shape), targets):

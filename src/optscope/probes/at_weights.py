@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from torch.backends import cuda
 
 from optscope.errors import UserError
+from optscope.tasks.kinds import MOST
 from optscope.tasks.mean_loss import parts_change
 from optscope.tasks.task import Loss
+from optscope.tasks.tree import Batch, Tree, called, joined, mapped, sees_batch
 from optscope.vector import Layout
+
+Call = Callable[[nn.Module, Any], Tensor]
+"""`call(model, inputs)` gives a model's outputs for a tree of inputs, as `Task.outputs` does."""
 
 
 class AtWeights:
@@ -23,13 +28,15 @@ class AtWeights:
 
     `names` says which weights are trained; without it, those that require a gradient. All others are constants. A
     backward pass may call layers again (activation checkpointing), so it is taken while the model is `held` too.
+    `call(model, inputs)` gives the outputs for inputs, a tree.
 
     Raises:
         UserError: when nothing is trained, a trained weight is complex, or the model is compiled by torch.jit.
     """
 
-    def __init__(self, model: nn.Module, names: Collection[str] | None = None, *, training: bool = False) -> None:
-        self.model, self._training = model, training
+    def __init__(self, model: nn.Module, names: Collection[str] | None = None, *, training: bool = False,
+                 call: Call = called) -> None:
+        self.model, self._training, self._call = model, training, call
         self._modules = list(model.modules())
         if any(isinstance(module, torch.jit.ScriptModule) for module in self._modules):
             raise UserError("gradients and curvature are taken at copies of the weights, which a model that is "
@@ -78,12 +85,11 @@ class AtWeights:
                 for table, name, value in own:
                     table[name] = value
 
-    def outputs(self, inputs: Tensor) -> Tensor:
+    def outputs(self, inputs: Tree) -> Tensor:
         """Return the model's outputs; call it while the model is held."""
-        found: Tensor = self.model(inputs.clone())  # a layer may write into its input
-        return found
+        return self._call(self.model, mapped(torch.clone, inputs))  # a layer may write into its input
 
-    def gradient(self, loss: Loss, inputs: Tensor, targets: Tensor) -> Tensor:
+    def gradient(self, loss: Loss, batch: Batch) -> Tensor:
         """Return the gradient of the loss, `(P,)`, by one backward pass as in training.
 
         Raises:
@@ -92,7 +98,7 @@ class AtWeights:
         for weight in self.weights.values():
             weight.grad = None
         with self.held(), grads():
-            value = loss(self.outputs(inputs), targets)
+            value = loss(self.outputs(batch.inputs), seen(loss, batch))
             check_depends(value)
             value.backward()
         return self.flatten([torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights.values()])
@@ -156,24 +162,48 @@ def grads() -> Iterator[None]:
 class Chunk:
     """Some of the examples, and their share of all."""
 
-    inputs: Tensor
-    targets: Tensor
+    batch: Batch
     share: float
 
 
-def chunks(at: AtWeights, loss: Loss, inputs: Tensor, targets: Tensor, size: int) -> list[Chunk]:
+def seen(loss: Loss, batch: Batch) -> Any:
+    """Return what a loss sees beside the outputs: the targets, or the batch."""
+    return batch if sees_batch(loss) else batch.targets
+
+
+def chunks(at: AtWeights, loss: Loss, batch: Batch, size: int) -> list[Chunk]:
     """Return the examples in chunks of `size`, or in one where the loss is not the mean of its chunks' losses.
 
     Class weights and ignored labels make means of another kind.
     """
-    parts = [Chunk(x, y, len(x) / len(inputs))
-             for x, y in zip(inputs.split(size), targets.split(size), strict=True)]
-    if len(parts) == 1:
-        return parts
+    parts = list(batch.split(size))
+    if len(parts) == 1 or not change_by_parts(at, loss, parts, lambda part: [len(part)]):
+        return [Chunk(part, len(part) / len(batch)) for part in parts]
+    return [Chunk(batch, 1.0)]
+
+
+def mean_gradient(at: AtWeights, loss: Loss, batch: Batch, size: int) -> Tensor:
+    """Return the gradient of the loss of a batch, `(P,)`, taken of `size` examples at a time."""
+    parts = chunks(at, loss, batch, size)
+    return torch.stack([part.share * at.gradient(loss, part.batch) for part in parts]).sum(dim=0)
+
+
+def change_by_parts(at: AtWeights, loss: Loss, batches: Sequence[Batch],
+                    sizes: Callable[[Batch], list[int]]) -> float:
+    """Return by how much the gradient of a loss of batches differs from the mean of their parts', 0 if not.
+
+    Each is cut into parts of `sizes(batch)`. Where all the outputs would be too many to hold, as those of tokens,
+    neighbours are compared: if each agrees with the next, all do.
+    """
     with at.held(), torch.no_grad():
-        outputs = torch.cat([at.outputs(part.inputs) for part in parts])
-    change = parts_change(loss, outputs, targets, [len(part.inputs) for part in parts])
-    return [Chunk(inputs, targets, 1.0)] if change else parts
+        many = MOST // at.outputs(batches[0].inputs).numel()
+        for start in range(0, max(1, len(batches) - 1), max(1, many - 1)):
+            some = batches[start:start + max(2, many)]
+            outputs, whole = torch.cat([at.outputs(each.inputs) for each in some]), joined(some)
+            change = parts_change(loss, outputs, seen(loss, whole), [size for each in some for size in sizes(each)])
+            if change:
+                return change
+    return 0.0
 
 
 def grad(outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor] | None, *,

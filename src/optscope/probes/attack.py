@@ -22,9 +22,11 @@ from optscope.errors import UserError
 from optscope.probes.accuracy import named
 from optscope.probes.attack_losses import AttackLoss, CrossEntropy
 from optscope.probes.perturbation import Ball, Bounds, ball_of, check_box, check_movable, per_example
-from optscope.probes.probe import frozen
+from optscope.probes.still import frozen
 
 Search = Callable[["Batch"], Tensor]
+Moved = Callable[[Tensor, Tensor], Tensor]
+"""`outputs(x, where)`: a model's outputs for the examples at `where` `(m,)`, the moved part of which is `x`."""
 
 LOOK = 16
 """Steps between two looks at who is done, where a look is a wait: in between, they are computed in vain."""
@@ -32,9 +34,14 @@ LOOK = 16
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images under attack: their balls, with `inputs` `(n, ...)` as centres, and their labels `(n,)`."""
+    """Images under attack: their balls, with `inputs` `(n, ...)` as centres, and their labels `(n,)`.
 
-    model: nn.Module
+    `outputs(x, where)` is the model at points `x` of the examples `where` `(n,)`: it may take along more of each
+    example than is attacked.
+    """
+
+    outputs: Moved
+    where: Tensor
     ball: Ball
     labels: Tensor
     generator: torch.Generator
@@ -49,7 +56,7 @@ class Batch:
 
     def take(self, where: Tensor) -> Batch:
         """Return the images at `where`, indices or a mask."""
-        return Batch(self.model, self.ball.take(where), self.labels[where], self.generator)
+        return Batch(self.outputs, self.where[where], self.ball.take(where), self.labels[where], self.generator)
 
     def step(self, x: Tensor, direction: Tensor, length: float | Tensor) -> Tensor:
         """Return `x` moved by `length` (in radii) along `direction` of norm 1, brought back into the balls."""
@@ -58,8 +65,7 @@ class Batch:
     def logits(self, x: Tensor) -> Tensor:
         """Return the model's logits `(n, C)` without a gradient."""
         with torch.no_grad():
-            logits: Tensor = self.model(x)
-        return logits
+            return self.outputs(x, self.where)
 
     def fooled(self, x: Tensor) -> Tensor:
         """Return which of `x` are classified wrongly, `(n,)`."""
@@ -75,7 +81,7 @@ class Batch:
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            logits = self.model(x)
+            logits = self.outputs(x, self.where)
             losses = loss(logits)
             gradient = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
         if gradient is None:
@@ -106,11 +112,14 @@ class Attack(ABC):
 
     @final
     def run(self, model: nn.Module, inputs: Tensor, targets: Tensor, eps: float | Tensor, norm: str = "linf",
-            bounds: Bounds = (0.0, 1.0), generator: torch.Generator | None = None) -> Tensor:
+            bounds: Bounds = (0.0, 1.0), generator: torch.Generator | None = None, *,
+            outputs: Moved | None = None) -> Tensor:
         """Return one input in the ball around each of `inputs` `(n, ...)`: a fooling one where one was found.
 
         `eps` is one radius, or one an image `(n,)`. Images that are classified wrongly as they are come back as
-        they are. The model is attacked in eval mode; its mode and its parameters' flags are restored.
+        they are. The model is attacked in eval mode; its mode and its parameters' flags are restored. Of one that
+        takes more than these inputs, or returns more than logits, `outputs(x, where)` gives the logits of the
+        examples at `where`, with `x` for their inputs (`Subject.moved`).
 
         Raises:
             UserError: inputs of whole numbers, unknown norm, bounds that are not two numbers, a radius that is
@@ -123,12 +132,15 @@ class Attack(ABC):
         if not sound:
             raise UserError(f"the radius of an attack must be a finite number above 0; got {eps!r}")
         with frozen(model) as still:
-            check_logits(still, inputs, targets)
-            laid, size = laid_out(still, inputs)
+            at = outputs or (lambda x, where: still(x))
+            every = torch.arange(len(inputs), device=inputs.device)
+            with torch.no_grad():
+                check_logits(at(inputs[:1], every[:1]), targets)
+            laid, size = laid_out(still, at, inputs)
             balls = ball_of(norm)(laid, per_example(radii, inputs), bounds)
-            whole = Batch(still, balls, targets, generator or torch.Generator().manual_seed(0))
+            whole = Batch(at, every, balls, targets, generator or torch.Generator().manual_seed(0))
             found = inputs.clone()
-            for where in torch.arange(len(inputs), device=inputs.device).split(size):
+            for where in every.split(size):
                 part = whole.take(where)
                 right = places(~part.fooled(part.inputs))
                 if len(right):
@@ -140,7 +152,7 @@ class Attack(ABC):
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
 
 
-def laid_out(model: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
+def laid_out(model: nn.Module, outputs: Moved, inputs: Tensor) -> tuple[Tensor, int]:
     """Return the inputs in the memory format, and the batch size, in which a model's gradient is fastest.
 
     Convolutions run 1.2 to 1.5 times as fast on channels-last images, and in batches whose activations stay in
@@ -151,16 +163,14 @@ def laid_out(model: nn.Module, inputs: Tensor) -> tuple[Tensor, int]:
     laid = inputs.to(memory_format=torch.channels_last)
     try:
         with torch.no_grad():
-            model(laid[:2])
+            outputs(laid[:2], torch.arange(len(laid[:2]), device=laid.device))
     except RuntimeError:
         return inputs, 128
     return laid, 128
 
 
-def check_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
-    """Raise unless the model gives one logit a class, and the labels are among its classes."""
-    with torch.no_grad():
-        logits = model(inputs[:1])
+def check_logits(logits: Tensor, labels: Tensor) -> None:
+    """Raise unless the logits of one input are one a class, and the labels are among the classes."""
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise UserError("an attack needs a classifier with one logit a class, of shape (n, C) with C >= 2; "
                         f"the model returns shape {tuple(logits.shape)} for one input: give two logits to a "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from optscope.devices import to_floats
@@ -46,9 +47,9 @@ def check_attack(attack: Attack, survivors: Subject, norm: Norm, eps: float, sha
     """
     def left(by: Attack, radius: float) -> float:
         found = run(by, survivors, norm, radius)
-        return share * percent(verdicts(survivors.model, found, survivors.targets))
+        return share * percent(verdicts(survivors, found))
 
-    least, whole = 100 * share - POINTS, largest_radius(survivors.inputs, norm, eps, survivors.bounds)
+    least, whole = 100 * share - POINTS, largest_radius(survivors.leaf, norm, eps, survivors.bounds)
     return {
         "loss rises with steps": loss_rises(survivors, norm, eps),
         "longer attack finds no more": left(attack.longer(LONGER), eps) > least,
@@ -58,18 +59,21 @@ def check_attack(attack: Attack, survivors: Subject, norm: Norm, eps: float, sha
 
 
 def run(attack: Attack, subject: Subject, norm: Norm, eps: float | Tensor) -> Tensor:
-    """Return what an attack finds around a subject's inputs."""
-    return attack.run(subject.model, subject.inputs, subject.targets, eps, norm, subject.bounds, subject.generator)
+    """Return what an attack finds around the part of a subject's inputs that is moved."""
+    return attack.run(subject.model, subject.leaf, subject.targets, eps, norm, subject.bounds, subject.generator,
+                      outputs=subject.moved)
 
 
 def loss_rises(subject: Subject, norm: Norm, eps: float) -> bool:
     """Return whether the mean loss after 1 step is above the clean one, and after 16 not below that after 1."""
     def mean_loss(x: Tensor) -> Tensor:
-        return CrossEntropy()(in_batches(subject.model, x), subject.targets).mean()
+        logits = in_batches(lambda each: subject.moved(*each), (x, every))
+        return CrossEntropy()(logits, subject.targets).mean()
 
+    every = torch.arange(len(subject.leaf), device=subject.device)
     try:
         clean, first, last = to_floats(*(mean_loss(x) for x in (
-            subject.inputs, run(BIM(1), subject, norm, eps), run(BIM(16), subject, norm, eps))))
+            subject.leaf, run(BIM(1), subject, norm, eps), run(BIM(16), subject, norm, eps))))
     except UserError:  # no gradient reaches the inputs
         return False
     slack = 0.01 * (first - clean)  # on a linear model one step is as good as sixteen, up to rounding

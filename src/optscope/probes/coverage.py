@@ -6,6 +6,7 @@ Real and generated things are compared as clouds of features (`optscope.probes.e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,24 +15,22 @@ from torch import Tensor
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.embedding import Embedding, Pixels
+from optscope.probes.needs import Need
 from optscope.probes.neighbours import neighbourhoods
 from optscope.probes.probe import Probe, Reading, Subject, in_batches
-from optscope.tasks.game import Game
 
 
 def generated(subject: Subject, n: int) -> Tensor:
     """Return `n` things that the subject's generator makes, `(n, ...)`, from latent vectors of the probe's stream.
 
     Raises:
-        UserError: when the subject is no game with a generator, or latent vectors or outputs are not finite.
+        UserError: when latent vectors or outputs are not finite.
     """
-    game = subject.snapshot.task
-    if not isinstance(game, Game) or "generator" not in dict(subject.model.named_children()):
-        raise UserError(f'only a game with a player "generator" generates; {game.name} is none')
-    latent = game.latent(n, subject.generator)
-    if not bool(torch.isfinite(latent).all()):
+    game = subject.task
+    latent = game.draw_latent(n, subject.generator)
+    if latent is None or not bool(torch.isfinite(latent).all()):
         raise UserError(f"{game.name}: latent(n, generator) gave nan or inf; it must draw finite numbers")
-    made = in_batches(subject.model.get_submodule("generator"), latent.to(subject.inputs.device))
+    made = in_batches(subject.model.get_submodule("generator"), latent.to(subject.device))
     if not bool(torch.isfinite(made).all()):
         raise UserError(f"{game.name}: the generator made nan or inf: training diverged; lower a learning rate")
     return made
@@ -52,6 +51,7 @@ class Coverage(Probe):
         UserError: unless there are more samples, of both kinds, than neighbours.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("generator", "float input")
     embedding: Embedding = field(default_factory=Pixels)
     samples: int = 2000
     neighbours: int = 5
@@ -74,12 +74,12 @@ class Coverage(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Embed both clouds and compare them."""
-        if len(subject.inputs) <= self.neighbours:
+        if len(subject.batch) <= self.neighbours:
             raise UserError(f"Coverage needs more real examples than neighbours; the {self.split} part has "
-                            f"{len(subject.inputs)}, and there are {self.neighbours} neighbours: ask for fewer")
+                            f"{len(subject.batch)}, and there are {self.neighbours} neighbours: ask for fewer")
         # Ties are ties only where sums run in a known order, so that clouds are compared on the CPU.
         real, fake = (self.embedding(each).cpu().double()
-                      for each in (subject.inputs, generated(subject, self.samples)))
+                      for each in (subject.leaf, generated(subject, self.samples)))
         return Reading({"Fréchet distance": frechet_distance(real, fake),
                         "Fréchet floor": frechet_floor(real, self.samples),
                         **neighbourhoods(real, fake, self.neighbours)})

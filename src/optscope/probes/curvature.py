@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from optscope.evidence.records import Metric
 from optscope.optim.rule import Rule
 from optscope.probes import lanczos
 from optscope.probes.hessian import GaussNewton, Hessian, Preconditioned, SymmetricOperator
+from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
 from optscope.probes.rule_in_use import adaptive, preconditioner, rule_in_use, threshold
 
@@ -33,6 +34,7 @@ class CurvatureProbe(Probe):
     `gauss_newton` takes the Gauss-Newton matrix instead.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "second derivative")
     gauss_newton: bool = field(default=False, kw_only=True)
     examples: int | None = field(default=256, kw_only=True)
     split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
@@ -41,7 +43,8 @@ class CurvatureProbe(Probe):
         """Return the matrix at the subject's weights, once the examples are checked."""
         check_examples(subject)
         kind = GaussNewton if self.gauss_newton else Hessian
-        return kind(subject.model, subject.loss, subject.inputs, subject.targets, parameters=subject.trained)
+        return kind(subject.model, subject.loss, subject.inputs, subject.targets, parameters=subject.trained,
+                    call=subject.task.outputs)
 
 
 @dataclass(frozen=True, repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.coverage import generated
+from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject
 
 
@@ -59,6 +61,7 @@ class FID(Probe):
         UserError: when torch-fidelity is missing, or what is generated are no images with bounds.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("generator", "float input")
     samples: int = 50_000
 
     def __post_init__(self) -> None:
@@ -72,7 +75,7 @@ class FID(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Hand both sets of images to torch-fidelity."""
-        real = pictures(subject.inputs.cpu(), subject.bounds)
+        real = pictures(subject.leaf.cpu(), subject.bounds)
         try:
             from torch_fidelity import calculate_metrics
         except ImportError as error:

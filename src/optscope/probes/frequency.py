@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from optscope.devices import to_floats
 from optscope.errors import UserError, blaming
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier, classes_of, nameless, verdicts
-from optscope.probes.noise import OUTSIDE, check_images
-from optscope.probes.perturbation import check_movable
+from optscope.probes.needs import Need
+from optscope.probes.noise import OUTSIDE
 from optscope.probes.probe import Probe, Reading, Subject
 
 Cell = tuple[int, int]
@@ -97,6 +98,7 @@ class SensitivityMap(Probe):
     Reference: Yin et al. 2019, arXiv 1906.08988, who use the Fourier basis and norm 4 on CIFAR-10.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "labels", "images")
     norm: float = 4.0
     basis: Basis = DCT()
     examples: int | None = field(default=500, kw_only=True)
@@ -116,18 +118,16 @@ class SensitivityMap(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure all cells."""
-        check_movable(subject.inputs, "SensitivityMap")
         check_classifier(subject)
-        check_images(subject.inputs)
-        inputs, (height, width) = subject.inputs, subject.inputs.shape[-2:]
-        classes = classes_of(subject.model, inputs)
+        inputs, (height, width) = subject.leaf, subject.leaf.shape[-2:]
+        classes = classes_of(subject)
         right, filled = [(classes == subject.targets).sum()], []
         coins = torch.randint(2, (*inputs.shape[:-2], 1, 1), generator=subject.generator)
         length = self.norm * (2 * coins - 1).to(inputs)
         for cells, pattern in self.basis.patterns(height, width):
             changed = inputs + length * pattern.to(inputs)
-            with blaming(subject.snapshot.task.name, OUTSIDE):
-                right.append(verdicts(subject.model, changed, subject.targets).sum())
+            with blaming(subject.task.name, OUTSIDE):
+                right.append(verdicts(subject, changed).sum())
             filled.append(cells)
         clean, *others = (100 * count / len(classes) for count in to_floats(*right))
         drops = np.zeros((height, width))

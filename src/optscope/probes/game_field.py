@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
 from torch import Tensor
 
 from optscope.devices import to_numpy
-from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.at_weights import AtWeights, grad, grads
+from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject
-from optscope.tasks.game import Game
+from optscope.tasks.objective import Objective
+from optscope.tasks.tree import Batch
 
 RESTARTS = 10
 """Arnoldi restarts, of about 20 products each; eigenvalues that have not converged by then are left out."""
@@ -42,6 +43,7 @@ class Rotation(Probe):
         UserError: when the subject is no game, or a loss has no second derivative by all weights.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("players", "second derivative")
     count: int = 4
     tolerance: float = 1e-2
     examples: int | None = field(default=256, kw_only=True)
@@ -56,11 +58,9 @@ class Rotation(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Run Arnoldi's iteration on vector products with Jᵀ, whose eigenvalues are J's."""
-        game = subject.snapshot.task
-        if not isinstance(game, Game):
-            raise UserError(f"Rotation needs a game; {game.name} is none: measure TopEigenvalues instead")
-        latent = game.latent(len(subject.inputs), subject.generator).to(subject.inputs.device)
-        jacobian = Jacobian(game, subject.model, subject.inputs, latent, subject.trained)
+        latent = subject.task.draw_latent(len(subject.batch), subject.generator)
+        latent = latent if latent is None else latent.to(subject.device)
+        jacobian = Jacobian(subject.task.objectives, subject.model, subject.batch, latent, subject.trained)
         values = leading(jacobian, self.count, self.tolerance)
         top = values[np.argmax(np.abs(values))]
         total = float(np.abs(values).sum())
@@ -76,18 +76,17 @@ class Jacobian:
     `names` says which weights of the table are trained, as in `AtWeights`.
     """
 
-    def __init__(self, game: Game, table: torch.nn.Module, real: Tensor, latent: Tensor,
+    def __init__(self, objectives: Sequence[Objective], table: torch.nn.Module, batch: Batch, latent: Tensor | None,
                  names: Collection[str] | None = None) -> None:
-        networks = dict(table.named_children())
         self._at = AtWeights(table, names)
         self.params: list[Tensor] = []
         self.field: list[Tensor] = []
         with self._at.held(), grads():
-            for player in game.players:
-                own = [w for name, w in self._at.weights.items() if name.startswith(f"{player.name}.")]
+            for objective in objectives:
+                own = [w for name, w in self._at.weights.items() if name.startswith(f"{objective.player}.")]
+                drawn = latent if latent is None else latent.clone()
                 self.params += own
-                self.field += grad([player.loss(networks, real.clone(), latent.clone())], own, None,
-                                   create_graph=True)
+                self.field += grad([objective.loss(table, batch.copy(), drawn)], own, None, create_graph=True)
         self.size = sum(p.numel() for p in self.params)
 
     def product(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from optscope.devices import to_numpy
 from optscope.errors import UserError, first_words
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier
-from optscope.probes.at_weights import AtWeights, chunks
-from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
+from optscope.probes.at_weights import AtWeights, mean_gradient
+from optscope.probes.needs import Need, missing
+from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples, portion_of
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.tasks.fresh import fresh_model
+from optscope.tasks.tree import leaves
 from optscope.vector import Layout
 
 Array = NDArray[np.float64]
@@ -54,6 +56,8 @@ class Geometry(Probe):
         UserError: for a model without parameters.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network",)
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Norm, sparsity, ranks and distance."""
@@ -83,6 +87,7 @@ class FirstStep(Probe):
     without a rule. Arrays: "layers" and for each "layer step lengths" and "layer step cosines".
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network",)
     examples: int | None = field(default=256, kw_only=True)
     split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
 
@@ -98,10 +103,9 @@ class FirstStep(Probe):
         if rule is None:
             return Reading({})
         check_examples(subject)
-        at = AtWeights(subject.model, subject.trained)
+        at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
         layout, weights = at.layout, at.flatten(list(at.weights.values()))
-        gradient = torch.stack([part.share * at.gradient(subject.loss, part.inputs, part.targets) for part in
-                                chunks(at, subject.loss, subject.inputs, subject.targets, BATCH)]).sum(dim=0)
+        gradient = mean_gradient(at, subject.loss, subject.batch, min(BATCH, portion_of(subject)))
         try:
             step, _ = rule.update(gradient, rule.init(weights, layout), weights, layout)
         except UserError:
@@ -136,6 +140,8 @@ class Margin(Probe):
         UserError: for a task that is no classification.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "labels")
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Centres and lowest tenths."""
@@ -147,8 +153,8 @@ class Margin(Probe):
     def measure(self, subject: Subject) -> Reading:
         """Take the margin and, where there is one, its gradient in the input for every example."""
         check_classifier(subject)
-        pairs = [_margins(subject.model, x, y) for x, y in
-                 zip(subject.inputs.split(BATCH), subject.targets.split(BATCH), strict=True)]
+        pairs = [_margins(subject, where) for where in
+                 torch.arange(len(subject.batch), device=subject.device).split(BATCH)]
         margins, slopes = (to_numpy(torch.cat(column).double()) for column in zip(*pairs, strict=True))
         distances = np.copysign(np.where(margins == 0, 0.0, np.inf), margins)
         np.divide(margins, slopes, out=distances, where=slopes > 0)
@@ -156,10 +162,10 @@ class Margin(Probe):
         values = _centre("margin", margins[np.isfinite(margins)], np.mean)
         far = distances[~np.isnan(distances)]
         values |= _centre("boundary distance", far, lambda some: _quantile(some, 0.5))
-        kind = subject.inputs.dtype
+        kinds = ", ".join(sorted({str(leaf.dtype) for leaf in leaves(subject.inputs).values()}))
         silence = "" if len(far) == len(margins) else (
             f"{len(margins) - len(far)} of {len(margins)} examples have no boundary distance, as the margin has no "
-            f"finite gradient in them ({kind})")
+            f"finite gradient in them ({kinds})")
         return Reading(values, {"margins": margins, "boundary distances": distances}, silence)
 
 
@@ -278,18 +284,20 @@ def _descents(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Array, Array]:
     return lengths, np.divide(-products, both, out=np.full(len(both), np.nan), where=both != 0)
 
 
-def _margins(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the margins and the norms of their gradients in the inputs, `(n,)` each, nan where there is none."""
-    x = inputs.detach().clone().requires_grad_(inputs.is_floating_point())
+def _margins(subject: Subject, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Return some examples' margins and the norms of their gradients in what is moved, `(m,)`; nan for none."""
+    own, floating = subject.targets[where, None], not missing(("float input",), subject.task, subject.batch)
     with torch.enable_grad():
-        logits = model(x)
-        own = targets[:, None]
+        x = subject.leaf[where].requires_grad_() if floating else None
+        logits = subject.outputs(subject.take(where).inputs) if x is None else subject.moved(x, where)
         margins = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(1)
         try:
-            (slopes,) = torch.autograd.grad(margins.sum(), x, allow_unused=True, materialize_grads=True)
-        except RuntimeError:  # whole numbers, or an operation of the model's, have no derivative
-            return margins.detach(), torch.full_like(margins.detach(), torch.nan)
-    return margins.detach(), slopes.flatten(1).double().norm(dim=1)
+            slopes = None if x is None else torch.autograd.grad(margins.sum(), x, allow_unused=True,
+                                                                materialize_grads=True)[0]
+        except RuntimeError:  # an operation of the model's has no derivative
+            slopes = None
+    found = margins.detach()
+    return found, torch.full_like(found, torch.nan) if slopes is None else slopes.flatten(1).double().norm(dim=1)
 
 
 def _quantile(values: Array, share: float) -> float:

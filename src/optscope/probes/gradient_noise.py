@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,14 +27,15 @@ from optscope.evidence.stats import Interval, mean_interval
 from optscope.optim.momentum import Momentum, matched
 from optscope.optim.rule import Rule, bare
 from optscope.optim.sgd import SGD
-from optscope.probes.at_weights import AtWeights
+from optscope.probes.at_weights import AtWeights, change_by_parts, mean_gradient
 from optscope.probes.hessian import Hessian
-from optscope.probes.probe import Probe, Reading, Subject, check_examples
+from optscope.probes.needs import Need
+from optscope.probes.probe import Probe, Reading, Subject, check_examples, portion_of
 from optscope.probes.rule_in_use import rule_in_use
-from optscope.tasks.mean_loss import parts_change
+from optscope.tasks.kinds import BATCH
+from optscope.tasks.tree import Batch
 
 Array = NDArray[np.float64]
-Batch = tuple[Tensor, Tensor]
 
 CONFIDENCE = 0.95
 
@@ -59,6 +60,7 @@ class GradientNoise(Probe):
         UserError: unless parts >= 3.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network",)
     parts: int = 8
     examples: int | None = field(default=256, kw_only=True)
     split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
@@ -78,7 +80,7 @@ class GradientNoise(Probe):
         batches = shuffled_parts(subject, self.parts)
         gradients = batch_gradients(subject, batches)
         square, noise = pseudo_values(signal_and_noise, _array(gradients @ gradients.T)).T
-        noise = noise * len(batches[0][0])
+        noise = noise * len(batches[0])
         found = {"gradient square": mean_interval(square, CONFIDENCE),
                  "gradient noise": positive_interval(noise, CONFIDENCE),
                  "noise scale": ratio_interval(noise, square, CONFIDENCE)}
@@ -107,6 +109,7 @@ class DescentSplit(Probe):
         UserError: unless batch >= 1 and parts >= 4.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "second derivative")
     batch: int = 128
     parts: int = 8
     examples: int | None = field(default=256, kw_only=True)
@@ -132,7 +135,7 @@ class DescentSplit(Probe):
         gradients = batch_gradients(subject, batches)
         square = pseudo_values(signal_and_noise, _array(gradients @ gradients.T))[:, 0]
         curved, spread = pseudo_values(curvatures, _curved_products(subject, batches, gradients)).T
-        spread = spread * len(batches[0][0])
+        spread = spread * len(batches[0])
         numbers = {"gradient curvature": curved, "noise curvature": spread}
         eta = effective_rate(rule_in_use(subject.snapshot), subject.snapshot.step or 0)
         if eta is not None:
@@ -149,13 +152,12 @@ def shuffled_parts(subject: Subject, parts: int) -> list[Batch]:
         UserError: when there are fewer examples than parts, or they will not do (`check_examples`).
     """
     check_examples(subject)
-    size = len(subject.inputs) // parts
+    size = len(subject.batch) // parts
     if size == 0:
         raise UserError(f"the noise of a gradient is read from {parts} parts of the examples; got "
-                        f"{len(subject.inputs)} examples: raise examples or lower parts")
-    order = torch.randperm(len(subject.inputs), generator=subject.generator)[:size * parts]
-    order = order.to(subject.inputs.device)
-    return list(zip(subject.inputs[order].split(size), subject.targets[order].split(size), strict=True))
+                        f"{len(subject.batch)} examples: raise examples or lower parts")
+    order = torch.randperm(len(subject.batch), generator=subject.generator)[:size * parts]
+    return list(subject.batch.take(order.to(subject.device)).split(size))
 
 
 def batch_gradients(subject: Subject, batches: Sequence[Batch]) -> Tensor:
@@ -164,17 +166,16 @@ def batch_gradients(subject: Subject, batches: Sequence[Batch]) -> Tensor:
     Raises:
         UserError: when nothing is trained, or the loss is no mean over examples.
     """
-    at = AtWeights(subject.model, subject.trained)
-    with at.held(), torch.no_grad():
-        outputs = torch.cat([at.outputs(inputs) for inputs, _ in batches])
-    targets = torch.cat([targets for _, targets in batches])
-    halves = [size for x, _ in batches for size in (len(x) // 2, len(x) - len(x) // 2) if size]
-    change = parts_change(subject.loss, outputs, targets, halves)
+    at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
+    change = change_by_parts(at, subject.loss, batches, lambda part: [
+        size for size in (len(part) // 2, len(part) - len(part) // 2) if size])
     if change:
         raise UserError("the noise of a gradient needs a loss that is a mean over examples; this one's gradient "
                         f"changes by {change:.1%} when it is the mean over halves of batches: use "
                         "reduction='mean' without class weights or ignored labels")
-    return torch.stack([at.gradient(subject.loss, inputs, targets) for inputs, targets in batches])
+    size = portion_of(subject)
+    size = len(batches[0]) if size == BATCH else size  # in one pass, unless every example has many outputs
+    return torch.stack([mean_gradient(at, subject.loss, batch, size) for batch in batches])
 
 
 def signal_and_noise(products: Array) -> Array:
@@ -265,8 +266,9 @@ def _curved_products(subject: Subject, batches: Sequence[Batch], gradients: Tens
     """Return g_iᵀ H_m g_j at [m, i, j], and zeros where m is i or j."""
     k = len(batches)
     rows, places = [], []
-    for m, (inputs, targets) in enumerate(batches):  # one Hessian at a time, as each keeps a graph
-        hessian = Hessian(subject.model, subject.loss, inputs, targets, parameters=subject.trained)
+    for m, batch in enumerate(batches):  # one Hessian at a time, as each keeps a graph
+        hessian = Hessian(subject.model, subject.loss, batch.inputs, batch.targets, parameters=subject.trained,
+                          call=subject.task.outputs)
         for i in range(k):
             if i != m:
                 rows.append(gradients @ hessian(gradients[i]))

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError, nearest
-from optscope.probes.at_weights import AtWeights, Chunk, check_depends, chunks, grad, grads
+from optscope.probes.at_weights import AtWeights, Call, Chunk, check_depends, chunks, grad, grads, seen
 from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.task import Loss
+from optscope.tasks.tree import Batch, Tree, called
 from optscope.vector import Layout
 
 CACHED = 32 * 2**20
@@ -98,9 +99,9 @@ class _Graph(ABC):
 
 
 class _HessianGraph(_Graph):
-    def __init__(self, outputs: Tensor, targets: Tensor, loss: Loss, share: float, weights: list[Tensor]) -> None:
+    def __init__(self, outputs: Tensor, told: Any, loss: Loss, share: float, weights: list[Tensor]) -> None:
         self._weights = weights
-        self._gradient = grad([share * loss(outputs, targets)], weights, None, create_graph=True)
+        self._gradient = grad([share * loss(outputs, told)], weights, None, create_graph=True)
 
     def gradient(self) -> list[Tensor]:
         return [g.detach() for g in self._gradient]
@@ -117,10 +118,10 @@ class _GaussNewtonGraph(_Graph):
     J v is itself a backward pass: J^T u is linear in u, so its derivative in the direction v is J v.
     """
 
-    def __init__(self, outputs: Tensor, targets: Tensor, loss: Loss, share: float, weights: list[Tensor]) -> None:
+    def __init__(self, outputs: Tensor, told: Any, loss: Loss, share: float, weights: list[Tensor]) -> None:
         self._weights, self._outputs = weights, outputs
         self._leaf = outputs.detach().requires_grad_()
-        self._slope = grad([share * loss(self._leaf, targets)], [self._leaf], None, create_graph=True)
+        self._slope = grad([share * loss(self._leaf, told)], [self._leaf], None, create_graph=True)
         self._dummy = torch.zeros_like(outputs, requires_grad=True)
         self._pulled = grad([outputs], weights, [self._dummy], create_graph=True)
 
@@ -138,17 +139,19 @@ class _Curvature(SymmetricOperator):
 
     _kind: type[_HessianGraph] | type[_GaussNewtonGraph]
 
-    def __init__(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, *,
+    def __init__(self, model: nn.Module, loss: Loss, inputs: Tree, targets: Any, *,
                  parameters: Collection[str] | None = None, training: bool = False,
-                 memory: int = 2 * 2**30) -> None:
-        self._at, self._loss = AtWeights(model, parameters, training=training), loss
+                 memory: int = 2 * 2**30, call: Call = called) -> None:
+        self._at, self._loss = AtWeights(model, parameters, training=training, call=call), loss
+        batch = Batch(inputs, targets)
         self._weights = list(self._at.weights.values())
         super().__init__(self._at.layout, self._weights[0].detach().to(self._at.dtype))
-        each = self._saved_bytes(inputs[:8], targets[:8]) / len(inputs[:8])
-        size = len(inputs) if training else max(1, int(CACHED / max(each, 1.0)))
-        self._chunks = chunks(self._at, loss, inputs, targets, size)
+        few = batch.first(8)
+        each = self._saved_bytes(few) / len(few)
+        size = len(batch) if training else max(1, int(CACHED / max(each, 1.0)))
+        self._chunks = chunks(self._at, loss, batch, size)
         self._kept: list[_Graph] | None
-        self._kept = [*map(self._graph, self._chunks)] if each * len(inputs) * GRAPH <= memory else None
+        self._kept = [*map(self._graph, self._chunks)] if each * len(batch) * GRAPH <= memory else None
 
     def gradient(self) -> Tensor:
         """Return the gradient of the loss, `(P,)`."""
@@ -185,9 +188,10 @@ class _Curvature(SymmetricOperator):
 
     def _graph(self, chunk: Chunk) -> _Graph:
         with self._at.held(), grads():
-            return self._kind(self._at.outputs(chunk.inputs), chunk.targets, self._loss, chunk.share, self._weights)
+            return self._kind(self._at.outputs(chunk.batch.inputs), seen(self._loss, chunk.batch), self._loss,
+                              chunk.share, self._weights)
 
-    def _saved_bytes(self, inputs: Tensor, targets: Tensor) -> int:
+    def _saved_bytes(self, batch: Batch) -> int:
         """Return what a forward pass saves for the backward, and look at model and loss on the way."""
         total = 0
 
@@ -199,14 +203,14 @@ class _Curvature(SymmetricOperator):
         with self._at.held(), grads():
             try:
                 with torch.autograd.graph.saved_tensors_hooks(weigh, lambda saved: saved):
-                    outputs = self._at.outputs(inputs)
+                    outputs = self._at.outputs(batch.inputs)
             except RuntimeError:  # torch.func inside a model bears no such hooks: nothing is known of its memory
-                total, outputs = 0, self._at.outputs(inputs)
+                total, outputs = 0, self._at.outputs(batch.inputs)
             check_depends(outputs)
-            value = self._loss(outputs, targets)
-        check_mean(self._loss, outputs, targets)
+            value = self._loss(outputs, told := seen(self._loss, batch))
+        check_mean(self._loss, outputs, told)
         if custom(value):
-            self._check_custom(Chunk(inputs, targets, 1.0))
+            self._check_custom(Chunk(batch, 1.0))
         return total
 
     def _check_custom(self, chunk: Chunk) -> None:
@@ -216,7 +220,7 @@ class _Curvature(SymmetricOperator):
         function): then the gradient is not that of training, or products are not symmetric.
         """
         self._chunks, self._kept = [chunk], [self._graph(chunk)]
-        gradient, plain = self.gradient(), self._at.gradient(self._loss, chunk.inputs, chunk.targets)
+        gradient, plain = self.gradient(), self._at.gradient(self._loss, chunk.batch)
         drawn = torch.randn(4, self.size, generator=torch.Generator().manual_seed(0)).to(plain)
         products = torch.stack([self._product(v) for v in drawn])
         square = drawn.double() @ products.double().T
@@ -246,8 +250,9 @@ class Hessian(_Curvature):
     They are those that require a gradient, or those named by `parameters`: within a probe, where none does,
     `subject.trained`. The model is put in eval mode for it and left untouched; `training=True` keeps the mode it is
     in, so that batch normalisation uses the statistics of all examples, which then make one chunk. Graphs are kept
-    up to `memory` bytes, and built again for each product beyond. Pearlmutter 1994, "Fast exact multiplication by
-    the Hessian".
+    up to `memory` bytes, and built again for each product beyond. Inputs and targets are trees, and the loss sees
+    the targets or the batch, as in a `Task`; `call(model, inputs)` gives the outputs. Pearlmutter 1994,
+    "Fast exact multiplication by the Hessian".
 
     >>> _ = torch.manual_seed(0)
     >>> model, x = nn.Linear(3, 1, bias=False), torch.eye(3)
@@ -268,8 +273,8 @@ class GaussNewton(_Curvature):
 
     J_i is the Jacobian of the outputs in the parameters, B_i the Hessian of the loss in the outputs; G is
     positive semi-definite when the loss is convex in the outputs, and then equals the Fisher matrix for
-    cross-entropy. Settings are those of `Hessian`. Schraudolph 2002, "Fast curvature matrix-vector products
-    for second-order gradient descent".
+    cross-entropy. Parameters of the loss itself have rows of zeros. Settings are those of `Hessian`. Schraudolph
+    2002, "Fast curvature matrix-vector products for second-order gradient descent".
     """
 
     _kind = _GaussNewtonGraph

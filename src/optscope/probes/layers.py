@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from optscope.errors import UserError
-from optscope.probes.probe import handed_copies
+from optscope.probes.still import handed_copies
 
 DECIDE = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__", "__getattribute__", "__iter__", "forward",
           "_conv_forward", "_check_input_dim")

@@ -7,7 +7,9 @@ as they really act (padding, stride, input size). The truth lies between, so nei
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,14 +18,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
+from optscope.probes.attack import Moved
 from optscope.probes.lipschitz_product import kernel_norm, pieces, product, runs
+from optscope.probes.needs import Need
 from optscope.probes.operator_norm import operator_norm
-from optscope.probes.perturbation import check_movable
 from optscope.probes.probe import Probe, Reading, Subject, check_outputs
 from optscope.probes.smoothed import Smoothed
+from optscope.tasks.trained_loss import ModelAndLoss
+from optscope.tasks.tree import leaves
 from optscope.tasks.unchanged import unchanged
 
 Bounds = tuple[float, float] | None
+Map = Callable[[Tensor], Tensor]
+"""From inputs `(n, ...)` to outputs."""
 
 SAMPLED = 2**17  # numbers in all random points: a few images, or many points of few axes, where they cover much
 STARTED, FEWEST, MOST = 2**12, 16, 64  # numbers in, least and largest count of, the places that are climbed from
@@ -56,6 +63,7 @@ class Lipschitz(Probe):
         UserError: when inputs are whole numbers, or the model cannot be differentiated twice.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "second derivative")
     climb: int = 40
     tolerance: float = 1e-4
     examples: int | None = field(default=128, kw_only=True)
@@ -77,12 +85,11 @@ class Lipschitz(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure all four, or the lower bound alone where the model's structure is unknown."""
-        check_movable(subject.inputs, "Lipschitz")
         check_outputs(subject)
         try:
-            chain, _ = pieces(subject.model, subject.inputs[:1])
+            chain, _ = pieces(_alone(subject), subject.leaf[:1])
         except UserError as error:
-            return self._alone(self._lower(subject), str(error))
+            return self._lower_alone(self._lower(subject), str(error))
         norms = {run: operator_norm(nn.Sequential(*run.layers), run.shape, subject.generator, self.tolerance)
                  for run in runs(chain)}
         kernels = {run: kernel_norm(run, taps=False) for run in norms}
@@ -94,22 +101,35 @@ class Lipschitz(Probe):
         }
         lower, upper = values["Lipschitz lower bound"], values["Lipschitz upper bound"]
         if lower > upper:
-            return self._alone(lower, f"a slope of {lower:.4g} was seen, and the norms of the layers multiply to "
-                                      f"{upper:.4g}: the model does not compute what its layers do")
+            return self._lower_alone(lower, f"a slope of {lower:.4g} was seen, and the norms of the layers multiply"
+                                            f" to {upper:.4g}: the model does not compute what its layers do")
         return Reading({name: _log10(v) for name, v in values.items()},
                        {"operator norms": np.array([norm.lower for norm in norms.values()]),
                         "kernel norms": np.array(list(kernels.values()))})
 
-    def _alone(self, lower: float, reason: str) -> Reading:
+    def _lower_alone(self, lower: float, reason: str) -> Reading:
         return Reading({"Lipschitz lower bound": _log10(lower)}, silence=f"there is no upper bound: {reason}")
 
     def _lower(self, subject: Subject) -> float:
         try:
             with sdpa_kernel(SDPBackend.MATH):  # of the attention kernels it alone has a second derivative
-                return steepest_slope(subject.model, subject.inputs, subject.bounds, subject.generator, self.climb)
+                return steepest_slope(subject.model, subject.leaf, subject.bounds, subject.generator, self.climb,
+                                      subject.moved)
         except (RuntimeError, TypeError) as error:  # some operations have no second derivative, or no float64
             raise UserError(f"Lipschitz: the model must be twice differentiable and run in float64; "
                             f"torch said: {str(error).splitlines()[0]}") from error
+
+
+def _alone(subject: Subject) -> nn.Module:
+    """Return the network that makes the outputs of the moved part of the inputs, if that is all of these.
+
+    Raises:
+        UserError: when there are other inputs, or the outputs are read from what the network returns.
+    """
+    if not isinstance(subject.inputs, Tensor) or subject.task.output is not None:
+        raise UserError("the product of norms needs a network from one tensor to one tensor; this one takes "
+                        f"{', '.join(leaves(subject.inputs)) or 'a tensor'}, and returns more than its outputs")
+    return subject.model.model if isinstance(subject.model, ModelAndLoss) else subject.model
 
 
 def _log10(value: float) -> float:
@@ -117,8 +137,11 @@ def _log10(value: float) -> float:
 
 
 def steepest_slope(model: nn.Module, inputs: Tensor, bounds: Bounds, generator: torch.Generator,
-                   climb: int = 40) -> float:
+                   climb: int = 40, outputs: Moved | None = None) -> float:
     """Return the steepest slope found for a frozen model in eval mode, from `inputs` `(n, ...)`.
+
+    Of a model that takes more than these, `outputs(x, where)` gives the outputs of the examples at `where` with `x`
+    for their inputs: the rest of an example stays what it is, and random points are taken with examples in turn.
 
     The spectral norm of the Jacobian, ‖J(x)‖ = max_{‖u‖=1} ‖Jᵀu‖, is taken by power iteration at all inputs, and
     unless `climb` is 0 at random points of the `bounds` (or of the box that the inputs span). From the steepest of
@@ -134,17 +157,23 @@ def steepest_slope(model: nn.Module, inputs: Tensor, bounds: Bounds, generator: 
     size = inputs[0].numel()
     more = _sampled(inputs, bounds, min(SAMPLED // size, 2048), generator) if climb else inputs[:0]
     points = torch.cat([inputs, more])
-    parts = [_jacobian_norm(model, x, _start(model, x, generator), rounds=4) for x in points.split(128)]
+    of = torch.arange(len(points), device=inputs.device) % len(inputs)
+
+    def at(where: Tensor) -> Map:
+        return model if outputs is None else lambda x: outputs(x, where)
+
+    parts = [_jacobian_norm(at(where), x, _start(at(where), x, generator), rounds=4)
+             for x, where in zip(points.split(128), of.split(128), strict=True)]
     norms, u, v = (torch.cat([part[i] for part in parts]) for i in range(3))
     first = norms.argsort(descending=True)[:min(max(STARTED // size, FEWEST), MOST)]
-    best = _Best(points[first], norms[first], u[first], v[first])
+    best, there = _Best(points[first], norms[first], u[first], v[first]), at(of[first])
     x, u = best.place, best.u
     for step in range(climb):
-        x = _inside(x + STRIDE * length * _uphill(model, x, u), bounds)
-        u = best.consider(model, x, u)
+        x = _inside(x + STRIDE * length * _uphill(there, x, u), bounds)
+        u = best.consider(there, x, u)
         direction = _unit(torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device))
-        best.consider(model, _inside(best.place + REACH[step % len(REACH)] * length * direction, bounds), best.u)
-    return _across(model, best.place, best.along, 1e-4 * length, generator)
+        best.consider(there, _inside(best.place + REACH[step % len(REACH)] * length * direction, bounds), best.u)
+    return _across(model, there, best.place, best.along, 1e-4 * length, generator)
 
 
 @dataclass
@@ -156,7 +185,7 @@ class _Best:
     u: Tensor
     along: Tensor
 
-    def consider(self, model: nn.Module, x: Tensor, u: Tensor) -> Tensor:
+    def consider(self, model: Map, x: Tensor, u: Tensor) -> Tensor:
         """Take the places of `x` that are steeper, and return u there."""
         norm, u, v = _jacobian_norm(model, x, u, rounds=2)
         better = norm > self.norm
@@ -167,15 +196,16 @@ class _Best:
         return u
 
 
-def _across(model: nn.Module, place: Tensor, along: Tensor, step: float, generator: torch.Generator) -> float:
+def _across(model: nn.Module, at: Map, place: Tensor, along: Tensor, step: float,
+            generator: torch.Generator) -> float:
     """Return the steepest finite slope across `place` ± `step` in the directions `along`, in float64."""
     other = torch.randn(along.shape, generator=generator, dtype=torch.float64).to(along.device)
     known = along.flatten(1).isfinite().all(1)
     direction = _unit(torch.where(_column(known, along), along.double(), other))
     a, b = place.double() + step * direction, place.double() - step * direction
     with unchanged(model), torch.no_grad():  # for the moment it is the model itself that has double precision
-        exact = model.double()
-        rise = _rows(exact(a) - exact(b)).norm(dim=1)
+        model.double()
+        rise = _rows(at(a) - at(b)).norm(dim=1)
     slopes = rise / (a - b).flatten(1).norm(dim=1).clamp_min(1e-30)
     steepest = float(torch.where(slopes.isfinite(), slopes, -torch.inf).max())
     if math.isinf(steepest):
@@ -195,14 +225,14 @@ def _inside(x: Tensor, bounds: Bounds) -> Tensor:
     return x if bounds is None else x.clamp(*bounds)
 
 
-def _start(model: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+def _start(model: Map, x: Tensor, generator: torch.Generator) -> Tensor:
     with torch.no_grad():
         y = _rows(model(x))
     return _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device))
 
 
 @torch.enable_grad()
-def _jacobian_norm(model: nn.Module, x: Tensor, u: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+def _jacobian_norm(model: Map, x: Tensor, u: Tensor, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return ‖Jᵀu‖ `(n,)`, u `(n, outputs)` and Jᵀu `(n, ...)` after rounds of u <- J Jᵀu / ‖J Jᵀu‖.
 
     Where J is not finite, u stays and the norm is -1: below any that is one.
@@ -224,7 +254,7 @@ def _jacobian_norm(model: nn.Module, x: Tensor, u: Tensor, rounds: int) -> tuple
 
 
 @torch.enable_grad()
-def _uphill(model: nn.Module, x: Tensor, u: Tensor) -> Tensor:
+def _uphill(model: Map, x: Tensor, u: Tensor) -> Tensor:
     """Return the unit direction `(n, ...)` in which ‖J(x)ᵀu‖ rises fastest, 0 where there is none."""
     x = x.detach().requires_grad_()
     with Smoothed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from optscope.devices import to_floats, to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.coverage import generated
-from optscope.probes.embedding import own_classifier
+from optscope.probes.embedding import GREY, own_classifier
+from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject, in_batches
 from optscope.tasks.mixtures import Mixture
 
@@ -31,6 +33,7 @@ class Modes(Probe):
     divergence is that of the good samples' histogram over modes from the uniform one; log K when none is good.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("generator",)
     mixture: Mixture
     samples: int = 2000
 
@@ -51,6 +54,9 @@ class Modes(Probe):
     def measure(self, subject: Subject) -> Reading:
         """Sample and count."""
         samples = generated(subject, self.samples)
+        if samples.shape[1:] != self.mixture.means.shape[1:]:
+            raise UserError(f"modes are those of points {tuple(self.mixture.means.shape[1:])}; the generator of "
+                            f"{subject.task.name} makes {tuple(samples.shape[1:])}: measure Coverage instead")
         found = count_modes(samples, self.mixture.means.to(samples), self.mixture.std)
         return Reading(dict(zip(found, to_floats(*found.values()), strict=True)))
 
@@ -81,6 +87,7 @@ class Classes(Probe):
     Three classes or fewer are a collapse.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("generator",)
     data: str = "digits"
     samples: int = 2000
 
@@ -92,7 +99,10 @@ class Classes(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Generate and classify."""
-        images = generated(subject, self.samples)
+        images, side = generated(subject, self.samples), GREY[self.data][0]
+        if images.shape[1:] != (1, side, side):
+            raise UserError(f"classes of {self.data} are those of images (1, {side}, {side}); the generator of "
+                            f"{subject.task.name} makes {tuple(images.shape[1:])}: measure Coverage instead")
         classes = in_batches(own_classifier(self.data, images.device), images).argmax(1)
         found = classes.cpu().bincount(minlength=10).double()
         shares = found / found.sum()
@@ -104,6 +114,7 @@ class Classes(Probe):
 class Samples(Probe):
     """Keep `count` generated things as an array "samples", always from the same latent vectors of a seed."""
 
+    needs: ClassVar[tuple[Need, ...]] = ("generator",)
     count: int = 10
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from optscope.devices import to_numpy
 from optscope.errors import UserError, blaming
 from optscope.evidence.records import Metric
 from optscope.probes.accuracy import check_classifier, classes_of, nameless, percent, verdicts
-from optscope.probes.perturbation import check_movable
+from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject
 
 OUTSIDE = "the model, shown inputs that are moved and not clamped,"
@@ -32,6 +33,7 @@ class GaussianNoise(Probe):
     Reference: arXiv 2308.06703.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "labels")
     variances: tuple[float, ...] = (0.001, 0.005, 0.01)
 
     def __post_init__(self) -> None:
@@ -47,13 +49,13 @@ class GaussianNoise(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure all variances."""
-        check_movable(subject.inputs, "GaussianNoise")
         check_classifier(subject)
         rows = []
-        for images, _, noise in _noisy_batches(subject):
+        for images, where, noise in _noisy_batches(subject):
             noisy = (images + variance**0.5 * noise for variance in self.variances)
             clamped = torch.cat([x if subject.bounds is None else x.clamp(*subject.bounds) for x in noisy])
-            rows.append(classes_of(subject.model, clamped).view(len(self.variances), -1))
+            rows.append(classes_of(subject, clamped, where.repeat(len(self.variances)))
+                        .view(len(self.variances), -1))
         classes = torch.cat(rows, dim=1)
         correct, classes = (classes == subject.targets).cpu(), classes.cpu()
         curve = {variance: percent(row) for variance, row in zip(self.variances, correct, strict=True)}
@@ -76,6 +78,7 @@ class BandNoise(Probe):
     Reference: arXiv 2308.06703, figure 4.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "labels", "images")
     variance: float = 0.01
     bands: int = 10
 
@@ -92,21 +95,20 @@ class BandNoise(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Measure all bands."""
-        check_movable(subject.inputs, "BandNoise")
         check_classifier(subject)
-        check_images(subject.inputs)
-        height, width = subject.inputs.shape[-2:]
-        band = equal_count_bands(height, width, self.bands).to(subject.inputs.device)
-        masks = torch.stack([band == k for k in range(self.bands)]).to(subject.inputs)
-        masks = masks.view(self.bands, *[1] * (subject.inputs.ndim - 2), height, width)
+        leaf = subject.leaf
+        height, width = leaf.shape[-2:]
+        band = equal_count_bands(height, width, self.bands).to(leaf.device)
+        masks = torch.stack([band == k for k in range(self.bands)]).to(leaf)
+        masks = masks.view(self.bands, *[1] * (leaf.ndim - 2), height, width)
         rows = []
-        for images, targets, noise in _noisy_batches(subject):
+        for images, where, noise in _noisy_batches(subject):
             parts = idct2(masks * dct2(self.variance**0.5 * noise))
-            with blaming(subject.snapshot.task.name, OUTSIDE):
-                rows.append(verdicts(subject.model, (images + parts).flatten(0, 1), targets.repeat(self.bands))
+            with blaming(subject.task.name, OUTSIDE):
+                rows.append(verdicts(subject, (images + parts).flatten(0, 1), where.repeat(self.bands))
                             .view(self.bands, -1))
         correct = torch.cat(rows, dim=1).cpu()
-        classes = classes_of(subject.model, subject.inputs)
+        classes = classes_of(subject)
         clean, classes = (classes == subject.targets).cpu(), classes.cpu()
         drops = {float(k): percent(clean) - percent(row) for k, row in enumerate(correct)}
         return Reading({"drop under band noise": drops},
@@ -114,20 +116,11 @@ class BandNoise(Probe):
                        nameless(classes))
 
 
-def check_images(inputs: Tensor) -> None:
-    """Raise unless `inputs` are images `(n, height, width)` or `(n, channels, height, width)`.
-
-    Raises:
-        UserError: with the shape that came.
-    """
-    if inputs.ndim not in (3, 4):
-        raise UserError("frequencies need images (n, height, width) or (n, channels, height, width); got "
-                        f"inputs {tuple(inputs.shape)}: reshape them in the data and flatten in the model")
-
-
 def _noisy_batches(subject: Subject) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield images, their targets, and for each its own standard normal noise."""
-    size = max(1, PIXELS // subject.inputs[0].numel())
-    for images, targets in zip(subject.inputs.split(size), subject.targets.split(size), strict=True):
+    """Yield images, which examples they are, and for each its own standard normal noise."""
+    leaf = subject.leaf
+    size = max(1, PIXELS // leaf[0].numel())
+    every = torch.arange(len(leaf), device=leaf.device)
+    for images, where in zip(leaf.split(size), every.split(size), strict=True):
         noise = torch.randn(images.shape, generator=subject.generator, dtype=images.dtype)
-        yield images, targets, noise.to(images.device)
+        yield images, where, noise.to(images.device)

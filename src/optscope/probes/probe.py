@@ -1,7 +1,8 @@
 """A probe measures one model: the final `__call__` checks and restores, authors write `measure`.
 
 A probe never trains, draws only from the generator it is handed, and leaves the model as it found it. *When*
-it is taken is decided elsewhere.
+it is taken is decided elsewhere. What it needs of a task it declares (`needs`), and says in one sentence where a
+task has it not.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, final
 
 import numpy as np
@@ -21,14 +22,15 @@ from optscope.devices import device_of, to_floats
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.optim.rates import has_modes, set_mode
+from optscope.probes.needs import Need, missing
 from optscope.probes.perturbation import check_box
+from optscope.probes.still import still
 from optscope.tasks.fresh import seeded
-from optscope.tasks.game import Game
 from optscope.tasks.kinds import BATCH, KINDS, portion
 from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Loss, Split, Task
-from optscope.tasks.tree import Batch, Tree, leaves, mapped
+from optscope.tasks.tree import Batch, Tree, leaf_name, leaves, mapped, replaced
 from optscope.tasks.unchanged import unchanged
 
 Value = float | Mapping[float, float]
@@ -42,32 +44,87 @@ Memory = Mapping[str, Tensor]
 class Subject:
     """What an author's `measure` sees: the model in eval mode with frozen parameters, and its examples.
 
-    `trained` names the parameters that training moves: no others belong to its gradients and its curvature.
+    `batch` holds the examples; their inputs and targets are tensors or trees of tensors, so that the model is
+    called by `outputs` and its loss taken by `value` or `judged`. `trained` names the parameters that training
+    moves, those of a trained loss among them: no others belong to gradients and curvature.
     `memory` is that of the reading before, empty at the first: it may shorten the way to an answer.
     """
 
     model: nn.Module
-    inputs: Any
-    targets: Any
-    loss: Loss
-    bounds: tuple[float, float] | None
+    batch: Batch
     generator: torch.Generator
     snapshot: Snapshot
     trained: tuple[str, ...]
     memory: Memory = field(default_factory=dict)
 
     @property
-    def batch(self) -> Batch:
-        """The examples."""
-        return Batch(self.inputs, self.targets)
+    def task(self) -> Task:
+        """The task that the model was trained on."""
+        return self.snapshot.task
+
+    @property
+    def inputs(self) -> Any:
+        """The inputs, a tree; who declares that it needs a tensor may use it as one."""
+        return self.batch.inputs
+
+    @property
+    def targets(self) -> Any:
+        """The targets, a tree."""
+        return self.batch.targets
+
+    @property
+    def loss(self) -> Loss:
+        """The loss as the model holds it: `loss(outputs, targets)`, or `loss(outputs, batch)`."""
+        return self.task.loss_in(self.model)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The range of the inputs that noise and attacks move."""
+        return self.task.bounds
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples and the model lie."""
+        return next(iter(leaves(self.batch.inputs).values())).device
 
     def outputs(self, inputs: Tree) -> Tensor:
-        """Return the model's outputs for inputs, a tensor `(n, ...)`."""
-        return self.snapshot.task.outputs(self.model, inputs)
+        """Return the model's outputs for inputs."""
+        return self.task.outputs(self.model, inputs)
+
+    def value(self, batch: Batch) -> Tensor:
+        """Return the mean loss of a batch."""
+        return self.judged(self.outputs(batch.inputs), batch)
 
     def judged(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss of outputs that the model has given for a batch."""
-        return self.snapshot.task.judged(self.model, outputs, batch)
+        return self.task.judged(self.model, outputs, batch)
+
+    def take(self, where: Tensor) -> Subject:
+        """Return the subject with the examples at `where` alone."""
+        return replace(self, batch=self.batch.take(where))
+
+    @property
+    def leaf(self) -> Tensor:
+        """The floating point part of the inputs that noise, attacks and Lipschitz constants move, `(n, ...)`."""
+        found: Tensor = leaves(self.batch.inputs)[self.task.perturbed(self.batch.inputs) or ""]
+        return found
+
+    def moved(self, x: Tensor, where: Tensor) -> Tensor:
+        """Return the outputs of the examples at `where` `(m,)`, with `x` `(m, ...)` in the place of their `leaf`.
+
+        All else that the model is given stays what it is for these examples; in the precision of `x`, where that is
+        another one than the leaf's.
+        """
+        inputs = self.batch.inputs
+        if isinstance(inputs, Tensor):
+            return self.outputs(x)
+        path, dtype = self.task.perturbed(inputs) or "", x.dtype if x.dtype != self.leaf.dtype else None
+
+        def along(leaf: Tensor) -> Tensor:
+            some = leaf.index_select(0, where)
+            return some.to(dtype) if dtype is not None and leaf.is_floating_point() else some
+
+        return self.outputs(replaced(mapped(along, inputs), path, x))
 
 
 @dataclass(frozen=True)
@@ -88,14 +145,13 @@ class Reading:
 class Probe(ABC):
     """A measurement with its settings. `repr` (changed fields only) is its identity.
 
-    `examples` is how many of the split's examples it looks at, from the first (None: all).
+    `examples` is how many of the split's examples it looks at, from the first (None: all). `needs` says what it can
+    be taken of, in the words of `optscope.probes.needs`: of a task without, it is not taken.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ()
     examples: int | None = field(default=None, kw_only=True)
     split: Literal["train", "validation", "test"] = field(default="test", kw_only=True)
-
-    trees: ClassVar[bool] = False
-    """Whether it measures models of any inputs and outputs; else inputs, targets and outputs are bare tensors."""
 
     @property
     @abstractmethod
@@ -115,31 +171,25 @@ class Probe(ABC):
         same training, if there is one.
 
         Raises:
-            UserError: no examples, weights that are not finite, or inputs outside the task's bounds.
+            UserError: no examples, a need that the task lacks, weights that are not finite, or inputs outside the
+                task's bounds.
         """
         if self.examples is not None and self.examples < 1:
             raise UserError(f"{type(self).__name__}: examples must be at least 1, or None for all; "
                             f"got {self.examples}")
-        split: Split = getattr(snapshot.task.data(), self.split)
-        split = split.first(self.examples)
         task = snapshot.task
-        self._check_taken(task, split)
-        path = task.perturbed(split.inputs)
-        check_bounds(None if path is None else leaves(split.inputs)[path], task.bounds)
+        split: Split = getattr(task.data(), self.split)
+        batch = split.first(self.examples).mapped(torch.detach)
+        lacking = missing(self.needs, task, batch)
+        if lacking:
+            raise UserError(f"{type(self).__name__}: {lacking}")
+        check_bounds(task, batch.inputs)
         generator = torch.Generator().manual_seed(snapshot.seed)
         with seeded(snapshot.seed), torch.inference_mode(False), torch.enable_grad(), as_meant(snapshot) as model:
             check_finite(model)
             trained = trained_names(snapshot)
-            here = split.to(device_of(model))  # random numbers are the CPU's, wherever they go
-            subject = Subject(_still(model), here.inputs, here.targets, task.loss_in(model), task.bounds,
-                              generator, snapshot, trained, memory or {})
-            return self.measure(subject)
-
-    def _check_taken(self, task: Task, split: Split) -> None:
-        bare = isinstance(split.inputs, Tensor) and isinstance(split.targets, Tensor)
-        if not self.trees and not (bare and task.output is None and task.seen(split) is split.targets):
-            raise UserError(f"{type(self).__name__} measures models from one tensor to one tensor, with a loss of "
-                            "outputs and targets alone")
+            here = batch.to(device_of(model))  # random numbers are the CPU's, wherever they go
+            return self.measure(Subject(still(model), here, generator, snapshot, trained, memory or {}))
 
     def __repr__(self) -> str:
         changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
@@ -164,9 +214,8 @@ def as_meant(snapshot: Snapshot) -> Iterator[nn.Module]:
     Schedule-free rules train at other weights than those they stand for: they have train and eval modes.
     """
     task, optimizer = snapshot.task, snapshot.optimizer
-    losses = [player.loss for player in task.players] if isinstance(task, Game) else [task.loss]
     moded = [optimizer] if optimizer is not None and has_modes(optimizer) else []
-    with unchanged(snapshot.model, *losses, *moded):
+    with unchanged(snapshot.model, *task.losses, task.output, *moded):
         for each in moded:
             set_mode(each, "eval")
         yield snapshot.model
@@ -185,15 +234,18 @@ def check_finite(model: nn.Module) -> None:
                             "measure an earlier checkpoint or lower the learning rate")
 
 
-def check_bounds(inputs: Tensor | None, bounds: tuple[float, float] | None) -> None:
-    """Raise unless all inputs that can be perturbed lie in the bounds the task declares, which are two numbers."""
-    check_box(bounds)
-    if bounds is None or inputs is None:
+def check_bounds(task: Task, inputs: Tree) -> None:
+    """Raise unless what a task's bounds are of lies within them, and these are two numbers."""
+    check_box(task.bounds)
+    path = task.perturbed(inputs) or ""
+    leaf = leaves(inputs).get(path)
+    if task.bounds is None or leaf is None:  # a tree of whole numbers, that nothing moves
         return
-    low, high = float(inputs.min()), float(inputs.max())
-    if low < bounds[0] or high > bounds[1]:
-        raise UserError(f"the inputs must lie in the task's bounds [{bounds[0]:g}, {bounds[1]:g}]; they "
-                        f"reach from {low:g} to {high:g}: put normalisation inside the model, or set bounds")
+    low, high = to_floats(*torch.aminmax(leaf))
+    if low < task.bounds[0] or high > task.bounds[1]:
+        raise UserError(f"the {leaf_name('inputs', path)} must lie in the task's bounds [{task.bounds[0]:g}, "
+                        f"{task.bounds[1]:g}]; they reach from {low:g} to {high:g}: put normalisation inside the "
+                        "model, or set bounds")
 
 
 SAME = 1e-4
@@ -208,11 +260,10 @@ def check_outputs(subject: Subject, *, every: bool = False) -> tuple[Tensor, Ten
     Raises:
         UserError: saying which is not so.
     """
-    batch = subject.batch
-    finite = _finite(subject, batch if every else batch.first(8))
+    finite = _finite(subject, subject.batch if every else subject.batch.first(8))
     bad = int((~finite).sum())
     if bad == len(finite) and not every:
-        finite = _finite(subject, batch)
+        finite = _finite(subject, subject.batch)
         bad = int((~finite).sum())
     if bad == len(finite) or (every and bad):
         raise UserError(f"the model's outputs are not finite for {bad} of {len(finite)} examples, though its "
@@ -220,7 +271,7 @@ def check_outputs(subject: Subject, *, every: bool = False) -> tuple[Tensor, Ten
                         "batch normalisation")
     few = finite.nonzero().flatten()[:8] if bad else torch.arange(min(8, len(finite)), device=finite.device)
     with torch.no_grad():
-        outputs, again = (subject.outputs(batch.take(few).inputs) for _ in range(2))
+        outputs, again = (subject.outputs(subject.batch.take(few).inputs) for _ in range(2))
     apart, largest = to_floats((outputs - again).abs().max(), outputs.abs().max())
     if apart > SAME * largest:
         raise UserError("two passes of the same inputs differ in eval mode, so no measurement can be trusted: "
@@ -235,7 +286,7 @@ def _finite(subject: Subject, batch: Batch) -> Tensor:
 
 def portion_of(subject: Subject) -> int:
     """Return how many examples may be handed to a model at once: few, if each has many labels."""
-    kind = KINDS.get(subject.snapshot.task.kind)
+    kind = KINDS.get(subject.task.kind)
     if kind is None or not kind.dense:
         return BATCH
     with torch.no_grad():
@@ -252,7 +303,7 @@ def check_examples(subject: Subject, *, every: bool = True) -> None:
         UserError: naming the first of these that is not so.
     """
     outputs, few = check_outputs(subject, every=every)
-    task, some = subject.snapshot.task, subject.batch.take(few)
+    task, some = subject.task, subject.batch.take(few)
     labelled = task.kind == "classification" and outputs.dim() == 2 and not subject.targets.is_floating_point()
     low, high = map(int, to_floats(*torch.aminmax(subject.targets))) if labelled else (0, 0)
     if labelled and (low < 0 or high >= outputs.shape[1]):
@@ -264,34 +315,6 @@ def check_examples(subject: Subject, *, every: bool = True) -> None:
         raise UserError("the loss must be one number (a tensor of shape ()); got shape "
                         f"{tuple(loss.shape)}: take its mean over the examples")
     check_mean(subject.loss, outputs, task.seen(some))
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Put a model in eval mode with frozen parameters, and leave it as it was afterwards.
-
-    Meanwhile it is handed copies of its inputs: what a layer writes into them reaches nobody's data.
-    """
-    if handed_copies in model._forward_pre_hooks.values():
-        yield model
-        return
-    with unchanged(model):
-        yield _still(model)
-
-
-def _still(model: nn.Module) -> nn.Module:
-    model.eval()
-    for p in model.parameters():
-        p.requires_grad_(False)
-    if not isinstance(model, torch.jit.ScriptModule):  # which takes no hooks, and calls none
-        model.register_forward_pre_hook(handed_copies, with_kwargs=True)
-    return model
-
-
-def handed_copies(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
-    """Return copies of the tensors that a model is called with: the hook that `frozen` sets."""
-    copied = mapped(lambda x: x.clone() if isinstance(x, Tensor) else x, (inputs, named))
-    return copied[0], copied[1]
 
 
 def in_batches(function: Callable[[Any], Tensor], inputs: Tree, size: int = BATCH) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from optscope.evidence.stats import wilson
 from optscope.probes.accuracy import check_classifier, classes_of, nameless, percent, verdicts
 from optscope.probes.attack import BIM, PGD, Attack, places
 from optscope.probes.attack_checks import CHECKS, check_attack, run
-from optscope.probes.perturbation import Norm, ball_of, check_movable, per_example
+from optscope.probes.needs import Need
+from optscope.probes.perturbation import Norm, ball_of, per_example
 from optscope.probes.probe import Probe, Reading, Subject
 
 ROUNDING = 1e-6  # relative: how much longer than a radius a perturbation may be and still count as within it
@@ -41,6 +43,7 @@ class RobustAccuracy(Probe):
     examples that are wrong as they are, inf where no radius was found to fool.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "labels")
     norm: Norm = "linf"
     eps: float | tuple[float, ...] = 0.03
     attack: Attack = PGD()  # noqa: RUF009 - frozen
@@ -72,9 +75,8 @@ class RobustAccuracy(Probe):
 
     def measure(self, subject: Subject) -> Reading:
         """Find the smallest radius that fools each example, then check the attack on some that withstood it."""
-        check_movable(subject.inputs, "RobustAccuracy")
         check_classifier(subject)
-        radii = subject.inputs.new_tensor(self.radii)
+        radii = subject.leaf.new_tensor(self.radii)
         rank = smallest_fooling(self.attack, subject, self.norm, radii).cpu()
         correct = torch.stack([rank > k for k in range(len(radii))])
         curve = {r: percent(row) for r, row in zip(self.radii, correct, strict=True)}
@@ -86,7 +88,7 @@ class RobustAccuracy(Probe):
              **{f"{self.norm} attack: {name}": float(holds) for name, holds in checks.items()}},
             {f"correct under {self.norm} attack": to_numpy(correct),
              f"interval under {self.norm} attack": 100 * np.array([[i.low, i.high] for i in intervals]),
-             f"fooled by {self.norm} radius": fooled_by}, nameless(classes_of(subject.model, subject.inputs).cpu()))
+             f"fooled by {self.norm} radius": fooled_by}, nameless(classes_of(subject).cpu()))
 
     def complaints(self, reading: Reading) -> tuple[str, ...]:
         """Return one sentence for each check of a reading that failed; none when the attack can be trusted."""
@@ -97,11 +99,10 @@ class RobustAccuracy(Probe):
         """Check the attack at the radius that leaves nearest to half of the clean accuracy."""
         shares = correct.double().mean(1)
         k = len(shares) - 1 - int((shares - clean / 2).abs().flip(0).argmin())
-        where = places(correct[k])[:self.checked].to(subject.inputs.device)
+        where = places(correct[k])[:self.checked].to(subject.device)
         if len(where) == 0:
             return dict.fromkeys(CHECKS, True) if self.checked else {}
-        survivors = replace(subject, inputs=subject.inputs[where], targets=subject.targets[where])
-        return check_attack(self.attack, survivors, self.norm, self.radii[k], float(shares[k]))
+        return check_attack(self.attack, subject.take(where), self.norm, self.radii[k], float(shares[k]))
 
 
 def smallest_fooling(attack: Attack, subject: Subject, norm: Norm, radii: Tensor) -> Tensor:
@@ -112,8 +113,8 @@ def smallest_fooling(attack: Attack, subject: Subject, norm: Norm, radii: Tensor
     smaller radius, until it fails. With several radii a few steps from the image itself come first, whatever the
     attack: what they find is short.
     """
-    rank = torch.full((len(subject.inputs),), len(radii), device=subject.inputs.device)
-    rank = rank.where(verdicts(subject.model, subject.inputs, subject.targets), -1)
+    rank = torch.full((len(subject.batch),), len(radii), device=radii.device)
+    rank = rank.where(verdicts(subject), -1)
     left = places(rank > 0)
     if len(radii) > 1 and len(left):
         with suppress(UserError):  # where no gradient reaches the inputs, the attack may need none
@@ -129,9 +130,9 @@ def smallest_fooling(attack: Attack, subject: Subject, norm: Norm, radii: Tensor
 
 def _attacked(attack: Attack, subject: Subject, norm: Norm, radii: Tensor, rank: Tensor, left: Tensor) -> Tensor:
     """Return the ranks of the examples `left` after an attack at the next radius below their rank, `(m,)`."""
-    part = replace(subject, inputs=subject.inputs[left], targets=subject.targets[left])
+    part = subject.take(left)
     found = run(attack, part, norm, radii[rank[left] - 1])
-    return _shortened(part, norm, radii, found - part.inputs, rank[left])
+    return _shortened(part, norm, radii, found - part.leaf, rank[left])
 
 
 def _shortened(subject: Subject, norm: Norm, radii: Tensor, delta: Tensor, rank: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def _shortened(subject: Subject, norm: Norm, radii: Tensor, delta: Tensor, rank:
     By bisection: between radii that are not tried nothing is assumed, as only what is seen to fool counts.
     """
     size = ball_of(norm).size(delta)
-    fooled = ~verdicts(subject.model, subject.inputs + delta, subject.targets)
+    fooled = ~verdicts(subject, subject.leaf + delta)
     high = torch.where(fooled, torch.searchsorted(radii * (1 + ROUNDING), size).minimum(rank), rank)
     low = torch.where(fooled, 0, high)
     still = places(low < high)
@@ -148,7 +149,7 @@ def _shortened(subject: Subject, norm: Norm, radii: Tensor, delta: Tensor, rank:
         least, most = low[still], high[still]
         middle = ((least + most) // 2).clamp_max(len(radii) - 1)
         cut = delta[still] * per_example((radii[middle] / size[still]).clamp_max(1), delta)
-        fools = ~verdicts(subject.model, subject.inputs[still] + cut, subject.targets[still])
+        fools = ~verdicts(subject, subject.leaf[still] + cut, still)
         high[still] = torch.where(fools, torch.minimum(middle, most), most)
         low[still] = torch.where(fools | (least >= most), least, middle + 1)
     return high

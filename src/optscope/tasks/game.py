@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,11 @@ class Game(Task):
         """What a game is made of, besides its rule: every player's network and loss, data, latent vectors."""
         sides = (part for player in self.players for part in (player.model, player.loss))
         return (*sides, self.data, self.latent, self.augment)
+
+    @property
+    def losses(self) -> tuple[Any, ...]:
+        """Every player's loss."""
+        return tuple(player.loss for player in self.players)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

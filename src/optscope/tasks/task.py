@@ -198,6 +198,11 @@ class Task:
         found: Loss = loss_in(model, self.loss)
         return found
 
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """Every loss that there is, of a game one a player."""
+        return (self.loss,)
+
     def seen(self, batch: Batch) -> Any:
         """Return what the loss sees beside the outputs: the targets, or the whole batch."""
         return batch if self._sees_batch else batch.targets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,20 @@ class Batch:
     def copy(self) -> Batch:
         """Return the batch in memory of its own."""
         return self.mapped(torch.clone)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return the examples of several batches as one.
+
+    >>> len(joined([Batch(torch.zeros(2), {"a": torch.zeros(2)}), Batch(torch.zeros(1), {"a": torch.zeros(1)})]))
+    3
+    """
+    def together(trees: Sequence[Tree]) -> Tree:
+        columns = zip(*(leaves(tree).values() for tree in trees), strict=True)
+        found: Tree = filled(trees[0], map(torch.cat, columns))
+        return found
+
+    return Batch(together([batch.inputs for batch in batches]), together([batch.targets for batch in batches]))
 
 
 def sees_batch(loss: Callable[..., Any]) -> bool:

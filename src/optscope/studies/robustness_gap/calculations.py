@@ -14,7 +14,7 @@ from optscope.evidence.records import Record, measured
 from optscope.optim import SGD, Adam, RMSProp, Rule, SignSGD
 from optscope.probes.attack import PGD
 from optscope.probes.frequency import spectral_energy
-from optscope.probes.probe import frozen
+from optscope.probes.still import frozen
 from optscope.tasks.images import HighEnergy, LowPass
 from optscope.tasks.signals import simulate
 from optscope.tasks.task import Data, Task
