@@ -86,7 +86,10 @@ class Needing(Protocol):
     """What has needs: a probe."""
 
     needs: ClassVar[tuple[Need, ...]]
-    split: Literal["train", "validation", "test"]
+
+    @property
+    def split(self) -> Literal["train", "validation", "test"]:
+        """The part of the data that it looks at."""
 
 
 Some = TypeVar("Some", bound=Needing)

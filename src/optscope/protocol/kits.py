@@ -19,6 +19,7 @@ from optscope.probes.geometry import FirstStep, Geometry, Margin
 from optscope.probes.gradient_noise import GradientNoise
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.modes import Modes
+from optscope.probes.needs import fitting, lacking
 from optscope.probes.noise import BandNoise, GaussianNoise
 from optscope.probes.polar import PolarDrift
 from optscope.probes.probe import Probe
@@ -80,11 +81,8 @@ class Predictors(Kit):
         Sizes are in units of the bounds' width, so that they mean the same for [0, 1] and [0, 255].
         """
         probes: list[Probe] = [Accuracy()]
-        inputs = task.data().test.inputs
-        path = task.perturbed(inputs)
-        if task.about.single and task.bounds is not None and path is not None:
+        if task.bounds is not None:
             width = task.bounds[1] - task.bounds[0]
-            images = leaves(inputs)[path]
             attack = PGD(steps=20, restarts=1)
 
             def scaled(*sizes: float, power: int = 1) -> tuple[float, ...]:
@@ -93,14 +91,13 @@ class Predictors(Kit):
                 GaussianNoise(variances=scaled(0.001, 0.01, 0.05, power=2)),
                 RobustAccuracy("l2", eps=scaled(0.1, 0.25, 0.5, 0.75, 1.0), attack=attack, examples=examples),
                 RobustAccuracy("linf", eps=scaled(0.005, 0.01, 0.02, 0.03, 0.04), attack=attack, examples=examples)]
-            if images.dim() == 4 and min(images.shape[-2:]) >= 8:
+            if _large(_moved_shape(task)):
                 probes.append(BandNoise(variance=0.1 * width**2))
-        return (*probes, Lipschitz(examples=64))
+        return fitting((*probes, Lipschitz(examples=64)), task)
 
     def describing(self, task: Task, examples: int) -> tuple[Probe, ...]:
         """Return what tells of chance, margins, weights, steps and noise."""
-        margin = (Margin(examples=examples),) if task.about.single else ()
-        return (Chance(), *margin, Geometry(), FirstStep(), GradientNoise())
+        return fitting((Chance(), Margin(examples=examples), Geometry(), FirstStep(), GradientNoise()), task)
 
     def watched(self, arms: Sequence[Arm]) -> tuple[Probe, ...]:
         """Return the edge of stability, and of polar descent whether it follows its flow."""
@@ -108,22 +105,21 @@ class Predictors(Kit):
         return (EdgeOfStability(), PolarDrift()) if polar else (EdgeOfStability(),)
 
     def left_out(self, task: Task) -> list[str]:
-        """Return why attacks, noise or bands are not measured."""
+        """Return why attacks, noise, bands or Lipschitz bounds are not measured."""
+        still, said = lacking(Lipschitz(), task), ""
+        shape = _moved_shape(task)
         if not task.about.single:
             also = "" if task.about.dense else "accuracy, calibration, "
-            return [f"{task.name}: {also}margins, noise and attacks are not measured: they need "
-                    'kind="classification".']
-        if task.bounds is None:
-            return [f"{task.name}: noise and attacks are not measured: the inputs have no bounds (bounds=None)."]
-        inputs = task.data().test.inputs
-        path = task.perturbed(inputs)
-        if path is None:
-            return [f"{task.name}: noise and attacks are not measured: no leaf of the inputs is floating point."]
-        shape = tuple(leaves(inputs)[path].shape[1:])
-        if len(shape) != 3 or min(shape[-2:]) < 8:
-            return [f"{task.name}: noise of single frequencies is not measured: that needs images of 8 x 8 or "
-                    f"more; the inputs have shape {shape}."]
-        return []
+            said = f'{also}margins, noise and attacks are not measured: they need kind="classification".'
+        elif task.bounds is None:
+            said = "noise and attacks are not measured: the inputs have no bounds (bounds=None)."
+        elif still:
+            said = f"noise and attacks are not measured: {still}."
+        elif not _large(shape):
+            said = ("noise of single frequencies is not measured: that needs images of 8 x 8 or more; the inputs "
+                    f"have shape {shape}.")
+        found = [said, f"Lipschitz bounds are not measured: {still}." if still else ""]
+        return [f"{task.name}: {each}" for each in found if each]
 
     def known(self, task: Task) -> list[str]:
         """Return which examples parts share, and inputs on very different scales."""
@@ -157,7 +153,7 @@ class Generators(Kit):
     def probes(self, task: Task, examples: int) -> tuple[Probe, ...]:
         """Return what tells of generated things, of the game's field, and of modes where they are known."""
         known = (Modes(task.data),) if isinstance(task.data, Mixture) else ()
-        return Coverage(embedding(task)), Rotation(), *known
+        return fitting((Coverage(embedding(task)), Rotation(), *known), task)
 
     def left_out(self, task: Task) -> list[str]:
         """Return whether images are compared by pixels alone."""
@@ -173,6 +169,18 @@ class Generators(Kit):
 def kit_of(task: Task) -> Kit:
     """Return what is usual for a task: of one player a predictor's, of several a generator's."""
     return Predictors() if len(task.objectives) == 1 else Generators()
+
+
+def _moved_shape(task: Task) -> tuple[int, ...]:
+    """Return the shape of what noise and attacks move of an example, () where there is nothing."""
+    inputs = task.data().test.inputs
+    path = task.perturbed(inputs)
+    return () if path is None else tuple(leaves(inputs)[path].shape[1:])
+
+
+def _large(shape: tuple[int, ...]) -> bool:
+    """Return whether inputs are images in which bands of frequencies say something."""
+    return len(shape) == 3 and min(shape[-2:]) >= 8
 
 
 def embedding(task: Task) -> Embedding:
