@@ -8,8 +8,7 @@ task has it not.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, final
 
@@ -21,17 +20,15 @@ from torch import Tensor, nn
 from optscope.devices import device_of, to_floats
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
-from optscope.optim.rates import has_modes, set_mode
 from optscope.probes.needs import Need, missing
 from optscope.probes.perturbation import check_box
-from optscope.probes.still import still
+from optscope.probes.still import as_meant, check_finite, still
 from optscope.tasks.fresh import seeded
 from optscope.tasks.kinds import BATCH, KINDS, portion
 from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Loss, Split, Task
 from optscope.tasks.tree import Batch, Tree, leaf_name, leaves, mapped, replaced
-from optscope.tasks.unchanged import unchanged
 
 Value = float | Mapping[float, float]
 """One number, or one a coordinate on the metric's axis."""
@@ -205,33 +202,6 @@ def trained_names(snapshot: Snapshot) -> tuple[str, ...]:
     groups = [] if snapshot.optimizer is None else snapshot.optimizer.param_groups
     held = {id(p) for group in groups for p in group["params"]}
     return tuple(name for name, p in names.items() if id(p) in held) or tuple(names)
-
-
-@contextmanager
-def as_meant(snapshot: Snapshot) -> Iterator[nn.Module]:
-    """Put a snapshot's model where its optimiser evaluates it, and leave model, loss and optimiser as they were.
-
-    Schedule-free rules train at other weights than those they stand for: they have train and eval modes.
-    """
-    task, optimizer = snapshot.task, snapshot.optimizer
-    moded = [optimizer] if optimizer is not None and has_modes(optimizer) else []
-    with unchanged(snapshot.model, *task.losses, task.output, *moded):
-        for each in moded:
-            set_mode(each, "eval")
-        yield snapshot.model
-
-
-def check_finite(model: nn.Module) -> None:
-    """Raise unless all parameters have shapes, and are finite."""
-    named = dict(model.named_parameters())
-    for name, p in named.items():
-        if nn.parameter.is_lazy(p):
-            raise UserError(f"the model's parameter {name!r} has no shape yet: call the model once on a batch, or "
-                            "give its layers their sizes")
-    for name, finite in zip(named, to_floats(*(torch.isfinite(p).all() for p in named.values())), strict=True):
-        if not finite:
-            raise UserError(f"the model's parameter {name!r} is not finite: training diverged; "
-                            "measure an earlier checkpoint or lower the learning rate")
 
 
 def check_bounds(task: Task, inputs: Tree) -> None:

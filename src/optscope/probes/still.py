@@ -1,4 +1,4 @@
-"""A model that holds still while it is looked at: in eval mode, frozen, and handed copies of its inputs."""
+"""A model that holds still while it is looked at: as its optimiser means it, frozen, on copies of its inputs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optscope.devices import to_floats
+from optscope.errors import UserError
+from optscope.optim.rates import has_modes, set_mode
+from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.tree import mapped
 from optscope.tasks.unchanged import unchanged
+
+
+@contextmanager
+def as_meant(snapshot: Snapshot) -> Iterator[nn.Module]:
+    """Put a snapshot's model where its optimiser evaluates it, and leave model, loss and optimiser as they were.
+
+    Schedule-free rules train at other weights than those they stand for: they have train and eval modes.
+    """
+    task, optimizer = snapshot.task, snapshot.optimizer
+    moded = [optimizer] if optimizer is not None and has_modes(optimizer) else []
+    with unchanged(snapshot.model, *task.losses, task.output, *moded):
+        for each in moded:
+            set_mode(each, "eval")
+        yield snapshot.model
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise unless all parameters have shapes, and are finite."""
+    named = dict(model.named_parameters())
+    for name, p in named.items():
+        if nn.parameter.is_lazy(p):
+            raise UserError(f"the model's parameter {name!r} has no shape yet: call the model once on a batch, or "
+                            "give its layers their sizes")
+    for name, finite in zip(named, to_floats(*(torch.isfinite(p).all() for p in named.values())), strict=True):
+        if not finite:
+            raise UserError(f"the model's parameter {name!r} is not finite: training diverged; "
+                            "measure an earlier checkpoint or lower the learning rate")
 
 
 @contextmanager
