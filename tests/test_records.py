@@ -81,6 +81,17 @@ def test_what_others_vary_may_be_asked_and_of_no_rows_anything():
     assert Records().levels("keep") == []
 
 
+def test_numbers_of_several_levels_are_not_taken_for_one_another():
+    rows = Records(Record("e", "polar", seed, "error", seed / depth, factors={"depth": depth})
+                   for depth in (2, 4) for seed in (1, 2))
+    assert rows.varied() == ["depth"]
+    assert rows.where(depth=4).varied() == []
+    assert rows.where(depth=4).by_seed("polar", "error") == {1: 0.25, 2: 0.5}
+    for ask in (rows.by_seed, rows.values, lambda arm, metric: rows.pairs(arm, arm, metric)):
+        with pytest.raises(UserError, match=r'"error" of polar .* where\(depth=...\): 2, 4'):
+            ask("polar", "error")
+
+
 def test_levels_are_ascending_and_numbers_come_first():
     assert SOME.levels("keep") == [30, 50]
     assert SOME.where(cut="low").levels("seed") == [1, 2]

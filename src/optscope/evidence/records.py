@@ -179,6 +179,10 @@ class Records(Sequence[Record]):
         found = self._parts.get(name, {}).keys() - {None}
         return sorted(found, key=lambda value: (isinstance(value, str), value))
 
+    def varied(self) -> list[str]:
+        """Return the factors that are not at one level in all of these rows."""
+        return [name for name in self.factors() if len({row.factors.get(name) for row in self._rows}) > 1]
+
     def columns(self) -> dict[str, list[Any]]:
         """Return a list a column, one value a row: what `pandas.DataFrame` and `polars.DataFrame` take.
 
@@ -209,15 +213,21 @@ class Records(Sequence[Record]):
         """Return seed to value for the final phase of one arm and metric, measured after the last step.
 
         Raises:
-            UserError: without `at`, when the metric was measured at several coordinates.
+            UserError: without `at`, when the metric was measured at several coordinates; when it was at several
+                levels of a factor, which `where` tells apart.
         """
-        rows: Iterable[Record] = self.where(arm=arm, metric=metric, step=None, phase="final")
+        rows: Sequence[Record] = self.where(arm=arm, metric=metric, step=None, phase="final")
         if at is not None:
             rows = [row for row in rows if row.at is not None and math.isclose(row.at, at)]
         elif len(places := {row.at for row in rows}) > 1:
             raise UserError(f'"{metric}" was measured at several coordinates; say which with at=: '
                             f"{', '.join(f'{place:g}' for place in sorted(p for p in places if p is not None))}")
-        return {row.seed: row.value for row in rows}
+        found = {row.seed: row.value for row in rows}
+        varied = Records(rows).varied() if len(found) < len(rows) else []
+        if varied:
+            raise UserError(f'"{metric}" of {arm} was measured at several levels of {varied[0]}; say which with '
+                            f"where({varied[0]}=...): {', '.join(map(str, Records(rows).levels(varied[0])))}")
+        return found
 
     def seeds(self, *arms: str) -> list[int]:
         """Return the seeds on which any of the arms was trained in the final phase, well or not."""

@@ -24,6 +24,7 @@ from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Expe
 from optscope.protocol.search import Grid
 from optscope.protocol.study import Paper, Study
 from optscope.studies.marginal_momentum import finetuning
+from optscope.studies.marginal_momentum.before_factors import before_factors
 from optscope.studies.marginal_momentum.calculations import (
     along_valley,
     approximation,
@@ -161,20 +162,24 @@ def on_grid(data: str, grids: Grids, batch: int) -> list[Experiment]:
     epochs, rates = grids.rates[batch]
     plan, seeds = Plan(epochs, batch, DECAY), tuple(range(1, grids.seeds + 1))
 
-    def arms(*betas: float) -> tuple[Arm, ...]:
-        return tuple(Arm(cell_arm(beta, rate), _rule(beta, rate, grids)) for beta in betas for rate in rates)
+    def arms(view: str, *betas: float) -> tuple[Arm, ...]:
+        return tuple(Arm(cell_arm(beta, rate), _rule(beta, rate, grids), factors={
+            "data": data, "batch": batch, "view": view, "momentum": beta, "rate": rate})
+            for beta in betas for rate in rates)
 
-    tuned = tuple(Arm(method(beta), _rule(beta, rates[0], grids), Grid(rates)) for beta in BETAS)
+    tuned = tuple(Arm(method(beta), _rule(beta, rates[0], grids), Grid(rates), factors={
+        "data": data, "batch": batch, "view": "tuned", "momentum": beta}) for beta in BETAS)
     probes: tuple[Probe, ...] = (Accuracy(),)
     looks = (TopEigenvalues(rel=0.05, margin=2), DescentSplit(batch=batch))
     found: list[Experiment] = [
-        Comparison(experiment(data, batch), grids.task, arms(*BETAS), plan, probes, seeds, moments=2),
+        Comparison(experiment(data, batch), grids.task, arms("grid", *BETAS), plan, probes, seeds, moments=2),
         Comparison(experiment(data, batch, "tuned"), grids.task, tuned, plan, probes, seeds, TUNING_SEEDS,
                    Criterion("accuracy", "higher"), moments=2),
-        Comparison(experiment(data, batch, "watched"), grids.task, arms(*BETAS), plan, (), TUNING_SEEDS[:1],
-                   TUNING_SEEDS[1:], moments=grids.moments, watched=looks)]
+        Comparison(experiment(data, batch, "watched"), grids.task, arms("watched", *BETAS), plan, (),
+                   TUNING_SEEDS[:1], TUNING_SEEDS[1:], moments=grids.moments, watched=looks)]
     if batch == sorted(grids.rates)[len(grids.rates) // 2] and len(grids.rates) > 2:
-        found.append(Comparison(experiment(data, batch, "other momenta"), grids.task, arms(*OTHER_BETAS), plan,
+        found.append(Comparison(experiment(data, batch, "other momenta"), grids.task,
+                                arms("other momenta", *OTHER_BETAS), plan,
                                 probes, seeds[:4], moments=2))
     return found
 
@@ -186,7 +191,9 @@ def amplified(data: str, grids: Grids) -> list[Experiment]:
     batch, epochs, rate = grids.svag
     seeds = tuple(range(1, grids.svag_seeds + 1))
     return [Comparison(svag_experiment(data, level), grids.task,
-                       tuple(Arm(method(beta), SVAG(_rule(beta, rate, grids), level)) for beta in BETAS),
+                       tuple(Arm(method(beta), SVAG(_rule(beta, rate, grids), level), factors={
+                           "data": data, "batch": batch, "view": "svag", "momentum": beta, "rate": rate,
+                           "level": level}) for beta in BETAS),
                        Plan(2 * level * epochs, batch, DECAY), (Accuracy(),), seeds, moments=2)
             for level in grids.levels]
 
@@ -230,4 +237,5 @@ STUDY = Study(
              "are tested on 400 texts, at the best of four checkpoints; matrices are multiplied in bfloat16 where "
              "the processor can; subsets of 16 and 128 share texts. The claim over all of them was set before any "
              "result was seen, that of equal rates and Holm's correction when those of one setting had been.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    before_factors=before_factors)

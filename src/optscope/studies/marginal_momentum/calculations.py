@@ -69,8 +69,8 @@ def approximation(alpha: float, scale: float, rates: Sequence[float], paths: int
     rows, arm = [], f"alpha {alpha:g}"
     for rate in rates:
         found = distance(rate, alpha, scale, paths=paths)
-        rows += [measured(arm, 0, "coupled distance", found.coupled, rate),
-                 measured(arm, 0, "weak distance", found.weak, rate)]
+        rows += [measured(arm, 0, "coupled distance", found.coupled, rate, alpha=alpha),
+                 measured(arm, 0, "weak distance", found.weak, rate, alpha=alpha)]
     return rows, {}
 
 
@@ -95,15 +95,17 @@ def on_quadratic(products: Sequence[float], betas: Sequence[float], paths: int) 
             expected = stationary_variance(rate, beta, product / rate)
             if math.isfinite(expected):
                 seen = settled_variance(rate, beta, product / rate, paths=paths)
-                rows.append(measured(f"β {beta:g}", 0, "variance", seen, product))
-                rows.append(measured(f"β {beta:g}", 0, "variance over closed form", seen / expected, product))
+                rows.append(measured(f"β {beta:g}", 0, "variance", seen, product, momentum=beta))
+                rows.append(measured(f"β {beta:g}", 0, "variance over closed form", seen / expected, product,
+                                     momentum=beta))
     return rows, {}
 
 
 def beyond_stability(product: float, betas: Sequence[float], steps: int = 500) -> Found:
     """Run a quadratic of one ηh without noise, from 1, and keep log10 |x| at the end: below 0 it was stable."""
     *_, ends = together(quadratic(product / 0.1, 0.0), np.ones(1), 0.1, betas, steps, seed=0)
-    return [measured(f"β {beta:g}", 0, "log10 |x| at the end", float(np.log10(np.abs(x[0]) + 1e-300)), product)
+    return [measured(f"β {beta:g}", 0, "log10 |x| at the end", float(np.log10(np.abs(x[0]) + 1e-300)), product,
+                     momentum=beta)
             for beta, x in zip(betas, ends, strict=True)], {}
 
 
@@ -113,6 +115,7 @@ def pure_noise(beta: float, horizons: Sequence[int], paths: int, seed: int = 0) 
     noise = quadratic(0.0, 1.0)
     for k, (z, x) in enumerate(together(noise, np.zeros(paths), 0.1, (0.0, beta), max(horizons), seed), start=1):
         if k in kept:
-            rows += [measured(f"β {beta:g}", 0, "variance ratio", float(x.var() / z.var()), k),
-                     measured(f"β {beta:g}", 0, "variance ratio, closed form", noise_ratio(beta, k), k)]
+            rows += [measured(f"β {beta:g}", 0, "variance ratio", float(x.var() / z.var()), k, momentum=beta),
+                     measured(f"β {beta:g}", 0, "variance ratio, closed form", noise_ratio(beta, k), k,
+                              momentum=beta)]
     return rows, {}

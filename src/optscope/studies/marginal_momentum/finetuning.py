@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.nn.functional import cross_entropy
@@ -19,7 +19,7 @@ from optscope.optim import SGD, AdamW, Cosine, Momentum
 from optscope.probes.accuracy import Checkpoint
 from optscope.protocol.comparison import Arm, Comparison, Criterion
 from optscope.protocol.search import Grid
-from optscope.studies.marginal_momentum.readings import BETAS, Pair, method
+from optscope.studies.marginal_momentum.readings import BETAS, Pair, at, method
 from optscope.tasks.task import Task
 from optscope.tasks.text import MovieSnippets, RottenTomatoes, Shakespeare, TextFile
 from optscope.tasks.text_models import CharTransformer, Encoder, Pretrained, has_bfloat16
@@ -67,7 +67,7 @@ def language_models(size: Size) -> list[Comparison]:
                 task = Task(f"{data} {shots or 'full'}", model, examples, bounds=None)
                 plan = (Plan(math.ceil(STEPS * BATCH / (shots * CLASSES[data])), BATCH, Cosine(0.1)) if shots
                         else Plan(1, 32, Cosine(0.1)))
-                found.append(_comparison(f"{task.name}, subset {subset}", task, plan,
+                found.append(_comparison(task.name, subset, task, plan,
                                          size.seeds if shots else size.seeds + 1))
     return found
 
@@ -76,7 +76,7 @@ def characters() -> Comparison:
     """Return the fine-tuning of a small character transformer from Shakespeare's plays to his verse."""
     model = Pretrained(CharTransformer(), Shakespeare(), steps=2000)
     task = Task(CHARACTERS, model, Shakespeare(verse=True), cross_entropy, "regression", bounds=None)
-    return _comparison(f"{CHARACTERS}, subset 0", task, Plan(4, 16, Cosine(0.1)), 8, CHARACTER_ARMS)
+    return _comparison(CHARACTERS, 0, task, Plan(4, 16, Cosine(0.1)), 8, CHARACTER_ARMS)
 
 
 def of_the_paper() -> list[Comparison]:
@@ -92,16 +92,18 @@ def of_the_paper() -> list[Comparison]:
             data = TextFile(512, subset, 256 if classes == 3 else 128, "roberta-large", f"lm/{name}.tsv")
             task = Task(name, Encoder(classes, "roberta-large"), data, bounds=None)
             plan = Plan(math.ceil(1000 * BATCH / (512 * classes)), BATCH, Cosine())
-            found.append(_comparison(f"{name} 512, subset {subset}", task, plan, 1, moments=10, examples=1000))
+            found.append(_comparison(f"{name} 512", subset, task, plan, 1, moments=10, examples=1000))
     return found
 
 
-def _comparison(name: str, task: Task, plan: Plan, seeds: int, arms: tuple[Arm, ...] = ARMS, moments: int = 4,
-                examples: int = 400) -> Comparison:
+def _comparison(setting: str, subset: int, task: Task, plan: Plan, seeds: int, arms: tuple[Arm, ...] = ARMS,
+                moments: int = 4, examples: int = 400) -> Comparison:
     criterion = (Criterion("validation loss at checkpoint") if task.kind == "regression"
                  else Criterion("validation accuracy at checkpoint", "higher"))
-    return Comparison(name, task, arms, plan, (), tuple(range(1, seeds + 1)), criterion=criterion,
-                      moments=moments, keep_weights=False, validation=Checkpoint(examples=examples))
+    arms = tuple(replace(arm, factors={"setting": setting, "subset": subset}) for arm in arms)
+    return Comparison(f"{setting}, subset {subset}", task, arms, plan, (), tuple(range(1, seeds + 1)),
+                      criterion=criterion, moments=moments, keep_weights=False,
+                      validation=Checkpoint(examples=examples))
 
 
 def best_checkpoint(records: Records, setting: str, first: str, second: str,
@@ -113,7 +115,7 @@ def best_checkpoint(records: Records, setting: str, first: str, second: str,
     """
     found = []
     for subset in _subsets(records, setting):
-        mine = records.where(experiment=subset, phase="final")
+        mine = subset.where(phase="final")
         found.append(np.array([[_at_best(mine.where(arm=arm, seed=seed), metric) for arm in (first, second)]
                                for seed in mine.seeds(first, second)]).reshape(-1, 2))
     means = [seeds.mean(0) for seeds in found if len(seeds)]
@@ -129,7 +131,7 @@ def equal_rates(records: Records, setting: str, rate: float) -> Pair:
     chance = 100 / CLASSES[setting.rpartition(" ")[0]]
     found = []
     for subset in _subsets(records, setting):
-        mine = [records.where(experiment=subset, phase="tune", rule=repr(rule))
+        mine = [subset.where(phase="tune", rule=repr(rule))
                 for rule in (Momentum(lr=rate), SGD(lr=rate))]
         if all(mine):
             found.append([_at_end(each, chance) for each in mine])
@@ -137,8 +139,9 @@ def equal_rates(records: Records, setting: str, rate: float) -> Pair:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _subsets(records: Records, setting: str) -> list[str]:
-    return sorted({row.experiment for row in records if row.experiment.startswith(f"{setting}, subset ")})
+def _subsets(records: Records, setting: str) -> list[Records]:
+    mine = at(records, "setting", setting)
+    return [mine.where(subset=subset) for subset in mine.levels("subset")]
 
 
 def _at_end(records: Records, chance: float) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optscope.evidence.records import Records
+from optscope.evidence.records import Factor, Records
 from optscope.evidence.verdicts import equivalent
 from optscope.theory import stability
 from optscope.theory.momentum import Regime, noise_left, regime
@@ -47,14 +46,17 @@ def cell_arm(beta: float, rate: float) -> str:
 
 def batches(records: Records, data: str) -> list[int]:
     """Return the batch sizes of a data set's grids, ascending."""
-    found = {re.fullmatch(rf"{re.escape(data)}, batch (\d+)", row.experiment) for row in records}
-    return sorted({int(match[1]) for match in found if match})
+    return at(records, "view", "grid").where(data=data).levels("batch")
+
+
+def at(records: Records, factor: str, level: Factor) -> Records:
+    """Return the rows with a factor at a level; none where no experiment that varies it was run."""
+    return records.where(**{factor: level}) if factor in records.factors() else Records()
 
 
 def rates(records: Records, beta: float) -> list[float]:
     """Return the effective rates at which an experiment tried momentum β, ascending."""
-    start = f"{method(beta)}, η "
-    return sorted(float(arm.removeprefix(start)) for arm in records.arms() if arm.startswith(start))
+    return records.where(momentum=beta).levels("rate")
 
 
 def scores(records: Records, arm: str) -> Array:

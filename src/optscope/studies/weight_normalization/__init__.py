@@ -25,6 +25,7 @@ from optscope.probes.robust import RobustAccuracy
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
 from optscope.protocol.search import Grid
 from optscope.protocol.study import Paper, Study
+from optscope.studies.weight_normalization.before_factors import before_factors
 from optscope.studies.weight_normalization.calculations import (
     cells,
     controls,
@@ -162,4 +163,5 @@ STUDY = Study(
              "ratio is unknown; κ here is the direction's over the norm's. Descents whose residual is above 1 % "
              "are counted as unfinished, not scored. Factors start alike; unequal starts are not studied. The "
              "network is small and shows a direction, not a law.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    before_factors=before_factors)

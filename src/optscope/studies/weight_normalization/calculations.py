@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import null_space
 
-from optscope.evidence.records import Record, measured
+from optscope.evidence.records import Factor, Record, measured
 from optscope.tasks.diagonal import Descent, Instances, Settings, descend, flow, gaussian
 from optscope.theory.bregman import Array
 from optscope.theory.diagonal import (
@@ -50,9 +50,10 @@ def error(problems: Instances, x: Array) -> Array:
     return np.asarray(np.linalg.norm(x - problems.x, axis=-1) / np.linalg.norm(problems.x, axis=-1))
 
 
-def _rows(arm: str, seeds: Sequence[int], at: float | None, **metrics: Array) -> list[Record]:
-    return [measured(arm, seed, name.replace("_", " "), float(value), at) for name, values in metrics.items()
-            for seed, value in zip(seeds, values, strict=True)]
+def _rows(arm: str, factors: Mapping[str, Factor], seeds: Sequence[int], at: float | None,
+          **metrics: Array) -> list[Record]:
+    return [measured(arm, seed, name.replace("_", " "), float(value), at, None, **factors)
+            for name, values in metrics.items() for seed, value in zip(seeds, values, strict=True)]
 
 
 def sweep(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Sequence[float]) -> Found:
@@ -63,19 +64,21 @@ def sweep(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Seq
     problems = gaussian(seeds)
     Q = least(problems)
     size = 2 * problems.x.shape[1]
-    rows = _rows(f"L={depth}, linear programme", seeds, None, least_l1=Q, error=error(problems, np.stack(
+    of: Mapping[str, Factor] = {"depth": depth}
+    rows = _rows("linear programme", of, seeds, None, least_l1=Q, error=error(problems, np.stack(
         [basis_pursuit(A, y) for A, y in zip(problems.A, problems.y, strict=True)])))
     for alpha in alphas:
-        arms: dict[str, float | None] = {"plain": None, **{f"κ={k:g}": k for k in ratios},
-                                         "torch": 1 / (size * alpha ** (2 / depth))}
-        for name, kappa in arms.items():
+        arms: list[tuple[str, float | None, Mapping[str, Factor]]] = [
+            ("plain", None, of), *((f"κ={k:g}", k, {**of, "ratio": k}) for k in ratios),
+            ("torch", 1 / (size * alpha ** (2 / depth)), of)]
+        for name, kappa, factors in arms:
             limit = fit(problems.A, problems.y, alpha, depth=depth, ratio=kappa)
             excess = (limit.l1 - Q) / Q
             bound = np.array([float(excess_bound(np.exp(s) * alpha, size, q, depth))  # 0 where ρ underflows
                               for s, q in zip(limit.log_rho, Q, strict=True)])
             if kappa is not None and depth == 2:
                 bound = np.minimum(bound, [float(robust_bound(alpha, size, q, kappa)) for q in Q])
-            rows += _rows(f"L={depth}, {name}", seeds, alpha, excess=excess, error=error(problems, limit.x),
+            rows += _rows(name, factors, seeds, alpha, excess=excess, error=error(problems, limit.x),
                           log10_effective_start=limit.log_rho / np.log(10) + np.log10(alpha),
                           excess_less_bound=excess - np.minimum(bound, 1e9))
     return rows, {}
@@ -85,9 +88,8 @@ def cells(depth: int, seeds: Sequence[int], sparsities: Sequence[int], measureme
           shares: Sequence[float], strength: float) -> Found:
     """Find exact limits over sparsities s, measurements M and shares of the threshold.
 
-    Polar flow has κ Σ|x*|^{2/L} = `strength`. Arms are called "L=2, s=5, M=40, "
-    "plain"; rows at the share: excess, error,
-    and whether basis pursuit finds x*.
+    Polar flow has κ Σ|x*|^{2/L} = `strength`. Factors are depth, sparsity and measurements; rows at the share:
+    excess, error, and whether basis pursuit finds x*.
     """
     rows: list[Record] = []
     for s in sparsities:
@@ -95,13 +97,14 @@ def cells(depth: int, seeds: Sequence[int], sparsities: Sequence[int], measureme
             problems = gaussian(seeds, measurements=m, sparsity=s)
             Q = least(problems)
             recovered = np.abs(Q - 1) < 1e-8
-            name = f"L={depth}, s={s}, M={m}"
-            rows += _rows(name, seeds, None, l1_minimiser_is_the_target=recovered.astype(np.float64))
+            factors = {"depth": depth, "sparsity": s, "measurements": m}
+            rows += _rows("linear programme", factors, seeds, None,
+                          l1_minimiser_is_the_target=recovered.astype(np.float64))
             ratio = strength / target_square(problems, depth)
             for share, alpha in zip(shares, starts(problems, depth, shares).T, strict=True):
                 for arm, kappa in (("plain", None), ("polar", ratio)):
                     limit = fit(problems.A, problems.y, alpha, depth=depth, ratio=kappa)
-                    rows += _rows(f"{name}, {arm}", seeds, share, excess=(limit.l1 - Q) / Q,
+                    rows += _rows(arm, factors, seeds, share, excess=(limit.l1 - Q) / Q,
                                   error=error(problems, limit.x))
     return rows, {}
 
@@ -113,7 +116,7 @@ def dose(depth: int, seeds: Sequence[int], share: float, strengths: Sequence[flo
     rows = []
     for strength in strengths:
         limit = fit(problems.A, problems.y, alpha, depth=depth, ratio=strength / square)
-        rows += _rows(f"L={depth}, polar", seeds, strength, excess=(limit.l1 - Q) / Q)
+        rows += _rows("polar", {"depth": depth}, seeds, strength, excess=(limit.l1 - Q) / Q)
     return rows, {}
 
 
@@ -142,19 +145,20 @@ def table(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Seq
     polar = descend(problems, Settings(depth, many[0], np.array([0.25]), many[1]), iterations)
     rows: list[Record] = []
     for i, alpha in enumerate(alphas):
-        rows += _scored(f"L={depth}, plain", problems, Q, seeds, alpha, found["plain"], i)
+        rows += _scored("plain", {"depth": depth}, problems, Q, seeds, alpha, found["plain"], i)
         for j, kappa in enumerate(ratios):
-            rows += _scored(f"L={depth}, κ={kappa:g}", problems, Q, seeds, alpha, polar, i * len(ratios) + j)
+            rows += _scored(f"κ={kappa:g}", {"depth": depth, "ratio": kappa}, problems, Q, seeds, alpha, polar,
+                            i * len(ratios) + j)
     return rows, {}
 
 
-def _scored(arm: str, problems: Instances, Q: Array, seeds: Sequence[int], at: float, run: Descent,
-            column: int) -> list[Record]:
+def _scored(arm: str, factors: Mapping[str, Factor], problems: Instances, Q: Array, seeds: Sequence[int],
+            at: float, run: Descent, column: int) -> list[Record]:
     """Return what a descent reached: nan for error and excess where it is unfinished."""
     residual = run.residual[:, column]
     whole = np.where(residual <= FINISHED, 1.0, np.nan)
     times = {f"iterations_to_{name.replace(' ', '_')}": reached[:, column] for name, reached in run.reached.items()}
-    return _rows(arm, seeds, at, error=run.error[:, column] * whole, residual=residual,
+    return _rows(arm, factors, seeds, at, error=run.error[:, column] * whole, residual=residual,
                  excess=(np.abs(run.x[..., column]).sum(-1) - Q) / Q * whole,
                  unfinished=np.isnan(whole).astype(float), **times)
 
@@ -181,9 +185,8 @@ def descents(depth: int, seeds: Sequence[int], shares: Sequence[float], strength
             limit = fit(problems.A, problems.y, np.exp(log_rho[:, i]) * alphas[:, i], depth=depth)
             whole = np.where(run.residual[:, i] <= FINISHED, 1.0, np.nan)
             gap = np.linalg.norm(run.x[..., i] - limit.x, axis=-1) / np.linalg.norm(problems.x, axis=-1)
-            arm = f"L={depth}, {name}"
-            rows += _scored(arm, problems, Q, seeds, share, run, i)
-            rows += _rows(arm, seeds, share, distance_to_the_limit=gap * whole,
+            rows += _scored(name, {"depth": depth}, problems, Q, seeds, share, run, i)
+            rows += _rows(name, {"depth": depth}, seeds, share, distance_to_the_limit=gap * whole,
                           excess_of_the_limit=(limit.l1 - Q) / Q,
                           log10_effective_start=(log_rho[:, i] + np.log(alphas[:, i])) / np.log(10))
             arrays[f"L={depth}/{name}/rate {share:g}"] = np.array([_per_step(problems, limit, depth, kappa, i)])
@@ -206,17 +209,18 @@ def flows(seeds: Sequence[int]) -> Found:
                 problems = gaussian([seed], 30, 15 if signed else 10, 3, signed)
                 A, y = problems.A[0], problems.y[0]
                 start = np.random.default_rng([seed, depth]).uniform(0.003, 0.03, (1 + signed, 30))
-                arm = f"L={depth}, {'signed' if signed else 'unsigned'}"
+                arm = "signed" if signed else "unsigned"
                 for kappa in (0.5, 3.0):
-                    rows += [measured(arm, seed, name, value, kappa) for name, value in
+                    rows += [measured(arm, seed, name, value, kappa, depth=depth) for name, value in
                              _against_theory(A, y, start, depth, kappa, signed).items()]
                 rows += [measured(arm, seed, f"rate over prediction, {name}",
-                             _measured_rate(A, y, start, depth, ratio, signed))
+                                  _measured_rate(A, y, start, depth, ratio, signed), depth=depth)
                          for name, ratio in (("plain", None), ("polar", 3.0))]
                 plain = flow(A, y, start, depth, signed=signed)
                 same = flow(A, y, start, depth, lambda r: 1 / r**2, signed=signed)
                 gap = np.abs(plain.x(depth, signed)[-1] - same.x(depth, signed)[-1]).max()
-                rows.append(measured(arm, seed, "distance of the flow at κ=1/r² from plain flow", float(gap)))
+                rows.append(measured(arm, seed, "distance of the flow at κ=1/r² from plain flow", float(gap),
+                                     depth=depth))
     return rows, {}
 
 
@@ -249,11 +253,11 @@ def controls(seeds: Sequence[int], strength: float) -> Found:
     for depth in (2, 3):
         alpha, ratio = starts(dense, depth, [0.2])[:, 0], strength / target_square(dense, depth)
         limit = fit(dense.A, dense.y, alpha, depth=depth, ratio=ratio)
-        rows += _rows(f"L={depth}, dense, polar", seeds, None, error=error(dense, limit.x))
+        rows += _rows("polar", {"depth": depth, "problem": "dense"}, seeds, None, error=error(dense, limit.x))
         sparse = gaussian(seeds)
         for name, kappa in (("plain", None), ("κ=1", 1.0)):
             tiny = fit(sparse.A, sparse.y, 1e-6, depth=depth, ratio=kappa)
-            rows += _rows(f"L={depth}, tiny start, {name}", seeds, None, error=error(sparse, tiny.x))
+            rows += _rows(name, {"depth": depth, "problem": "tiny start"}, seeds, None, error=error(sparse, tiny.x))
     return rows, {}
 
 
@@ -279,7 +283,7 @@ def tuned_speed(depth: int, tuning: Sequence[int], seeds: Sequence[int], iterati
             best = int(np.argmin(np.median(trials.reached[f"error {percent} %"], axis=0)))
             chosen = [g[best:best + 1] for g in grid]
             final = run(gaussian(seeds), chosen)
-            rows += _rows(f"L={depth}, {name}", seeds, float(percent),
+            rows += _rows(name, {"depth": depth}, seeds, float(percent),
                           iterations=final.reached[f"error {percent} %"][:, 0])
             arrays[f"L={depth}/{name}/{percent}"] = np.concatenate(chosen)
     return rows, arrays

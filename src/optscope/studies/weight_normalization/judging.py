@@ -41,6 +41,15 @@ def _log_times(records: Records, arm: str, other: str, metric: str, at: float) -
         return np.asarray(np.nan_to_num(np.log10(a) - np.log10(b), nan=0.0, posinf=np.inf, neginf=-np.inf))
 
 
+def _usual(records: Records, depth: int) -> Records:
+    """Return the limits of a depth on problems of 5 entries and 40 measurements, over all shares."""
+    return records.where(experiment="cells", arm=("plain", "polar"), depth=depth, sparsity=5, measurements=40)
+
+
+def _control(records: Records, depth: int, problem: str) -> Records:
+    return records.where(experiment="controls", metric="error", depth=depth, problem=problem)
+
+
 def largest(records: Records, experiment: str, metric: str) -> float:
     """Return the largest value of a metric in an experiment, nan without one."""
     values = [row.value for row in records.where(experiment=experiment, metric=metric)]
@@ -55,7 +64,7 @@ class NearLeast:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median of E/Q at a fifth of the threshold."""
-        values = records.where(experiment="cells").values(f"L={self.depth}, s=5, M=40, polar", "excess", 0.2)
+        values = _usual(records, self.depth).values("polar", "excess", 0.2)
         return within(median_interval(values), high=NEAR, what=f"L = {self.depth}: median excess E/Q of polar "
                       "limits")
 
@@ -69,17 +78,16 @@ class LessError:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median of log10 of the error's ratio at 0.2 and 0.6 of the threshold, paired by seed."""
-        mine = records.where(experiment=self.experiment)
-        middle = f"L={self.depth}, s=5, M=40" if self.experiment == "cells" else f"L={self.depth}"
-        parts = [within(median_interval(_log_ratio(mine, f"{middle}, polar", f"{middle}, plain", "error", share)),
-                        high=HALF, what=f"L = {self.depth}, {share:g} of the threshold: log10 of polar over plain "
-                        "error")
+        mine = (_usual(records, self.depth) if self.experiment == "cells" else
+                records.where(experiment=self.experiment, depth=self.depth))
+        parts = [within(median_interval(_log_ratio(mine, "polar", "plain", "error", share)), high=HALF,
+                        what=f"L = {self.depth}, {share:g} of the threshold: log10 of polar over plain error")
                  for share in (0.2, 0.6)]
-        unfinished = mine.where(metric="unfinished", value=1.0)
+        unfinished = records.where(experiment=self.experiment, metric="unfinished", value=1.0)
         verdict = replace(all_of(parts), effect=parts[0].effect, low=parts[0].low, high=parts[0].high, n=parts[0].n)
         if not unfinished:
             return verdict
-        count = len(unfinished.where(arm=(f"{middle}, polar", f"{middle}, plain")))
+        count = len(unfinished.where(depth=self.depth))
         return replace(verdict, note=f"{verdict.note} {count} descents of all shares were unfinished and not "
                        "scored.")
 
@@ -92,9 +100,9 @@ class DoseResponse:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge, over seeds, the rank correlation of κ with E within a seed, where E is above rounding."""
-        mine = records.where(experiment="dose", arm=f"L={self.depth}, polar")
+        mine = records.where(experiment="dose", arm="polar", depth=self.depth)
         ranks = []
-        for seed in mine.seeds(f"L={self.depth}, polar"):
+        for seed in mine.seeds("polar"):
             points = [(row.at, row.value) for row in mine.where(seed=seed) if row.value > 1e-9]
             strengths, excesses = [at or math.nan for at, _ in points], [value for _, value in points]
             ranks.append(rank_correlation(strengths, excesses).estimate if len(points) > 2 else math.nan)
@@ -109,7 +117,7 @@ class Collapse:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median distance to the plain limit, over seeds and shares of the threshold."""
-        rows = records.where(experiment="descents", arm=f"L={self.depth}, polar", metric="distance to the limit")
+        rows = records.where(experiment="descents", arm="polar", metric="distance to the limit", depth=self.depth)
         values = np.array([row.value for row in rows])
         return within(median_interval(values[np.isfinite(values)]), high=0.01,
                       what=f"L = {self.depth}: distance of finished descents from the plain limit at ρα, in ‖x*‖")
@@ -139,9 +147,8 @@ class Exponential:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the worst ratio of measured to predicted slope, polar and plain."""
-        arms = (f"L={self.depth}, signed", f"L={self.depth}, unsigned")
         values = np.array([row.value for name in ("plain", "polar") for row in records.where(
-            experiment="flows", arm=arms, metric=f"rate over prediction, {name}")])
+            experiment="flows", metric=f"rate over prediction, {name}", depth=self.depth)])
         missing = int(np.isnan(values).sum())
         worst = float(values[np.nanargmax(np.abs(values - 1))]) if missing < len(values) else math.nan
         verdict = close(worst, 1.0, 0.05, what=f"L = {self.depth}: measured over predicted rate, the worst of "
@@ -166,8 +173,8 @@ class Faster:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median of log10 of the ratio of iterations, paired by seed."""
-        ratio = _log_times(records.where(experiment=self.experiment), f"L={self.depth}, {self.polar}",
-                           f"L={self.depth}, plain", self.metric, self.at)
+        mine = records.where(experiment=self.experiment, metric=self.metric, depth=self.depth)
+        ratio = _log_times(mine, self.polar, "plain", self.metric, self.at)
         return within(median_interval(ratio), high=HALF,
                       what=f"L = {self.depth}, {self.where}: log10 of polar over plain iterations")
 
@@ -181,8 +188,9 @@ class OnlyPolarArrives:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the share of seeds on which polar descent (κ = 10) reaches 5 % error and plain does not."""
-        a, b = records.where(experiment="table").pairs(f"L={self.depth}, κ=10", f"L={self.depth}, plain",
-                                                       "iterations to error 5 %", self.alpha)
+        metric = "iterations to error 5 %"
+        mine = records.where(experiment="table", metric=metric, depth=self.depth)
+        a, b = mine.pairs("κ=10", "plain", metric, self.alpha)
         return within(wilson(float((np.isfinite(a) & np.isnan(b)).sum()), len(a)), low=0.5,
                       what=f"L = {self.depth}, α = {self.alpha:g}: share of seeds where polar alone reaches 5 % "
                       "error")
@@ -191,13 +199,15 @@ class OnlyPolarArrives:
 def in_most_cells(records: Records) -> Verdict:
     """C7: halving of the error over depths, sparsities, measurements and starts: in most cells."""
     mine = records.where(experiment="cells")
-    names = sorted({arm.removesuffix(", polar") for arm in mine.arms() if arm.endswith(", polar")})
-    places = [(name, share) for name in names for share in BELOW]
-    medians = [float(np.median(_log_ratio(mine, f"{name}, polar", f"{name}, plain", "error", share)))
-               for name, share in places]
+    tried = mine.where(arm="polar")
+    cells = [mine.where(depth=depth, sparsity=sparsity, measurements=measurements)
+             for depth in tried.levels("depth") for sparsity in tried.levels("sparsity")
+             for measurements in tried.levels("measurements")]
+    places = [(cell, share) for cell in cells for share in BELOW]
+    medians = [float(np.median(_log_ratio(cell, "polar", "plain", "error", share))) for cell, share in places]
     less, more = sum(m < HALF for m in medians), sum(m > 0 for m in medians)
-    off = [m for m, (name, _) in zip(medians, places, strict=True)
-           if np.mean(mine.values(name, "l1 minimiser is the target")) < 0.5]
+    off = [m for m, (cell, _) in zip(medians, places, strict=True)
+           if np.mean(cell.values("linear programme", "l1 minimiser is the target")) < 0.5]
     verdict = within(wilson(less, len(medians)), low=0.5, what="share of cells (depth, sparsity, measurements, "
                      "start) whose median error polar flow halves")
     return replace(verdict, note=f"{verdict.note} In {more} cells it is larger. Of the {len(off)} cells where the "
@@ -213,8 +223,9 @@ class PlainNeedsSmallStarts:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge E/Q from a fifth of the threshold (must be above 5 %) and from 1e-8 (must be below)."""
-        large = records.where(experiment="cells").values(f"L={self.depth}, s=5, M=40, plain", "excess", 0.2)
-        small = records.where(experiment="limits").values(f"L={self.depth}, plain", "excess", 1e-8)
+        large = _usual(records, self.depth).values("plain", "excess", 0.2)
+        limits = records.where(experiment="limits", metric="excess", depth=self.depth)
+        small = limits.values("plain", "excess", 1e-8)
         parts = [within(median_interval(large), low=NEAR, what=f"L = {self.depth}: plain E/Q, a fifth of the "
                         "threshold"),
                  within(median_interval(small), high=NEAR, what=f"L = {self.depth}: plain E/Q from α = 1e-8")]
@@ -229,8 +240,7 @@ class FadesAbove:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median of polar over plain error."""
-        name = f"L={self.depth}, s=5, M=40"
-        ratio = _log_ratio(records.where(experiment="cells"), f"{name}, polar", f"{name}, plain", "error", ABOVE)
+        ratio = _log_ratio(_usual(records, self.depth), "polar", "plain", "error", ABOVE)
         return within(median_interval(10**ratio), 0.8, 1.05,
                       what=f"L = {self.depth}: polar over plain error at {ABOVE:g} times the threshold")
 
@@ -243,7 +253,7 @@ class DenseFails:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median error."""
-        values = records.where(experiment="controls").values(f"L={self.depth}, dense, polar", "error")
+        values = _control(records, self.depth, "dense").values("polar", "error")
         return within(median_interval(values), low=0.5, what=f"L = {self.depth}: error of polar limits, dense x*")
 
 
@@ -255,8 +265,7 @@ class TinyIsWorse:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median of log10 of the error's ratio."""
-        name = f"L={self.depth}, tiny start"
-        ratio = _log_ratio(records.where(experiment="controls"), f"{name}, κ=1", f"{name}, plain", "error", None)
+        ratio = _log_ratio(_control(records, self.depth, "tiny start"), "κ=1", "plain", "error", None)
         return within(median_interval(ratio), low=0.0,
                       what=f"L = {self.depth}, α = 1e-6: log10 of polar (κ = 1) over plain error")
 
@@ -269,8 +278,8 @@ def plain_control(records: Records) -> Verdict:
 
 def torch_never_magnifies(records: Records) -> Verdict:
     """κ = 1/r0² never magnifies the start."""
-    rows = records.where(experiment="limits", metric="log10 effective start")
-    worst = [row.value - math.log10(row.at or math.nan) for row in rows if row.arm.endswith(", torch")]
+    rows = records.where(experiment="limits", arm="torch", metric="log10 effective start")
+    worst = [row.value - math.log10(row.at or math.nan) for row in rows]
     return within(max(worst, default=math.nan), high=1e-9, what="largest log10 ρ over depths, starts and seeds")
 
 

@@ -55,14 +55,15 @@ def _excess(records: Records) -> Picture:
                 "polar, κ = 1/r0² (torch)": "torch"}
         series = []
         for label, arm in arms.items():
-            mine = records.where(arm=f"L={depth}, {arm}")
+            mine = records.where(arm=arm, depth=depth)
             alphas = mine.axis("excess")
-            found = _medians(mine, f"L={depth}, {arm}", "excess", alphas)
+            found = _medians(mine, arm, "excess", alphas)
             series.append(Series(label, alphas, [max(f.estimate, FLOOR) for f in found],
                                  [max(f.low, FLOOR) for f in found], [max(f.high, FLOOR) for f in found]))
         panels.append(Panel("start α", "excess (‖x‖₁ − Q)/Q", series, f"depth L = {depth}", log_x=True, log_y=True,
                             levels={"linear programme": FLOOR}))
-    plain, polar = (float(np.median(records.values(f"L=2, {arm}", "excess", 1e-3))) for arm in ("plain", "κ=30"))
+    flat = records.where(depth=2)
+    plain, polar = (float(np.median(flat.values(arm, "excess", 1e-3))) for arm in ("plain", "κ=30"))
     return Picture("excess", f"Depth 2, start 10⁻³: plain flow ends {plain:.0%} above the least l1 norm, polar "
                    f"flow with κ = 30 {100 * polar:.1g} %", panels,
                    "Exact limits, median over instances with its 95 % interval; κ is the rate of the direction "
@@ -74,12 +75,12 @@ def _excess(records: Records) -> Picture:
 def _collapse(records: Records) -> Picture:
     panels = []
     for depth in DEPTHS:
-        exact, run = records.where(experiment="limits"), records.where(experiment="descents")
-        first = exact.seeds(f"L={depth}, plain")[0]
-        plain = exact.where(arm=f"L={depth}, plain", metric="excess", seed=first)
+        exact, run = (records.where(experiment=name, depth=depth) for name in ("limits", "descents"))
+        first = exact.seeds("plain")[0]
+        plain = exact.where(arm="plain", metric="excess", seed=first)
         series = [Series("plain flow", [row.at or 0 for row in plain], [row.value for row in plain])]
-        sources = [(f"polar, κ = {k}", exact, f"L={depth}, κ={k}", "excess") for k in (1, 10, 30)]
-        for label, source, arm, metric in (*sources, ("polar descent", run, f"L={depth}, polar", "excess")):
+        sources = [(f"polar, κ = {k}", exact, f"κ={k}", "excess") for k in (1, 10, 30)]
+        for label, source, arm, metric in (*sources, ("polar descent", run, "polar", "excess")):
             mine = source.where(arm=arm, seed=first)
             excess = {row.at: row.value for row in mine.where(metric=metric)}
             start = {row.at: row.value for row in mine.where(metric="log10 effective start")}
@@ -145,18 +146,16 @@ def _convergence(arrays: Arrays) -> Picture:
 
 
 def _cells(records: Records) -> list[Figure]:
-    names = [arm.removesuffix(", "
-                              "polar") for arm in records.arms() if arm.startswith("L=2") and arm.endswith("polar")]
-    parts = [name.split(", ") for name in names]
-    rows, columns = (list(dict.fromkeys(part[i] for part in parts)) for i in (1, 2))
+    flat = records.where(depth=2)
+    rows, columns = flat.levels("sparsity"), flat.levels("measurements")
     ratio, found = np.full((2, len(rows), len(columns)), np.nan)
-    for name, (_, s, m) in zip(names, parts, strict=True):
-        polar, plain = (records.values(f"{name}, {arm}", "error", 0.2) for arm in ("polar", "plain"))
-        place = rows.index(s), columns.index(m)
-        ratio[place] = float(np.median(np.log10(polar / plain)))
-        found[place] = 100 * float(records.values(name, "l1 minimiser is the target").mean())
-    sizes = [row.replace("s=", "") + " not 0" for row in rows]
-    measured = [column.replace("M=", "") + " measured" for column in columns]
+    for i, sparsity in enumerate(rows):
+        for j, measurements in enumerate(columns):
+            mine = flat.where(sparsity=sparsity, measurements=measurements)
+            polar, plain = (mine.values(arm, "error", 0.2) for arm in ("polar", "plain"))
+            ratio[i, j] = float(np.median(np.log10(polar / plain)))
+            found[i, j] = 100 * float(mine.values("linear programme", "l1 minimiser is the target").mean())
+    sizes, measured = [f"{row} not 0" for row in rows], [f"{column} measured" for column in columns]
     return [Heatmap("cells", "Polar flow gains where the l1 minimiser is x*", sizes, measured, ratio,
                     "log10 of polar over plain error", "Depth 2, start at a fifth of the threshold, exact limits; "
                     "median over instances of 100 unknowns. Compare with the next figure."),
@@ -166,11 +165,12 @@ def _cells(records: Records) -> list[Figure]:
 
 def _table(records: Records, depth: int) -> Heatmap:
     arms = ["plain", "κ=1", "κ=10", "κ=30"]
-    alphas = records.where(arm=f"L={depth}, plain").axis("error")
+    mine = records.where(depth=depth)
+    alphas = mine.where(arm="plain").axis("error")
     values = np.full((len(arms), len(alphas)), np.nan)
     for i, arm in enumerate(arms):
         for j, alpha in enumerate(alphas):
-            errors = records.values(f"L={depth}, {arm}", "error", alpha)
+            errors = mine.values(arm, "error", alpha)
             if np.isfinite(errors).mean() > 0.5:
                 values[i, j] = float(np.nanmedian(errors))
     return Heatmap(f"table-{depth}", f"Depth {depth}, descent at one small step: median relative error after the "
@@ -198,7 +198,7 @@ def _speed(records: Records) -> Picture:
 
 
 def _times(records: Records, depth: int, name: str, percent: int) -> Array:
-    times = records.values(f"L={depth}, {name}", "iterations", float(percent))
+    times = records.where(depth=depth).values(name, "iterations", float(percent))
     return np.asarray(np.where(np.isnan(times), np.inf, times))
 
 
