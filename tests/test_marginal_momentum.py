@@ -14,6 +14,7 @@ from optscope.optim import SGD, Momentum
 from optscope.protocol.comparison import Comparison
 from optscope.protocol.study import check_scale
 from optscope.studies.marginal_momentum import STUDY
+from optscope.studies.marginal_momentum.before_factors import before_factors
 from optscope.studies.marginal_momentum.calculations import beyond_stability, identities, on_quadratic, pure_noise
 from optscope.studies.marginal_momentum.claims import (
     CALM,
@@ -52,8 +53,10 @@ NOISE = np.random.default_rng(0).normal(0, 0.2, (50, len(SEEDS)))
 
 
 def accuracies(name: str, arm: str, mean: float, draw: int, diverged: tuple[int, ...] = ()) -> list[Record]:
+    factors = before_factors(name, arm, "accuracy")[2]
     return [Record(name, arm, seed, "accuracy", math.nan if seed in diverged else mean + NOISE[draw, i],
-                   status="diverged" if seed in diverged else "ok") for i, seed in enumerate(SEEDS)]
+                   status="diverged" if seed in diverged else "ok", factors=factors)
+            for i, seed in enumerate(SEEDS)]
 
 
 def grid(gaps: dict[int, float]) -> Records:
@@ -67,7 +70,7 @@ def grid(gaps: dict[int, float]) -> Records:
     return Records(rows)
 
 
-def test_names_are_read_back():
+def test_batches_and_rates_are_those_of_the_grid():
     records = grid({16: 0.0, 1200: 1.0})
     assert batches(records, "digits") == [16, 1200]
     assert batches(records, "cifar10") == []
@@ -147,7 +150,8 @@ def test_holm_is_over_the_data_sets():
 
 def watched(batch: int, rate: float, sharpness: float, ratio: float) -> list[Record]:
     name, arm = experiment("digits", batch, "watched"), cell_arm(0.9, rate)
-    return [Record(name, arm, 1001, metric, value, step=step) for step in (10, 400)
+    return [Record(name, arm, 1001, metric, value, step=step, factors=before_factors(name, arm, metric)[2])
+            for step in (10, 400)
             for metric, value in (("sharpness / threshold", rate * sharpness / 38), ("curvature-induced", ratio),
                                   ("noise-induced", 1.0))]
 
@@ -178,7 +182,8 @@ def test_outcomes():
 
 
 def test_the_best_checkpoint_is_chosen_by_validation_alone():
-    rows = [Record("rotten-tomatoes 16, subset 0", arm, 1, f"{part} accuracy at checkpoint", value, step=step)
+    rows = [Record("rotten-tomatoes 16, subset 0", arm, 1, f"{part} accuracy at checkpoint", value, step=step,
+                   factors={"setting": "rotten-tomatoes 16", "subset": 0})
             for arm, shift in (("SGD", 0), (method(0.9), 1))
             for step, validation, test in ((5, 70, 60), (9, 65, 99))
             for part, value in (("validation", validation), ("test", test + shift))]
@@ -190,7 +195,8 @@ def test_the_best_checkpoint_is_chosen_by_validation_alone():
 def fine_tuned(setting, subset, arm, seed, test, phase="final", step=9, **more):
     """The rows of one fine-tuned model."""
     return [Record(f"{setting}, subset {subset}", arm, seed, f"{part} accuracy at checkpoint", value, step=step,
-                   phase=phase, **more) for part, value in (("validation", 70.0), ("test", test))]
+                   phase=phase, factors={"setting": setting, "subset": subset}, **more)
+            for part, value in (("validation", 70.0), ("test", test))]
 
 
 @pytest.mark.parametrize(("shift", "outcome"), [(0.0, "holds"), (3.0, "fails")])

@@ -23,7 +23,7 @@ from optscope.engine.plan import Plan
 from optscope.engine.run_folder import RunFolder, packed
 from optscope.engine.training import Trained, Training
 from optscope.engine.watch import Watch, take
-from optscope.evidence.records import Record
+from optscope.evidence.records import NO_FACTORS, Factor, Record, check_factors
 from optscope.optim.rule import Rule
 from optscope.probes.probe import Probe
 from optscope.tasks.task import InMemory, Task
@@ -179,10 +179,18 @@ class Call:
     """A result that needs no training of a network: a function at the top of a module, and its arguments.
 
     The function returns rows, each a number `measured` with its arm, seed and factors, and arrays worth keeping.
+    `factors` are given to all of its rows besides, and are no part of what it is known by.
+
+    Raises:
+        UserError: when a factor has the name of a column, or is neither a number nor a word.
     """
 
     function: Callable[..., tuple[list[Record], Mapping[str, NDArray[Any]]]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, Factor] = field(default_factory=lambda: NO_FACTORS)
+
+    def __post_init__(self) -> None:
+        check_factors(self.factors, f"the call of {self.function.__qualname__}")
 
     @cached_property
     def id(self) -> str:

@@ -214,4 +214,4 @@ class Calls:
 
     def jobs(self, records: Records) -> list[Job]:
         """Return one job a call."""
-        return [Job(c, Use(self.name, "", "final", 0, "", c.id)) for c in self.calls]
+        return [Job(c, Use(self.name, "", "final", 0, "", c.id, (), c.factors)) for c in self.calls]

@@ -26,6 +26,7 @@ from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Expe
 from optscope.protocol.grafts import graft_name
 from optscope.protocol.search import Grid, PlayerGrid
 from optscope.protocol.study import Paper, Study
+from optscope.studies.gan_grafting.before_factors import before_factors
 from optscope.studies.gan_grafting.calculations import mixture, theory
 from optscope.studies.gan_grafting.claims import (
     ADA,
@@ -34,14 +35,19 @@ from optscope.studies.gan_grafting.claims import (
     CLAIMS,
     DIR,
     DIR_GLOBAL,
+    HALVES,
     MODEL,
     MODULE,
+    NORMALISED,
+    PLAIN,
     ROOT,
     SGDA,
     SIGN,
     UNIT,
+    VARIANTS,
     normalised,
     plain,
+    played,
 )
 from optscope.studies.gan_grafting.pictures import pictures
 from optscope.tasks.game import Game, Normal
@@ -51,7 +57,6 @@ from optscope.tasks.images import CIFAR10, STL10, Digits, FashionMNIST
 from optscope.tasks.mixtures import Lattice, Mixture, Ring
 from optscope.tasks.models import MLP
 from optscope.tasks.task import Task
-from optscope.theory.gan_modes import TwoModes
 
 PAPER = Paper("Dissecting adaptive methods in GANs", "Jelassi, Dobre, Mensch, Li, Gidel",
               "2022; ICLR 2023 submission", "2210.04319")
@@ -95,9 +100,7 @@ LATTICE_ARMS = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
 SGDA_CELLS = tuple((d, d * r) for d in (0.03, 0.1, 0.3, 1.0, 3.0)
                    for r in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0))
 NSGDA_CELLS = tuple((d, d * r) for d in (0.02, 0.05, 0.1, 0.2) for r in (0.2, 0.5, 1.0))
-VARIANTS = {"d = 300": TwoModes(300), "d = 3000": TwoModes(3000), "d = 1000000": TwoModes(10**6),
-            "modes at cosine 0.15": TwoModes(correlation=0.15), "both together in 25 %": TwoModes(together=0.25),
-            "one active latent": TwoModes(latent="one")}
+
 
 
 @dataclass(frozen=True)
@@ -140,22 +143,23 @@ def arms(names: Sequence[str], rates: Mapping[str, tuple[tuple[float, ...], tupl
     for name in names:
         d, g = rates.get(name) or rates[LENGTHS.get(name, "graft")]
         rule = Players(discriminator=rules[name].with_(lr=d[-1]), generator=rules[name].with_(lr=g[-1]))
-        found.append(Arm(name, rule, PlayerGrid(discriminator=d, generator=g) if tuned else None))
+        found.append(Arm(name, rule, PlayerGrid(discriminator=d, generator=g) if tuned else None,
+                         factors=HALVES.get(name, {})))
     return tuple(found)
 
 
 def _theory(size: Size) -> list[Call]:
     found = []
-    runs = [("d = 1000", TwoModes(), size.theory), *((name, problem, size.variants)
-                                                      for name, problem in VARIANTS.items())]
-    for name, problem, sizes in runs:
+    for i, (name, problem) in enumerate(VARIANTS.items()):
+        sizes = size.variants if i else size.theory
         if sizes is not None:
             plain_steps, normalised_steps, seeds, fresh = sizes
-            for arm, cells, steps in ((plain(name), SGDA_CELLS, plain_steps),
-                                      (normalised(name), NSGDA_CELLS, normalised_steps)):
+            for kind, arm, cells, steps in ((PLAIN, plain(name), SGDA_CELLS, plain_steps),
+                                            (NORMALISED, normalised(name), NSGDA_CELLS, normalised_steps)):
                 found.append(Call(theory, {
-                    "arm": arm, "problem": problem, "normalised": cells is NSGDA_CELLS, "cells": cells, "steps":
-                    steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh))}))
+                    "arm": arm, "problem": problem, "normalised": kind == NORMALISED, "cells": cells, "steps":
+                    steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh))},
+                    played(kind, name)))
     return found
 
 
@@ -164,8 +168,8 @@ def _mixture(data: Mixture, names: Sequence[str], size: Size) -> list[Call]:
     tuning, fresh = size.mixed
     return [Call(mixture, {
         "arm": arm.name, "data": data, "rule": arm.rule, "grid": arm.search, "epochs": size.epochs,
-        "tuning": tuple(range(1001, 1001 + tuning)), "seeds": tuple(range(1, 1 + fresh))}) for arm in arms(names,
-        MIXED)]
+        "tuning": tuple(range(1001, 1001 + tuning)), "seeds": tuple(range(1, 1 + fresh))}, arm.factors)
+        for arm in arms(names, MIXED)]
 
 
 def _images(name: str, game: Game, plan: Plan, chosen: tuple[Arm, ...], embedding: Embedding, size: Size,
@@ -225,7 +229,8 @@ def _paper(size: Size) -> list[Experiment]:
         adam = Adam(lr=2e-4, beta1=beta, beta2=0.9)
         rules = {ADAM: adam, ADA: Graft(adam, SGD(lr=1.0)), DIR: Graft(SGD(lr=0.1), adam), SGDA: SGD(lr=0.1),
                  UNIT: NormalizedSGD(lr=0.01), MODEL: NormalizedSGD(lr=0.1, per="model")}
-        each = tuple(Arm(name, Players(generator=rule, discriminator=rule), Grid((0.3 * lr, lr, 3 * lr)))
+        each = tuple(Arm(name, Players(generator=rule, discriminator=rule), Grid((0.3 * lr, lr, 3 * lr)),
+                         factors=HALVES.get(name, {}))
                      for name, rule in rules.items() if isinstance(lr := rule.lr, float))
         found.append(_images(game.name, game, Plan(epochs, 64, Linear()), each, EfficientNetLite0(),
                              replace(size, samples=10_000), 1, 3, (FID(split="train"),)))
@@ -240,8 +245,8 @@ def _colour(size: Size) -> list[Experiment]:
                CIFAR10(1280, 100, 100), latent=Normal(64), losses=WGANGP(), critic_steps=2)
     rule = Graft(Adam(lr=1e-3, beta1=0.0, beta2=0.9), SGD(lr=1.0))
     return [_images("cifar10", game, Plan(size.colour, 64, Linear()),
-                    (Arm(ADA, Players(generator=rule, discriminator=rule)),), EfficientNetLite0(),
-                    replace(size, samples=500), 1, 1)]
+                    (Arm(ADA, Players(generator=rule, discriminator=rule), factors=HALVES[ADA]),),
+                    EfficientNetLite0(), replace(size, samples=500), 1, 1)]
 
 
 def _classifier(size: Size) -> list[Experiment]:
@@ -254,7 +259,8 @@ def _classifier(size: Size) -> list[Experiment]:
     task = Task("fashion-mnist", MLP(), FashionMNIST(5000, 2000, 2000) if desk else FashionMNIST(500, 200, 200))
     rules = {**RULES, ADAM: Adam(lr=1e-3), ADA: Graft(Adam(lr=1e-3), SGD(lr=1.0)),
              DIR: Graft(SGD(lr=0.1), Adam(lr=1e-3))}
-    each = tuple(Arm(name, rules[name].with_(lr=rates[1]), Grid(rates) if desk else None)
+    each = tuple(Arm(name, rules[name].with_(lr=rates[1]), Grid(rates) if desk else None,
+                     factors=HALVES[name])
                  for name, rates in tried.items())
     return [Comparison("classifier", task, each, Plan(15 if desk else 1, 64, Linear()), (Accuracy(),),
                        tuple(range(1, 1 + seeds)), criterion=Criterion("accuracy", "higher"), moments=3)]
@@ -307,4 +313,5 @@ STUDY = Study(
              "pairs a rule, around those that an earlier pilot with other code had found good, and after a first "
              "look over five more a rule, beyond the ends at which the best of the four lay; the number of "
              "epochs on digits and Adam's moments there were set by pilots on a tuning seed.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    before_factors=before_factors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from optscope.analyses.grafts import length_earns_more
 from optscope.evidence.claims import Claim, Verdict
-from optscope.evidence.records import Records
+from optscope.evidence.records import Factor, Records
 from optscope.evidence.stats import mean_interval, median_interval, wilson
 from optscope.evidence.verdicts import all_of, at_least_k, equivalent, greater, holm_corrected, within
 from optscope.protocol.grafts import graft_name
 from optscope.studies.gan_grafting.calculations import grid_of
+from optscope.theory.gan_modes import TwoModes
 
 Array = NDArray[np.float64]
 
@@ -25,6 +26,16 @@ UNIT, MODEL, MODULE = "normalised a tensor", "normalised", "normalised a module,
 ROOT = graft_name(SIGN, SGDA)
 """nSGDA a tensor with lengths in proportion to √n: that is the sign rule's length on the gradient's direction."""
 GRAFTED = (SGDA, ADAM, SIGN)
+HALVES: Mapping[str, Mapping[str, Factor]] = {
+    **{graft_name(m, d): {"length": m, "direction": d, "per": "layer"} for m in GRAFTED for d in GRAFTED},
+    ADA_GLOBAL: {"length": ADAM, "direction": SGDA, "per": "model"},
+    DIR_GLOBAL: {"length": SGDA, "direction": ADAM, "per": "model"}}
+"""The factors of arms by name: whose step length on whose direction, and over what lengths are taken."""
+PLAIN, NORMALISED = "SGDA", "nSGDA"
+VARIANTS = {"d = 1000": TwoModes(), "d = 300": TwoModes(300), "d = 3000": TwoModes(3000),
+            "d = 1000000": TwoModes(10**6), "modes at cosine 0.15": TwoModes(correlation=0.15),
+            "both together in 25 %": TwoModes(together=0.25), "one active latent": TwoModes(latent="one")}
+"""The settings of the theory by name: the paper's size first."""
 
 MODES_MARGIN = 1.0
 """Modes (of 8; of 25 three times as many) that a rule may fall behind Adam and still be no worse (C1, C3)."""
@@ -41,12 +52,19 @@ Test = Callable[[Records], Verdict]
 
 def plain(variant: str = "d = 1000") -> str:
     """Return the arm of plain descent in a variant of the theory's setting."""
-    return f"SGDA, {variant}"
+    return f"{PLAIN}, {variant}"
 
 
 def normalised(variant: str = "d = 1000") -> str:
     """Return the arm of normalised descent in a variant of the theory's setting."""
-    return f"nSGDA, {variant}"
+    return f"{NORMALISED}, {variant}"
+
+
+def played(kind: str, variant: str) -> Mapping[str, Factor]:
+    """Return the factors of an arm of the theory."""
+    problem = VARIANTS[variant]
+    return {"play": kind, "dimension": problem.dimension, "correlation": problem.correlation,
+            "together": problem.together, "latent": problem.latent}
 
 
 @dataclass(frozen=True)
@@ -177,14 +195,14 @@ def who_learns_first(records: Records) -> Verdict:
     What never came counts as if it had at the last step; seeds on which neither came are missing.
     """
     parts = []
-    for arm, low, high in ((plain(), 3.0, np.inf), (normalised(), 0.0, 3.0)):
+    for kind, arm, low, high in ((PLAIN, plain(), 3.0, np.inf), (NORMALISED, normalised(), 0.0, 3.0)):
         moved, fitted = (_fresh(records, arm, f"steps until {who}") for who in ("G had moved", "D had fitted"))
         horizon = _one(records, arm, "steps played")
         both = [(moved[s], fitted[s]) for s in sorted(moved.keys() & fitted.keys())]
         ratios = [min(g, horizon) / max(min(d, horizon), 1.0) if np.isfinite([g, d]).any() else np.nan
                   for g, d in np.nan_to_num(both, nan=np.inf, posinf=np.inf)]
         parts.append(within(median_interval(ratios), low=low, high=high,
-                            what=f"{arm.partition(',')[0]}: steps until G had moved / until D had fitted, median"))
+                            what=f"{kind}: steps until G had moved / until D had fitted, median"))
     return replace(all_of(parts), effect=parts[0].effect, low=parts[0].low, high=parts[0].high, n=parts[0].n)
 
 

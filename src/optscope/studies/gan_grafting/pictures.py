@@ -18,10 +18,14 @@ from optscope.studies.gan_grafting.claims import (
     DIR,
     GRAFTED,
     MODEL,
+    NORMALISED,
+    PLAIN,
     ROOT,
     SGDA,
+    VARIANTS,
     normalised,
     plain,
+    played,
 )
 from optscope.tasks.mixtures import Lattice, Mixture, Ring
 from optscope.theory.gan_modes import OUTCOMES
@@ -60,9 +64,10 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
 def _phases(arrays: Arrays) -> list[Figure]:
     """Return the outcomes over both rates, when the discriminator has fitted and at the end."""
     found: list[Figure] = []
-    for arm, moment, title in (
-            (plain(), 0, "SGDA when its discriminator has just fitted"), (plain(), 2, "SGDA at the end"),
-            (normalised(), 1, "nSGDA at step · η_D = 100")):
+    for kind, arm, moment, title in (
+            (PLAIN, plain(), 0, "SGDA when its discriminator has just fitted"),
+            (PLAIN, plain(), 2, "SGDA at the end"),
+            (NORMALISED, normalised(), 1, "nSGDA at step · η_D = 100")):
         cells = np.asarray(arrays[f"theory/{arm}/cells"], dtype=np.float64)
         shares = np.asarray(arrays[f"theory/{arm}/outcomes"], dtype=np.float64)[moment]
         rates, ratios = np.unique(cells[:, 0]), np.unique(np.round(cells[:, 1] / cells[:, 0], 6))
@@ -74,10 +79,10 @@ def _phases(arrays: Arrays) -> list[Figure]:
             notes[r][c] = MODE_WORDS[int(shares[:, i].argmax())] if shares[:, i].sum() else "not reached"
         title += f": most seeds show both modes at {int((shares[0] > 0.5).sum())} of {len(cells)} pairs of rates"
         found.append(Heatmap(
-            f"phases-{arm.partition(',')[0]}-{MOMENTS[moment].replace(' ', '-')}".lower(), title,
+            f"phases-{kind}-{MOMENTS[moment].replace(' ', '-')}".lower(), title,
             [f"η_D = {d:g}" for d in rates], [f"η_G/η_D = {r:g}" for r in ratios], values, "seeds with both modes "
                                                                                            "[%]",
-            f"Two-mode theory, {arm.partition(', ')[2]}. The number is the share of seeds whose generator shows "
+            f"Two-mode theory, {next(iter(VARIANTS))}. The number is the share of seeds whose generator shows "
             f"both modes; the word is the commonest of {', '.join(OUTCOMES)}.", notes))
     return found
 
@@ -89,9 +94,9 @@ def _race(arrays: Arrays) -> Picture:
     panels = []
     for key, label, log in names:
         series = []
-        for arm in (plain(), normalised()):
+        for kind, arm in ((PLAIN, plain()), (NORMALISED, normalised())):
             x, y = (np.asarray(arrays[f"theory/{arm}/{what}"], dtype=np.float64) for what in ("steps", key))
-            series.append(Series(arm.partition(",")[0], x.tolist(), y.tolist()))
+            series.append(Series(kind, x.tolist(), y.tolist()))
         panels.append(Panel("step", label, series, log_x=True, log_y=log))
     return Picture("race", "Who learns first: the discriminator's doubt, the generator's way, both modes", panels,
                    "Two-mode theory, d = 1000, each rule at its best pair of rates; medians over fresh seeds.")
@@ -100,15 +105,15 @@ def _race(arrays: Arrays) -> Picture:
 def _dimensions(records: Records) -> Picture:
     """Return the steps to both modes over the dimension."""
     series, said = [], []
-    for kind in ("SGDA", "nSGDA"):
+    usual = {name: level for name, level in played(PLAIN, next(iter(VARIANTS))).items()
+             if name not in ("play", "dimension")}
+    mine = records.where(experiment="theory", metric="steps to both modes", **usual)
+    for kind in (PLAIN, NORMALISED):
         points = []
-        for arm in records.where(experiment="theory").arms():
-            name, _, variant = arm.partition(", ")
-            if name == kind and variant.startswith("d = "):
-                rows = [r for r in records.where(experiment="theory", arm=arm) if r.metric == "steps to both modes"]
-                times = median_interval([r.value if np.isfinite(r.value) else np.inf for r in rows])
-                points.append((float(variant[4:]), times))
-        points.sort(key=lambda point: point[0])
+        for dimension in mine.levels("dimension"):
+            rows = mine.where(play=kind, dimension=dimension)
+            times = median_interval([r.value if np.isfinite(r.value) else np.inf for r in rows])
+            points.append((dimension, times))
         medians = [f"{t.estimate:.0f}" if np.isfinite(t.estimate) else "never" for _, t in points]
         said.append(f"{kind} {', '.join(medians)}")
         series.append(Series(kind, [x for x, _ in points], [t.estimate for _, t in points],

@@ -1,4 +1,4 @@
-"""How rows of the momentum study's report of 0.1, written before factors, are read: from what arms were called."""
+"""How rows of this study's report of 0.1, written before factors, are read: from what arms were called."""
 
 from __future__ import annotations
 

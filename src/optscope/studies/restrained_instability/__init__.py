@@ -21,6 +21,7 @@ from optscope.optim import SGD, Decayed, Rule, StepDecay
 from optscope.protocol.comparison import Calls, Experiment
 from optscope.protocol.study import Paper, Study
 from optscope.studies.restrained_instability import exact
+from optscope.studies.restrained_instability.before_factors import before_factors
 from optscope.studies.restrained_instability.claims import CLAIMS
 from optscope.studies.restrained_instability.pictures import pictures
 from optscope.studies.restrained_instability.trained import accuracies, edge_of_stability, part_ways
@@ -44,13 +45,15 @@ DIGITS = Centred(Digits(), examples=800, shift=0.3)
 
 @dataclass(frozen=True)
 class Cell:
-    """One network at some learning rates on some seeds: an arm of the divergence experiment."""
+    """One network at some learning rates on some seeds: an arm of the divergence experiment, with its factors."""
 
     arm: str
     task: Task
     rates: tuple[float, ...]
     seeds: int
     plan: Plan
+    activation: str
+    convolutions: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def _cells(depths: dict[int, tuple[float, ...]], seeds: int, steps: int) -> tupl
     """Return smooth residual networks, and the deepest with its kinks, trained for `steps` steps of 16 images."""
     def cell(name: str, model: Column | Smooth, blocks: int, rates: tuple[float, ...]) -> Cell:
         task = Task("fashion-mnist", model, FashionMNIST(16 * steps, 400, 400))
-        return Cell(f"{name}, {1 + 2 * blocks} convolutions", task, rates, seeds, Plan(1, 16))
+        return Cell(f"{name}, {1 + 2 * blocks} convolutions", task, rates, seeds, Plan(1, 16), name, 1 + 2 * blocks)
 
     smooth = [cell("Swish", Smooth(Column(b), BETA), b, rates) for b, rates in depths.items()]
     deepest = max(depths)
@@ -97,7 +100,7 @@ SIZES: dict[Scale, Size] = {
                  (*_spread(5000, 5000, 12), 20, FIRST, 3)),
     "long": Size(20, 1000, 800, (), None, (_COLOURS, Plan(20, 128, StepDecay(at=(0.4, 0.8))), 10, FIRST, 5)),
     "paper": Size(20, 1000, 800, tuple(
-        Cell(f"ResNet-56 with Swish, lr 0.1/{n}", _SMOOTH_RESNET, (0.1 / n,), 1, Plan(min(n, 32), 128))
+        Cell(f"ResNet-56 with Swish, lr 0.1/{n}", _SMOOTH_RESNET, (0.1 / n,), 1, Plan(min(n, 32), 128), "Swish", 55)
         for n in (2, 4, 8, 16, 32)), None,
         (_RESNET, Plan(200, 128, StepDecay(at=(0.2, 0.4, 0.6, 0.8))), 6, FIRST, 10)),
 }
@@ -131,7 +134,8 @@ def _parting(cells: Sequence[Cell]) -> list[Experiment]:
     """Return the divergence of twins over learning rates and depths, a control on the first seed of each."""
     return [Calls("parting", [
         Call(part_ways, {"arm": cell.arm, "task": cell.task, "rule": Decayed(SGD(lr=lr), DECAY),
-                                "plan": cell.plan, "seed": seed, "control": seed == 1})
+                                "plan": cell.plan, "seed": seed, "control": seed == 1},
+             {"activation": cell.activation, "convolutions": cell.convolutions})
         for seed in range(1, 1 + max(c.seeds for c in cells)) for cell in cells for lr in cell.rates
         if seed <= cell.seeds])] if cells else []
 
@@ -151,7 +155,7 @@ def _edge(size: Size) -> list[Experiment]:
             rule: Rule = Decayed(SGD(lr=lr), decay) if decay else SGD(lr=lr)
             works.append(Call(edge_of_stability, {
                 "arm": f"{depth} hidden, decay {decay:g}", "task": task, "rule": rule, "plan": Plan(steps, 800),
-                "seed": seed, "threshold": 2 / lr - decay}))
+                "seed": seed, "threshold": 2 / lr - decay}, {"hidden": depth, "decay": decay}))
     return [Calls("edge", works)]
 
 
@@ -197,4 +201,5 @@ STUDY = Study(
              "epochs, the last three of which count); --scale long trains a ResNet-8 for 1,580. An earlier desk "
              "run stopped after 186 steps, when twins were still parting. The equation with feedback and the "
              "reduction to a scalar map are ours.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    before_factors=before_factors)

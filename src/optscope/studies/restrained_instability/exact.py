@@ -195,8 +195,8 @@ def regimes(seeds: Sequence[int], steps: int, lines: int) -> Found:
             arrays[f"distance {name} {lr:g}"] = apart[:, 0]
             largest, late = apart.max(0), np.median(apart[-100:], axis=0)
             for i, seed in enumerate(seeds):
-                rows += [measured(f"checkerboard, {name}", seed, "largest distance", float(largest[i]), at=lr),
-                         measured(f"checkerboard, {name}", seed, "late distance", float(late[i]), at=lr)]
+                rows += [measured("checkerboard", seed, "largest distance", float(largest[i]), lr, precision=name),
+                         measured("checkerboard", seed, "late distance", float(late[i]), lr, precision=name)]
             if name == "float64":
                 rows += [measured("checkerboard", seed, "growth rate of the distance",
                              growth_rate(np.arange(steps + 1), apart[:, i], 1e-13, PARTED).estimate, at=lr)
@@ -239,15 +239,15 @@ def regimes_of_images(data: Callable[[], Data], seeds: Sequence[int], steps: int
                                      ("above", 1.1 * limit, start)):
                 path = layer.descend(begin, lr, steps)
                 growth = np.abs(path[-1]).max() / np.abs(path[0]).max()
-                rows.append(measured(f"{name}, {place}", seed, "log10 of final |K| / initial",
-                                     float(np.log10(growth))))
+                rows.append(measured(name, seed, "log10 of final |K| / initial", float(np.log10(growth)),
+                                     place=place))
                 if place != "above":
                     twin = layer.descend(begin, lr, steps, k=3)
                     late = layer.loss(path[-100:])
                     apart = float(np.median(distance(path[-100:], twin[-100:])))
-                    rows += [measured(f"{name}, {place}", seed, "range of the late loss", float(np.ptp(late))),
-                             measured(f"{name}, {place}", seed, "late distance", apart),
-                             measured(f"{name}, {place}", seed, "Lyapunov exponent", exponent(layer, path, lr))]
+                    rows += [measured(name, seed, "range of the late loss", float(np.ptp(late)), place=place),
+                             measured(name, seed, "late distance", apart, place=place),
+                             measured(name, seed, "Lyapunov exponent", exponent(layer, path, lr), place=place)]
     return rows, {}
 
 

@@ -70,8 +70,15 @@ def fourier_is_no_bound(records: Records) -> Verdict:
 
 # K6, K7, K8
 
-def _layer(records: Records, metric: str, lr: float, arm: str = "checkerboard") -> Array:
-    return records.where(experiment="one layer").values(arm, metric, lr)
+def _layer(records: Records, metric: str, lr: float) -> Array:
+    return records.where(experiment="one layer", metric=metric).values("checkerboard", metric, lr)
+
+
+def _others(records: Records, place: str) -> list[tuple[str, Records]]:
+    """Return the other images with what was found on one side of their limits, or between them."""
+    growth = "log10 of final |K| / initial"
+    found = [row.arm for row in records.where(experiment="one layer", metric=growth) if row.arm != "checkerboard"]
+    return [(arm, records.where(experiment="one layer", arm=arm, place=place)) for arm in dict.fromkeys(found)]
 
 
 def _extremes(values: Array, what: str, low: float = -math.inf, high: float = math.inf) -> Verdict:
@@ -110,12 +117,8 @@ def limits_of_the_regimes(records: Records) -> Verdict:
 
 def regimes_of_images(records: Records) -> Verdict:
     """Judge the three regimes of other images around their own two limits."""
-    mine = records.where(experiment="one layer")
-    places = {place: [arm for arm in mine.arms() if arm.endswith(f", {place}")] for place in
-              ("below", "between", "above")}
-
     def all_values(place: str, metric: str) -> Array:
-        return np.concatenate([mine.values(arm, metric) for arm in places[place]] or [np.empty(0)])
+        return np.concatenate([mine.values(arm, metric) for arm, mine in _others(records, place)] or [np.empty(0)])
 
     return all_of([
         _extremes(all_values("below", "range of the late loss"), "range of the late loss below", high=SETTLED),
@@ -128,9 +131,10 @@ def rounding_in_the_one_layer_net(records: Records) -> Verdict:
     """Judge distances at the paper's five learning rates: rounding level, or amplified."""
     parts = []
     for name, quiet in (("float64", 1e-11), ("float32", 1e-2)):
-        parts += [_extremes(_layer(records, "largest distance", lr, f"checkerboard, {name}"),
+        mine = records.where(experiment="one layer", metric="largest distance", precision=name)
+        parts += [_extremes(mine.values("checkerboard", "largest distance", lr),
                             f"{name}, largest distance at lr {lr:g}", high=quiet) for lr in RATES[:2]]
-        parts += [_extremes(_layer(records, "largest distance", lr, f"checkerboard, {name}"),
+        parts += [_extremes(mine.values("checkerboard", "largest distance", lr),
                             f"{name}, largest distance at lr {lr:g}", low=PARTED) for lr in RATES[2:5]]
     return all_of(parts)
 
@@ -151,11 +155,11 @@ def amplified_where_chaotic(records: Records) -> Verdict:
 
     Beyond the classical limit, in float64, every run counts; 1e-6 divides large from small.
     """
-    mine = records.where(experiment="one layer")
-    arms: list[tuple[str, str, float | None]] = [("checkerboard", "checkerboard, float64", lr)
-                                                 for lr in (0.04, 0.05, 0.06, 0.07, 0.09, 0.099)]
-    arms += [(arm, arm, None) for arm in mine.arms() if arm.endswith(", between")]
-    pairs = [(mine.values(a, "Lyapunov exponent", at), mine.values(b, "late distance", at)) for a, b, at in arms]
+    late = records.where(experiment="one layer", arm="checkerboard", metric="late distance", precision="float64")
+    pairs = [(_layer(records, "Lyapunov exponent", lr), late.values("checkerboard", "late distance", lr))
+             for lr in (0.04, 0.05, 0.06, 0.07, 0.09, 0.099)]
+    pairs += [(mine.values(arm, "Lyapunov exponent"), mine.values(arm, "late distance"))
+              for arm, mine in _others(records, "between")]
     exponents, apart = (np.concatenate([pair[i] for pair in pairs]) if pairs else np.empty(0) for i in (0, 1))
     agree = int(((exponents > 0) == (apart > 1e-6)).sum())
     calm = int((exponents <= 0).sum())

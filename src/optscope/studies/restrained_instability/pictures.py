@@ -112,8 +112,8 @@ def _one_layer(records: Records, arrays: Arrays) -> Picture:
     losses = [(lr, _array(arrays, f"one layer/loss {lr:g}")[:120]) for lr in (*rates, 0.11)]
     panels.append(Panel("step", "loss", [Series(f"lr {lr:g}", list(range(len(loss))), loss.tolist())
                                          for lr, loss in losses], "with one rate that diverges", log_y=True))
-    parted = [f"{lr:g}" for lr in rates
-              if (mine.values("checkerboard, float64", "largest distance", lr) > PARTED).all()]
+    exact = mine.where(arm="checkerboard", precision="float64")
+    parted = [f"{lr:g}" for lr in rates if (exact.values("checkerboard", "largest distance", lr) > PARTED).all()]
     return Picture("one-layer", f"Of rates {rates[0]:g} to {rates[-1]:g}, rounding is amplified at "
                    f"{', '.join(parted)}, for every initial kernel", panels,
                    "Curves of one initial kernel, divisors k = 1 and 3. A distance of exactly zero is not drawn. "
@@ -200,11 +200,10 @@ def _gap(records: Records) -> Picture:
 
 def _depth_and_decay(records: Records) -> Picture:
     mine = records.where(experiment="edge")
-    decays = sorted(float(arm.rsplit(" ", 1)[1]) for arm in mine.arms() if arm.startswith("3 hidden"))
+    decays, depths = mine.where(hidden=3).levels("decay"), mine.levels("hidden")
     found = [mean_interval(mine.values(f"3 hidden, decay {decay:g}", "crossing step", 0.3)) for decay in decays]
     crossing = Series("3 hidden layers, lr 0.3", list(range(len(decays))), [f.estimate for f in found],
                       [f.low for f in found], [f.high for f in found], mark="points")
-    depths = sorted({int(arm.split(" ", 1)[0]) for arm in mine.arms() if arm})
     rates = [np.array(list(smallest_crossing_rate(records, depth).values())) for depth in depths]
     least = Series("smallest rate that crosses", list(range(len(depths))), [float(np.median(r)) for r in rates],
                    [float(r.min()) for r in rates], [float(r.max()) for r in rates], mark="points")

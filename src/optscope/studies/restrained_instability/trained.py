@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optscope.engine.plan import Plan
 from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.evidence.growth import growth_rate
-from optscope.evidence.records import Record, measured
+from optscope.evidence.records import Factor, Record, measured
 from optscope.optim import Rounded, Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
@@ -58,10 +58,12 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
                last: int) -> Found:
     """Train one network with every `k`, and take the mean test accuracy of the last epochs of each.
 
-    Arms are "k = 3", or "k = 3, first step only".
+    Arms are "k = 3", or "k = 3, first step only", and have k and the steps that are rounded as factors.
     """
     rules = {f"k = {k}": Rounded(rule, k) for k in ks}
     rules |= {f"k = {k}, first step only": Rounded(rule, k, steps=1) for k in first_only}
+    factors: list[dict[str, Factor]] = [{"k": k, "steps": "all"} for k in ks]
+    factors += [{"k": k, "steps": "first"} for k in first_only]
     examples = len(task.data().train)
     total, epoch = plan.steps(examples), plan.steps_per_epoch(examples)
     seen: list[list[float]] = [[] for _ in rules]
@@ -71,10 +73,10 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
 
     found = weight_paths(task, list(rules.values()), plan, seed,
                          at=range(total - (last - 1) * epoch, total + 1, epoch), watch=look)
-    rows = [measured(arm, seed, "accuracy", float(np.mean(values)) if values else float("nan"))
-            for arm, values in zip(rules, seen, strict=True)]
-    rows += [measured(arm, seed, "distance", float(apart))
-             for arm, apart in zip(list(rules)[1:], found.distance[:, -1], strict=True)]
+    rows = [measured(arm, seed, "accuracy", float(np.mean(values)) if values else float("nan"), None, None, **of)
+            for arm, of, values in zip(rules, factors, seen, strict=True)]
+    rows += [measured(arm, seed, "distance", float(apart), None, None, **of)
+             for arm, of, apart in zip(list(rules)[1:], factors[1:], found.distance[:, -1], strict=True)]
     return rows, {}
 
 

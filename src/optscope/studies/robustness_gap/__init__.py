@@ -28,6 +28,7 @@ from optscope.probes.robust import RobustAccuracy
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
 from optscope.protocol.search import Grid
 from optscope.protocol.study import Paper, Study
+from optscope.studies.robustness_gap.before_factors import before_factors
 from optscope.studies.robustness_gap.calculations import (
     dissect_images,
     linear_closed_form,
@@ -110,9 +111,10 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
     epochs, repeats = size.filtered
     data = task.data
     arms = [Arm("unfiltered", SGD(lr=0.1))]
-    for name, cut in (("low energy removed", HighEnergy), ("high frequencies removed", LowPass)):
-        arms += [Arm(f"{name}, keep {keep} %", SGD(lr=0.1),
-                     task=replace(task, name=f"{task.name} {name} {keep}", data=cut(data, keep / 100)))
+    for name, cut in (("low energy", HighEnergy), ("high frequencies", LowPass)):
+        arms += [Arm(f"{name} removed, keep {keep} %", SGD(lr=0.1),
+                     task=replace(task, name=f"{task.name} {name} removed {keep}", data=cut(data, keep / 100)),
+                     factors={"removed": name, "keep": keep})
                  for keep in KEEPS]
     found: list[Experiment] = [
         Calls("linear", [Call(linear_dynamics, {"steps": size.linear_steps, "seeds": seeds,
@@ -156,4 +158,5 @@ STUDY = Study(
              "tenth of its random queries, on the first 400 test images (200 of CIFAR-10; the paper: 1,000): every "
              "accuracy under attack is an upper bound on robust accuracy. The paper's Lipschitz values are not "
              "known to us; the sign of its comparison is.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    before_factors=before_factors)

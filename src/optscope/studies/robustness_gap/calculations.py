@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from optscope.engine.plan import Plan
 from optscope.engine.train import train
-from optscope.evidence.records import Record, measured
+from optscope.evidence.records import Factor, Record, measured
 from optscope.optim import SGD, Adam, RMSProp, Rule, SignSGD
 from optscope.probes.attack import PGD
 from optscope.probes.frequency import spectral_energy
@@ -33,23 +33,23 @@ PROBLEMS = ((0.1, 0.05, 5.0, 10.0), (0.1, 0.05, 5.0, 40.0), (0.1, 0.05, 5.0, 15.
 def linear_dynamics(steps: int, seeds: Sequence[int], batch: int | None) -> Found:
     """Run the four rules on the three-frequency regression; `batch=None` takes the population gradient.
 
-    Arms are called "signGD, 5000 a batch" or "signGD, population". Arrays hold the trajectories of the errors
-    and risks, mean over seeds.
+    Factors are the gradient, "sampled" or "population", and the batch of samples. Arrays hold the trajectories of
+    the errors and risks, mean over seeds.
     """
     rows: list[Record] = []
     arrays: dict[str, NDArray[np.float64]] = {}
+    gradient = "sampled" if batch else "population"
+    factors: dict[str, Factor] = {"gradient": gradient} | ({"batch": batch} if batch else {})
     for name, rule in RULES.items():
         run = simulate(rule, PAPER, steps, tuple(seeds) if batch else tuple(seeds)[:1], batch=batch)
-        arm = f"{name}, {'population' if batch is None else f'{batch} a batch'}"
         standard, adversarial = run.standard_risk(), run.adversarial_risk()
         for i, seed in enumerate(run.seeds):
             final = run.final[i]
-            rows += [measured(arm, seed, "standard risk", float(standard[-1, i])),
-                     measured(arm, seed, "adversarial risk by sampling", sampled_risk(final, seed)),
-                     measured(arm, seed, "adversarial risk", float(adversarial[-1, i])),
-                     measured(arm, seed, "squared weight norm", float(final @ final)),
-                     measured(arm, seed, "weight on the empty frequency", float(final[2]))]
-        key = f"{name}/{'population' if batch is None else 'sampled'}"
+            rows += [measured(name, seed, metric, float(value), None, None, **factors) for metric, value in (
+                ("standard risk", standard[-1, i]), ("adversarial risk by sampling", sampled_risk(final, seed)),
+                ("adversarial risk", adversarial[-1, i]), ("squared weight norm", final @ final),
+                ("weight on the empty frequency", final[2]))]
+        key = f"{name}/{gradient}"
         arrays |= {f"{key}/steps": run.steps.astype(np.float64), f"{key}/errors": run.errors.mean(1),
                    f"{key}/standard": standard.mean(1), f"{key}/adversarial": adversarial.mean(1)}
     return rows, arrays
@@ -78,8 +78,8 @@ def linear_closed_form(steps: int) -> Found:
         run = simulate(SignSGD(lr=1e-3), problem, min(longest, 10 * steps), (0,), batch=None)
         expected = sign_limit(problem)[2]
         error = abs(run.final[0, 2] - expected) / abs(expected)
-        rows.append(measured(f"s=({s0:g}, {s1:g}), w*=({w0:g}, {w1:g})", 0, "relative error of the closed form",
-                        float(error)))
+        rows.append(measured("signGD", 0, "relative error of the closed form", float(error), gradient="population",
+                             s0=s0, s1=s1, w0=w0, w1=w1))
     return rows, {}
 
 

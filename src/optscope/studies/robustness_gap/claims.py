@@ -139,8 +139,8 @@ class BoundGoesWithRobustness:
                       what=f"rank correlation over arms of log10 upper bound with {metric} ({at:.3g})")
 
 
-def _linear(records: Records, rule: str, metric: str, data: str = "5000 a batch") -> np.ndarray:
-    return records.where(experiment="linear").values(f"{rule}, {data}", metric)
+def _linear(records: Records, rule: str, metric: str) -> np.ndarray:
+    return records.where(experiment="linear", arm=rule, metric=metric, gradient="sampled").values(rule, metric)
 
 
 def _worst(values: np.ndarray) -> float:

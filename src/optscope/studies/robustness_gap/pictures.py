@@ -80,7 +80,8 @@ def _bands(records: Records, data: str) -> Picture:
 
 def _lipschitz(records: Records, data: str) -> Picture:
     def between(arm: str) -> str:
-        low, high = (10 ** float(np.median(records.values(arm, f"lipschitz {end}"))) for end in ("lower", "upper"))
+        low, high = (10 ** float(np.median(records.values(arm, f"Lipschitz {end} bound")))
+                     for end in ("lower", "upper"))
         return f"{low:.3g} and {high:.3g}"
 
     places = [(Metric(name, "log10", "lower"), None, text) for name, text in LIPSCHITZ.items()]
@@ -96,10 +97,11 @@ def _lipschitz(records: Records, data: str) -> Picture:
 
 def _filtered(records: Records) -> Picture:
     series = []
-    for name in ("low energy removed", "high frequencies removed"):
-        arms = [(int(arm.rsplit(" ", 2)[1]), arm) for arm in records.arms() if arm.startswith(name)]
-        points = sorted((100 - keep, mean_interval(records.values(arm, "accuracy"))) for keep, arm in arms)
-        series.append(Series(name, [x for x, _ in points], [m.estimate for _, m in points],
+    for name in ("low energy", "high frequencies"):
+        mine = records.where(removed=name)
+        kept = [(keep, mine.where(keep=keep)) for keep in reversed(mine.levels("keep"))]
+        points = [(100 - keep, mean_interval(rows.values(rows[0].arm, "accuracy"))) for keep, rows in kept]
+        series.append(Series(f"{name} removed", [x for x, _ in points], [m.estimate for _, m in points],
                              [m.low for _, m in points], [m.high for _, m in points]))
     unfiltered = mean_interval(records.values("unfiltered", "accuracy"))
     return Picture("filtered", "Clean accuracy after training without part of the frequencies",
