@@ -28,7 +28,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-STUDIES = "robustness_gap", "restrained_instability", "weight_normalization", "marginal_momentum", "gan_grafting"
+STUDIES = sorted(path.parent.name for path in Path(__file__).parent.glob("src/optscope/studies/*/__init__.py"))
 # What each command runs inside the environment, in order, until one fails; and what is said at the end.
 COMMANDS = {
     "demo": ([["optscope", "compare", "fashion-mnist", "--out", "demo"]], "report: {root}/demo/report.html"),

@@ -50,6 +50,7 @@ from optscope.tasks.models import ResNet
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Data, InMemory, Split, Task
 from pretend import NAME, install, pretending, reads
+from probe_kinds import others
 
 IMAGES = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 3
@@ -117,7 +118,7 @@ ROBUST = (*(RobustAccuracy(norm, (0.02, 0.1, 0.5), attack, checked=0) for norm i
             for attack in ATTACKS), RobustAccuracy("l2"), RobustAccuracy("linf", 0.02))
 GAMES = (Coverage(samples=60), Modes(Ring(), 60), Samples(), Rotation(examples=16))
 ADAM, PLAIN, POLAR = Adam(lr=0.01), SGD(lr=0.1, momentum=0.9), PolarSGD(lr=0.1)
-ROWS = [
+SET = [
     *(("cnn", ADAM, probe) for probe in (*INPUTS, *CURVATURE, *WEIGHTS, *SPECTRA, *ROBUST)),
     *(("mlp", PLAIN, probe) for probe in (*INPUTS, TopEigenvalues(), *WEIGHTS)),
     *(("mlp", Foreign("torch.optim:NAdam"), probe) for probe in (FirstStep(), TopEigenvalues(rel=0.1))),
@@ -130,6 +131,7 @@ ROWS = [
     *(("digits", None, probe) for probe in (Coverage(OwnClassifier("digits"), 60), Classes(samples=60),
                                             Samples(), FID(samples=20))),
 ]
+ROWS = [*SET, *(("cnn", ADAM, probe) for probe in others(type(row[2]).__name__ for row in SET))]
 
 
 def name(row):

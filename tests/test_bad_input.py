@@ -84,7 +84,7 @@ COMMANDS = [
     command("no task", "compare", "Missing argument"),
     command("study", "run robustness_gapp", 'no study "robustness_gapp"; did you mean "robustness_gap"?'),
     command("renamed", "floor digits --out x", "called rounding now: write optscope rounding"),
-    command("study shown", "show gan", 'no study "gan"; there are: robustness_gap'),
+    command("study shown", "show gan", 'no study "gan"; there are: gan_grafting'),
     command("scale", "run robustness_gap --scale dsk", 'no scale "dsk" in robustness_gap; did you mean "desk"?'),
     command("scale of another", "run robustness_gap --scale long", 'no scale "long"', "smoke, desk, paper"),
     command("task", "compare fashon-mnist", 'no task "fashon-mnist"; did you mean "fashion-mnist"?', "my_task.py"),

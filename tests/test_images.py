@@ -24,7 +24,7 @@ from torch import Tensor
 
 from optscope.dct import dct2, low_pass_mask
 from optscope.errors import UserError
-from optscope.tasks import catalog, files
+from optscope.tasks import catalog, files, sources
 from optscope.tasks.augment import FlipCrop
 from optscope.tasks.images import CIFAR10, STL10, Digits, FashionMNIST, HighEnergy, LowPass
 from optscope.tasks.task import Data, InMemory, Split
@@ -229,7 +229,7 @@ def test_pickles_cannot_run_code(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPTSCOPE_DATA", raising=False)
-    assert files.data_folder() == Path.home() / ".cache" / "optscope"
+    assert sources.data_folder() == Path.home() / ".cache" / "optscope"
 
 
 def test_fetch_downloads_checks_and_leaves_alone(folder: Path, server: tuple[Path, str],
@@ -237,26 +237,26 @@ def test_fetch_downloads_checks_and_leaves_alone(folder: Path, server: tuple[Pat
     site, address = server
     (site / "a.gz").write_bytes(b"content")
     md5 = hashlib.md5(b"content").hexdigest()
-    monkeypatch.setitem(files.SOURCES, "fashion-mnist", files.Source(address, {"a.gz": md5}))
-    assert files.fetch("fashion-mnist") == folder / "fashion-mnist"
+    monkeypatch.setattr(files, "FASHION_MNIST", sources.Files("fashion-mnist", address, {"a.gz": md5}))
+    assert sources.fetch("fashion-mnist") == folder / "fashion-mnist"
     assert (folder / "fashion-mnist" / "a.gz").read_bytes() == b"content"
     (site / "a.gz").unlink()
-    files.fetch("fashion-mnist")  # is there already: asks for nothing
+    sources.fetch("fashion-mnist")  # is there already: asks for nothing
 
     (site / "b.gz").write_bytes(b"altered on the way")
     for name in ("b.gz", "absent.gz"):
-        source = files.Source(address, {name: md5}, sign="test_batch.png")
-        monkeypatch.setitem(files.SOURCES, "cifar10", source)
+        source = sources.Files("cifar10", address, {name: md5}, sign="test_batch.png")
+        monkeypatch.setattr(files, "CIFAR10", source)
         with pytest.raises(UserError, match=f"could not fetch {address}{name}"):
-            files.fetch("cifar10")
+            sources.fetch("cifar10")
         assert not (folder / "cifar10" / name).exists()
     (folder / "cifar10" / "test_batch.png").touch()
-    assert files.fetch("cifar10") == folder / "cifar10"  # another form is there
+    assert sources.fetch("cifar10") == folder / "cifar10"  # another form is there
 
 
 def test_fetch_knows_its_sets() -> None:
     with pytest.raises(UserError, match='did you mean "cifar10"'):
-        files.fetch("cifar")
+        sources.fetch("cifar")
 
 
 def test_the_embedded_images() -> None:
@@ -279,13 +279,13 @@ def test_validation_follows_training() -> None:
 
 
 def present(name: str, file: str) -> pytest.MarkDecorator:
-    path = files.data_folder() / name / file
+    path = sources.data_folder() / name / file
     return pytest.mark.skipif(not path.is_file(), reason=f"{path} is not there: optscope data {name}")
 
 
 @present("fashion-mnist", "train-images-idx3-ubyte.gz")
 def test_the_embedded_images_are_the_first_of_the_full_set() -> None:
-    full = files.read_fashion_mnist(files.data_folder() / "fashion-mnist")
+    full = files.read_fashion_mnist(sources.data_folder() / "fashion-mnist")
     embedded = FashionMNIST().read(Path())
     assert (len(full.train.images), len(full.test.images)) == (60_000, 10_000)
     np.testing.assert_array_equal(np.bincount(full.train.labels), 6000)
@@ -295,12 +295,12 @@ def test_the_embedded_images_are_the_first_of_the_full_set() -> None:
 
 
 CIFAR10_FILE = next((f for f in ("test_batch.png", "cifar-10-python.tar.gz")
-                     if (files.data_folder() / "cifar10" / f).is_file()), "cifar-10-python.tar.gz")
+                     if (sources.data_folder() / "cifar10" / f).is_file()), "cifar-10-python.tar.gz")
 
 
 @present("cifar10", CIFAR10_FILE)
 def test_cifar10_is_the_set_that_the_literature_describes() -> None:
-    train, test = files.read_cifar10(files.data_folder() / "cifar10")
+    train, test = files.read_cifar10(sources.data_folder() / "cifar10")
     assert (train.images.shape, test.images.shape) == ((50_000, 3, 32, 32), (10_000, 3, 32, 32))
     np.testing.assert_array_equal(np.bincount(train.labels), 5000)
     np.testing.assert_array_equal(np.bincount(test.labels), 1000)

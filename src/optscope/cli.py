@@ -166,10 +166,10 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
 
 
 @app.command()
-def data(name: Annotated[str, typer.Argument(help="fashion-mnist, cifar10, shakespeare, movie-snippets or "
-                                                  "rotten-tomatoes.")]) -> None:
+def data(name: Annotated[str, typer.Argument(
+        help="Its name, such as fashion-mnist; a wrong one names all.")]) -> None:
     """Fetch a data set, as it was published."""
-    from optscope.tasks.packaged import fetch
+    from optscope.tasks.sources import fetch
 
     say(f"{name}: {fetch(name)}")
 

@@ -1,5 +1,6 @@
-"""One file a paper: its question, its experiments, its claims."""
+"""One folder a paper: its question, its experiments, its claims."""
 
-STUDIES = ("robustness_gap", "restrained_instability", "weight_normalization", "marginal_momentum",
-           "gan_grafting")
-"""The studies by name; each is the module of that name, with its `STUDY`."""
+import pkgutil
+
+STUDIES = tuple(sorted(info.name for info in pkgutil.iter_modules(__path__)))
+"""The studies by name: each folder here is one, with its `STUDY`."""

@@ -1,26 +1,22 @@
-"""The files of public image sets: where they lie, how they come from their makers, and how they are read.
-
-Everything lies in one folder, `$OPTSCOPE_DATA` or `~/.cache/optscope`, with a folder for each set.
-"""
+"""The files of public image sets: where their makers keep them, and how they are read."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 import pickle
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optscope.errors import UserError, nearest
+from optscope.errors import UserError
+from optscope.tasks.sources import Files
 
 Bytes = NDArray[np.uint8]
 
@@ -39,61 +35,14 @@ class Parts(NamedTuple):
     test: Labelled
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a set's makers keep it: an address, and the md5 sum of each file there.
-
-    `sign` is a file that shows that the set is there already, in a form of its own.
-    """
-
-    address: str
-    files: dict[str, str]
-    sign: str | None = None
-
-
-SOURCES = {
-    "fashion-mnist": Source("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", {
-        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-    }),
-    "cifar10": Source("https://www.cs.toronto.edu/~kriz/", {
-        "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
-    }, sign="test_batch.png"),
-}
-
+FASHION_MNIST = Files("fashion-mnist", "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310"})
+CIFAR10 = Files("cifar10", "https://www.cs.toronto.edu/~kriz/", {
+    "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}, sign="test_batch.png")
 CIFAR_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
-
-
-def data_folder() -> Path:
-    """Return the folder that holds the sets: `$OPTSCOPE_DATA`, else `~/.cache/optscope`."""
-    chosen = os.environ.get("OPTSCOPE_DATA")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "optscope"
-
-
-def fetch(name: str) -> Path:
-    """Download a set from its makers, check it, and return its folder. Files already there are left alone.
-
-    Raises:
-        UserError: when there is no such set, or a file cannot be had as its makers published it.
-    """
-    import pooch
-
-    if name not in SOURCES:
-        raise UserError(f'there is no data set "{name}" to fetch; {nearest(name, SOURCES)}')
-    source, folder = SOURCES[name], data_folder() / name
-    if source.sign and (folder / source.sign).is_file():
-        return folder
-    for file, md5 in source.files.items():
-        if (folder / file).is_file():
-            continue
-        try:
-            pooch.retrieve(source.address + file, known_hash=f"md5:{md5}", fname=file, path=folder)
-        except (OSError, ValueError) as error:  # no connection, no such page; another md5 sum
-            raise UserError(f"could not fetch {source.address}{file} ({error}): try again, or put the file "
-                            f"into {folder} yourself") from error
-    return folder
 
 
 def read_fashion_mnist(folder: Path) -> Parts:
@@ -103,7 +52,7 @@ def read_fashion_mnist(folder: Path) -> Parts:
         UserError: when a file is missing or damaged.
     """
     train, train_labels, test, test_labels = (
-        read_idx(_existing(folder, file)) for file in SOURCES["fashion-mnist"].files)
+        read_idx(_existing(folder, file)) for file in FASHION_MNIST.files)
     return Parts(Labelled(train[:, None], train_labels), Labelled(test[:, None], test_labels))
 
 

