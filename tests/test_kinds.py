@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional
 
 from optscope.errors import UserError
-from optscope.probes import probe
 from optscope.probes.accuracy import Accuracy, Checkpoint, calibration_error
 from optscope.tasks.kinds import KINDS
 from optscope.tasks.snapshot import Snapshot
@@ -142,16 +141,7 @@ def test_an_unknown_kind_is_refused_by_name():
         Accuracy()(snapshot("segment", torch.zeros(N, C), torch.zeros(N).long()))
 
 
-def test_probes_of_bare_tensors_say_so():
+def test_inputs_by_name_are_measured():
     part = Split({"number": torch.arange(N)}, torch.arange(N) % C)
     task = Task("tree", lambda: Given(torch.randn(N, C)), InMemory(Data(part, part, part)), bounds=None)
-
-    class Bare(probe.Probe):
-        metrics = ()
-
-        def measure(self, subject):
-            raise AssertionError
-
-    with pytest.raises(UserError, match="Bare measures models from one tensor to one tensor"):
-        Bare()(Snapshot(task.model(), task))
     assert set(Accuracy()(Snapshot(task.model(), task)).values) == {"accuracy", "loss", "calibration error"}

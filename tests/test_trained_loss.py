@@ -21,6 +21,7 @@ from optscope.tasks.fresh import fresh_model
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 from optscope.tasks.trained_loss import ModelAndLoss
+from optscope.tasks.tree import Batch
 
 X = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 2
@@ -87,7 +88,7 @@ def test_probes_measure_by_the_trained_copy():
         assert float(loss) != float(LOSS(model.model(X), Y))
     assert Accuracy()(trained).values["loss"] == pytest.approx(float(loss), rel=1e-6)
     at = AtWeights(model)
-    gradient = at.gradient(TASK.loss_in(model), X, Y)
+    gradient = at.gradient(TASK.loss_in(model), Batch(X, Y))
     (slope,) = torch.autograd.grad(model.loss(model.model(X), Y), [model.loss.scale])
     assert float(gradient[-1]) == pytest.approx(float(slope), rel=1e-5)
     assert FirstStep()(Snapshot(fresh_model(TASK, 1), TASK, 1, rule=SGD(lr=0.1))).values
