@@ -254,6 +254,25 @@ class Attending(Bag):
         return F.scaled_dot_product_attention(z, z, z).mean(1)
 
 
+class ByName(nn.Module):
+    """Inputs of two types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.embed = linear(), nn.Embedding(20, 3)
+
+    def forward(self, x, tokens): return {"logits": self.first(x) + self.embed(tokens).mean(1)}
+
+
+class InOrder(ByName):
+    def forward(self, x, tokens): return super().forward(x, tokens)["logits"]
+
+
+def lengthened(outputs, batch):
+    """Return the cross-entropy, in which examples count by an input."""
+    return (F.cross_entropy(outputs, batch.targets, reduction="none") * batch.inputs[0][:, 0]).mean()
+
+
 class Weighted(nn.Module):
     """A loss with a temperature of its own."""
 
@@ -342,6 +361,16 @@ entry("GRU on packed sequences", Packed, TOKENS, bounds=None)
 entry("segmentation, pixels ignored", lambda: nn.Conv2d(1, 3, 3, padding=1), IMAGES, PIXELS.where(PIXELS > 0, 255),
       kind="regression", loss=nn.CrossEntropyLoss(ignore_index=255))
 entry("several labels an example", linear, X, LABELS, kind="regression", loss=nn.BCEWithLogitsLoss())
+entry("several labels an example, as a kind", linear, X, LABELS, kind="multi-label")
+entry("segmentation, as a kind", lambda: nn.Conv2d(1, 3, 3, padding=1), IMAGES, PIXELS.where(PIXELS > 0, 255),
+      kind="segmentation")
+entry("next tokens", lambda: nn.Sequential(nn.Embedding(20, 5), nn.Linear(5, 20)), TOKENS, TOKENS, kind="causal-lm",
+      bounds=None)
+entry("inputs by name, labels among them", ByName, {"x": X, "tokens": TOKENS, "labels": Y})
+entry("two inputs, a loss that sees them", InOrder, ((X, TOKENS), Y), loss=lengthened)
+entry("two floating leaves with bounds", InOrder, ((X, X), Y))
+entry("inputs of two lengths", InOrder, ((X, TOKENS[:7]), Y))
+entry("a name that the model does not take", ByName, {"x": X, "ids": TOKENS, "labels": Y})
 entry("regression without a loss given", lambda: nn.Linear(6, 1), X, X[:, :1], kind="regression")
 entry("regression with outputs (n,)", lambda: nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)), X, X[:, 0],
       kind="regression")
