@@ -42,8 +42,8 @@ def by_hand(k: int = K) -> list[float]:
     models = [fresh_model(TASK, SEED) for _ in range(2)]
     buffers: list[list[torch.Tensor | None]] = [[None for _ in model.parameters()] for model in models]
     order, distances = streams(SEED)[1], []
-    per_epoch, moments = PLAN.steps_per_epoch(len(part)), log_spaced(PLAN.steps(len(part)))
-    for step in range(PLAN.steps(len(part))):
+    per_epoch, moments = PLAN.per_epoch(len(part)), log_spaced(PLAN.total(len(part)))
+    for step in range(PLAN.total(len(part))):
         if step % per_epoch == 0:
             permutation = epoch_permutation(len(part), order, step // per_epoch)
         first = (step % per_epoch) * PLAN.batch
@@ -71,7 +71,7 @@ def b10() -> dict[str, Any]:
     if not (ratio < NEAR and control == 0 and max(by_hand(2)) == 0):
         raise AssertionError(f"after one step twins are {ours[0]:.1e} apart, by hand {theirs[0]:.1e}; "
                              f"the control is {control:.1e}")
-    answer = f"{ours[0]:.1e} apart after one step, {ours[-1]:.1e} after {PLAN.steps(8000)}; k = 2: 0"
+    answer = f"{ours[0]:.1e} apart after one step, {ours[-1]:.1e} after {PLAN.total(8000)}; k = 2: 0"
     contenders = [
         Contender("optscope, one training", version("optscope"), "", one),
         Contender("optscope, rounding twins", version("optscope"), answer, twins),

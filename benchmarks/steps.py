@@ -33,7 +33,7 @@ def by_hand(task: Task, plan: Plan) -> Callable[[], float]:
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, fused=True)
         for epoch in range(plan.epochs):
             permutation = epoch_permutation(len(part), order, epoch)
-            for place in range(plan.steps_per_epoch(len(part))):
+            for place in range(plan.per_epoch(len(part))):
                 some = permutation[place * plan.batch:(place + 1) * plan.batch]
                 x, y = part.inputs.index_select(0, some), part.targets.index_select(0, some)
                 if x.dim() == 4:
@@ -65,7 +65,7 @@ def b16() -> dict[str, Any]:
         torch.manual_seed(0)
         part = Split(torch.rand(examples, *shape), torch.randint(10, (examples,)))
         task, plan = Task(name, model, InMemory(Data(part, part, part))), Plan(epochs, BATCH)
-        steps = plan.steps(examples)
+        steps = plan.total(examples)
         contenders = [Contender(f"{who}, {name}", "", run(), run) for who, run in
                       (("Training", ours(task, plan)), ("by hand", by_hand(task, plan)))]
         mine, theirs = (float(each.answer) for each in contenders)  # type: ignore[arg-type]

@@ -145,6 +145,7 @@ sys.path.insert(0, ".")
 import mine, helper
 from tiny import TASK
 from optscope.probes.accuracy import Accuracy
+from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.optim import Adam, Foreign, Graft, SGD, StepDecay
 for task, rule in ((mine.task(), Graft(Adam(lr=.1), SGD(lr=1.0))), (TASK, Foreign("torch.optim:NAdam", lr=.1))):

@@ -441,7 +441,7 @@ def test_a_training_without_end_is_refused():
     with pytest.raises(UserError, match="1000000000000 epochs are at least 1000000000000 steps of training"):
         Plan(epochs=10**12)
     with pytest.raises(UserError, match=r"are at least 390600000000 steps .*: give fewer epochs or larger batches"):
-        Plan(10**8, 128).steps(500_000)
+        Plan(10**8, 128).total(500_000)
     with pytest.raises(UserError, match=r"epochs: input should be less than or equal to 100000000; got 10000"):
         read_settings(None, epochs=10**12)
-    assert Plan(10**8, 128).steps(128) == 10**8
+    assert Plan(10**8, 128).total(128) == 10**8

@@ -92,6 +92,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
                 "--optimiser", "-o", help="Repeat for each; the first is the baseline.")] = None,
             seeds: Annotated[int | None, typer.Option(help="Seeds that compare the arms.")] = None,
             epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+            steps: Annotated[int | None, typer.Option(help="Steps of training, as streams need them.")] = None,
             graft: Annotated[bool | None, typer.Option(
                 "--graft", help="Compare every optimiser's step length on every one's direction.")] = None,
             margin: Annotated[str | None, typer.Option(
@@ -101,8 +102,8 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
     from optscope.lab import compare as door
 
-    _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, graft=graft,
-          margin=margin)
+    _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, steps=steps,
+          graft=graft, margin=margin)
 
 
 @app.command()

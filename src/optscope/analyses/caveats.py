@@ -110,5 +110,5 @@ def fairness(comparison: Comparison, records: Records) -> Section:
 def sizes(comparison: Comparison) -> str:
     """Return how many examples each part has, in words."""
     data = comparison.task.data()
-    return ", ".join(f"{len(part)} examples for {use}" for part, use in (
+    return ", ".join(f"{part.size or 'a stream of'} examples for {use}" for part, use in (
         (data.train, "training"), (data.validation, "validation"), (data.test, "testing")))

@@ -25,16 +25,16 @@ class Deal:
     """
 
     def __init__(self, task: Task, plan: Plan, seed: int, place: Place = CPU) -> None:
-        self.part: Split = task.data().train
-        self.total = plan.steps(len(self.part))
-        self.per_epoch = plan.steps_per_epoch(len(self.part))
+        self.part = task.data().train
+        self.total = plan.total(self.part.size)
+        self.per_epoch = plan.per_epoch(self.part.size)
         self._task, self._size, self._place = task, plan.batch, place
         self._each = max(objective.steps for objective in task.objectives)
         _, self._order, noise = streams(seed)
         self._augmenting = torch.Generator().manual_seed(self._order + 1)
         self._latent = torch.Generator().manual_seed(noise + 1)
-        whole = place.accelerated and task.augment is None and isinstance(self.part, Split)
-        self._there = place.moved(self.part) if whole and place.holds(self.part) else None
+        whole = self.part if place.accelerated and task.augment is None and isinstance(self.part, Split) else None
+        self._there = place.moved(whole) if whole is not None and place.holds(whole) else None
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def batch(self, round_: int, step: int = 0) -> Batch:
@@ -42,7 +42,7 @@ class Deal:
         epoch, place = divmod(round_ * self._each + step, self.per_epoch)
         if self._there is not None:
             if epoch != self._epoch:
-                order = epoch_permutation(len(self.part), self._order, epoch)
+                order = epoch_permutation(len(self._there), self._order, epoch)
                 self._epoch, self._permutation = epoch, self._place.sent(order)
             return self._there.take(self._permutation[place * self._size:(place + 1) * self._size])
         batch = self.part.batch(epoch, place, self._size, self._order)
@@ -52,7 +52,7 @@ class Deal:
 
     def latent(self) -> Tensor | None:
         """Return fresh latent vectors, as many as a batch has examples, in games that have them."""
-        drawn = self._task.draw_latent(min(self._size, len(self.part)), self._latent)
+        drawn = self._task.draw_latent(min(self._size, self.part.size or self._size), self._latent)
         return drawn if drawn is None or not self._place.accelerated else self._place.sent(drawn)
 
     def state_dict(self) -> dict[str, Any]:

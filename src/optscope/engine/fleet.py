@@ -54,7 +54,7 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
     member = torch.tensor([distinct.index(seed) for seed in seeds])
     deals = [Deal(game, plan, seed) for seed in distinct]
     networks = dict(copy.deepcopy(tables[0]).named_children())
-    _check_losses(game, networks, deals[0].part.inputs[:plan.batch])
+    _check_losses(game, networks, deals[0].part.first(plan.batch).inputs)
     layouts = {name: Layout.of(dict(network.named_parameters())) for name, network in networks.items()}
     vectors = {name: torch.stack([_flat(table.get_submodule(name), layout) for table in tables])[member]
                for name, layout in layouts.items()}

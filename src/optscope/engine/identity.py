@@ -22,7 +22,7 @@ from optscope.engine.bytecode import Block, block, is_dunder, is_full
 from optscope.engine.once import once
 from optscope.engine.origin import attributes, environment, functions_of, home, is_place, loaded, origin, versions
 from optscope.tasks.content import content, script
-from optscope.tasks.task import Split
+from optscope.tasks.examples import Examples
 
 _BARE = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -115,8 +115,8 @@ class Account:
             return self.of(os.fspath(value))
         if isinstance(value, (Tensor, np.ndarray)):
             return once("content", value, lambda: content(value))
-        if isinstance(value, Split):
-            return once("digest", value, lambda: ["examples", value.digest])
+        if isinstance(value, Examples):
+            return ["examples", self.of(value.source), once("digest", value, lambda: value.digest)]
         if isinstance(value, types.ModuleType):
             return self.module(value, frozenset())
         if isinstance(value, (type, types.FunctionType)):

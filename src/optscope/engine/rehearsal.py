@@ -71,7 +71,7 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
     try:
         data = task.data()
         task = replace(task, data=InMemory(data))
-        batch = data.train.first(plan.batch)
+        batch = Split.of_batch(data.train.first(plan.batch))
         found.said += _same_start(task)
         for objective in task.objectives:
             found.said += _try_batch(task, objective, batch)
@@ -228,11 +228,11 @@ def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, watched: Sequence[
 def _try_probes(task: Task, data: Data, probes: Sequence[Probe], rule: Rule | None, plan: Plan,
                 found: Rehearsal) -> None:
     """Take every probe of an untrained model, of few examples first."""
-    few = Data(*(part.first(EXAMPLES) for part in (data.train, data.validation, data.test)))
+    few = Data(*(Split.of_batch(part.first(EXAMPLES)) for part in (data.train, data.validation, data.test)))
     model = fresh_model(task, SEED)
     for probe in probes:
         for part in (few, data):
-            snapshot = Snapshot(model, replace(task, data=InMemory(part)), SEED, plan.steps(len(data.train)), rule)
+            snapshot = Snapshot(model, replace(task, data=InMemory(part)), SEED, plan.total(data.train.size), rule)
             taken = take(probe, snapshot)
             if taken[0].values:
                 break

@@ -19,7 +19,7 @@ from optscope.engine.identity import describe, digest
 from optscope.engine.naming import agree, check_same, load, named, named_task, task_here
 from optscope.engine.numerics import TorchSettings
 from optscope.engine.observed import Observed
-from optscope.engine.plan import Plan
+from optscope.engine.plan import EPOCHS, Plan
 from optscope.engine.run_folder import RunFolder, packed
 from optscope.engine.training import Trained, Training
 from optscope.engine.watch import Watch, take
@@ -165,7 +165,7 @@ class Run:
         return list(observed.errors.values())
 
     def _summary(self, trained: Trained) -> dict[str, Any]:
-        tail = trained.losses[-max(1, len(trained.losses) // self.plan.epochs):]
+        tail = trained.losses[-max(1, len(trained.losses) // (self.plan.epochs or EPOCHS)):]
         return {"status": "ok" if trained.diverged_at is None else "diverged",
                 "diverged_at": trained.diverged_at, "steps": len(trained.losses), "seed": self.seed,
                 "rule": repr(self.rule), "lr": self.rule.lr, "task": self.task.name, "plan": repr(self.plan),

@@ -58,7 +58,7 @@ def weight_paths(task: Task, rules: Sequence[Rule], plan: Plan, seed: int, *, at
     if len(rules) < 2:
         raise UserError(f"paths are compared of two rules or more; got {len(rules)}")
     task = replace(task, data=InMemory(task.data()))
-    total = plan.steps(len(task.data().train))
+    total = plan.total(task.data().train.size)
     moments = sorted(log_spaced(total) if at is None else at)
     first: dict[int, Tensor] = {}
     found = np.full((2, len(rules) - 1, len(moments)), math.nan)

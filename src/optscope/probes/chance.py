@@ -70,7 +70,7 @@ class Chance(Probe):
 def _against_the_class(subject: Subject) -> Reading:
     """Score the commonest class and the classes' frequencies."""
     check_classifier(subject)
-    constant = subject.task.data().train.targets
+    constant = subject.task.data().train.first(None).targets
     logits = in_batches(subject.outputs, subject.inputs).cpu().double()
     targets = subject.targets.cpu().long()
     classes = named(logits)
@@ -117,7 +117,7 @@ def _against_labels(subject: Subject, kind: Kind) -> Reading:
 
 def _train_labels(subject: Subject, kind: Kind) -> Tensor:
     """Return the labels of the training part as the kind counts them, `(n, labels, columns)`."""
-    train = subject.task.data().train
+    train = subject.task.data().train.first(None)
     assert kind.pairs is not None
     with torch.no_grad():
         shape = subject.outputs(subject.batch.first(1).inputs).shape[1:]
@@ -138,7 +138,7 @@ def _against_the_mean(subject: Subject) -> Reading:
             f"targets of several leaves ({', '.join(leaves(targets))})")
         raise UserError(f"the loss of the mean needs targets that are numbers of the outputs' shape; got {got} for "
                         f"outputs {tuple(outputs.shape)}")
-    answer = subject.task.data().train.targets.to(torch.float64).mean(0).to(outputs).expand_as(outputs)
+    answer = subject.task.data().train.first(None).targets.to(torch.float64).mean(0).to(outputs).expand_as(outputs)
     by_chance, by_model = (each_loss(subject, given, batch) for given in (answer, outputs))
     p = paired_test(by_chance, by_model, one_sided=True).p
     return Reading({"loss of the mean": float(by_chance.mean()), "better than chance": float(p <= LEVEL)})

@@ -81,7 +81,10 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
     instead = matched(rule)
     instead = instead.with_(lr=float(f"{instead.lr:.6g}"))  # a rate one can type again
     check_task(task)
-    examples = len(task.data().train)
+    examples = task.data().train.size
+    if examples is None:
+        raise UserError(f"{task.name}: the advisor needs to know how many training examples there are; got a "
+                        "stream: give a part of it, Split.of(list(itertools.islice(stream, n)))")
     batch = min(plan.batch, examples)
     sharp, split = TopEigenvalues(rel=0.05, margin=2), DescentSplit(batch=batch)
     memory: Memory = {}
@@ -98,7 +101,7 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
         products.append(rate * float(top.values["sharpness"]))  # type: ignore[arg-type]
         terms.append((float(parts["curvature-induced"]), float(parts["noise-induced"])))  # type: ignore[arg-type]
 
-    total = plan.steps(examples)
+    total = plan.total(examples)
     trained = train(task, rule, plan, seed, watch=look, at=Watch(sharp, MOMENTS).steps(total))
     if trained.diverged_at is not None:
         raise UserError(f"{rule!r} diverged at step {trained.diverged_at}: try a smaller learning rate")

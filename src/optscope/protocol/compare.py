@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from optscope.engine.plan import Plan
 from optscope.errors import UserError
-from optscope.optim import Graft, StepDecay
+from optscope.optim import Graft
 from optscope.protocol.arms import arm_named
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.grafts import graft_arms
@@ -33,7 +32,7 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     kit, seeds = kit_of(task), tuple(range(1, settings.seeds + 1))
     criterion, validation = kit.judge(task)
     return Comparison(task.name, task, tuple(kit.arm(arm, task) for arm in chosen),
-                      Plan(settings.epochs, settings.batch, StepDecay()), kit.probes(task, settings.examples),
+                      settings.plan, kit.probes(task, settings.examples),
                       seeds, tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
                       criterion, watched=kit.watched(chosen), described=kit.describing(task, settings.examples),
                       twin_seeds=seeds[:settings.twin_seeds] if kit.twins else (), validation=validation)

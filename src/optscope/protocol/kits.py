@@ -157,7 +157,7 @@ class Generators(Kit):
 
     def left_out(self, task: Task) -> list[str]:
         """Return whether images are compared by pixels alone."""
-        blind = task.data().train.inputs.dim() == 4 and embedding(task) == Pixels()
+        blind = task.data().train.first(1).inputs.dim() == 4 and embedding(task) == Pixels()
         return [f"{task.name}: images are compared by their pixels, for lack of features: a data set that has the "
                 f"attribute `features`, one of {', '.join(GREY)}, is seen by that classifier."] if blind else []
 
@@ -191,7 +191,7 @@ def embedding(task: Task) -> Embedding:
     own = getattr(task.data, "features", None)
     if own is not None:
         return OwnClassifier(own)
-    shape = tuple(task.data().train.inputs.shape[1:])
+    shape = tuple(task.data().train.first(1).inputs.shape[1:])
     if len(shape) == 3 and shape[0] == 3 and importlib.util.find_spec("efficientnet_lite_pytorch"):
         return EfficientNetLite0()
     return Pixels()

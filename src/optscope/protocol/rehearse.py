@@ -92,19 +92,22 @@ def _check_validation(comparison: Comparison, task: Task, found: Rehearsal) -> N
 
 def planned(task: Task, plan: Plan) -> str:
     """Return what a plan makes of a task: epochs, steps, and the examples that wait."""
-    examples = len(task.data().train)
-    batch, each = min(plan.batch, examples), plan.steps_per_epoch(examples)
+    examples = task.data().train.size
+    if examples is None or plan.epochs is None:
+        batch = min(plan.batch, examples or plan.batch)
+        return f"{_count(plan.total(examples), 'step')} on {batch} examples each"
+    batch, each = min(plan.batch, examples), plan.per_epoch(examples)
     left = examples - each * batch
     waiting = f"; {left} of {examples} examples wait in every epoch" if left else ""
     return (f"{_count(plan.epochs, 'epoch')} of {_count(each, 'step')} on {batch} examples each make "
-            f"{_count(plan.steps(examples), 'step')}{waiting}")
+            f"{_count(plan.total(examples), 'step')}{waiting}")
 
 
 def _short(task: Task, plan: Plan) -> list[str]:
-    examples = len(task.data().train)
-    steps = plan.steps(examples)
+    examples = task.data().train.size
+    steps = plan.total(examples)
     found = []
-    if plan.batch > examples:
+    if examples is not None and plan.batch > examples:
         found.append(f"a batch of {plan.batch} was asked for; there are {examples} training examples, "
                      "and every step sees all of them.")
     if steps < FEW:

@@ -14,7 +14,7 @@ from optscope.engine.run import Call
 from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.errors import UserError
 from optscope.evidence.records import Record, measured
-from optscope.optim import Rounded, Rule, StepDecay
+from optscope.optim import Rounded, Rule
 from optscope.protocol.comparison import TWINS, VALIDATION, Arm, Calls
 from optscope.protocol.kits import kit_of
 from optscope.protocol.rehearse import planned, smallest
@@ -39,7 +39,7 @@ def calls(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calls:
     """
     if not kit_of(task).twins:
         raise UserError(f"{task.name} is a game; rounding twins need one model and one rule: give another task")
-    plan = Plan(settings.epochs, settings.batch, StepDecay())
+    plan = settings.plan
     return Calls("rounding", [
         Call(twins, {"arm": arm.name, "task": task, "rule": rule, "plan": plan, "seed": seed})
         for seed in range(1, settings.seeds + 1) for arm in arms for rule in arm.candidates() or [arm.rule]])
@@ -51,17 +51,17 @@ def rehearsed(task: Task, settings: Settings, arms: Sequence[Arm]) -> list[str]:
     Raises:
         UserError: naming an arm that cannot step a parameter or has no twins.
     """
-    found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, Plan(settings.epochs, settings.batch),
+    found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, settings.plan,
                      (VALIDATION,), around=lambda rule: Rounded(rule, TWINS[0]))
     for why in (*found.broken.values(), *found.silent.values(), *found.single.values()):
         raise UserError(f"{task.name}: {why}")
-    return [f"{task.name}: {planned(task, Plan(settings.epochs, settings.batch))}", *found.said]
+    return [f"{task.name}: {planned(task, settings.plan)}", *found.said]
 
 
 def twins(arm: str, task: Task, rule: Rule, plan: Plan,
           seed: int) -> tuple[list[Record], Mapping[str, NDArray[Any]]]:
     """Train one rule with every divisor k, a factor, from one seed; rows have the learning rate as coordinate."""
-    total, lr = plan.steps(len(task.data().train)), float(rule.lr)  # type: ignore[arg-type]
+    total, lr = plan.total(task.data().train.size), float(rule.lr)  # type: ignore[arg-type]
     metric, _ = metric_of(task)
     results: dict[int, float] = dict.fromkeys(range(len(KS)), math.nan)
 

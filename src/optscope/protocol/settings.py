@@ -6,11 +6,12 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from optscope.engine.plan import MOST_STEPS
+from optscope.engine.plan import MOST_STEPS, Plan
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import Metric
+from optscope.optim.schedules import StepDecay
 from optscope.protocol.arms import DEFAULT
 from optscope.protocol.margin import margin_said
 
@@ -39,12 +40,24 @@ class Settings(BaseModel):
     seeds: int = Field(default=8, ge=1, le=10_000)
     tuning_seeds: int = Field(default=1, ge=1, le=1000)
     twin_seeds: int = Field(default=2, ge=0, le=1000, description="seeds that also train rounding twins")
-    epochs: int = Field(default=30, ge=1, le=MOST_STEPS)
+    epochs: int | None = Field(default=None, ge=1, le=MOST_STEPS, description="30, if there are no steps either")
+    steps: int | None = Field(default=None, ge=1, le=MOST_STEPS, description="instead of epochs, as for streams")
     batch: int = Field(default=128, ge=1)
     margin: Annotated[float | str | None, AfterValidator(_margin)] = Field(
         default=None, description="within what accuracies count as equal: points, or a share of the error (20%)")
     graft: bool = Field(default=False, description="cross every optimiser's step length with every direction")
     examples: int = Field(default=1000, ge=1, description="test examples that attacks look at")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Settings:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"give epochs or steps, not both; got {self.epochs} epochs and {self.steps} steps")
+        return self
+
+    @property
+    def plan(self) -> Plan:
+        """How long and how every arm is trained."""
+        return Plan(self.epochs, self.batch, StepDecay(), steps=self.steps)
 
 
 def read_settings(path: Path | None, **overrides: Any) -> Settings:

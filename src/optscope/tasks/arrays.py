@@ -81,6 +81,12 @@ def _plain(values: Any, what: str) -> Tensor:
     return values if type(values) is Tensor else values.as_subclass(Tensor)
 
 
+def labelled(targets: Tensor) -> Tensor:
+    """Return whole-number targets `(n,)` as int64, and all others as they are."""
+    whole = not (targets.is_floating_point() or targets.is_complex())
+    return targets.long() if targets.dim() == 1 and whole else targets
+
+
 def check_lengths(inputs: Tree, targets: Tree) -> None:
     """Raise unless all leaves of inputs and targets have as many rows, at least one.
 

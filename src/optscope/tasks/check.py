@@ -18,7 +18,7 @@ from optscope.tasks.check_loss import check_loss, value_of
 from optscope.tasks.check_model import check_factory, check_outputs, forward
 from optscope.tasks.fresh import seeded
 from optscope.tasks.kinds import BATCH, IGNORED, KINDS, Kind, counted, portion
-from optscope.tasks.task import Data, Split, Task
+from optscope.tasks.task import DataAtHand, Split, Task
 from optscope.tasks.tree import leaves
 
 
@@ -54,7 +54,7 @@ def check_task(task: Task) -> None:
 check_task.register(check_game)
 
 
-def _check_parts(task: Task, model: nn.Module, data: Data) -> None:
+def _check_parts(task: Task, model: nn.Module, data: DataAtHand) -> None:
     """Send every part through the model as probes do, and look at its targets and its loss."""
     kind = KINDS[task.kind]
     for name, part in vars(data).items():

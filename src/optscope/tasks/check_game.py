@@ -31,7 +31,7 @@ def check_game(game: Game) -> None:
                 for player in game.players}
     with seeded(0):
         latent = _latent(game)
-        real = data.train.inputs[:BATCH]
+        real = data.train.first(BATCH).inputs
         if "generator" in networks:
             _check_made(game, networks["generator"], latent, real)
         for player in game.players:

@@ -10,21 +10,25 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError, blaming
+from optscope.tasks.examples import Examples
 from optscope.tasks.kinds import KINDS
-from optscope.tasks.task import Data, Split, Task
+from optscope.tasks.task import Data, DataAtHand, Split, Task
 from optscope.tasks.tree import leaf_name, leaves, same
 
 KNOWN = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
          torch.int16, torch.int32, torch.int64)
 """The types that torch can order, pick from and compare."""
+LOOKS = 512
+"""How many examples of a training part that is not in memory are looked at."""
 APART = 5.0
 """Parts that differ by this factor were probably not prepared alike."""
 
 
-def check_data(task: Task) -> Data:
+def check_data(task: Task) -> DataAtHand:
     """Return the data of a task, if they load, the same each time, are finite, and lie inside the bounds.
 
-    Training inputs may leave the bounds, as filtered ones do.
+    Training inputs may leave the bounds, as filtered ones do. Of a training part that is not in memory some
+    examples are looked at, and returned.
 
     Raises:
         UserError: naming the first of these that is not so.
@@ -34,14 +38,21 @@ def check_data(task: Task) -> Data:
         data, again = task.data(), task.data()
     for each in (data, again):
         parts = vars(each) if isinstance(each, Data) else {}
-        if not parts or not all(isinstance(part, Split) for part in parts.values()):
+        if not parts or not all(isinstance(part, Examples) for part in parts.values()):
             raise UserError(f"{task.name}: data() must return Data(train, validation, test), each a Split of "
                             f"inputs and targets; got {type(each).__name__}: Task.from_tensors makes them")
-    for name, part in vars(data).items():
-        _check_alike(task, name, part, data.train)
+        for name in ("validation", "test"):
+            if not isinstance(parts[name], Split):
+                raise UserError(f"{task.name}: the {name} part is measured again and again, and must be in memory: "
+                                f"write Split.of(...), or of {type(parts[name]).__name__} "
+                                "Split.of_batch(examples.first(n))")
+    with blaming(task.name, "its data"):
+        found, other = data.at_hand(LOOKS), again.at_hand(LOOKS)
+    for name, part in vars(found).items():
+        _check_alike(task, name, part, found.train)
         _check_part(task, name, part)
-        _check_same(task, name, part, getattr(again, name))
-    return data
+        _check_same(task, name, part, getattr(other, name))
+    return found
 
 
 def _check_bounds(task: Task) -> None:
@@ -149,8 +160,11 @@ def _check_class_numbers(task: Task, name: str, labels: Tensor) -> None:
 def overlap(data: Data) -> list[str]:
     """Return a sentence for each part of which more than one example in a hundred is in the training part too.
 
-    Examples are the same when inputs and targets agree to the bit.
+    Examples are the same when inputs and targets agree to the bit. Of a training part that is not in memory nobody
+    knows.
     """
+    if not isinstance(data.train, Split):
+        return []
     known, found = set(_rows(data.train)), []
     for name, use in (("validation", "chosen on"), ("test", "judged by")):
         part: Split = getattr(data, name)
@@ -168,7 +182,7 @@ def scales(data: Data) -> list[str]:
     Token ids and other whole numbers have none.
     """
     found = []
-    for path, inputs in leaves(data.train.inputs).items():
+    for path, inputs in leaves(data.at_hand(LOOKS).train.inputs).items():
         if not inputs.is_floating_point():
             continue
         middle = inputs.double().mean()

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import random
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,14 +35,22 @@ def fresh_model(task: Modelled, seed: int) -> nn.Module:
         return task.model()
 
 
-@functools.lru_cache(maxsize=2)
 def epoch_permutation(examples: int, order: int, epoch: int) -> Tensor:
     """Return the order of the examples in one epoch: a function of the seed and the epoch's number alone.
 
-    The last two are kept, for every step of an epoch asks again: nobody may write into them.
+    The last ones are kept, for every step of an epoch asks again: nobody may write into them.
     """
+    return (_permutation if examples <= _FEW else _long_permutation)(examples, order, epoch)
+
+
+def _permuted(examples: int, order: int, epoch: int) -> Tensor:
     state = np.random.SeedSequence((order, epoch)).generate_state(1)[0]
     return torch.randperm(examples, generator=torch.Generator().manual_seed(int(state)))
+
+
+_FEW = 100_000
+_permutation = functools.lru_cache(maxsize=64)(_permuted)  # 51 MB at most: many seeds may train side by side
+_long_permutation = functools.lru_cache(maxsize=2)(_permuted)
 
 
 @contextlib.contextmanager
@@ -58,3 +66,31 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+
+
+class Numbers:
+    """Global random numbers of torch, NumPy and Python of somebody's own: lent while he draws, and put back."""
+
+    def __init__(self) -> None:
+        self.state = _global()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let whoever draws from the global generators draw from these."""
+        theirs = _global()
+        _set_global(self.state)
+        try:
+            yield
+        finally:
+            self.state = _global()
+            _set_global(theirs)
+
+
+def _global() -> tuple[Any, ...]:
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+def _set_global(state: tuple[Any, ...]) -> None:
+    torch.set_rng_state(state[0])
+    np.random.set_state(state[1])
+    random.setstate(state[2])

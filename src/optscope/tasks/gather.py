@@ -51,12 +51,12 @@ def gathered(source: Any) -> Pair:
         if isinstance(source, DataLoader):
             return _from_loader(source)
         if isinstance(source, IterableDataset):
-            return _joined(map(_alone, source), _length(source), stream=True)
+            return _joined(map(alone, source), _length(source), stream=True)
         if isinstance(source, (Dataset, list, tuple)):
             length = _length(source)
             if length is None:
                 raise UserError(f"the data set has no length: give {type(source).__name__} a __len__")
-            return _joined((_alone(source[i]) for i in range(length)), length)
+            return _joined((alone(source[i]) for i in range(length)), length)
     hint = (f', such as data["{next(iter(source), "train")}"]' if isinstance(source, Mapping) else
             ": give the inputs and the targets apart" if hasattr(source, "shape") else "")
     raise UserError("data must be a pair of tensors (inputs, targets) or of arrays, a torch Dataset or a "
@@ -180,7 +180,12 @@ def _unlisted(tree: Any) -> Any:
     return tuple(map(_unlisted, tree)) if listed or isinstance(tree, tuple) else tree
 
 
-def _alone(example: Any) -> Pair:
+def alone(example: Any) -> Pair:
+    """Return the inputs and targets of one example as trees of tensors of one row, in memory of their own.
+
+    Raises:
+        UserError: when it is no pair of numbers.
+    """
     inputs, targets = _read(_pair(example))
 
     def row(leaf: Tensor) -> Tensor:
@@ -208,7 +213,7 @@ def _joined(batches: Iterable[Pair], expected: int | None, stream: bool = False)
         if first is None:
             first = batch
             done, waiting = [[] for _ in leaves(batch)], [[] for _ in leaves(batch)]
-        _check_alike(first, batch, count)
+        check_alike(first, batch, count)
         parts = list(leaves(batch).values())
         each = sum(part.numel() * part.element_size() for part in parts) / max(1, len(parts[0]))
         count += len(parts[0])
@@ -235,7 +240,12 @@ def _merge(waiting: list[list[Tensor]], done: list[list[Tensor]]) -> None:
         many.clear()
 
 
-def _check_alike(first: Pair, batch: Pair, number: int) -> None:
+def check_alike(first: Pair, batch: Pair, number: int) -> None:
+    """Raise unless examples have the fields, shapes and types of the first; `number` is their index.
+
+    Raises:
+        UserError: naming what is not alike.
+    """
     for what, one, other in zip(("input", "target"), first, batch, strict=True):
         known, found = leaves(one), leaves(other)
         if known.keys() != found.keys():

@@ -286,8 +286,9 @@ def _digits(seed: int) -> Data:
 @lru_cache(maxsize=4)
 def _filtered(spec: LowPass | HighEnergy) -> Data:
     whole = spec.data()
-    blocks = [spec.filtered(block) for block in whole.train.inputs.split(4096)]  # bounds the memory needed
-    return Data(Split(torch.cat(blocks), whole.train.targets), whole.validation, whole.test)
+    train = whole.train.first(None)
+    blocks = [spec.filtered(block) for block in train.inputs.split(4096)]  # bounds the memory needed
+    return Data(Split(torch.cat(blocks), train.targets), whole.validation, whole.test)
 
 
 def _split(part: Labelled, which: slice) -> Split:

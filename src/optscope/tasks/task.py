@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
-from optscope.tasks.arrays import check_lengths, plain
+from optscope.tasks.arrays import check_lengths, labelled, plain
 from optscope.tasks.content import digest_of, mark
+from optscope.tasks.examples import Examples
 from optscope.tasks.fresh import epoch_permutation
 from optscope.tasks.gather import gathered
 from optscope.tasks.kinds import KINDS, NOTHING, Kind
@@ -27,7 +28,7 @@ KindName = Literal["classification", "regression", "multi-label", "segmentation"
 
 
 @dataclass(frozen=True)
-class Split(Batch):
+class Split(Batch, Examples):
     """A part of a data set: inputs and targets, each a tensor `(n, ...)`, or a tuple or mapping of trees of these.
 
     All leaves have the same first axis. They are kept dense, contiguous and on the CPU, without gradients;
@@ -41,7 +42,7 @@ class Split(Batch):
         for what in ("inputs", "targets"):
             object.__setattr__(self, what, plain(getattr(self, what), what))
         check_lengths(self.inputs, self.targets)
-        object.__setattr__(self, "targets", mapped(_labels, self.targets))
+        object.__setattr__(self, "targets", mapped(labelled, self.targets))
 
     @property
     def size(self) -> int:
@@ -57,6 +58,11 @@ class Split(Batch):
             found = digest_of((self.inputs, self.targets))
             vars(self)["_digest"] = marks, found
         return str(found)
+
+    @property
+    def source(self) -> object:
+        """Nothing beside the content."""
+        return ()
 
     def batch(self, epoch: int, step: int, size: int, order: int) -> Batch:
         """Return batch number `step` of an epoch, in which the examples come in an order that `order` seeds."""
@@ -94,17 +100,27 @@ class Split(Batch):
 
 @dataclass(frozen=True)
 class Data:
-    """The three parts of a data set. Rates are chosen on `validation`; `test` is read once."""
+    """The three parts of a data set. Rates are chosen on `validation`; `test` is read once.
 
-    train: Split
+    The training part need not be in memory: any `Examples` will do, such as `FromDataset`, `Mapped` and `Stream`.
+    """
+
+    train: Examples
     validation: Split
     test: Split
 
 
-def _labels(targets: Tensor) -> Tensor:
-    """Return whole-number targets `(n,)` as int64, and all others as they are."""
-    whole = not (targets.is_floating_point() or targets.is_complex())
-    return targets.long() if targets.dim() == 1 and whole else targets
+    def at_hand(self, n: int) -> DataAtHand:
+        """Return the data in memory: of a training part that is not, `n` examples."""
+        train = self.train if isinstance(self.train, Split) else Split.of_batch(self.train.sample(n))
+        return DataAtHand(train, self.validation, self.test)
+
+
+@dataclass(frozen=True)
+class DataAtHand(Data):
+    """Data of which every part is in memory."""
+
+    train: Split
 
 
 def _chosen(loss: Loss | None, kind: KindName) -> Loss:
@@ -246,7 +262,8 @@ class Task:
         Without `validation`, a fifth of `train` is held out for choosing learning rates: the same random fifth
         each time (seed 0), so that data sorted by class leave no class out. Probes of the training part then see
         the other four fifths. To measure a model that is trained already on all the examples of one set, give that
-        set three times: nothing is held out.
+        set three times: nothing is held out. `train` may be `Examples` that are not in memory (`FromDataset`,
+        `Mapped`, `Stream`), with a `validation` of its own.
 
         >>> x, y = torch.rand(100, 4), torch.arange(100) % 2
         >>> task = Task.from_tensors(lambda: nn.Linear(4, 2), (x, y), (x, y))
@@ -257,11 +274,16 @@ class Task:
         (100, 100, 100)
 
         Raises:
-            UserError: when a part cannot be read, or `train` has a single example and nothing can be held out.
+            UserError: when a part cannot be read, or nothing can be held out of `train`, since it has a single
+                example or is not in memory.
         """
         read: dict[int, Split] = {}
 
         def part(what: str, source: Any) -> Split:
+            if isinstance(source, Examples) and not isinstance(source, Split):
+                advice = ("nothing can be held out of it, give validation=" if what == "train" else
+                          "write Split.of_batch(examples.first(n))")
+                raise UserError(f"{name}, {what} part: {type(source).__name__} is not in memory: {advice}")
             try:
                 return read.setdefault(id(source), read.get(id(source)) or Split.of(source))
             except UserError as error:
@@ -271,9 +293,11 @@ class Task:
             return cls(name, model, InMemory(data), _chosen(loss, kind), kind, bounds,
                        augment, output, perturb)
 
-        whole, last = part("train", train), part("test", test)
+        last = part("test", test)
         if validation is not None:
-            return task(Data(whole, part("validation", validation), last))
+            held_out = part("validation", validation)
+            return task(Data(train if isinstance(train, Examples) else part("train", train), held_out, last))
+        whole = part("train", train)
         if len(whole) == 1:
             raise UserError(f"{name}: a fifth of the training part is held out for validation, but it has one "
                             "example: give more, or validation=")

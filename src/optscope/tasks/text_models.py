@@ -232,7 +232,7 @@ class Pretrained:
         return model
 
     def _pretrain(self, path: Path) -> None:
-        part = self.data().train
+        part = self.data().train.first(None)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             model = self.model().train()

@@ -212,7 +212,7 @@ def images(data: Callable[[], Data]) -> dict[str, tuple[Array, int]]:
     noise = np.random.default_rng(0).normal(size=(32, 32))
     low = np.fft.fftfreq(32)[:, None] ** 2 + np.fft.fftfreq(32)[None, :] ** 2
     smooth = np.real(np.fft.ifft2(np.fft.fft2(noise) * np.exp(-low / (2 * 0.06**2))))
-    clothes = data().train.inputs[:3, 0].numpy().astype(np.float64)
+    clothes = data().train.first(3).inputs[:, 0].numpy().astype(np.float64)
     return {"smooth noise": (smooth / smooth.std(), 7), "white noise": (noise, 5),
             **{f"garment {i}": (image, 5) for i, image in enumerate(clothes, start=1)}}
 

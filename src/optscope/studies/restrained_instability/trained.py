@@ -33,7 +33,7 @@ def part_ways(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, control: 
     Rows: the distance after a hundred steps and at the end, the growth rate; coordinates are learning rates.
     """
     rules = [Rounded(rule, k) for k in (1, 3, *((2,) if control else ()))]
-    total = plan.steps(len(task.data().train))
+    total = plan.total(task.data().train.size)
     found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), *_shared(total)})
     lr = float(rule.lr)  # type: ignore[arg-type]
     distance = found.distance[0]
@@ -64,8 +64,8 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
     rules |= {f"k = {k}, first step only": Rounded(rule, k, steps=1) for k in first_only}
     factors: list[dict[str, Factor]] = [{"k": k, "steps": "all"} for k in ks]
     factors += [{"k": k, "steps": "first"} for k in first_only]
-    examples = len(task.data().train)
-    total, epoch = plan.steps(examples), plan.steps_per_epoch(examples)
+    examples = task.data().train.size
+    total, epoch = plan.total(examples), plan.per_epoch(examples)
     seen: list[list[float]] = [[] for _ in rules]
 
     def look(i: int, snapshot: Snapshot) -> None:
@@ -94,7 +94,7 @@ def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, t
         if i == 0:
             readings.append(probe(snapshot, readings[-1].memory if readings else None))
 
-    total = plan.steps(len(task.data().train))
+    total = plan.total(task.data().train.size)
     found = weight_paths(task, [Rounded(rule, k) for k in (1, 3)], plan, seed, at=range(EVERY, total + 1, EVERY),
                          watch=look)
     lr = float(rule.lr)  # type: ignore[arg-type]

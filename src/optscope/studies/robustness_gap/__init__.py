@@ -120,7 +120,7 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
         Calls("linear", [Call(linear_dynamics, {"steps": size.linear_steps, "seeds": seeds,
                                                              "batch": batch}) for batch in (5000, None)]
                     + [Call(linear_closed_form, {"steps": size.linear_steps // 10})]),
-        Calls("images", [Call(dissect_images, {"task": task, "epochs": min(plan.epochs, 20)}),
+        Calls("images", [Call(dissect_images, {"task": task, "epochs": min(plan.epochs or 20, 20)}),
                                *(Call(spectrum, {"data": shown[0].data, "name": shown[0].name})
                                  for shown in (size.images, size.colours) if shown)]),
         grey,

@@ -85,7 +85,7 @@ def linear_closed_form(steps: int) -> Found:
 
 def spectrum(data: Callable[[], Data], name: str) -> Found:
     """Measure the spectral energy of training images, and fit an exponential to its diagonal without DC."""
-    energy = spectral_energy(data().train.inputs).numpy().astype(np.float64)
+    energy = spectral_energy(data().train.first(None).inputs).numpy().astype(np.float64)
     diagonal = np.log(np.diagonal(energy)[1:])
     frequency = np.arange(1, len(diagonal) + 1)
     slope, offset = np.polyfit(frequency, diagonal, 1)
@@ -101,7 +101,7 @@ def dissect_images(task: Task, epochs: int) -> Found:
     Attacked are an SGD and an Adam model trained for `epochs`, within l2 radius 1.
     """
     arrays: dict[str, NDArray[np.float64]] = {}
-    few = task.data().train.inputs[:6]
+    few = task.data().train.first(6).inputs
     for keep in (50, 10, 3):
         arrays[f"low energy removed, keep {keep} %"] = _grey(HighEnergy(task.data, keep / 100).filtered(few))
         arrays[f"high frequencies removed, keep {keep} %"] = _grey(LowPass(task.data, keep / 100).filtered(few))
