@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from optscope.engine.plan import Plan
 from optscope.engine.train import train
 from optscope.optim import AdamW, Cosine
-from optscope.probes.accuracy import percent, verdicts
+from optscope.probes.accuracy import named, percent
 from optscope.probes.embedding import classifier
+from optscope.probes.probe import in_batches
 from optscope.tasks.images import Digits, FashionMNIST
 from optscope.tasks.task import Task
 
@@ -29,7 +30,8 @@ def main() -> None:
         task = Task(name, lambda name=name: classifier(name), data)
         model = train(task, AdamW(lr=3e-3), plan, seed=0).snapshot.model.eval().half().float()
         test = data().test
-        print(f"{name}: {percent(verdicts(model, test.inputs, test.targets)):.1f} % of {len(test)} test images")
+        right = percent(named(in_batches(model, test.inputs)) == test.targets)
+        print(f"{name}: {right:.1f} % of {len(test)} test images")
         weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
         save_file(weights, PLACE / f"features_{name}.safetensors")
 
