@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import kinds_of_tasks
 from optscope.optim import SGD, Adam
 from optscope.optim.foreign import Foreign
 from optscope.optim.polar import PolarSGD
@@ -108,6 +109,9 @@ TASKS = {
     "digits": gan("digits", lambda: nn.Sequential(nn.Linear(8, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8))),
                   lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), thrice(IMAGES, LABELS)),
 }
+TREES = ("by name", "trained loss", "loss of the batch", "recommender", "multi-label", "segmenter", "causal")
+"""Of `kinds_of_tasks` those that a pretended device can run: it has no kernel of LSTMs."""
+TASKS |= {name: kinds_of_tasks.TASKS[name] for name in TREES}
 INPUTS = (Accuracy(), Checkpoint(), Chance(), Margin(), Lipschitz(climb=3))
 CURVATURE = (TopEigenvalues(k=2, rel=0.1), TopEigenvalues(rel=0.1, gauss_newton=True), EdgeOfStability(),
              PreconditionedSharpness(rel=0.1), LayerSharpness(rel=0.1), HessianTrace(9), SpectralDensity(1, 5))
@@ -126,6 +130,10 @@ SET = [
     *(("words", ADAM, probe) for probe in (Accuracy(), Chance(), Margin(), TopEigenvalues(rel=0.1), *WEIGHTS)),
     *(("line", ADAM, probe) for probe in (Accuracy(), Checkpoint(), Chance(), TopEigenvalues(), *WEIGHTS,
                                           Lipschitz(climb=3))),
+    *((task, ADAM, probe) for task in TREES for probe in (Accuracy(), Chance(), TopEigenvalues(rel=0.1),
+                                                          FirstStep())),
+    *(("by name", ADAM, probe) for probe in (Margin(), Lipschitz(climb=3), GaussianNoise(), GradientNoise(3),
+                                             RobustAccuracy("l2", 0.1))),
     *(("mlp", POLAR, probe) for probe in (PolarDrift(),)),
     *(("ring", None, probe) for probe in GAMES),
     *(("digits", None, probe) for probe in (Coverage(OwnClassifier("digits"), 60), Classes(samples=60),
@@ -147,11 +155,11 @@ def trained(task, rule, device):
     if rule is None:
         return Snapshot(model, task)
     optimizer = rule.optimizer(model.parameters())
-    x, y = part.inputs.to(device), part.targets.to(device)
+    batch = part.to(device)
     for _ in range(2):
         optimizer.zero_grad()
         model.eval()  # dropout draws other numbers on another device
-        task.loss(model(x), y).backward()
+        task.value(model, batch).backward()
         optimizer.step()
     return Snapshot(model.train(), task, rule=rule, optimizer=optimizer, step=2)
 
