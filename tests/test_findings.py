@@ -49,10 +49,14 @@ MEASURED = Comparison("demo", TASK, tuple(Arm(name, SGD(lr=0.1)) for name in ("A
 TWO = replace(MEASURED, arms=MEASURED.arms[:2], probes=(Accuracy(),))
 
 
+OF_MANY_LABELS = "exact match", "perplexity"
+"""Metrics of accuracy that no task of one label an example has."""
+
+
 def drawn(generator, shifts=None, arms=("A", "B", "C"), spread=1.0):
     """Records in which arms differ by `shifts[arm, metric]` alone, with seed effects that arms share."""
     rows = []
-    for metric in (m for probe in MEASURED.probes for m in probe.metrics):
+    for metric in (m for probe in MEASURED.probes for m in probe.metrics if m.name not in OF_MANY_LABELS):
         for at in (0.1, 0.5, 1.0) if metric.axis else (None,):
             common = generator.normal(size=len(SEEDS)) * 5 + 70
             for arm in arms:
