@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from optscope.engine import observed
 from optscope.engine.plan import Plan
+from optscope.engine.run_folder import RunFolder
+from optscope.engine.saving import Saving
 from optscope.engine.train import train
 from optscope.engine.weight_paths import apart, log_spaced, weight_paths
 from optscope.errors import UserError
 from optscope.evidence.growth import growth_rate
 from optscope.optim import SGD, Adam, Decayed, Foreign, Rounded, Scheduled, StepDecay
+from optscope.probes.probe import Reading
 from optscope.tasks.images import FashionMNIST
 from optscope.tasks.smooth import Conv3
 from optscope.tasks.task import Task
@@ -132,8 +136,35 @@ def test_a_twin_that_diverges_leaves_nan():
 def test_everyone_is_watched():
     seen = []
     two(Foreign("torch.optim:SGD", lr=0.1), 3, epochs=1, at=(2, 6),
-        watch=lambda i, snapshot: seen.append((i, snapshot.step)))
-    assert seen == [(0, 2), (0, 6), (1, 2), (1, 6)]
+        watch=lambda i, snapshot, memory: seen.append((i, snapshot.step)))
+    assert seen == [(0, 2), (1, 2), (0, 6), (1, 6)]
+
+
+def test_twins_that_are_stopped_go_on_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(observed, "SHARE", 2.0)  # they are saved as often as they can be
+    folder, seen = RunFolder(tmp_path / "run"), []
+
+    def watch(i, snapshot, memory):
+        seen.append((i, snapshot.step))
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return Reading({"loss": float(snapshot.losses[-1])}, memory={"looks": memory.get("looks", 0) + 1})
+
+    def followed(saving=None):
+        return two(Rounded(SGD(lr=0.5), 1), 3, at=(1, 61, 120), watch=watch, saving=saving)
+
+    with pytest.raises(KeyboardInterrupt):
+        followed(Saving(folder, "call", 0.0))
+    assert folder.state() is not None
+    resumed = followed(Saving(folder, "call", 0.0))
+    assert folder.state() is None
+    assert seen[-2:] == [(0, 120), (1, 120)]
+    assert len(seen) < 5 + 6  # what was saved is not looked at again
+    whole = followed()
+    for one, other in ((resumed.distance, whole.distance), (resumed.relative, whole.relative)):
+        np.testing.assert_array_equal(one, other)
+    assert [dict(each) for each in resumed.seen] == [dict(each) for each in whole.seen]
+    assert [each.losses.tolist() for each in resumed.trained] == [each.losses.tolist() for each in whole.trained]
 
 
 def test_moments():

@@ -237,8 +237,8 @@ class Counting(nn.Module):
     (replace(TASK, model=Counting), SGD(lr=0.1), "outside the state dicts of the model and the optimiser")])
 def test_what_cannot_be_saved_says_so_once_and_trains_on(tmp_path, task, rule, words):
     folder = RunFolder(tmp_path / "run")
-    observed = Observed(task, rule, PLAN, 1, {}, folder, "x", 0)
-    trained = observed.run()
+    observed = Observed(lambda: Training(task, rule, PLAN, 1), {}, folder, "x", 0)
+    trained = observed.run().trained()
     assert words in observed.unsaved
     assert not (tmp_path / "run" / STATE).exists()
     undisturbed = train(task, rule, PLAN, 1)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from optscope.engine.plan import Plan
+from torch import nn
+
 from optscope.engine.run_folder import RunFolder
 from optscope.engine.state_file import equal, from_bytes, to_bytes
-from optscope.engine.training import Trained, Training
 from optscope.engine.watch import Watch, describe_error, take
 from optscope.errors import UserError
 from optscope.files import DamagedError
-from optscope.optim.rule import Rule
 from optscope.probes.probe import Memory, Reading
-from optscope.tasks.task import Task
+from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.unchanged import unchanged
 
 SHARE = 0.05
@@ -26,20 +25,51 @@ TRIED = 2
 """How many steps a state is tried for before it is trusted."""
 
 
-class Observed:
-    """A training of a run, what its watchers found so far, and its state on disk.
+class Advancing(Protocol):
+    """What is observed: a `Training`, or several of one seed that advance together."""
+
+    step: int
+    total: int
+
+    @property
+    def model(self) -> nn.Module:
+        """All that is trained."""
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The step after which nothing goes on, or None."""
+
+    def advance(self, until: int, *, seconds: float = ...) -> bool:
+        """Make steps up to `until`, or for about so many seconds; return whether it may go on."""
+
+    def looked_at(self) -> AbstractContextManager[Snapshot]:
+        """Show what is trained as it is now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that another one goes on from."""
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from the state of another one."""
+
+
+T = TypeVar("T", bound=Advancing)
+
+
+class Observed(Generic[T]):
+    """A training, what its watchers found so far, and its state on disk.
 
     The state is written every `every` seconds, and first tried: another training is made, loads it, and both go
     some steps; only where all that they hold is then the same to the bit is it kept. What cannot be saved or does
     not come back (an optimiser that keeps something outside its state dict) is said in `unsaved`, and after a kill
     such a training begins anew.
 
-    `owner` is the run's id, which all that changes its bits belongs to: a state of another is not loaded.
+    `make` makes it anew; `owner` is the run's id, which all that changes its bits belongs to: a state of another is
+    not loaded.
     """
 
-    def __init__(self, task: Task, rule: Rule, plan: Plan, seed: int, watch: Mapping[Watch, str],
-                 folder: RunFolder, owner: str, every: float) -> None:
-        self._make = partial(Training, task, rule, plan, seed)
+    def __init__(self, make: Callable[[], T], watch: Mapping[Watch, str], folder: RunFolder, owner: str,
+                 every: float) -> None:
+        self._make = make
         self._watch, self._folder, self._owner, self._every = dict(watch), folder, owner, every
         self.training = self._make()
         self.seen: dict[str, list[tuple[int | None, Reading]]] = {name: [] for name in watch.values()}
@@ -53,7 +83,7 @@ class Observed:
         self._saved_at, self._cost = time.monotonic(), 0.0
         self._resume()
 
-    def run(self) -> Trained:
+    def run(self) -> T:
         """Train to the end, or to where numbers are no longer finite, and look at every moment of the watchers."""
         training, moments = self.training, {w: w.steps(self.training.total) for w in self._watch}
         for moment in sorted({training.total}.union(*moments.values())):
@@ -62,11 +92,11 @@ class Observed:
                     self._save(moment)
             if training.diverged_at is not None or not training.advance(moment):
                 break
-            if moment > self._looked:
+            if moment > self._looked and self._watch:
                 self._look({w for w, steps in moments.items() if moment in steps})
             if self._left() <= 0 and moment < training.total:
                 self._save(moment)
-        return training.trained()
+        return training
 
     def spent(self) -> dict[str, float]:
         """Return the seconds that it took so far, before a kill included."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ from optscope.engine.numerics import TorchSettings
 from optscope.engine.observed import Observed
 from optscope.engine.plan import EPOCHS, Plan
 from optscope.engine.run_folder import RunFolder, packed
+from optscope.engine.saving import Saving
 from optscope.engine.training import Trained, Training
 from optscope.engine.watch import Watch, take
 from optscope.evidence.records import NO_FACTORS, Factor, Record, check_factors
@@ -152,8 +154,9 @@ class Run:
 
     def _train(self, task: Task, folder: RunFolder, watch: Mapping[Watch, str]) -> list[str]:
         """Train, write what the watching probes found and the result, and return the errors of probes."""
-        observed = Observed(task, self.rule, self.plan, self.seed, watch, folder, self.id, self.checkpoint)
-        trained = observed.run()
+        make = partial(Training, task, self.rule, self.plan, self.seed)
+        observed = Observed(make, watch, folder, self.id, self.checkpoint)
+        trained = observed.run().trained()
         for w, name in watch.items():
             if name not in observed.errors:
                 folder.write_reading(name, repr(w.probe), observed.seen[name], observed.silences.get(name, ""))
@@ -178,7 +181,8 @@ class Run:
 class Call:
     """A result that needs no training of a network: a function at the top of a module, and its arguments.
 
-    The function returns rows, each a number `measured` with its arm, seed and factors, and arrays worth keeping.
+    One that trains all the same takes a parameter `saving` (`optscope.engine.saving.Saving`), and goes on after a
+    kill. It returns rows, each a number `measured` with its arm, seed and factors, and arrays worth keeping.
     `factors` are given to all of its rows besides, and are no part of what it is known by.
 
     Raises:
@@ -225,11 +229,12 @@ class Call:
     def perform(self, folder: RunFolder) -> str:
         """Call the function unless that is done."""
         if not folder.has_result():
-            start = time.perf_counter()
+            start, saving = time.perf_counter(), Saving(folder, self.id)
+            trains = "saving" in inspect.signature(self.function).parameters
             with self.settings.hold(), torch.random.fork_rng(devices=[]):
-                rows, arrays = self.function(**self.arguments)
+                rows, arrays = self.function(**self.arguments, **({"saving": saving} if trains else {}))
             summary = {"status": "ok", "seconds": time.perf_counter() - start, "rule": "", "seed": 0,
-                       **packed(rows)}
+                       "unsaved": saving.unsaved, **packed(rows)}
             folder.write_result(summary, {k: np.asarray(v) for k, v in arrays.items()}, {})
         return "ok"
 

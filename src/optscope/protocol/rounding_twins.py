@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from optscope.engine.plan import Plan
 from optscope.engine.rehearsal import rehearse
 from optscope.engine.run import Call
+from optscope.engine.saving import Saving
 from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.errors import UserError
 from optscope.evidence.records import Record, measured
 from optscope.optim import Rounded, Rule
+from optscope.probes.probe import Memory, Reading
 from optscope.protocol.comparison import TWINS, VALIDATION, Arm, Calls
 from optscope.protocol.kits import kit_of
 from optscope.protocol.rehearse import planned, smallest
@@ -58,19 +60,19 @@ def rehearsed(task: Task, settings: Settings, arms: Sequence[Arm]) -> list[str]:
     return [f"{task.name}: {planned(task, settings.plan)}", *found.said]
 
 
-def twins(arm: str, task: Task, rule: Rule, plan: Plan,
-          seed: int) -> tuple[list[Record], Mapping[str, NDArray[Any]]]:
+def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int,
+          saving: Saving | None = None) -> tuple[list[Record], Mapping[str, NDArray[Any]]]:
     """Train one rule with every divisor k, a factor, from one seed; rows have the learning rate as coordinate."""
     total, lr = plan.total(task.data().train.size), float(rule.lr)  # type: ignore[arg-type]
     metric, _ = metric_of(task)
-    results: dict[int, float] = dict.fromkeys(range(len(KS)), math.nan)
 
-    def look(i: int, snapshot: Snapshot) -> None:
-        if snapshot.step == total:
-            results[i] = float(VALIDATION(snapshot).values[metric])  # type: ignore[arg-type]
+    def look(i: int, snapshot: Snapshot, memory: Memory) -> Reading | None:
+        return VALIDATION(snapshot) if snapshot.step == total else None
 
     rules = [Rounded(rule, k) for k in KS]
-    found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), total}, watch=look)
+    found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), total}, watch=look, saving=saving)
+    results = [float(seen[total].values[metric]) if total in seen else math.nan  # type: ignore[arg-type]
+               for seen in found.seen]
     mean = found.distance.mean(0)
     rows = [measured(arm, seed, metric, results[i], lr, k=k) for i, k in enumerate(KS)]
     return ([*rows, measured(arm, seed, "distance", float(mean[-1]), at=lr)],

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optscope.engine.plan import Plan
+from optscope.engine.saving import Saving
 from optscope.engine.weight_paths import log_spaced, weight_paths
 from optscope.evidence.growth import growth_rate
 from optscope.evidence.records import Factor, Record, measured
 from optscope.optim import Rounded, Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
-from optscope.probes.probe import Reading
+from optscope.probes.probe import Memory, Reading
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -27,14 +28,15 @@ EVERY = 20
 """Steps between readings of the sharpness."""
 
 
-def part_ways(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, control: bool) -> Found:
+def part_ways(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, control: bool,
+              saving: Saving | None = None) -> Found:
     """Train twins k = 1 and 3 (and the control 2), and follow the distance of their weights.
 
     Rows: the distance after a hundred steps and at the end, the growth rate; coordinates are learning rates.
     """
     rules = [Rounded(rule, k) for k in (1, 3, *((2,) if control else ()))]
     total = plan.total(task.data().train.size)
-    found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), *_shared(total)})
+    found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), *_shared(total)}, saving=saving)
     lr = float(rule.lr)  # type: ignore[arg-type]
     distance = found.distance[0]
     rows = [measured(arm, seed, "final distance", float(distance[-1]), at=lr),
@@ -55,7 +57,7 @@ def _shared(total: int) -> list[int]:
 
 
 def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int], first_only: Sequence[int],
-               last: int) -> Found:
+               last: int, saving: Saving | None = None) -> Found:
     """Train one network with every `k`, and take the mean test accuracy of the last epochs of each.
 
     Arms are "k = 3", or "k = 3, first step only", and have k and the steps that are rounded as factors.
@@ -66,13 +68,13 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
     factors += [{"k": k, "steps": "first"} for k in first_only]
     examples = task.data().train.size
     total, epoch = plan.total(examples), plan.per_epoch(examples)
-    seen: list[list[float]] = [[] for _ in rules]
 
-    def look(i: int, snapshot: Snapshot) -> None:
-        seen[i].append(float(Accuracy()(snapshot).values["accuracy"]))  # type: ignore[arg-type]
+    def look(i: int, snapshot: Snapshot, memory: Memory) -> Reading:
+        return Accuracy()(snapshot)
 
     found = weight_paths(task, list(rules.values()), plan, seed,
-                         at=range(total - (last - 1) * epoch, total + 1, epoch), watch=look)
+                         at=range(total - (last - 1) * epoch, total + 1, epoch), watch=look, saving=saving)
+    seen = [[float(r.values["accuracy"]) for r in each.values()] for each in found.seen]  # type: ignore[arg-type]
     rows = [measured(arm, seed, "accuracy", float(np.mean(values)) if values else float("nan"), None, None, **of)
             for arm, of, values in zip(rules, factors, seen, strict=True)]
     rows += [measured(arm, seed, "distance", float(apart), None, None, **of)
@@ -80,28 +82,27 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
     return rows, {}
 
 
-def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, threshold: float) -> Found:
+def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, threshold: float,
+                      saving: Saving | None = None) -> Found:
     """Follow the sharpness of a full-batch training against `threshold`, and the distance of its rounding twin.
 
     Coordinates are learning rates. A run crosses at the first reading whose sharpness is at least the threshold.
     It amplifies if its distance ever is a hundred times the median of the readings before it crosses (of the
     first half, if it never does). Steps that are never reached are reported as one reading beyond the last.
     """
-    readings: list[Reading] = []
     probe = TopEigenvalues(rel=0.05, margin=2.0, examples=None, split="train")
 
-    def look(i: int, snapshot: Snapshot) -> None:
-        if i == 0:
-            readings.append(probe(snapshot, readings[-1].memory if readings else None))
+    def look(i: int, snapshot: Snapshot, memory: Memory) -> Reading | None:
+        return probe(snapshot, memory) if i == 0 else None
 
     total = plan.total(task.data().train.size)
     found = weight_paths(task, [Rounded(rule, k) for k in (1, 3)], plan, seed, at=range(EVERY, total + 1, EVERY),
-                         watch=look)
+                         watch=look, saving=saving)
     lr = float(rule.lr)  # type: ignore[arg-type]
     name = f"{arm}/{lr:g}/{seed}"
     if found.trained[0].diverged_at is not None:
         return [measured(arm, seed, "final loss", float("nan"), at=lr)], {}
-    sharpness = np.array([reading.values["sharpness"] for reading in readings])
+    sharpness = np.array([reading.values["sharpness"] for reading in found.seen[0].values()])
     ratio, distance = sharpness / threshold, found.distance[0]
     crossing = _first(ratio >= 1)
     before = float(np.median(distance[:max(1, crossing) if crossing < len(ratio) else len(ratio) // 2]))
