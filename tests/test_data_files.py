@@ -86,6 +86,11 @@ def test_digests_tell_apart_what_is_not_the_same():
     assert Split(X.clone(), Y.int()).digest == Split(X, Y).digest  # labels become int64
 
 
+def test_leaves_of_one_path_are_refused():
+    with pytest.raises(UserError, match=r"need paths of their own; got a\.b for 2 leaves, since names have dots"):
+        Split({"a.b": X, "a": {"b": X}}, Y)
+
+
 def test_numbers_without_a_place_in_such_files_are_sent_in_the_message(tmp_path):
     split = Split(torch.complex(X, X), Y)
     assert same(sent(split, tmp_path / "data").inputs, split.inputs)

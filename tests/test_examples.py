@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from optscope.engine.execute import Inline, Local
 from optscope.engine.plan import MOST_STEPS, Plan
@@ -251,9 +251,14 @@ class Noisy:
         return Data(FromDataset(partial(Rows, noise=0.5), self.workers), WHOLE.first(30), WHOLE.first(20))
 
 
+def loaded():
+    """The rows, gathered by a loader with processes of its own, in whatever process that is."""
+    return Data(*(Split.of(DataLoader(Rows(), 16, num_workers=1)) for _ in range(3)))
+
+
 def test_a_worker_trains_to_the_same_bits(tmp_path, files):
     probes = Accuracy(), Accuracy(split="train", examples=50)
-    tasks = [Task("made", net, Noisy(), bounds=None), Task("made", net, Noisy(workers=1), bounds=None),
+    tasks = [Task("made", net, Noisy(workers=1), bounds=None), Task("made", net, loaded),
              task_of(Mapped(files / "x.npy", files / "y.npy")), task_of(Stream(partial(Following, True)))]
     runs = [Run(task, Adam(lr=0.01), Plan(steps=9, batch=16), 1, probes, (Watch(Accuracy(), 2),)) for task in tasks]
     for place, executor in (("here", Inline()), ("there", Local(1))):

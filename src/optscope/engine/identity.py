@@ -115,8 +115,6 @@ class Account:
             return self.of(os.fspath(value))
         if isinstance(value, (Tensor, np.ndarray)):
             return once("content", value, lambda: content(value))
-        if isinstance(value, Examples):
-            return ["examples", self.of(value.source), once("digest", value, lambda: value.digest)]
         if isinstance(value, types.ModuleType):
             return self.module(value, frozenset())
         if isinstance(value, (type, types.FunctionType)):
@@ -151,6 +149,8 @@ class Account:
             return ["cached property", self.of(value.func)]
         if isinstance(value, functools._lru_cache_wrapper):
             return ["cached", self.of(value.__wrapped__)]
+        if isinstance(value, Examples):
+            return ["examples", self.of(value.source), once("digest", value, lambda: value.digest)]
         kind = type(value)
         silent = kind is type(os.environ) or kind.__module__ == "weakref"  # functions say which variables they read
         return [self.of(kind), None if silent else self._state(value)]
@@ -189,8 +189,8 @@ class Account:
     def module(self, module: types.ModuleType, words: frozenset[str]) -> Any:
         """Return what code that says these words can take from a module: all of it, if it names nothing there."""
         name = module.__name__
-        members = {n: v for n, v in vars(module).items() if not is_dunder(n)}
-        named = sorted(n for n in words & members.keys())
+        members = vars(module)
+        named = sorted(n for n in words if n in members and not is_dunder(n))
         if origin(name) == "library":  # what a user has put into a library is the user's
             put_in = [[n, self.of(members[n])] for n in named if origin(home(members[n])) == "user"]
             return ["library", name, versions(name.partition(".")[0]), put_in]
@@ -199,8 +199,9 @@ class Account:
         label = f"module {name}"
         if label not in self.entries:
             self._enter(label, name)
-            self.entries[label] = [self._global(name, n, value, frozenset()) for n, value in sorted(members.items())
-                                   if not isinstance(value, types.ModuleType) and home(value) in ("", name)]
+            self.entries[label] = [self._global(name, n, members[n], frozenset()) for n in sorted(members)
+                                   if not is_dunder(n) and not isinstance(members[n], types.ModuleType)
+                                   and home(members[n]) in ("", name)]
         return label
 
     def _global(self, module: str, name: str, value: object, words: frozenset[str]) -> Any:

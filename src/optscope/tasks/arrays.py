@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optscope.errors import UserError
 from optscope.tasks.memory import check_fits, free_bytes
-from optscope.tasks.tree import Tree, filled, leaf_name, leaves
+from optscope.tasks.tree import Tree, filled, leaf_name, leaves, mapped
 
 
 def tensor_of(value: Any, what: str) -> Tensor:
@@ -54,6 +54,11 @@ def plain(values: Any, what: str) -> Any:
     found = leaves(values)
     if not found:
         raise UserError(f"a split's {what} must hold a tensor; got an empty {type(values).__name__}")
+    all_of_them: list[Any] = []
+    mapped(all_of_them.append, values)
+    if len(all_of_them) > len(found):
+        raise UserError(f"the leaves of a split's {what} need paths of their own; got {', '.join(found)} for "
+                        f"{len(all_of_them)} leaves, since names have dots in them: rename one")
     return filled(values, [_plain(leaf, leaf_name(what, path)) for path, leaf in found.items()])
 
 

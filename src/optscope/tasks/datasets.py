@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +18,12 @@ from optscope.tasks.arrays import labelled
 from optscope.tasks.content import digest_of
 from optscope.tasks.examples import Examples
 from optscope.tasks.fresh import Numbers, epoch_permutation, seeded
-from optscope.tasks.gather import Pair, alone, check_alike
+from optscope.tasks.gather import STARTED_BY, Pair, alone, check_alike
 from optscope.tasks.memory import check_fits, free_bytes
 from optscope.tasks.tree import Batch, filled, leaves, mapped
 
 HEAD, SPREAD = 64, 16
 """Examples that the digest of a data set is made of: the first, and others from all over."""
-# Said, for in a process of loky the usual way is loky's own, which starts none; forked, they need no pickling.
-_STARTED_BY = "fork" if sys.platform == "linux" else "spawn"
 _Numbered = tuple[int, Pair]
 
 
@@ -100,7 +97,7 @@ class FromDataset(Examples):
         if self._ahead.get("next") != (epoch, step, size, order):
             self._ahead["batches"] = iter(DataLoader(
                 self._reader, batch_sampler=_following(self.size, epoch, step, size, order), collate_fn=joined,
-                num_workers=self.workers, multiprocessing_context=_STARTED_BY,
+                num_workers=self.workers, multiprocessing_context=STARTED_BY,
                 generator=torch.Generator()))  # the global one belongs to the training
         found: Batch = next(self._ahead["batches"])
         epoch, step = divmod(epoch * _steps(self.size, size) + step + 1, _steps(self.size, size))

@@ -6,6 +6,7 @@ A source gives pairs of an input and a target, trees each, or mappings in which 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
@@ -22,6 +23,8 @@ from optscope.tasks.tree import Tree, filled, leaf_name, leaves, mapped
 
 ENDLESS = 100_000
 """More examples than these are not read from a stream that does not say its length."""
+STARTED_BY = "fork" if sys.platform == "linux" else "spawn"
+"""How the processes of loaders start; in a worker the usual way is loky's own, which starts none for torch."""
 _BLOCK = 1024
 TARGETS = ("labels", "label")
 """What the field of the targets is called where inputs and targets are one mapping."""
@@ -138,9 +141,10 @@ def _from_loader(loader: DataLoader[Any]) -> Pair:
     if _visited(loader) != indices:
         raise UserError("a DataLoader must visit the same examples in every pass, in whatever order; its sampler "
                         "picks others: give the Dataset itself")
+    started_by = (loader.multiprocessing_context or STARTED_BY) if loader.num_workers else None
     ordered = DataLoader(loader.dataset, loader.batch_size or 1, sampler=indices, collate_fn=loader.collate_fn,
                          num_workers=loader.num_workers, worker_init_fn=loader.worker_init_fn,
-                         multiprocessing_context=loader.multiprocessing_context)
+                         multiprocessing_context=started_by)
     return _joined(map(_both, ordered), len(indices))
 
 
