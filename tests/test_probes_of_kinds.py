@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from kinds_of_tasks import IMAGES, TASKS, WORDS, X, Y, rand, thrice, whole
 from optscope.engine.plan import Plan
+from optscope.engine.rehearsal import rehearse
 from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.evidence.paired import paired_test
@@ -49,9 +50,13 @@ from optscope.probes.modes import Classes, Modes, Samples
 from optscope.probes.needs import fitting, lacking
 from optscope.probes.noise import BandNoise, GaussianNoise
 from optscope.probes.robust import RobustAccuracy
+from optscope.protocol.comparison import Arm
+from optscope.protocol.kits import kit_of
+from optscope.tasks.examples import Examples
 from optscope.tasks.mixtures import Ring
 from optscope.tasks.snapshot import Snapshot
-from optscope.tasks.task import Task
+from optscope.tasks.task import Data, InMemory, Split, Task
+from optscope.tasks.tree import Batch
 
 GAMES = {"game"}
 ALONE = set(TASKS) - GAMES
@@ -127,6 +132,24 @@ def test_what_is_said_of_a_task_that_lacks_a_need(trained):
             probe(trained[name])
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_what_a_comparison_usually_measures_is_measured(name):
+    task = TASKS[name]
+    kit, many = kit_of(task), len(task.objectives) > 1
+    rule = Players(generator=SGD(lr=0.1), discriminator=SGD(lr=0.1)) if many else SGD(lr=0.1)
+    probes = (*kit.probes(task, 8), *kit.describing(task, 8))
+    found = rehearse(task, {"SGD": rule}, Plan(1, 8), probes, kit.watched([Arm("SGD", rule)]))
+    assert not found.broken
+    silent = {type(probe).__name__ for probe in found.silent}
+    assert silent == (set() if name in MEANS | GAMES else {"GradientNoise"})
+    attacked = any(isinstance(probe, RobustAccuracy) for probe in probes)
+    assert attacked == (name in CLASSES)
+    assert any(isinstance(probe, Lipschitz) for probe in probes) == (name in FLOATING)
+    said = " ".join(kit.left_out(task))
+    assert ("Lipschitz bounds are not measured: inputs must be floating point" in said) == (
+        name in ALONE - FLOATING)
+
+
 # Slow twins
 
 
@@ -188,6 +211,36 @@ def test_curvature_against_the_dense_hessian(name):
     assert step["step cosine"] == pytest.approx(1)
     accuracy = Accuracy()(snapshot).values
     assert accuracy["loss"] == pytest.approx(float(loss(w, batch)), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["by name", "trained loss", "tagger", "causal"])
+def test_other_matrices_against_dense_ones(name):
+    snapshot = doubled(TASKS[name])
+    batch = snapshot.task.data().train
+    loss, w = flat(snapshot)
+    H = torch.autograd.functional.hessian(lambda each: loss(each, batch), w)
+    named = dict(snapshot.model.named_parameters())
+    blocks = H.split([p.numel() for p in named.values()])
+    starts = np.cumsum([0, *(p.numel() for p in named.values())])
+    tops = [float(torch.linalg.eigvalsh(block[:, a:b])[-1])
+            for block, a, b in zip(blocks, starts, starts[1:], strict=False)]
+    layers = LayerSharpness(rel=1e-6)(snapshot)
+    assert layers.arrays["layers"].tolist() == list(named)
+    assert list(layers.values["layer sharpness"].values()) == pytest.approx(tops, rel=1e-4, abs=1e-7)
+
+    def outputs(each):
+        pieces = each.split([p.numel() for p in named.values()])
+        weights = {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+        return snapshot.task.outputs(lambda *xs, **by_name: functional_call(snapshot.model, weights, xs, by_name),
+                                     batch.inputs)
+
+    whole = outputs(w).detach()
+    J = torch.autograd.functional.jacobian(outputs, w).flatten(0, -2)
+    B = torch.autograd.functional.hessian(
+        lambda z: snapshot.task.judged(snapshot.model, z.view(whole.shape), batch), whole.flatten())
+    exact = torch.linalg.eigvalsh(J.T @ B @ J)
+    found = TopEigenvalues(rel=1e-6, gauss_newton=True)(snapshot).values["sharpness"]
+    assert found == pytest.approx(float(exact[-1]), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(TWINS) & MEANS))
@@ -403,6 +456,33 @@ def test_a_model_that_knows_the_next_token_beats_chance():
     with torch.no_grad():
         model.weight.zero_()
     assert Chance()(Snapshot(model, task)).values["better than chance"] == 0.0
+
+
+class Endless(Examples):
+    """A stream of examples whose class is 1 twice in three times."""
+
+    size, digest = None, "endless"
+
+    def batch(self, epoch, step, size, order):
+        """Draw some."""
+        x = rand(size, 6, seed=order)
+        return Batch(x, (torch.arange(size) % 3 > 0).long())
+
+    def first(self, n):
+        """Refuse to draw them all."""
+        assert n is not None
+        return self.batch(0, 0, n, 0)
+
+
+def test_a_stream_is_known_by_a_sample():
+    held = Split(X, (Y == 2).long())
+    task = Task("stream", nn.Identity, InMemory(Data(Endless(), held, held)))
+    model = nn.Linear(6, 2)
+    reading = Chance()(Snapshot(model, task))
+    assert reading.values["accuracy of the commonest class"] == pytest.approx(100 * float((Y == 2).double().mean()))
+    probes = Chance(), Margin(), TopEigenvalues(rel=0.1), FirstStep(examples=30), Rotation()
+    assert fitting(probes, task) == probes[:-1]
+    assert TopEigenvalues(rel=0.1)(Snapshot(model, task)).values["sharpness"] > 0
 
 
 def test_a_label_that_is_always_so_is_no_knowledge():

@@ -24,6 +24,8 @@ from optscope.tasks.tree import Batch, leaves
 
 LEVEL = 0.025
 """The level of the test against chance, one-sided."""
+SAMPLE = 10_000
+"""So many examples say what is usual in a training part that is not in memory."""
 MOST = 1000
 """Losses are taken example by example, of so many at most."""
 
@@ -70,7 +72,7 @@ class Chance(Probe):
 def _against_the_class(subject: Subject) -> Reading:
     """Score the commonest class and the classes' frequencies."""
     check_classifier(subject)
-    constant = subject.task.data().train.first(None).targets
+    constant = _known(subject).targets
     logits = in_batches(subject.outputs, subject.inputs).cpu().double()
     targets = subject.targets.cpu().long()
     classes = named(logits)
@@ -117,7 +119,7 @@ def _against_labels(subject: Subject, kind: Kind) -> Reading:
 
 def _train_labels(subject: Subject, kind: Kind) -> Tensor:
     """Return the labels of the training part as the kind counts them, `(n, labels, columns)`."""
-    train = subject.task.data().train.first(None)
+    train = _known(subject)
     assert kind.pairs is not None
     with torch.no_grad():
         shape = subject.outputs(subject.batch.first(1).inputs).shape[1:]
@@ -126,6 +128,12 @@ def _train_labels(subject: Subject, kind: Kind) -> Tensor:
         blank = torch.empty(1).expand(len(part), *shape)  # of no memory: the labels are asked for alone
         found.append(kind.pairs(blank, part.targets)[1].view(len(part), -1, shape[0] if kind.exact else 1))
     return torch.cat(found)
+
+
+def _known(subject: Subject) -> Batch:
+    """Return the training part, or as many examples of it as answer for those that are not in memory."""
+    train = subject.task.data().train
+    return train if isinstance(train, Batch) else train.sample(SAMPLE)
 
 
 def _against_the_mean(subject: Subject) -> Reading:
@@ -138,7 +146,7 @@ def _against_the_mean(subject: Subject) -> Reading:
             f"targets of several leaves ({', '.join(leaves(targets))})")
         raise UserError(f"the loss of the mean needs targets that are numbers of the outputs' shape; got {got} for "
                         f"outputs {tuple(outputs.shape)}")
-    answer = subject.task.data().train.first(None).targets.to(torch.float64).mean(0).to(outputs).expand_as(outputs)
+    answer = _known(subject).targets.to(torch.float64).mean(0).to(outputs).expand_as(outputs)
     by_chance, by_model = (each_loss(subject, given, batch) for given in (answer, outputs))
     p = paired_test(by_chance, by_model, one_sided=True).p
     return Reading({"loss of the mean": float(by_chance.mean()), "better than chance": float(p <= LEVEL)})

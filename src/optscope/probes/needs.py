@@ -11,7 +11,8 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
-from optscope.tasks.task import Split, Task
+from optscope.tasks.examples import Examples
+from optscope.tasks.task import Task
 from optscope.tasks.tree import Batch, leaves
 
 Need = Literal["one network", "labels", "float input", "images", "second derivative", "players", "generator"]
@@ -107,5 +108,5 @@ def fitting(probes: Iterable[Some], task: Task) -> tuple[Some, ...]:
 
 def lacking(probe: Needing, task: Task) -> str:
     """Return a sentence that says what a task lacks that a probe needs; "" if nothing."""
-    part: Split = getattr(task.data(), probe.split)
-    return missing(probe.needs, task, part)
+    part: Examples = getattr(task.data(), probe.split)
+    return missing(probe.needs, task, part.first(1))
