@@ -90,13 +90,13 @@ def test_bad_input_gets_a_sentence(make, words):
         make()
 
 
-# Contrasts
+# Weight paths
 
 def two(rule, *ks, epochs=20, **how):
     return weight_paths(TASK, [Rounded(rule, k) for k in (1, *ks)], Plan(epochs, 16), seed=0, **how)
 
 
-def test_a_contrast_is_two_trainings_compared():
+def test_paths_are_two_trainings_compared():
     found = two(SGD(lr=0.5), 3, at=(1, 60, 120))
     assert found.steps.tolist() == [1, 60, 120]
     for rule, trained in zip((Rounded(SGD(lr=0.5), 1), Rounded(SGD(lr=0.5), 3)), found.trained, strict=True):

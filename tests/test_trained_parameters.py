@@ -93,7 +93,7 @@ def test_a_frozen_part_is_no_more_than_its_outputs(rule: Rule) -> None:
     assert [p.requires_grad for p in whole.model.parameters()] == [False, True, True, True, True]
 
 
-def test_advice_and_contrasts_see_trained_weights_alone() -> None:
+def test_advice_and_weight_paths_see_trained_weights_alone() -> None:
     plan, rules = Plan(epochs=4, batch=16), (SGD(lr=0.1), SGD(lr=0.2))
     first, second = (advise(task(whole), SGD(lr=0.1, momentum=0.9), plan) for whole in (True, False))
     assert str(first) == str(second)

@@ -167,8 +167,9 @@ def killed(run, folder, after):
 
 
 def left(folder):
-    """Return all that a run left, but for times."""
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "result.json"}
+    """Return all that a run left, but for times, and for what it told while it worked: a look may be told twice."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()
+             if path.name != "result.json" and not path.name.startswith(".")}
     result = RunFolder(folder).result()
     return found, {name: value for name, value in result.items() if "seconds" not in name}
 
