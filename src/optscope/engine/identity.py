@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from optscope.engine.bytecode import Block, block, is_dunder, is_full
 from optscope.engine.once import once
-from optscope.engine.origin import attributes, environment, functions_of, home, is_place, loaded, origin, versions
+from optscope.engine.origin import attributes, environment, home, is_place, loaded, of_class, origin, versions
 from optscope.tasks.content import content, script
 from optscope.tasks.examples import Examples
 
@@ -250,11 +250,8 @@ class Account:
             label = f"{place}:{thing.__qualname__}"
             if label not in self.entries:
                 self.entries[label] = None
-                methods = [(k, n, f) for k in thing.__mro__[:-1] for n, f in functions_of(k).items()]
-                put_in = [[k.__qualname__, n, self.of(f)] for k, n, f in methods
-                          if origin(home(k)) == "library" and origin(home(f)) == "user"]
-                own = [[n, block(f.__code__).digest] for k, n, f in methods if k is thing] if version else []
-                self.entries[label] = [version, put_in, own]
+                put_in, own = once("class", thing, lambda: of_class(thing, bool(version)))
+                self.entries[label] = [version, [[kind, n, self.of(f)] for kind, n, f in put_in], own]
             return label
         if isinstance(getattr(thing, "registry", None), types.MappingProxyType):  # of functools.singledispatch
             return ["dispatch", self.of(thing.registry)]

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from optscope.engine.bytecode import block
 from optscope.engine.numerics import THREAD_VARIABLES
 
 Origin = Literal["own", "library", "user"]
@@ -132,6 +133,14 @@ def functions_of(kind: type) -> dict[str, types.FunctionType]:
     plain = ((n, getattr(v, "__func__", getattr(v, "fget", v))) for n, v in sorted(vars(kind).items()))
     return {n: vars(f)["__wrapped__"] if getattr(f, "hooked", False) else f for n, f in plain
             if isinstance(f, types.FunctionType)}
+
+
+def of_class(kind: type, versioned: bool) -> tuple[list[Any], list[Any]]:
+    """Return the functions that a user has put into a library's class or its bases, and what its own methods do."""
+    methods = [(k, n, f) for k in kind.__mro__[:-1] for n, f in functions_of(k).items()]
+    put_in = [(k.__qualname__, n, f) for k, n, f in methods
+              if origin(home(k)) == "library" and origin(home(f)) == "user"]
+    return put_in, [[n, block(f.__code__).digest] for k, n, f in methods if k is kind] if versioned else []
 
 
 def is_place(text: str) -> bool:
