@@ -169,12 +169,12 @@ class Observed(Generic[T]):
         try:
             found = from_bytes(content, self._owner)
             if self.seen.keys() <= found["seen"].keys():
+                seen = {name: [(step, Reading(*reading)) for step, *reading in found["seen"][name]]
+                        for name in self.seen}
+                others = found["memory"], found["silences"], found["errors"], found["looked"], tuple(found["spent"])
                 self.training.load_state_dict(found["training"])
-                self.seen = {name: [(step, Reading(*reading)) for step, *reading in found["seen"][name]]
-                             for name in self.seen}
-                self._memory = found["memory"]
-                self.silences, self.errors, self._looked = found["silences"], found["errors"], found["looked"]
-                self._spent, self._tried = tuple(found["spent"]), True
+                self.seen, self._tried = seen, True
+                self._memory, self.silences, self.errors, self._looked, self._spent = others
         except (DamagedError, KeyError, TypeError, ValueError, RuntimeError):
             self._folder.set_state_aside()  # with what it holds of the training, which begins anew
             self.training = self._make()
