@@ -32,7 +32,7 @@ def _labels(task: Task, batch: Batch) -> str:
     one = f"{targets.dtype} targets {tuple(targets.shape)}" if isinstance(targets, Tensor) else (
         f"targets of several leaves ({', '.join(leaves(targets))})")
     return ("it needs a classification task with logits (n, classes) and class numbers (n,); the "
-            f"{task.kind} task {task.name!r} has {one}")
+            f'{task.kind} task {task.name!r} has {one}: give one label an example, and kind="classification"')
 
 
 def _float_input(task: Task, batch: Batch) -> str:
@@ -48,7 +48,8 @@ def _float_input(task: Task, batch: Batch) -> str:
         return (f"it moves one leaf of the inputs, and {', '.join(floating)} are floating point: write "
                 f'perturb="{floating[0]}" in the task')
     return ("inputs must be floating point to have a slope; got "
-            f"{', '.join(sorted({str(leaf.dtype) for leaf in found.values()}))}")
+            f"{', '.join(sorted({str(leaf.dtype) for leaf in found.values()}))}: hand over numbers, such as "
+            "embeddings in place of ids")
 
 
 def _images(task: Task, batch: Batch) -> str:
@@ -68,7 +69,8 @@ def _several_players(task: Task, batch: Batch) -> str:
 
 def _generator(task: Task, batch: Batch) -> str:
     return "" if "generator" in _players(task) else (
-        f'only a game with a player "generator" generates; {task.name} is none')
+        f'only a game with a player "generator" generates; {task.name} is none: make one by '
+        "optscope.tasks.gan.gan")
 
 
 def _players(task: Task) -> list[str]:
