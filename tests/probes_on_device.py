@@ -86,6 +86,18 @@ def words():
     return nn.Sequential(nn.Embedding(17, 4), nn.Flatten(), nn.Linear(24, 3))
 
 
+class Tagger(nn.Module):
+    """Logits of every word, from words and the places that count."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(17, 8), nn.Linear(8, 17)
+
+    def forward(self, ids, mask):
+        """Return logits `(n, T, 17)`, by name."""
+        return {"logits": self.head(self.words(ids).tanh() * mask.unsqueeze(-1))}
+
+
 def line():
     """A model of numbers."""
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -97,14 +109,18 @@ def thrice(inputs, targets):
     return InMemory(Data(part, part, part))
 
 
+IDS = (IMAGES.flatten(1)[:, :6] * 16).long()
+WORDS = {"ids": IDS, "mask": torch.ones(24, 6)}
 NUMBERS = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
 PICTURES = Task("pictures", cnn, thrice(IMAGES, LABELS))
 TASKS = {
     "cnn": PICTURES,
     "mlp": Task("pictures", mlp, thrice(IMAGES, LABELS)),
     "transformer": Task("pictures", Transformer, thrice(IMAGES, LABELS)),
-    "words": Task("words", words, thrice((IMAGES.flatten(1)[:, :6] * 16).long(), LABELS), bounds=None),
+    "words": Task("words", words, thrice(IDS, LABELS), bounds=None),
     "line": Task("line", line, thrice(NUMBERS, NUMBERS[:, :1].sin()), kind="regression", bounds=None),
+    "tags": Task("tags", Tagger, thrice(WORDS, IDS.where(IDS > 2, -100)), kind="token-classification",
+                 bounds=None, output="logits"),
     "ring": gan("ring", Perceptron((8, 16, 2)), Perceptron((2, 16, 1)), Ring(), bounds=None, losses=WGANGP()),
     "digits": gan("digits", lambda: nn.Sequential(nn.Linear(8, 64), nn.Sigmoid(), nn.Unflatten(1, (1, 8, 8))),
                   lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), thrice(IMAGES, LABELS)),
@@ -134,6 +150,7 @@ SET = [
                                                           FirstStep())),
     *(("by name", ADAM, probe) for probe in (Margin(), Lipschitz(climb=3), GaussianNoise(), GradientNoise(3),
                                              RobustAccuracy("l2", 0.1))),
+    *(("tags", ADAM, probe) for probe in (Accuracy(), Checkpoint(), Chance(), FirstStep())),
     *(("mlp", POLAR, probe) for probe in (PolarDrift(),)),
     *(("ring", None, probe) for probe in GAMES),
     *(("digits", None, probe) for probe in (Coverage(OwnClassifier("digits"), 60), Classes(samples=60),
@@ -195,9 +212,14 @@ def read(row, device):
     """Return a reading on a device and how often the device was waited for."""
     task, rule, probe = row
     snapshot = trained(TASKS[task], rule, device)
+    start = [value.detach().cpu().clone() for value in snapshot.model.state_dict().values()]
     before = sum(reads.values())
     found = probe(snapshot)
-    return found, sum(reads.values()) - before
+    waits = sum(reads.values()) - before
+    left = [value.detach().cpu() for value in snapshot.model.state_dict().values()]
+    if not all(map(torch.equal, start, left)) or not all(p.requires_grad for p in snapshot.model.parameters()):
+        raise AssertionError(f"{probe!r} changed the model")
+    return found, waits
 
 
 def fidelity(**given):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import probes_on_device
+from optscope.tasks.fresh import seeded
 from test_rules import ROWS, rules
 
 
@@ -47,7 +48,7 @@ def test_a_rule_steps_on_a_device_as_on_the_cpu_and_waits_for_nothing(rule, tabl
         assert waits == 0
 
 
-WAITS = {"Accuracy": 7, "Checkpoint": 3, "Chance": 7, "Margin": 7, "GaussianNoise": 7, "BandNoise": 8,
+WAITS = {"Accuracy": 7, "Checkpoint": 3 + 2, "Chance": 7, "Margin": 7, "GaussianNoise": 7, "BandNoise": 8,
          "SensitivityMap": 7, "FirstStep": 7, "GradientNoise": 7, "PolarDrift": 3, "HessianTrace": 8,
          "Coverage": 4, "Modes": 3, "Samples": 3, "Classes": 3, "FID": 4,
          "Geometry": 6 + 10,  # matrices: of each the singular values
@@ -73,6 +74,37 @@ def test_a_probe_reads_on_a_device_what_it_reads_on_the_cpu_and_hardly_waits(row
     difference, waits = probed[probes_on_device.name(row)]
     assert difference <= (1e-5 if row[0] == "transformer" else 1e-6)  # torch has another kernel of attention there
     assert waits <= WAITS.get(type(row[2]).__name__, MOST)
+
+
+class Numbers:
+    """What torch knows of two devices' generators: a state each."""
+
+    def __init__(self, used):
+        self.used, self.states, self.asked = used, [torch.tensor([1]), torch.tensor([2])], 0
+
+    def is_initialized(self):
+        return self.used
+
+    def device_count(self):
+        return 2
+
+    def get_rng_state(self, device):
+        self.asked += 1
+        return self.states[device]
+
+    def set_rng_state(self, state, device):
+        self.states[device] = state
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_generators_of_devices_in_use_are_left_as_they_were(monkeypatch, used):
+    numbers = Numbers(used)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: numbers)
+    with seeded(3):
+        numbers.states[1] = torch.tensor([9])
+    assert numbers.states[1].item() == (2 if used else 9)
+    assert numbers.asked == (2 if used else 0)
 
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")

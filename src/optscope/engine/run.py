@@ -12,9 +12,9 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from optscope.devices import forked
 from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import describe, digest
 from optscope.engine.naming import agree, check_same, load, named, named_task, task_here
@@ -231,7 +231,7 @@ class Call:
         if not folder.has_result():
             start, saving = time.perf_counter(), Saving(folder, self.id)
             trains = "saving" in inspect.signature(self.function).parameters
-            with self.settings.hold(), torch.random.fork_rng(devices=[]):
+            with self.settings.hold(), forked():
                 rows, arrays = self.function(**self.arguments, **({"saving": saving} if trains else {}))
             summary = {"status": "ok", "seconds": time.perf_counter() - start, "rule": "", "seed": 0,
                        "unsaved": saving.unsaved, **packed(rows)}

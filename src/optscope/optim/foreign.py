@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from optscope.devices import forked
 from optscope.errors import UserError, nearest
 from optscope.optim.rates import Rates, set_mode
 from optscope.optim.rule import Fused, Hyper, State, check_hyper
@@ -47,7 +48,7 @@ class Foreign(Fused):
                             "move it there, so that other processes can find it")
         weight = nn.Parameter(torch.zeros(2, 2))
         weight.grad = torch.ones(2, 2)
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             try:
                 optimizer = self.optimizer([weight])
             except Exception as error:  # whatever the author of the class chose to raise
@@ -68,7 +69,7 @@ class Foreign(Fused):
     @cached_property
     def lr(self) -> Hyper:
         """The learning rate: the option of that name, or the optimiser's default."""
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             return float(self.optimizer([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]["lr"])
 
     def with_(self, **changes: Any) -> Self:
@@ -130,7 +131,7 @@ class Foreign(Fused):
         """Return the weights' changes in float64 and what is saved, from what was; `saved` stays as it is."""
         starts = [w.detach().double() for w in weights]
         moved = [nn.Parameter(start.clone(memory_format=torch.contiguous_format)) for start in starts]
-        with torch.random.fork_rng(devices=[]):  # whatever it draws when it is made, it drew once
+        with forked():  # whatever it draws when it is made, it drew once
             optimizer = self.optimizer(moved)
         order = [p for group in optimizer.param_groups for p in group["params"]]
         if saved:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optscope.devices import forked
 from optscope.errors import UserError
 from optscope.optim.adaptive import AdamW
 from optscope.optim.foreign import Foreign
@@ -220,6 +221,6 @@ def _default(rule: Rule, name: str) -> object:
 @contextmanager
 def own_stream(seed: int) -> Iterator[None]:
     """Seed torch's global generator, and leave it as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         torch.manual_seed(seed)
         yield

@@ -57,7 +57,7 @@ class Kind:
 
 def counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows whose labels count."""
-    counts = labels != IGNORED
+    counts = (labels != IGNORED).nonzero().squeeze(1)
     return logits[counts], labels[counts]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optscope.devices import forked
 from optscope.errors import UserError
 from optscope.tasks.models import Residual
 from optscope.tasks.task import Data, Split
@@ -71,7 +72,7 @@ class SameStart:
 
     def __call__(self) -> nn.Module:
         """Return the network with its weights."""
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             torch.manual_seed(self.seed)
             return self.model()
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from optscope.devices import forked
 from optscope.errors import UserError
 from optscope.tasks.sources import data_folder
 from optscope.tasks.task import Data
@@ -233,7 +234,7 @@ class Pretrained:
 
     def _pretrain(self, path: Path) -> None:
         part = self.data().train.first(None)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with forked(), torch.enable_grad():
             torch.manual_seed(0)
             model = self.model().train()
             optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr)
