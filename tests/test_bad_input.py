@@ -88,7 +88,7 @@ COMMANDS = [
     command("scale", "run robustness_gap --scale dsk", 'no scale "dsk" in robustness_gap; did you mean "desk"?'),
     command("scale of another", "run robustness_gap --scale long", 'no scale "long"', "smoke, desk, paper"),
     command("task", "compare fashon-mnist", 'no task "fashon-mnist"; did you mean "fashion-mnist"?', "my_task.py"),
-    command("data set", "data mnist", 'no data set "mnist"', "there are: fashion-mnist, cifar10"),
+    command("data set", "data mnist", 'no data set "mnist"', "there are: cifar10, fashion-mnist"),
     command("report of nothing", "report nowhere", "nowhere is not a folder that optscope made"),
     command("report of a file", "report a.txt", "a.txt is not a folder that optscope made", a__txt="x"),
     command("full data", "compare fashion-mnist-full", "train-images-idx3-ubyte.gz",
