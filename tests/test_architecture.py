@@ -26,9 +26,9 @@ LEVELS = [line.split() for line in re.search(r"```levels\n(.*?)\n```", PAGE, re.
 # Units that may see less than their level allows, and all that they may see.
 SEES = {
     "report": {"optscope.evidence", "optscope.files", "optscope.errors"},
-    "engine": {"optscope.evidence", "optscope.files", "optscope.errors", "optscope.devices", "optscope.vector",
-               "optscope.optim.rule",
-               "optscope.optim.players", "optscope.optim.schedules", "optscope.optim.rates", "optscope.optim.trial",
+    "engine": {"optscope.evidence", "optscope.files", "optscope.errors", "optscope.vector", "optscope.devices",
+               "optscope.optim.rule", "optscope.optim.players", "optscope.optim.schedules", "optscope.optim.rates",
+               "optscope.optim.trial",
                "optscope.tasks.task", "optscope.tasks.game", "optscope.tasks.objective", "optscope.tasks.tree",
                "optscope.tasks.content", "optscope.tasks.mapping", "optscope.tasks.examples",
                "optscope.tasks.fresh", "optscope.tasks.snapshot", "optscope.tasks.unchanged",

@@ -1,7 +1,7 @@
-"""Rules and probes on an accelerator that a machine without one can pretend: the CPU's numbers, and few waits.
+"""Rules, probes and trainings on an accelerator that any machine can pretend: the CPU's numbers, and few waits.
 
 A pretended device changes torch for the whole process, so that each table is made in one of its own. Where there is
-a real accelerator, probes are compared on it too.
+a real accelerator, probes and trainings are compared on it too.
 """
 
 import json
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import probes_on_device
+import training_on_device
 from optscope.tasks.fresh import seeded
 from test_rules import ROWS, rules
 
@@ -93,10 +94,10 @@ class Numbers:
 
     def get_rng_state(self, device):
         self.asked += 1
-        return self.states[device]
+        return self.states[device.index]
 
     def set_rng_state(self, state, device):
-        self.states[device] = state
+        self.states[device.index] = state
 
 
 @pytest.mark.parametrize("used", [True, False])
@@ -115,3 +116,38 @@ def test_probes_on_the_accelerator_that_is_there():
     found = printed("probes_on_device.py", torch.accelerator.current_accelerator().type)
     for name, (difference, _) in found.items():
         assert difference <= 0.05, name  # float32 sums in another order; searches stop a step sooner or later
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """For every row of `training_on_device` how far from the CPU, the waits of an epoch, how far when resumed."""
+    return printed("training_on_device.py", "pretend")
+
+
+@pytest.mark.parametrize("row", training_on_device.ROWS)
+def test_a_training_on_a_device_has_the_cpus_numbers_and_waits_at_most_twice_an_epoch(row, trained):
+    difference, waits, resumed = trained[row]
+    assert difference <= 1e-6
+    assert resumed == 0.0  # from a saved state, to the bit
+    assert waits <= 2 or "Rprop" in row  # which looks at its signs
+
+
+def test_a_run_on_a_device_leaves_what_it_leaves_on_the_cpu(trained):
+    there, here = trained["run"], trained["run on the cpu"]
+    assert (there.pop("numerics"), here.pop("numerics")) == ("pretend", "cpu")
+    assert there == here
+    assert there["status"] == "ok"
+    assert there["broken"] == ["{}", "{}"]
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator")
+def test_trainings_on_the_accelerator_that_is_there():
+    found = printed("training_on_device.py", torch.accelerator.current_accelerator().type)
+    there, here = found.pop("run"), found.pop("run on the cpu")
+    assert there["status"] == "ok"
+    assert there["loss"] == pytest.approx(here["loss"], rel=0.05)
+    for row, (difference, _, resumed) in found.items():
+        # Dropout draws on the device, signs turn on a bit: only where there is neither the CPU's numbers are met.
+        if row.startswith(("words", "weighted", "trained loss", "game")):
+            assert difference <= 1e-3, row
+        assert resumed == 0.0, row

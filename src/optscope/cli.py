@@ -19,7 +19,10 @@ app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_e
                   help="See what the choice of optimiser does to a trained model, beyond its loss curve.")
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for runs and report.")]
-Slots = Annotated[int, typer.Option("--slots", min=0, help="Processes to use (0: one a core).")]
+Slots = Annotated[int, typer.Option("--slots", min=0, help=(
+    "Processes to use (0: one a core); of accelerators, runs on each at once (0: one)."))]
+Device = Annotated[str | None, typer.Option("--device", help=(
+    "Where to train: auto, cpu, cuda, mps, ..., or several: cuda:0,cuda:1."))]
 
 
 def main() -> None:
@@ -69,18 +72,20 @@ def show(study: str) -> None:
 
 @app.command()
 def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long or paper.")] = "desk",
-        out: Out = None, slots: Slots = 0) -> None:
+        out: Out = None, slots: Slots = 0, device: Device = None) -> None:
     """Run a paper's study and write its report; the same command again continues."""
     found = _study(study)
     from optscope.engine.execute import Local
     from optscope.lab import run_study
     from optscope.progress import Display
+    from optscope.protocol.settings import Settings
     from optscope.protocol.study import check_scale
 
     known = check_scale(scale, found)
     say(f"{found.name} at {known} scale: {found.costs[known]}", ERR)
-    result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", executor=Local(slots),
-                       listener=Display(ERR), command=_command())
+    settings = Settings(device=device or "cpu")
+    result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", listener=Display(ERR),
+                       executor=Local(slots, settings.devices), command=_command(), place=settings.place)
     for claim, verdict in result.verdicts:
         say(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}")
     _close(result)
@@ -98,12 +103,12 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
             margin: Annotated[str | None, typer.Option(
                 help="Within what accuracies count as equal: points, or a share of the error (20%).")] = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
-            slots: Slots = 0) -> None:
+            slots: Slots = 0, device: Device = None) -> None:
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
     from optscope.lab import compare as door
 
     _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, steps=steps,
-          graft=graft, margin=margin)
+          graft=graft, margin=margin, device=device)
 
 
 @app.command()
@@ -113,13 +118,13 @@ def rounding(task: Annotated[str, typer.Argument(help="A task's name, or my_task
              seeds: Annotated[int | None, typer.Option(help="Seeds, each with three rounding twins.")] = None,
              epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
              config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
-             slots: Slots = 0) -> None:
+             slots: Slots = 0, device: Device = None) -> None:
     """Find at which learning rates training is decided by rounding; the same command again continues."""
     from optscope.lab import rounding as door
 
     if config is None:
         optimiser, seeds = optimiser or ["sgd", "adam"], seeds or 5
-    _open(door, "rounding", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs)
+    _open(door, "rounding", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, device=device)
 
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -133,14 +138,16 @@ def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.p
            lr: Annotated[float, typer.Option(help="Learning rate, as PyTorch's SGD takes it.")] = 0.01,
            momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.9,
            epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 5,
-           batch: Annotated[int, typer.Option(help="Examples a step.")] = 128) -> None:
+           batch: Annotated[int, typer.Option(help="Examples a step.")] = 128, device: Device = None) -> None:
     """Foretell from one short run whether momentum is needed, and name the SGD to try instead."""
+    from optscope.engine.place import Place
     from optscope.engine.plan import Plan
     from optscope.optim import SGD
     from optscope.protocol.advice import advise as foretell
     from optscope.protocol.resolve import task_at
 
-    say(str(foretell(task_at(task), SGD(lr=lr, momentum=momentum), Plan(epochs, batch))))
+    place = Place(device or "cpu")
+    say(str(foretell(task_at(task), SGD(lr=lr, momentum=momentum), Plan(epochs, batch), place=place)))
     say("to compare both, each at its own best rate: "
          f"optscope compare {task} -o momentum -o sgd --epochs {epochs}")
 
@@ -196,7 +203,7 @@ def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[st
     place, start = out or Path("runs") / f"{name}-{_slug(task)}", Path.cwd()
     found = task_at(task)
     result = door(found, place if Path.cwd() == start else start / place, settings=settings,  # it may change folder
-                  executor=Local(slots), listener=Display(ERR), command=_command())
+                  executor=Local(slots, settings.devices), listener=Display(ERR), command=_command())
     say(result.summary)
     _close(result)
 

@@ -54,15 +54,42 @@ def to_floats(*numbers: Tensor) -> list[float]:
 @contextmanager
 def forked() -> Iterator[None]:
     """Leave torch's global generators as they were: the CPU's, and those of an accelerator that is in use."""
-    with torch.random.fork_rng(devices=_seeded_devices()):
-        yield
+    devices = _seeded_devices()
+    before = [generator_state(device) for device in devices]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            for device, state in zip(devices, before, strict=True):
+                set_generator_state(device, state)
 
 
-def _seeded_devices() -> range:
-    """Return the numbers of the devices that draw random numbers in this process; none before it used one."""
+def generator_state(device: torch.device) -> Tensor | None:
+    """Return the state of an accelerator's random numbers, which is kept on the CPU; None where there is none.
+
+    >>> generator_state(torch.device("cpu"))
+    """
+    if device.type == "cpu":
+        return None
+    module = torch.get_device_module(device)
+    if not hasattr(module, "get_rng_state"):
+        return None
+    state: Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return state
+
+
+def set_generator_state(device: torch.device, state: Tensor | None) -> None:
+    """Put an accelerator's random numbers back to where they were."""
+    if state is not None:
+        module = torch.get_device_module(device)
+        module.set_rng_state(state, *([] if device.type == "mps" else [device]))
+
+
+def _seeded_devices() -> list[torch.device]:
+    """Return the devices that draw random numbers in this process; none before it used one."""
     kind = torch.accelerator.current_accelerator()
     if kind is None:
-        return range(0)
+        return []
     module = torch.get_device_module(kind)
     used = getattr(module, "is_initialized", module.is_available)()
-    return range(module.device_count() if used and hasattr(module, "get_rng_state") else 0)
+    return [torch.device(kind.type, i) for i in range(module.device_count() if used else 0)]

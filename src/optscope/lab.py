@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from optscope.engine.executor import Executor
 from optscope.engine.naming import named_task
 from optscope.engine.numerics import numerics
 from optscope.engine.once import looked_at_once
+from optscope.engine.place import CPU, Place
 from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Scale, Verdict
@@ -66,7 +67,8 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
     _check(task, *(arm.task for arm in arms if arm.task))
     settings, listener = settings or Settings(), listener or Quiet()
     (comparison,), known = _rehearsed([comparison_of(task, settings, arms)], listener)
-    done = _done(out, f"the comparison on {task.name}", [comparison], executor, listener)
+    done = _done(out, f"the comparison on {task.name}", [comparison], executor, listener,
+                 comparison.place)
     found = said(comparison, done.results.records, usual(settings, done.store))
     return done.reported(
         found, [*known, *kit_of(task).left_out(task)], title=f"Which optimiser for {task.name}?",
@@ -92,22 +94,26 @@ def rounding(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings:
     for sentence in known:
         listener.hear(Said(sentence))
     done = _done(out, f"the rounding floor of {task.name}", [rounding_twins.calls(task, settings, chosen)],
-                 executor, listener)
+                 executor, listener, settings.place)
     found = rounding_levels.section(chosen, done.results, task, settings.seeds)
     return done.reported(found, known, title=f"Does rounding decide the training of {task.name}?",
                          question=rounding_levels.QUESTION, command=command)
 
 
 def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor | None = None,
-              listener: Listener | None = None, command: str = "") -> Result:
-    """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`."""
+              listener: Listener | None = None, command: str = "", place: Place = CPU) -> Result:
+    """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`.
+
+    Its comparisons are trained at `place`; what a study computes otherwise stays on the CPU.
+    """
     listener = listener or Quiet()
     experiments = study.experiments(scale)
-    comparisons = [e for e in experiments if isinstance(e, Comparison)]
+    comparisons = [replace(e, place=place) for e in experiments if isinstance(e, Comparison)]
     _check(*(task for c in comparisons for task in (c.task, *(arm.task for arm in c.arms if arm.task))))
     comparisons, known = _rehearsed(comparisons, listener)
     done = _done(out, f"the study {study.name}",
-                 [*comparisons, *(e for e in experiments if not isinstance(e, Comparison))], executor, listener)
+                 [*comparisons, *(e for e in experiments if not isinstance(e, Comparison))], executor, listener,
+                 place)
     records = done.results.records
     found = joined([_judged(study, done.results, scale), *(of_a_study(c, records) for c in comparisons)])
     return done.reported(
@@ -118,11 +124,11 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
 
 
 def _done(out: str | Path, holds: str, experiments: Sequence[Experiment], executor: Executor | None,
-          listener: Listener) -> Done:
+          listener: Listener, place: Place) -> Done:
     """Run experiments in a folder whose report is about what it `holds`."""
     store, start = Store(Path(out), holds), time.perf_counter()
     results = run_experiments(experiments, store, executor or Local(), listener)
-    return Done(store, results, time.perf_counter() - start)
+    return Done(store, results, time.perf_counter() - start, place)
 
 
 def _judged(study: Study, results: Results, scale: Scale) -> Section:
@@ -136,11 +142,12 @@ def _judged(study: Study, results: Results, scale: Scale) -> Section:
 
 @dataclass(frozen=True)
 class Done:
-    """Experiments that have been run in a folder, and how long this call of them took."""
+    """Experiments that have been run in a folder, how long this call of them took, and where they were done."""
 
     store: Store
     results: Results
     seconds: float
+    place: Place
 
     def reported(self, found: Section, known: Sequence[str] = (), left_out: Sequence[str] = (), *, title: str,
                  question: str, command: str, scale: Scale = "desk", next_steps: Sequence[str] = (),
@@ -150,7 +157,7 @@ class Done:
         `rows` are shown run by run; `known` was told before the work began, and `left_out` is the study's.
         """
         results = self.results
-        around = environment(self.seconds, results.records) | dict(about or {})
+        around = environment(self.seconds, results.records, self.place) | dict(about or {})
         write_csv(results.records, self.store.folder / "summary.csv")
         write_parquet(results.records, self.store.folder / "summary.parquet")
         write_atomically(self.store.folder / "run.json", to_json({"command": command, **around}))
@@ -163,13 +170,14 @@ class Done:
                       write(document, self.store.folder), results.failures)
 
 
-def environment(seconds: float, records: Records) -> dict[str, object]:
-    """Return what a reader needs to get the same numbers: versions, processor, threads, time."""
+def environment(seconds: float, records: Records, place: Place) -> dict[str, object]:
+    """Return what a reader needs to get the same numbers: versions, processor, place of the runs, time."""
     packages = ("optscope", "torch", "numpy", "scipy")
     versions = {name: metadata.version(name) for name in packages}
     return {"optscope": versions.pop("optscope"), "python": platform.python_version(), **versions,
             "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
-            "threads a run": numerics()["threads"], "system": platform.system(),
+            "device": numerics(place).get("device", "cpu"), "threads a run": place.threads,
+            **({} if place == CPU else {"place": repr(place)}), "system": platform.system(),
             "time of this call [s]": round(seconds, 1), "time of all trainings [s]": round(_spent(records), 1)}
 
 

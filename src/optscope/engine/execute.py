@@ -1,4 +1,4 @@
-"""Many runs on one machine: one single-threaded process a slot, so a killed worker costs one run only."""
+"""Many runs on one machine: one process a slot, on its cores or device, so a killed worker costs one run only."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
 from optscope.engine.numerics import THREAD_VARIABLES, THREADS
 from optscope.engine.origin import users_folders
+from optscope.engine.place import MemoryShortError
 from optscope.engine.run import ProbesError, Work
 from optscope.engine.run_folder import RunFolder, gone
 from optscope.engine.watch import describe_error
@@ -42,28 +43,26 @@ class Inline:
 
     def run(self, works: Sequence[Work], folder: Path) -> Generator[Report, None, None]:
         """Do every piece of work here."""
-        import torch
-
         folder.mkdir(parents=True, exist_ok=True)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(THREADS)
-        try:
-            for work in works:
-                tail = Tail(folder, work.id)
-                yield Begun(work.id)
-                outcome = _perform(work, folder)
-                yield from tail.new()
-                tail.close()
-                yield outcome
-        finally:
-            torch.set_num_threads(threads)
+        for work in works:
+            tail = Tail(folder, work.id)
+            yield Begun(work.id)
+            outcome = _perform(work, folder)
+            yield from tail.new()
+            tail.close()
+            yield outcome
 
 
 @dataclass(frozen=True)
 class Local:
-    """One process a slot (default: one a core), restarted when it dies."""
+    """One process a slot, restarted when it dies.
+
+    On a CPU a slot is by default as many cores as a run has threads; of accelerators, `devices` such as ("cuda:0",
+    "cuda:1"), each has `slots` slots, by default one. Runs that name a device by its number keep it.
+    """
 
     slots: int = 0
+    devices: tuple[str, ...] = ()
 
     def run(self, works: Sequence[Work], folder: Path) -> Generator[Report, None, None]:
         """Do every piece of work in a worker; one whose worker dies is tried again, at most three times."""
@@ -76,22 +75,23 @@ class Local:
         data = DataFiles(folder.parent / "data")
         packed(list(works), data)  # together, so that what they share is looked at once
         program = source_digest(*PROGRAM)
-        count = min(self.slots or loky.cpu_count(), max(1, len(works)))
-        slots: list[Any] = [_start_slot() for _ in range(count)]
+        places = self._places(works, loky.cpu_count())
+        slots: list[Any] = [_start_slot(place) for place in places]
         waiting = [(work, 1) for work in reversed(works)]
         running: dict[Future[Outcome], tuple[int, Work, int, Tail]] = {}
         try:
-            idle = list(range(count))
+            idle = list(range(len(slots)))
             while waiting or running:
                 while idle and waiting:
                     slot, (work, attempt) = idle.pop(), waiting.pop()
+                    beside = places.count(places[slot])
                     with _deaf():
                         try:
-                            future = _submit(slots[slot], packed(work, data), folder, program)
+                            future = _submit(slots[slot], packed(work, data), folder, program, beside)
                         except BrokenProcessPool:  # its worker died while it had nothing to do
                             slots[slot].shutdown(kill_workers=True)
-                            slots[slot] = _start_slot()
-                            future = _submit(slots[slot], packed(work, data), folder, program)
+                            slots[slot] = _start_slot(places[slot])
+                            future = _submit(slots[slot], packed(work, data), folder, program, beside)
                     running[future] = (slot, work, attempt, Tail(folder, work.id))
                     yield Begun(work.id, attempt)
                 done = wait(running, timeout=PACE, return_when=FIRST_COMPLETED).done
@@ -105,7 +105,7 @@ class Local:
                         yield future.result()
                     except BrokenProcessPool as error:
                         slots[slot].shutdown(kill_workers=True)
-                        slots[slot] = _start_slot()
+                        slots[slot] = _start_slot(places[slot])
                         if attempt < TRIES:
                             waiting.append((work, attempt + 1))
                         else:
@@ -113,6 +113,15 @@ class Local:
         finally:
             for executor in slots:
                 executor.shutdown(kill_workers=True)
+
+    def _places(self, works: Sequence[Work], cores: int) -> list[str]:
+        """Return the device of every slot, no more of them than there is work."""
+        devices = [name for name in self.devices if name != "cpu"] or sorted(
+            {work.place.device for work in works if work.place.accelerated})
+        if devices:
+            return (devices * (self.slots or 1))[:len(works)]
+        threads = max(work.place.threads for work in works)
+        return ["cpu"] * min(self.slots or max(1, cores // threads), len(works))
 
 
 @contextlib.contextmanager
@@ -128,31 +137,33 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_slot() -> Any:
+def _start_slot(device: str) -> Any:
     from loky.process_executor import ProcessPoolExecutor
 
     with _deaf():
         return ProcessPoolExecutor(max_workers=1, env=_ENVIRONMENT, initializer=_start_worker,
-                                   initargs=(os.getpid(), list(sys.path)))
+                                   initargs=(os.getpid(), list(sys.path), device))
 
 
-def _submit(slot: Any, sent: bytes, folder: Path, program: str) -> Future[Outcome]:
+def _submit(slot: Any, sent: bytes, folder: Path, program: str, beside: int) -> Future[Outcome]:
     """Hand packed work to a slot; its process, which may start now, loads torch before it sees a user's files."""
     path = list(sys.path)
     sys.path[:] = [place for place in path if place not in users_folders.get()]
     try:
-        future: Future[Outcome] = slot.submit(perform_there, sent, folder, program)
+        future: Future[Outcome] = slot.submit(perform_there, sent, folder, program, beside)
         return future
     finally:
         sys.path[:] = path
 
 
-def _start_worker(parent: int, path: list[str]) -> None:
-    """Prepare a worker: one thread, the parent's import path, and an end when the parent is gone."""
+def _start_worker(parent: int, path: list[str], device: str) -> None:
+    """Prepare a worker: one thread, its device, the parent's import path, and an end when the parent is gone."""
     import torch
 
     sys.path[:] = path
     torch.set_num_threads(THREADS)
+    if torch.device(device).index is not None:
+        torch.accelerator.set_device_index(torch.device(device).index)
 
     def leave_with_parent() -> None:
         while os.getppid() == parent:
@@ -197,8 +208,8 @@ def packed(things: object, data: DataFiles) -> bytes:
                         "functions and dataclasses that make models and data, not open files") from error
 
 
-def perform_there(sent: bytes, folder: Path, program: str) -> Outcome:
-    """Do one piece of work in a worker, unless its program is not the one that named the work."""
+def perform_there(sent: bytes, folder: Path, program: str, beside: int = 1) -> Outcome:
+    """Do one piece of work in a worker, one of `beside` on its device, by the program that named the work."""
     if source_digest(*PROGRAM) != program:
         raise UserError(f"the source of optscope in {Path(__file__).parent.parent} was edited during this "
                         "command: run it again, so that all runs are made by the same program")
@@ -210,10 +221,10 @@ def perform_there(sent: bytes, folder: Path, program: str) -> Outcome:
         raise UserError(f"the task, an optimiser or a probe could not be made in another process "
                         f"({first_words(error)}): a file that it imports was changed or moved after this command "
                         "began, or works in its first process alone") from error
-    return _perform(work, folder)
+    return _perform(work, folder, beside)
 
 
-def _perform(work: Work, folder: Path) -> Outcome:
+def _perform(work: Work, folder: Path, beside: int = 1) -> Outcome:
     """Do one piece of work; an error in it is an outcome, but not a full or read-only disk below `folder`.
 
     Raises:
@@ -229,6 +240,8 @@ def _perform(work: Work, folder: Path) -> Outcome:
         if isinstance(error, OSError) and is_of_disk(error, folder):
             raise
         said = str(error) if isinstance(error, (UserError, ProbesError)) else describe_error(error)
+        if isinstance(error, MemoryShortError) and beside > 1:
+            said += f"; or run fewer at once on a device, --slots {beside - 1}"
         status, reason = "failed", said
     return Outcome(work.id, status, time.perf_counter() - start, reason)
 

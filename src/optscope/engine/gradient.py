@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class Gradient:
         latents = [None] * -(-n // size) if latent is None else latent.split(size)
         total: Tensor | None = None
         for part, drawn in zip(batch.split(size), latents, strict=True):
-            with torch.autocast(self._kind, self._lower, enabled=self._lower is not None):
+            with torch.autocast(self._kind, self._lower) if self._lower else nullcontext():
                 loss = self._loss(model, part, drawn)
             share = loss * (len(part) / n)
             (share if self.scaler is None else self.scaler.scale(share)).backward(inputs=self._inputs)

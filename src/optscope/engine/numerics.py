@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
+from optscope.engine.place import CPU, Place
+from optscope.errors import UserError
+
 THREADS = 1
-"""Threads a run uses: part of its identity, for another number gives other bits."""
+"""Threads a worker starts with; a run uses as many as its place says."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What tells libraries the number of threads when they are loaded."""
@@ -68,24 +71,36 @@ class TorchSettings:
         _set(self.values)
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """Let them hold, and one thread, whatever a user's module has set; then put back what was."""
-        before, threads = TorchSettings(), torch.get_num_threads()
-        torch.set_num_threads(THREADS)
+    def hold(self, place: Place = CPU) -> Iterator[None]:
+        """Let them hold, and those of a place, whatever a user's module has set; then put back what was."""
+        before = TorchSettings()
         _set(self.values)
         try:
-            yield
+            with place.hold():
+                yield
         finally:
             _set(before.values)
-            torch.set_num_threads(threads)
 
-    def numerics(self) -> dict[str, str | int]:
-        """Return all that fixes results; settings, the dtype apart, where they are not torch's defaults."""
+    def numerics(self, place: Place = CPU) -> dict[str, str | int]:
+        """Return all that fixes results at a place of this machine; what is not usual of settings but the dtype."""
         unusual = {name: str(value) for name, value in self.values.items() if value != _USUAL[name]}
         return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(),
-                "machine": platform.machine(), "threads": THREADS, "dtype": str(self.values["dtype"]), **unusual}
+                "machine": platform.machine(), "dtype": str(self.values["dtype"]), **unusual, **place.numerics()}
 
 
-def numerics() -> dict[str, str | int]:
+def numerics(place: Place = CPU) -> dict[str, str | int]:
     """Return what fixes floating-point results besides the program, as it is now."""
-    return TorchSettings().numerics()
+    return TorchSettings().numerics(place)
+
+
+def check_numerics(owner: str, here: Mapping[str, str | int], named: Mapping[str, str | int]) -> None:
+    """Raise unless the numerics of where a piece of work is done are those that it was named by.
+
+    Raises:
+        UserError: naming the first that is not so.
+    """
+    for name in (*named, *here):
+        if here.get(name) != named.get(name):
+            raise UserError(f"{owner}: a run was named where {name} is {named.get(name, 'as usual')}, and is done "
+                            f"where it is {here.get(name, 'as usual')}, which gives other bits: run the command on "
+                            "the kind of machine that does the work")

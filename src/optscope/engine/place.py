@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from optscope.devices import moved
 from optscope.engine.plan import Plan
+from optscope.engine.typed import typed_part
 from optscope.errors import UserError
-from optscope.tasks.game import Game
-from optscope.tasks.task import InMemory, Split, Task
-from optscope.tasks.trained_loss import alone
-from optscope.tasks.tree import Batch, Tree, leaves, mapped
+from optscope.tasks.task import InMemory, Task
+from optscope.tasks.tree import Batch, leaves
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTOCAST = ("bfloat16", "float16")
@@ -134,15 +134,11 @@ class Place:
         changed: dict[str, Any] = {}
         if self.dtype is not None:
             data = task.data()
-            parts = {name: Split(*self.typed((part.inputs, part.targets))) for name, part in vars(data).items()}
+            parts = {name: typed_part(part, DTYPES[self.dtype]) for name, part in vars(data).items()}
             changed["data"] = InMemory(replace(data, **parts))
         if self.dtype is None and not self.accelerated:
             return task
-        if isinstance(task, Game):
-            return replace(task, **changed, players=tuple(
-                replace(player, model=Here(player.model, self, task.name), loss=self._here(player.loss))
-                for player in task.players))
-        return replace(task, **changed, model=Here(alone(task.model), self, task.name), loss=self._here(task.loss))
+        return replace(task, **changed).remade(lambda make: Here(make, self, task.name), self._here)
 
     def _here(self, loss: Any) -> Any:
         """Return a loss whose own tensors lie here, where it is a module; others move what they hold themselves."""
@@ -151,22 +147,14 @@ class Place:
     def _put(self, module: nn.Module) -> nn.Module:
         return module.to(self.device, DTYPES[self.dtype] if self.dtype else None)
 
-    def typed(self, tree: Tree) -> Any:
-        """Return a tree whose floating-point leaves have the dtype."""
-        dtype = DTYPES[self.dtype] if self.dtype else None
-        if dtype is None:
-            return tree
-        return mapped(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, tree)
-
     def moved(self, batch: Batch) -> Batch:
         """Return a batch on the device, without waiting for it."""
         return batch.mapped(self.sent) if self.accelerated else batch
 
     def sent(self, leaf: Tensor) -> Tensor:
         """Return a tensor on the device, without waiting for it."""
-        if self.kind == "cuda" and leaf.device.type == "cpu":
-            return leaf.pin_memory().to(self.device, non_blocking=True)
-        return leaf.to(self.device)
+        pinned = leaf.pin_memory() if self.kind == "cuda" and leaf.device.type == "cpu" else leaf
+        return moved(pinned, torch.device(self.device))
 
     def holds(self, batch: Batch) -> bool:
         """Return whether so many examples may lie on the accelerator as a whole."""
@@ -221,7 +209,7 @@ def memory_told(owner: str, place: Place, plan: Plan) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         now = plan.micro_batch or plan.batch
-        smaller = (f"give Plan(micro_batch={max(1, now // 2)}), which takes the same gradient in parts" if now > 1
+        smaller = (f"give micro_batch={max(1, now // 2)}, which takes the same gradient in parts" if now > 1
                    else "take a smaller model, or autocast")
         raise MemoryShortError(f"{owner}: {place.device} has not enough memory for {now} examples at once: "
                                f"{smaller}") from error
@@ -234,6 +222,18 @@ def available() -> tuple[str, ...]:
         return ("cpu",)
     count = torch.accelerator.device_count()
     return ("cpu", kind.type) if count < 2 else ("cpu", *(f"{kind.type}:{i}" for i in range(count)))
+
+
+def devices_of(said: str) -> tuple[str, ...]:
+    """Return the devices in a list such as "cuda:0,cuda:1", over which runs are spread.
+
+    Raises:
+        UserError: when one is not there or stands twice, or they are of several kinds, which give other numbers.
+    """
+    found = tuple(Place(name.strip()).device for name in said.split(","))
+    if len({name.partition(":")[0] for name in found}) > 1 or len(set(found)) < len(found):
+        raise UserError(f"runs are spread over different devices of one kind, such as cuda:0,cuda:1; got {said}")
+    return found
 
 
 def _found(device: object) -> str:

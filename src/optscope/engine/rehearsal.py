@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from optscope.engine.checkpoint import check_kept
-from optscope.engine.numerics import THREADS
+from optscope.engine.gradient import Gradient
+from optscope.engine.place import CPU, MemoryShortError, Place, memory_told
 from optscope.engine.plan import Plan
-from optscope.engine.train import train
-from optscope.engine.training import check_inside
+from optscope.engine.training import Training, check_inside
 from optscope.engine.watch import take
 from optscope.errors import UserError, blaming, first_words
 from optscope.optim.rule import Rule
+from optscope.optim.schedules import Constant
 from optscope.optim.trial import notes
 from optscope.probes.probe import Probe, Reading
 from optscope.tasks.fresh import fresh_model, seeded
@@ -55,50 +56,49 @@ class Rehearsal:
 
 
 def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence[Probe] = (),
-             watched: Sequence[Probe] = (), around: Callable[[Rule], Rule] | None = None) -> Rehearsal:
+             watched: Sequence[Probe] = (), around: Callable[[Rule], Rule] | None = None,
+             place: Place = CPU) -> Rehearsal:
     """Let every arm make a few steps with the plan's batch, and take every probe of an untrained model.
 
     `rules` are the arms' by name. The first arm's model is also written and read again. `watched` probes are taken
     with each arm's live optimiser, after its steps. `around` makes a combinator of a rule, of which it is asked
-    whether that makes the same steps. Everything runs in this process, with the threads of a worker.
+    whether that makes the same steps. Everything runs in this process, at the place where the runs will be.
 
     Raises:
         UserError: naming what cannot be trained, or the arm and the parameter that it cannot step.
     """
     found = Rehearsal()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
+    with place.hold():
+        task = place.task(replace(task, data=InMemory(task.data())))
         data = task.data()
-        task = replace(task, data=InMemory(data))
         batch = Split.of_batch(data.train.first(plan.batch))
+        few = place.moved(batch.first(plan.micro_batch))
         found.said += _same_start(task)
         for objective in task.objectives:
-            found.said += _try_batch(task, objective, batch)
+            found.said += _try_batch(task, objective, batch, plan, place)
         small = replace(task, data=InMemory(replace(data, train=batch)))
         for i, (arm, rule) in enumerate(rules.items()):
             with blaming(task.name, arm):
-                _check_combined(task, rule, batch)
-            with _of_arm(task, arm, rule, batch):
-                model = _try_steps(small, arm, rule, plan, watched, found)
+                _check_combined(task, rule, few)
+            with _of_arm(task, arm, rule, batch, place):
+                model = _try_steps(small, arm, rule, plan, place, watched, found)
             if i == 0 and all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-                check_kept(task, model, SEED, batch.first(8).inputs if len(task.objectives) == 1 else None)
+                check_kept(task, model, SEED, few.first(8).inputs if len(task.objectives) == 1 else None)
             if around is not None:
-                found.single.update(_single(task, arm, around(rule), batch))
+                found.single.update(_single(task, arm, around(rule), few))
         _try_probes(task, data, probes, next(iter(rules.values()), None), plan, found)
-    finally:
-        torch.set_num_threads(threads)
     return found
 
 
-def _try_batch(task: Task, objective: Objective, batch: Split) -> list[str]:
+def _try_batch(task: Task, objective: Objective, batch: Split, plan: Plan, place: Place) -> list[str]:
     """Take a player's gradient of a whole batch twice, as two steps do, and say which parameters have none."""
     whose = f"the {objective.player}'s loss on a batch" if objective.player else "a training batch"
     model = fresh_model(task, SEED).train()
     before, augmented = _shapes(model), _augmented(task, batch)
-    with seeded(SEED), blaming(task.name, f"{whose} of {len(batch)} examples"):
+    with (seeded(SEED), blaming(task.name, f"{whose} of {len(batch)} examples"),
+          memory_told(task.name, place, plan)):
         for _ in range(2):
-            loss = _slope(task, objective, model, augmented)
+            loss = _slope(task, objective, model, augmented, plan, place)
     if not bool(torch.isfinite(loss)):
         raise UserError(f"{task.name}: the loss of the first batch of {len(batch)} examples is {float(loss)} in a "
                         "fresh model; it must be finite")
@@ -111,12 +111,11 @@ def _try_batch(task: Task, objective: Objective, batch: Split) -> list[str]:
     return said if without else []
 
 
-def _slope(task: Task, objective: Objective, model: nn.Module, batch: Batch) -> Tensor:
+def _slope(task: Task, objective: Objective, model: nn.Module, batch: Batch, plan: Plan, place: Place) -> Tensor:
     """Return a player's loss, and leave its gradient by all parameters that it uses."""
     latent = task.draw_latent(len(batch), torch.Generator().manual_seed(SEED))
-    loss = objective.loss(model, batch.copy(), latent)
-    loss.backward()
-    return loss.detach()
+    latent = None if latent is None else place.sent(latent)
+    return Gradient(objective, plan, place, None).take(model, place.moved(batch.copy()), latent)
 
 
 def _same_start(task: Task) -> list[str]:
@@ -159,22 +158,24 @@ def _augmented(task: Task, batch: Batch) -> Batch:
 
 
 @contextmanager
-def _of_arm(task: Task, arm: str, rule: Rule, batch: Split) -> Iterator[None]:
+def _of_arm(task: Task, arm: str, rule: Rule, batch: Split, place: Place) -> Iterator[None]:
     """Say of an error in an arm's steps which arm it is, and which parameter it cannot step."""
     try:
         yield
+    except MemoryShortError:
+        raise
     except Exception as error:  # whatever the author of an optimiser chose to raise
         words = str(error) if isinstance(error, UserError) else first_words(error)
-        name = _refused(task, rule, batch)
+        name = _refused(task, rule, batch, place)
         raise UserError(f"{task.name}: {arm} cannot {f'step {name}' if name else 'train it'}: {words}") from error
 
 
-def _refused(task: Task, rule: Rule, batch: Split) -> str:
+def _refused(task: Task, rule: Rule, batch: Split, place: Place) -> str:
     """Return the first parameter that an optimiser refuses when it has it alone, with its shape, or ""."""
     for objective in task.objectives:
         model = fresh_model(task, SEED).train()
         with seeded(SEED):
-            _slope(task, objective, model, _augmented(task, batch))
+            _slope(task, objective, model, _augmented(task, batch), Plan(1, len(batch)), place)
         own = rule.by_player([each.player for each in task.objectives])[objective.player]
         for name, p in objective.network(model).named_parameters():
             if p.grad is not None:
@@ -185,12 +186,12 @@ def _refused(task: Task, rule: Rule, batch: Split) -> str:
     return ""
 
 
-def _check_combined(task: Task, rule: Rule, batch: Split) -> None:
+def _check_combined(task: Task, rule: Rule, batch: Batch) -> None:
     """Raise unless optimisers inside combinators do there what they do alone, each player's."""
     check_inside(task, rule.by_player([objective.player for objective in task.objectives]), SEED, batch)
 
 
-def _single(task: Task, arm: str, rule: Rule, batch: Split) -> dict[str, str]:
+def _single(task: Task, arm: str, rule: Rule, batch: Batch) -> dict[str, str]:
     try:
         _check_combined(task, rule, batch)
     except UserError as error:
@@ -198,7 +199,7 @@ def _single(task: Task, arm: str, rule: Rule, batch: Split) -> dict[str, str]:
     return {}
 
 
-def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, watched: Sequence[Probe],
+def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, place: Place, watched: Sequence[Probe],
                found: Rehearsal) -> nn.Module:
     """Return the model after an arm's first steps; note what they, and the probes that watch them, tell."""
     start = [p.detach().clone() for p in fresh_model(small, SEED).parameters()]
@@ -213,9 +214,12 @@ def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, watched: Sequence[
                 reading, silence, error = take(probe, snapshot)
                 found.note(probe, reading, f"under {arm}, {silence}" if silence else "", error)
 
-    short = Plan(STEPS, plan.batch)
-    trained = train(small, rule, short, SEED, watch=look, at=(1, STEPS))
+    training = Training(small, rule, replace(plan, epochs=None, steps=STEPS, schedule=Constant()), SEED, place)
+    for snapshot in training.snapshots((1, STEPS)):
+        look(snapshot)
+    trained = training.trained()
     found.said += [f"{arm}: {note}" for note in notes(rule)]
+    found.said += [f"{small.name}: {training.uncompiled}: it is trained without."] * bool(training.uncompiled)
     if trained.diverged_at is not None:
         found.said.append(f"{arm}: {rule!r}, its smallest rate, diverges within {STEPS} steps.")
     elif STEPS in still:

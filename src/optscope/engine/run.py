@@ -18,8 +18,9 @@ from optscope.devices import forked
 from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import describe, digest
 from optscope.engine.naming import agree, check_same, load, named, named_task, task_here
-from optscope.engine.numerics import TorchSettings
+from optscope.engine.numerics import TorchSettings, check_numerics
 from optscope.engine.observed import Observed
+from optscope.engine.place import CPU, Place
 from optscope.engine.plan import EPOCHS, Plan
 from optscope.engine.run_folder import RunFolder, packed
 from optscope.engine.saving import Saving
@@ -37,6 +38,10 @@ class Work(Protocol):
     @property
     def id(self) -> str:
         """What it is known by: 16 hex digits."""
+
+    @property
+    def place(self) -> Place:
+        """Where it is done."""
 
     def verify(self) -> None:
         """Raise UserError unless what this process has loaded is what the work was named by."""
@@ -57,6 +62,8 @@ class Run:
     file. Probes added later do not train again; what shall be watched later does, to the same bits. So do probes
     added to a run that does not `keep` its weights (of large models, 4 bytes a parameter and run).
 
+    It is done at its `place`, which belongs to its identity: elsewhere than it was named for it is refused.
+
     Every `checkpoint` seconds the training's state is written: after a kill it goes on from there, to the same
     bits.
     """
@@ -69,13 +76,19 @@ class Run:
     watch: tuple[Watch, ...] = ()
     keep: bool = True
     checkpoint: float = 60.0
+    place: Place = CPU
 
     @cached_property
     def id(self) -> str:
         """Return the digest of everything that changes the training's bits."""
         return digest({"task": named_task(self.task).digest, "rule": named(self.rule).digest,
                        "plan": named(self.plan).digest, "seed": self.seed, "loop": named(Training).digest,
-                       "numerics": self.settings.numerics()})
+                       "numerics": self.numerics})
+
+    @cached_property
+    def numerics(self) -> Mapping[str, str | int]:
+        """What fixed floating-point results, the program apart, where the run was named."""
+        return self.settings.numerics(self.place)
 
     @cached_property
     def settings(self) -> TorchSettings:
@@ -104,7 +117,8 @@ class Run:
 
     def __getstate__(self) -> dict[str, Any]:
         """Take the identities along: a worker may not have what they are made of. The settings come first."""
-        first = {"settings": self.settings, "id": self.id, "readings": self.readings, "users": self.users}
+        first = {"settings": self.settings, "id": self.id, "readings": self.readings, "users": self.users,
+                 "numerics": self.numerics}
         return first | {name: value for name, value in vars(self).items() if name != "_data"}
 
     def verify(self) -> None:
@@ -113,7 +127,8 @@ class Run:
         Raises:
             UserError: naming what is not the same.
         """
-        with self.settings.hold():
+        check_numerics(self.task.name, self.settings.numerics(self.place), self.numerics)
+        with self.settings.hold(self.place):
             task, vars(self)["_data"] = task_here(self.task)
             check_same(self.task.name, (task, *map(named, self._parts)), self.users)
 
@@ -123,7 +138,7 @@ class Run:
         Raises:
             ProbesError: when some probes stopped with errors; after all the others were taken.
         """
-        with self.settings.hold():
+        with self.settings.hold(self.place):
             return self._perform(folder)
 
     def _perform(self, folder: RunFolder) -> str:
@@ -134,6 +149,7 @@ class Run:
             return str(folder.result()["status"])
         # Loaded once, and here: data that cannot be had is no reading of a probe.
         task = dataclasses.replace(self.task, data=InMemory(vars(self).pop("_data", None) or load(self.task)))
+        task = self.place.task(task)
         errors: list[str] = []
         if not trained or not folder.has_weights() or any(isinstance(each, Watch) for each in missing):
             errors += self._train(task, folder, {w: name for w, name in missing.items() if isinstance(w, Watch)})
@@ -154,16 +170,18 @@ class Run:
 
     def _train(self, task: Task, folder: RunFolder, watch: Mapping[Watch, str]) -> list[str]:
         """Train, write what the watching probes found and the result, and return the errors of probes."""
-        make = partial(Training, task, self.rule, self.plan, self.seed)
+        make = partial(Training, task, self.rule, self.plan, self.seed, self.place)
         observed = Observed(make, watch, folder, self.id, self.checkpoint)
         trained = observed.run().trained()
         for w, name in watch.items():
             if name not in observed.errors:
                 folder.write_reading(name, repr(w.probe), observed.seen[name], observed.silences.get(name, ""))
         if not folder.has_result() or not folder.has_weights():
-            series = {name: trace.numpy() for name, trace in trained.traces.items()}
-            folder.write_result(self._summary(trained) | observed.spent() | {"unsaved": observed.unsaved},
-                                {"losses": trained.losses.numpy(), **series}, trained.snapshot.model.state_dict())
+            series = {name: trace.cpu().numpy() for name, trace in trained.traces.items()}
+            told = {"unsaved": observed.unsaved, "uncompiled": observed.training.uncompiled}
+            folder.write_result(
+                self._summary(trained) | observed.spent() | told,
+                {"losses": trained.losses.cpu().numpy(), **series}, trained.snapshot.model.state_dict())
         folder.drop_state()
         return list(observed.errors.values())
 
@@ -172,8 +190,8 @@ class Run:
         return {"status": "ok" if trained.diverged_at is None else "diverged",
                 "diverged_at": trained.diverged_at, "steps": len(trained.losses), "seed": self.seed,
                 "rule": repr(self.rule), "lr": self.rule.lr, "task": self.task.name, "plan": repr(self.plan),
-                "numerics": self.settings.numerics(), "train_loss": float(tail.mean()),
-                "metrics": dict(trained.metrics),
+                "numerics": self.settings.numerics(self.place), "place": repr(self.place),
+                "train_loss": float(tail.mean()), "metrics": dict(trained.metrics),
                 "parameters": sum(p.numel() for p in trained.snapshot.model.parameters())}
 
 
@@ -183,7 +201,8 @@ class Call:
 
     One that trains all the same takes a parameter `saving` (`optscope.engine.saving.Saving`), and goes on after a
     kill. It returns rows, each a number `measured` with its arm, seed and factors, and arrays worth keeping.
-    `factors` are given to all of its rows besides, and are no part of what it is known by.
+    `factors` are given to all of its rows besides, and are no part of what it is known by. It has the threads of
+    its `place`.
 
     Raises:
         UserError: when a factor has the name of a column, or is neither a number nor a word.
@@ -192,6 +211,7 @@ class Call:
     function: Callable[..., tuple[list[Record], Mapping[str, NDArray[Any]]]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, Factor] = field(default_factory=lambda: NO_FACTORS)
+    place: Place = CPU
 
     def __post_init__(self) -> None:
         check_factors(self.factors, f"the call of {self.function.__qualname__}")
@@ -201,7 +221,12 @@ class Call:
         """Return the digest of the function, of all that it names, and of its arguments."""
         places = [os.fspath(v) for v in self.arguments.values() if isinstance(v, (str, os.PathLike))]
         return digest({"function": named(self.function).digest, "arguments": describe(dict(self.arguments)),
-                       "places": places, "numerics": self.settings.numerics()})
+                       "places": places, "numerics": self.numerics})
+
+    @cached_property
+    def numerics(self) -> Mapping[str, str | int]:
+        """What fixed floating-point results, the program apart, where the work was named."""
+        return self.settings.numerics(self.place)
 
     @cached_property
     def settings(self) -> TorchSettings:
@@ -215,7 +240,8 @@ class Call:
 
     def __getstate__(self) -> dict[str, Any]:
         """Take the identity along; the settings come first."""
-        return {"settings": self.settings, "id": self.id, "users": self.users} | vars(self)
+        return {"settings": self.settings, "id": self.id, "users": self.users,
+                "numerics": self.numerics} | vars(self)
 
     def verify(self) -> None:
         """Raise unless the function that this process has loaded is the one that named the work.
@@ -223,7 +249,8 @@ class Call:
         Raises:
             UserError: naming what is not the same.
         """
-        with self.settings.hold():
+        check_numerics(self.function.__qualname__, self.settings.numerics(self.place), self.numerics)
+        with self.settings.hold(self.place):
             check_same(self.function.__qualname__, [named(self.function)], self.users)
 
     def perform(self, folder: RunFolder) -> str:
@@ -231,7 +258,7 @@ class Call:
         if not folder.has_result():
             start, saving = time.perf_counter(), Saving(folder, self.id)
             trains = "saving" in inspect.signature(self.function).parameters
-            with self.settings.hold(), forked():
+            with self.settings.hold(self.place), forked():
                 rows, arrays = self.function(**self.arguments, **({"saving": saving} if trains else {}))
             summary = {"status": "ok", "seconds": time.perf_counter() - start, "rule": "", "seed": 0,
                        "unsaved": saving.unsaved, **packed(rows)}

@@ -103,6 +103,7 @@ class _Writer:
                         "lists and dictionaries in it")
 
     def _tensor(self, value: Tensor, place: str) -> Any:
+        value = value if value.device.type == "cpu" else value.detach().cpu()
         if type(value) not in (Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
             raise UserError(f"{place} is a {type(value).__name__} ({value.layout}), which cannot be saved")
         plain = value.detach()
@@ -114,7 +115,7 @@ class _Writer:
 
     def _number(self, tensor: Tensor) -> str:
         name = str(len(self.tensors))
-        self.tensors[name] = tensor.cpu().clone()
+        self.tensors[name] = tensor.clone()
         return name
 
 

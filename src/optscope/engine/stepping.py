@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from optscope.engine.generators import device_state, set_device_state
+from optscope.devices import device_of, generator_state, set_generator_state
 from optscope.optim.rates import Rates, has_modes, lying_as, set_mode
 from optscope.optim.rule import Rule
 from optscope.optim.trial import draws_elsewhere
@@ -32,8 +32,7 @@ class Stepper:
 
     def __init__(self, rule: Rule, model: nn.Module, seed: int, scaler: torch.amp.GradScaler | None = None) -> None:
         self.model, self.scaler = model, scaler
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._numbers = (OwnNumbers(seed, device, everywhere=draws_elsewhere(rule)) if rule.foreign else
+        self._numbers = (OwnNumbers(seed, device_of(model), everywhere=draws_elsewhere(rule)) if rule.foreign else
                          nullcontext())
         with self._numbers:
             self.optimizer = rule.optimizer_of(model)
@@ -109,13 +108,13 @@ class OwnNumbers:
 
     def _states(self) -> tuple[Any, ...]:
         others = (np.random.get_state(), random.getstate()) if self._everywhere else ()
-        return (torch.get_rng_state(), device_state(self._device), *others)
+        return (torch.get_rng_state(), generator_state(self._device), *others)
 
     def _swap(self) -> None:
         numbers, of_device, *others = self.kept
         self.kept = self._states()
         torch.set_rng_state(numbers)
-        set_device_state(of_device, self._device)
+        set_generator_state(self._device, of_device)
         if others:
             np.random.set_state(others[0])
             random.setstate(others[1])

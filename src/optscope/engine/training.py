@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.engine import generators
-from optscope.engine.average import Averaged
+from optscope.engine.average import SWA, Averaged
 from optscope.engine.compiled import Compiled
 from optscope.engine.deal import Deal
 from optscope.engine.place import CPU, Place, memory_told
@@ -100,11 +100,12 @@ class Training:
         self.total, self.step = self.deal.total, 0
         self.diverged_at: int | None = None
         first = place.moved(self.deal.part.first(plan.batch))
+        few = first.first(plan.micro_batch)
         if rule.foreign:
             with seeded(order):
-                check_inside(task, rules, seed, first)
+                check_inside(task, rules, seed, few)
         self.model.train()
-        self._sides = [Side(objective, self.model, rules[objective.player], order + 2 + i, first, self.total, plan,
+        self._sides = [Side(objective, self.model, rules[objective.player], order + 2 + i, few, self.total, plan,
                             place) for i, objective in enumerate(objectives)]
         if len(self._sides) > 1:
             for side in self._sides:
@@ -120,6 +121,8 @@ class Training:
             raise UserError(f"{self.task.name}: {self.rule!r} stands for averaged weights of its own, which "
                             "Plan(average=...) would average again: leave one of them away")
         assert self.plan.average is not None
+        if isinstance(self.plan.average, SWA) and self.deal.part.size is None:
+            raise UserError(f"{self.task.name}: a stream has no epochs, which SWA goes by: give EMA(decay=...)")
         return Averaged(self.model, self.plan.average, self.total, self.deal.per_epoch)
 
     @property

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from optscope.engine.place import CPU, Place
 from optscope.engine.plan import Plan
 from optscope.engine.saving import Saving
 from optscope.engine.training import Trained, Training
@@ -68,10 +69,10 @@ class Together:
     """
 
     def __init__(self, task: Task, rules: Sequence[Rule], plan: Plan, seed: int, *,
-                 at: Collection[int] | None = None, watch: Watcher = ignore) -> None:
+                 at: Collection[int] | None = None, watch: Watcher = ignore, place: Place = CPU) -> None:
         if len(rules) < 2:
             raise UserError(f"paths are compared of two rules or more; got {len(rules)}")
-        self.members = [Training(task, rule, plan, seed) for rule in rules]
+        self.members = [Training(task, rule, plan, seed, place) for rule in rules]
         self.model = nn.ModuleList(each.model for each in self.members)
         self.step, self.total = 0, self.members[0].total
         self.moments = sorted(log_spaced(self.total) if at is None else at)
@@ -141,7 +142,7 @@ class Together:
 
 
 def weight_paths(task: Task, rules: Sequence[Rule], plan: Plan, seed: int, *, at: Collection[int] | None = None,
-                 watch: Watcher = ignore, saving: Saving | None = None) -> WeightPaths:
+                 watch: Watcher = ignore, saving: Saving | None = None, place: Place = CPU) -> WeightPaths:
     """Train by every rule from one seed, and compare weights with the first's after `at` steps.
 
     Moments are spaced evenly in the logarithm unless given. `watch` is called with a rule's number and its snapshot
@@ -151,7 +152,7 @@ def weight_paths(task: Task, rules: Sequence[Rule], plan: Plan, seed: int, *, at
         UserError: for fewer than two rules.
     """
     task = replace(task, data=InMemory(task.data()))
-    make = partial(Together, task, rules, plan, seed, at=at, watch=watch)
+    make = partial(Together, task, rules, plan, seed, at=at, watch=watch, place=place)
     together = saving.advanced(make) if saving else make()
     together.advance(together.total)
     return together.paths()

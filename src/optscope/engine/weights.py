@@ -26,6 +26,8 @@ def to_files(state: Mapping[str, Any]) -> dict[str, bytes]:
     Raises:
         UserError: when an entry cannot be written.
     """
+    state = {name: value.detach().cpu() if isinstance(value, Tensor) and not is_lazy(value) else value
+             for name, value in state.items()}
     # Clones, because tied weights share memory, which the format refuses.
     dense = {name: t.detach().clone().contiguous() for name, t in state.items() if _is_ordinary(t)}
     rest = {name: value.detach().clone() if isinstance(value, Tensor) else value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from optscope.engine.place import CPU, Place
 from optscope.engine.plan import Plan
 from optscope.engine.train import train
 from optscope.engine.watch import Watch
@@ -67,7 +68,7 @@ class Advice:
                 f"the buffer takes {size(self.memory)}; the SGD that moves alike is {self.instead!r}")
 
 
-def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
+def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0, *, place: Place = CPU) -> Advice:
     """Train once with momentum, and foretell whether SGD of the same effective rate would do as well.
 
     It costs the run and eight looks at curvature and noise. How often such predictions are right, under decaying
@@ -102,7 +103,7 @@ def advise(task: Task, rule: Rule, plan: Plan, seed: int = 0) -> Advice:
         terms.append((float(parts["curvature-induced"]), float(parts["noise-induced"])))  # type: ignore[arg-type]
 
     total = plan.total(examples)
-    trained = train(task, rule, plan, seed, watch=look, at=Watch(sharp, MOMENTS).steps(total))
+    trained = train(task, rule, plan, seed, watch=look, at=Watch(sharp, MOMENTS).steps(total), place=place)
     if trained.diverged_at is not None:
         raise UserError(f"{rule!r} diverged at step {trained.diverged_at}: try a smaller learning rate")
     curved, noisy = (statistics.fmean(values) for values in zip(*terms, strict=True))

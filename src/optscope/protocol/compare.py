@@ -35,7 +35,8 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
                       settings.plan, kit.probes(task, settings.examples),
                       seeds, tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
                       criterion, watched=kit.watched(chosen), described=kit.describing(task, settings.examples),
-                      twin_seeds=seeds[:settings.twin_seeds] if kit.twins else (), validation=validation)
+                      twin_seeds=seeds[:settings.twin_seeds] if kit.twins else (), validation=validation,
+                      place=settings.place)
 
 
 def question(comparison: Comparison) -> str:

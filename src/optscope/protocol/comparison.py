@@ -10,6 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from optscope.engine.once import looked_at_once
+from optscope.engine.place import CPU, Place
 from optscope.engine.plan import Plan
 from optscope.engine.rows import Use
 from optscope.engine.run import Call, Run, Work
@@ -90,8 +91,8 @@ class Comparison:
     the result (on the test part, if they do not say otherwise), and so do `described`, of which no difference is
     tested: what they find is shown. `watched` are taken during training, at as many `moments` as `validation`, with
     the live optimiser. On `twin_seeds` every arm is trained and measured twice more, with its steps rounded
-    otherwise: what then differs, rounding alone has done (arms in `single` have no such
-    twins). Large models need not keep their weights: to add a probe then trains again.
+    otherwise: what then differs, rounding alone has done (arms in `single` have no such twins). Large models need
+    not keep their weights: to add a probe then trains again. All runs are done at `place`.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, a criterion that
@@ -113,6 +114,7 @@ class Comparison:
     single: tuple[str, ...] = ()
     keep_weights: bool = True
     validation: Probe = VALIDATION
+    place: Place = CPU
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -200,7 +202,7 @@ class Comparison:
         probes = (self.validation,) if phase == "tune" else (*self.probes, *self.described)
         watched = (self.validation, *self.watched) if phase == "final" else ()
         watch = tuple(Watch(probe, self.moments) for probe in watched)
-        run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights)
+        run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights, place=self.place)
         use = Use(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings, arm.factors)
         return Job(run, use)
 

@@ -50,7 +50,8 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
     for task, arms in by_task.values():
         found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, comparison.plan,
                          (comparison.validation, *comparison.probes, *comparison.described), comparison.watched,
-                         (lambda rule: Rounded(rule, TWINS[0])) if comparison.twin_seeds else None)
+                         (lambda rule: Rounded(rule, TWINS[0])) if comparison.twin_seeds else None,
+                         comparison.place)
         _check_validation(comparison, task, found)
         before.append(f"{comparison.name}: {planned(task, comparison.plan)}")
         before += [f"{task.name}: nothing is measured of an untrained model by {_listed(probes)}: {why}"

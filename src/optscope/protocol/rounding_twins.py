@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from optscope.engine.place import Place
 from optscope.engine.plan import Plan
 from optscope.engine.rehearsal import rehearse
 from optscope.engine.run import Call
@@ -41,9 +42,10 @@ def calls(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calls:
     """
     if not kit_of(task).twins:
         raise UserError(f"{task.name} is a game; rounding twins need one model and one rule: give another task")
-    plan = settings.plan
+    plan, place = settings.plan, settings.place
     return Calls("rounding", [
-        Call(twins, {"arm": arm.name, "task": task, "rule": rule, "plan": plan, "seed": seed})
+        Call(twins, {"arm": arm.name, "task": task, "rule": rule, "plan": plan, "seed": seed, "place": place},
+             place=place)
         for seed in range(1, settings.seeds + 1) for arm in arms for rule in arm.candidates() or [arm.rule]])
 
 
@@ -53,15 +55,15 @@ def rehearsed(task: Task, settings: Settings, arms: Sequence[Arm]) -> list[str]:
     Raises:
         UserError: naming an arm that cannot step a parameter or has no twins.
     """
-    found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, settings.plan,
-                     (VALIDATION,), around=lambda rule: Rounded(rule, TWINS[0]))
+    found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, settings.plan, (VALIDATION,),
+                     around=lambda rule: Rounded(rule, TWINS[0]), place=settings.place)
     for why in (*found.broken.values(), *found.silent.values(), *found.single.values()):
         raise UserError(f"{task.name}: {why}")
     return [f"{task.name}: {planned(task, settings.plan)}", *found.said]
 
 
 def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int,
-          saving: Saving | None = None) -> tuple[list[Record], Mapping[str, NDArray[Any]]]:
+          place: Place, saving: Saving | None = None) -> tuple[list[Record], Mapping[str, NDArray[Any]]]:
     """Train one rule with every divisor k, a factor, from one seed; rows have the learning rate as coordinate."""
     total, lr = plan.total(task.data().train.size), float(rule.lr)  # type: ignore[arg-type]
     metric, _ = metric_of(task)
@@ -70,7 +72,8 @@ def twins(arm: str, task: Task, rule: Rule, plan: Plan, seed: int,
         return VALIDATION(snapshot) if snapshot.step == total else None
 
     rules = [Rounded(rule, k) for k in KS]
-    found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), total}, watch=look, saving=saving)
+    found = weight_paths(task, rules, plan, seed, at={*log_spaced(total), total}, watch=look, saving=saving,
+                         place=place)
     results = [float(seen[total].values[metric]) if total in seen else math.nan  # type: ignore[arg-type]
                for seen in found.seen]
     mean = found.distance.mean(0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from optscope.engine.average import EMA, SWA
+from optscope.engine.place import Place, devices_of
 from optscope.engine.plan import MOST_STEPS, Plan
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import Metric
@@ -47,17 +49,51 @@ class Settings(BaseModel):
         default=None, description="within what accuracies count as equal: points, or a share of the error (20%)")
     graft: bool = Field(default=False, description="cross every optimiser's step length with every direction")
     examples: int = Field(default=1000, ge=1, description="test examples that attacks look at")
+    device: str = Field(default="cpu", description="auto, cpu, cuda, mps, ..., or several: cuda:0,cuda:1")
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    threads: int = Field(default=1, ge=1, le=1024, description="of a CPU, for each run")
+    deterministic: bool = True
+    compile: bool | Literal["try"] = False
+    autocast: Literal["bfloat16", "float16"] | None = None
+    micro_batch: int | None = Field(default=None, ge=1, description="examples whose gradient is taken at once")
+    clip: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="the longest gradient")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights")
+    swa: float | None = Field(default=None, ge=0, lt=1, description="share of the steps before averaging")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices over which runs are spread.
+
+        Raises:
+            UserError: when one is not there, or they are of several kinds.
+        """
+        return devices_of(self.device)
+
+    @property
+    def place(self) -> Place:
+        """Where every run is done, whichever of several devices of one kind it gets.
+
+        Raises:
+            UserError: when a device is not there, or what is asked for cannot be together.
+        """
+        kind = self.devices[0].partition(":")[0]
+        return Place(kind, self.dtype, self.threads, self.deterministic, self.compile, self.autocast)
 
     @model_validator(mode="after")
-    def _one_length(self) -> Settings:
+    def _one_of_each(self) -> Settings:
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, not both; got {self.epochs} epochs and {self.steps} steps")
+        if self.ema is not None and self.swa is not None:
+            raise ValueError(f"ema and swa are two averages of the weights; got {self.ema} and {self.swa}: "
+                             "give one")
         return self
 
     @property
     def plan(self) -> Plan:
         """How long and how every arm is trained."""
-        return Plan(self.epochs, self.batch, StepDecay(), steps=self.steps)
+        average = None if self.ema is None else EMA(self.ema)
+        return Plan(self.epochs, self.batch, StepDecay(), steps=self.steps, micro_batch=self.micro_batch,
+                    clip=self.clip, average=average if self.swa is None else SWA(self.swa))
 
 
 def read_settings(path: Path | None, **overrides: Any) -> Settings:

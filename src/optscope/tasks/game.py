@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optscope.errors import UserError
 from optscope.tasks.objective import Objective
 from optscope.tasks.task import KindName, Loss, Task
+from optscope.tasks.trained_loss import Factory
 from optscope.tasks.tree import Batch
 
 Callables = Mapping[str, Callable[..., Tensor]]
@@ -133,6 +134,11 @@ class Game(Task):
     def losses(self) -> tuple[Any, ...]:
         """Every player's loss."""
         return tuple(player.loss for player in self.players)
+
+    def remade(self, model: Callable[[Factory], Factory], loss: Callable[[Any], Any]) -> Self:
+        """Return the game with what `model` makes of every player's factory, and `loss` of every player's loss."""
+        return replace(self, players=tuple(replace(player, model=model(player.model), loss=loss(player.loss))
+                                           for player in self.players))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

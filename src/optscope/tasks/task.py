@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from optscope.tasks.fresh import epoch_permutation
 from optscope.tasks.gather import gathered
 from optscope.tasks.kinds import KINDS, NOTHING, Kind
 from optscope.tasks.objective import Objective
-from optscope.tasks.trained_loss import loss_in, with_loss
+from optscope.tasks.trained_loss import Factory, alone, loss_in, with_loss
 from optscope.tasks.tree import Batch, Tree, called, leaves, mapped, output_of, sees_batch
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -108,7 +108,6 @@ class Data:
     train: Examples
     validation: Split
     test: Split
-
 
     def at_hand(self, n: int) -> DataAtHand:
         """Return the data in memory: of a training part that is not, `n` examples."""
@@ -233,6 +232,10 @@ class Task:
     @cached_property
     def _sees_batch(self) -> bool:
         return sees_batch(self.loss)
+
+    def remade(self, model: Callable[[Factory], Factory], loss: Callable[[Any], Any]) -> Self:
+        """Return the task with what `model` makes of its factory of models, and `loss` of its loss."""
+        return replace(self, model=model(alone(self.model)), loss=loss(self.loss))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

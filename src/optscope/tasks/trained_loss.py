@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import nn
 
+Factory = Callable[[], nn.Module]
+"""What makes a new, untrained model each time."""
+
 
 class ModelAndLoss(nn.Module):
     """A model, called as it was, which also holds a run's own copy of the loss."""
@@ -26,7 +29,7 @@ class ModelAndLoss(nn.Module):
 class WithLoss:
     """A factory of models that hold a copy of a loss as it is now."""
 
-    model: Callable[[], nn.Module]
+    model: Factory
     loss: nn.Module
 
     def __call__(self) -> nn.Module:
@@ -34,13 +37,13 @@ class WithLoss:
         return ModelAndLoss(self.model(), copy.deepcopy(self.loss))
 
 
-def with_loss(model: Callable[[], nn.Module], loss: object) -> Callable[[], nn.Module]:
+def with_loss(model: Factory, loss: object) -> Factory:
     """Return the factory whose models hold the loss, if that has parameters to train; else the factory itself."""
     trained = isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters())
     return WithLoss(alone(model), loss) if isinstance(loss, nn.Module) and trained else alone(model)
 
 
-def alone(model: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+def alone(model: Factory) -> Factory:
     """Return the factory of a model without the loss."""
     return model.model if isinstance(model, WithLoss) else model
 
