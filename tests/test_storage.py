@@ -412,7 +412,8 @@ def test_asked_to_stop_twice_it_says_one_sentence_and_leaves_no_worker(first, sa
     for line in process.stderr:
         if "runs to do" in line:
             break
-    time.sleep(0.5)
+    while '"started"' not in (tmp_path / "out" / "events.jsonl").read_text():
+        time.sleep(0.1)  # until a worker has begun: of signals that wait together, Python hears the lowest first
     for name in (first, "SIGINT", "SIGHUP"):
         os.killpg(process.pid, getattr(signal, name))
         time.sleep(0.1)
