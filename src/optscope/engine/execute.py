@@ -46,10 +46,12 @@ class Inline:
         folder.mkdir(parents=True, exist_ok=True)
         for work in works:
             tail = Tail(folder, work.id)
-            yield Begun(work.id)
-            outcome = _perform(work, folder)
-            yield from tail.new()
-            tail.close()
+            try:
+                yield Begun(work.id)
+                outcome = _perform(work, folder)
+                yield from tail.new()
+            finally:
+                tail.close()
             yield outcome
 
 
@@ -113,6 +115,8 @@ class Local:
         finally:
             for executor in slots:
                 executor.shutdown(kill_workers=True)
+            for *_, tail in running.values():
+                tail.close()
 
     def _places(self, works: Sequence[Work], cores: int) -> list[str]:
         """Return the device of every slot, no more of them than there is work."""

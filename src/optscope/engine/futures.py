@@ -68,6 +68,8 @@ class Futures:
                     yield _outcome(work, future, folder.absolute())
         finally:
             wait([future for future in waiting if not future.cancel()])
+            for _, tail in waiting.values():
+                tail.close()
 
     def _submit(self, sent: bytes, folder: Path, program: str) -> Future[Outcome]:
         try:

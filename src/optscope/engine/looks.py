@@ -6,6 +6,7 @@ when the run has ended, for then the readings hold all it says; what a kill leav
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,5 +40,6 @@ class Tail:
 
     def close(self) -> None:
         """Remove the file: the run has ended, or its worker has died and begins anew."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that may not be written any more: others say so
+            self._path.unlink(missing_ok=True)
         self._place = 0
