@@ -28,7 +28,7 @@ class Deal:
         self.part = task.data().train
         self.total = plan.total(self.part.size)
         self.per_epoch = plan.per_epoch(self.part.size)
-        self._task, self._size, self._place = task, plan.batch, place
+        self._task, self._size, self._place, self._moves = task, plan.batch, place, place.accelerated
         self._each = max(objective.steps for objective in task.objectives)
         _, self._order, noise = streams(seed)
         self._augmenting = torch.Generator().manual_seed(self._order + 1)
@@ -48,12 +48,12 @@ class Deal:
         batch = self.part.batch(epoch, place, self._size, self._order)
         if self._task.augment is not None:
             batch = Batch(self._task.augment(batch.inputs, self._augmenting), batch.targets)
-        return self._place.moved(batch)
+        return self._place.moved(batch) if self._moves else batch
 
     def latent(self) -> Tensor | None:
         """Return fresh latent vectors, as many as a batch has examples, in games that have them."""
         drawn = self._task.draw_latent(min(self._size, self.part.size or self._size), self._latent)
-        return drawn if drawn is None or not self._place.accelerated else self._place.sent(drawn)
+        return self._place.sent(drawn) if self._moves and drawn is not None else drawn
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been drawn: the order of the examples is a function of the seed."""
