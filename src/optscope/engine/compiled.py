@@ -33,15 +33,13 @@ class Compiled:
         if not place.compile:
             return
         torch._dynamo.reset()  # what is compiled for others counts towards a limit, beyond which it is not
-        latent = task.draw_latent(len(first), torch.Generator().manual_seed(0))
         try:
             for side in sides:
                 network = side.objective.network(model)
                 network.compile(dynamic=False)
                 self._calls[network] = network._compiled_call_impl
-            with unchanged(model), seeded(0), self.on():
-                for side in sides:
-                    side.try_gradient(model, first, None if latent is None else place.sent(latent))
+            with self.on():
+                _try(task, model, sides, first, place)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the compiler's errors have no common kind
@@ -64,3 +62,29 @@ class Compiled:
         finally:
             for network in self._calls:
                 network._compiled_call_impl = None
+
+
+def check_numerics(task: Task, model: nn.Module, sides: Sequence[Side], first: Batch, place: Place) -> None:
+    """Raise unless model and loss take the numbers that a place makes of a batch, if those are not their own.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if place.dtype is None and place.autocast is None:
+        return
+    what = f"autocast={place.autocast!r}" if place.autocast else f"dtype={place.dtype!r}"
+    try:
+        _try(task, model, sides, first, place)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever the author chose to raise
+        raise UserError(f"{task.name}: model and loss do not take Place({what}): {first_words(error)}; give "
+                        f"{what.partition('=')[0]}=None, which leaves numbers what they are") from error
+
+
+def _try(task: Task, model: nn.Module, sides: Sequence[Side], first: Batch, place: Place) -> None:
+    """Take every player's gradient once, and leave the model as it was."""
+    latent = task.draw_latent(len(first), torch.Generator().manual_seed(0))
+    with unchanged(model), seeded(0):
+        for side in sides:
+            side.try_gradient(model, first, None if latent is None else place.sent(latent))

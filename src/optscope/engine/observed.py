@@ -10,11 +10,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import nn
 
+from optscope.engine.place import MemoryShortError
 from optscope.engine.run_folder import RunFolder
 from optscope.engine.state_file import equal, from_bytes, to_bytes
 from optscope.engine.watch import Watch, describe_error, take
 from optscope.errors import UserError
-from optscope.files import DamagedError
 from optscope.probes.probe import Memory, Reading
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.unchanged import unchanged
@@ -172,9 +172,14 @@ class Observed(Generic[T]):
                 seen = {name: [(step, Reading(*reading)) for step, *reading in found["seen"][name]]
                         for name in self.seen}
                 others = found["memory"], found["silences"], found["errors"], found["looked"], tuple(found["spent"])
-                self.training.load_state_dict(found["training"])
+                twin = self._make()
+                twin.load_state_dict(found["training"])
+                twin.advance(twin.step + 1)
+                self.training.load_state_dict(from_bytes(content, self._owner)["training"])
                 self.seen, self._tried = seen, True
                 self._memory, self.silences, self.errors, self._looked, self._spent = others
-        except (DamagedError, KeyError, TypeError, ValueError, RuntimeError):
+        except (OSError, MemoryShortError):  # of the data or the device, and no word against the state
+            raise
+        except Exception:  # whatever a state that fits nothing leads to, where it is loaded or in the next step
             self._folder.set_state_aside()  # with what it holds of the training, which begins anew
             self.training = self._make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from optscope.errors import UserError
 from optscope.files import DamagedError
+from optscope.tasks.content import mark
 
 SCHEMA = 1
 _KEY = "optscope state"
@@ -33,7 +35,7 @@ def to_bytes(state: object, owner: str) -> bytes:
     """
     writer = _Writer()
     shape = writer.write(state, "state")
-    header = json.dumps({"schema": SCHEMA, "owner": owner, "shape": shape})
+    header = json.dumps({"schema": SCHEMA, "owner": owner, "shape": shape, "mark": _mark(shape, writer.tensors)})
     return bytes(tensor_bytes(writer.tensors, metadata={_KEY: header}))
 
 
@@ -41,22 +43,30 @@ def from_bytes(content: bytes, owner: str) -> Any:
     """Return the state that `to_bytes` wrote.
 
     Raises:
-        DamagedError: when the file is cut off, is no state, or is that of another owner or program.
+        DamagedError: when the file is cut off or changed, is no state, or is that of another owner or program.
     """
     try:
         size = int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8:8 + size])["__metadata__"][_KEY])
-        schema, whose, shape = header["schema"], header["owner"], header["shape"]
+        schema, whose, shape, written = (header[name] for name in ("schema", "owner", "shape", "mark"))
         tensors = load_tensors(content)
     except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise DamagedError(f"the saved state is damaged ({type(error).__name__})") from error
     if schema != SCHEMA or whose != owner:
         raise DamagedError(f"the saved state is of another program or run (schema {schema!r}, {whose!r}; expected "
                            f"schema {SCHEMA}, {owner!r})")
+    if written != _mark(shape, tensors):
+        raise DamagedError("the saved state is damaged: what it holds is not what was written")
     try:
         return _Reader(tensors).read(shape)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError, RecursionError) as error:
         raise DamagedError(f"the saved state is damaged ({type(error).__name__}: {error})") from error
+
+
+def _mark(shape: object, tensors: Mapping[str, Tensor]) -> str:
+    """Return what is another, but by chance, when a bit of a state has changed."""
+    marks = {name: mark(tensor) for name, tensor in tensors.items()}
+    return hashlib.sha256(json.dumps([shape, marks], sort_keys=True).encode()).hexdigest()
 
 
 class _Writer:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optscope.engine import generators
 from optscope.engine.average import SWA, Averaged
-from optscope.engine.compiled import Compiled
+from optscope.engine.compiled import Compiled, check_numerics
 from optscope.engine.deal import Deal
 from optscope.engine.place import CPU, Place, memory_told
 from optscope.engine.plan import Plan
@@ -77,7 +77,8 @@ class Training:
     Raises:
         UserError: when the model has no parameters to train, a game has not one rule a player, or the rule holds an
             optimiser that is another one inside a combinator (`optscope.optim.trial.check_on`); when the model lies
-            on another device than the place, cannot be compiled as that asks, or the device's memory is short.
+            on another device than the place, cannot be compiled as that asks, does not take its numbers, or the
+            device's memory is short.
     """
 
     def __init__(self, task: Task, rule: Rule, plan: Plan, seed: int, place: Place = CPU) -> None:
@@ -107,6 +108,7 @@ class Training:
         self.model.train()
         self._sides = [Side(objective, self.model, rules[objective.player], order + 2 + i, few, self.total, plan,
                             place) for i, objective in enumerate(objectives)]
+        check_numerics(task, self.model, self._sides, few, place)
         if len(self._sides) > 1:
             for side in self._sides:
                 side.trace = Trace(side.params, self.total, side.objective.steps)
