@@ -199,8 +199,11 @@ REFUSED = {
         lambda: task(y={"a": Y, "b": Y}, kind="regression", loss=None), "the leaves a, b, of which"),
     "perturb on a bare tensor": (
         lambda: task(perturb="x"), 'perturb="x" names no leaf .* a bare tensor: leave'),
-    "perturb nowhere": (lambda: tree(perturb="z"), 'perturb="z" names no leaf of the inputs; .* has ids, x$'),
-    "perturb token ids": (lambda: tree(perturb="ids"), 'perturb="ids" must name a leaf that is floating .*int64'),
+    "perturb nowhere": (lambda: tree(perturb="z"), 'perturb="z" names no leaf .* has ids, x: name one'),
+    "perturb token ids": (lambda: tree(perturb="ids"), 'perturb="ids" must name .*int64: write perturb="x"'),
+    "perturb a leaf without numbers": (lambda: tree(x={"x": X, "z": X[:, :0]}, perturb="z"),
+                                       r'inputs "z" of the train part, of shape .*, 0\), hold no number'),
+    "an output by number": (lambda: task(output=0), "output must be the name of a field, .* got 0$"),
     "bounds of two leaves": (
         lambda: tree(x={"a": X, "b": X}), 'a, b are floating point: write perturb="a", or bounds'),
     "a leaf out of its bounds": (lambda: tree(bounds=(0.0, 0.5)), 'inputs "x" must lie in the bounds'),

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from optscope.engine.execute import Inline, Local
+from optscope.engine.naming import check_same, named_task, task_here
 from optscope.engine.plan import MOST_STEPS, Plan
 from optscope.engine.rehearsal import rehearse
 from optscope.engine.run import Run, Watch
@@ -75,6 +76,40 @@ class Failing(Dataset):
 
     def __getitem__(self, i):
         return torch.zeros(3 + (i == 2)), 0
+
+
+class Corrupt(Dataset):
+    def __len__(self):
+        return 70
+
+    def __getitem__(self, i):
+        if i == 17:
+            raise OSError("corrupt image")
+        return X[i], int(Y[i])
+
+
+class Lost(IterableDataset):
+    def __iter__(self):
+        yield X[0], 1
+        raise RuntimeError("connection lost")
+
+
+class Empty(Dataset):
+    def __len__(self):
+        return 0
+
+
+class Applied(Dataset):
+    """Examples as a function of their index."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return self.function(i)
 
 
 def net():
@@ -241,6 +276,13 @@ def test_users_write_examples_of_their_own():
 
 # Whole commands
 
+def test_functions_of_one_name_in_the_model_and_the_data_set_are_told_apart():
+    task = Task.from_tensors(lambda: nn.Linear(4, 3), FromDataset(partial(Applied, lambda i: (X[i], int(Y[i])))),
+                             WHOLE, validation=WHOLE)
+    assert named_task(task).users["its fresh model"] == task_here(task)[0].users["its fresh model"]
+    check_same("t", [task_here(task)[0]], named_task(task).users)
+
+
 @dataclass(frozen=True)
 class Noisy:
     """Data as a task makes them, with a training part that is read by index."""
@@ -381,6 +423,11 @@ BAD = {
     "a stream itself": (lambda p: Stream(Following()), "Stream takes a function that makes the IterableDataset"),
     "a stream read by index": (lambda p: FromDataset(Following).size, "got Following: give Stream"),
     "examples of two shapes": (lambda p: FromDataset(Failing).first(5), "that at index 2"),
+    "an example that stops": (lambda p: FromDataset(Corrupt).first(20),
+                              "Corrupt stopped at the example of index 17 with OSError: corrupt image: mend it"),
+    "an example that stops, gathered": (lambda p: Split.of(Corrupt()), "Corrupt stopped at the example of index"),
+    "a stream that stops": (lambda p: Stream(Lost).first(5), "Lost stopped after 1 examples with RuntimeE"),
+    "no examples": (lambda p: FromDataset(Empty).size, "Empty holds no example at all"),
     "an empty stream": (lambda p: Stream(partial(Following, length=0)).batch(0, 0, 2, 1), "no example at all"),
     "a stream without steps": (lambda p: train(task_of(Stream(Following)), SGD(lr=0.1), PLAN, 1),
                                r"a stream has no epochs: say how many steps .* Plan\(steps=1000, batch=16\)"),

@@ -145,3 +145,12 @@ def test_inputs_by_name_are_measured():
     part = Split({"number": torch.arange(N)}, torch.arange(N) % C)
     task = Task("tree", lambda: Given(torch.randn(N, C)), InMemory(Data(part, part, part)), bounds=None)
     assert set(Accuracy()(Snapshot(task.model(), task)).values) == {"accuracy", "loss", "calibration error"}
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "token-classification", "causal-lm"])
+def test_a_batch_in_which_no_label_counts_moves_nothing(kind):
+    outputs = torch.randn(OUTPUTS[kind], generator=G).requires_grad_()
+    loss = KINDS[kind].loss(outputs, torch.full_like(TARGETS[kind], -100))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not bool(outputs.grad.any())

@@ -339,3 +339,27 @@ def test_a_compiled_model_is_trained_and_seen_as_it_was_written(monkeypatch):
     training.advance(3)
     assert training.model.state_dict().keys() == plain.snapshot.model.state_dict().keys()
     assert torch.allclose(training.losses, plain.losses, atol=1e-6)
+
+
+class Picky(nn.Module):
+    """Takes numbers in float32 and gives them so."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, x):
+        found = self.linear(x)
+        if found.dtype != torch.float32:
+            raise RuntimeError("expected Float")
+        return found
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"autocast": "bfloat16"}, "take Place.autocast='bfloat16'.: RuntimeError: expected Float; give autocast=None"),
+    ({"dtype": "float64"}, "take Place.dtype='float64'.: RuntimeError: expected Float; give dtype=None")])
+def test_numbers_that_a_model_does_not_take_are_said_before_training(settings, words):
+    with pytest.raises(UserError, match=words):
+        Training(Task("picky", Picky, Blobs()), SGD_RULE, Plan(1, 16), 1, Place(**settings))
+    with pytest.raises(UserError, match=f"of 16 examples with {next(iter(settings))}=.*expected Float"):
+        rehearse(Task("picky", Picky, Blobs()), {"SGD": SGD_RULE}, Plan(1, 16), place=Place(**settings))

@@ -144,3 +144,7 @@ def test_an_augmented_tree_is_rehearsed_and_trained(augment, words):
         assert rehearse(task, {"SGD": SGD(lr=0.01)}, Plan(1, 6), [Accuracy()]).silent == {}
         losses = [train(task, SGD(lr=0.01), Plan(2, 3), seed=1).losses for _ in range(2)]
         assert torch.equal(*losses)
+
+
+def test_the_length_of_a_batch_is_that_of_its_leaves():
+    assert len(Batch({"none": {}, "x": torch.zeros(3)}, ())) == 3

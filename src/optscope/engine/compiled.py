@@ -64,22 +64,22 @@ class Compiled:
                 network._compiled_call_impl = None
 
 
-def check_numerics(task: Task, model: nn.Module, sides: Sequence[Side], first: Batch, place: Place) -> None:
+def check_taken(task: Task, model: nn.Module, sides: Sequence[Side], first: Batch, place: Place) -> None:
     """Raise unless model and loss take the numbers that a place makes of a batch, if those are not their own.
 
     Raises:
         UserError: with the reason.
     """
-    if place.dtype is None and place.autocast is None:
+    if not place.numbers:
         return
-    what = f"autocast={place.autocast!r}" if place.autocast else f"dtype={place.dtype!r}"
     try:
         _try(task, model, sides, first, place)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the author chose to raise
-        raise UserError(f"{task.name}: model and loss do not take Place({what}): {first_words(error)}; give "
-                        f"{what.partition('=')[0]}=None, which leaves numbers what they are") from error
+        raise UserError(f"{task.name}: model and loss do not take Place({place.numbers}): "
+                        f"{first_words(error)}; give {place.numbers.partition('=')[0]}=None, which leaves numbers "
+                        "what they are") from error
 
 
 def _try(task: Task, model: nn.Module, sides: Sequence[Side], first: Batch, place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 from optscope.engine.identity import Account, digest
@@ -12,7 +13,7 @@ from optscope.engine.once import once
 from optscope.engine.origin import origin
 from optscope.errors import UserError
 from optscope.tasks.fresh import fresh_model, seeded
-from optscope.tasks.task import Data, InMemory, Task
+from optscope.tasks.task import Data, InMemory, Split, Task
 
 _MODEL, _DATA = "its fresh model", "its data"
 _agreed: set[tuple[str, str]] = set()
@@ -56,10 +57,11 @@ def load(task: Task) -> Data:
 def task_here(task: Task) -> tuple[Named, Data | None]:
     """Return a task's name as this process would give it, and its data, if they had to be looked at.
 
-    Data in memory are not: they were sent by value.
+    Data in memory are not: they were sent by value. Functions that read others are looked at, and keep their
+    places: two of one name are told apart by them.
     """
     if isinstance(task.data, InMemory):
-        return _named_task(replace(task, data=_nothing)), None
+        return _named_task(replace(task, data=partial(_nothing, *_sources(task.data)))), None
     data = None if _is_settled(task.data) else _tried(lambda: load(task))
     return _named_task(task, data), data if isinstance(data, Data) else None
 
@@ -94,8 +96,12 @@ def _was_sent(label: str) -> bool:
     return module != "" and (module == "__main__" or module not in sys.modules)
 
 
-def _nothing() -> Data:
+def _nothing(*sources: object) -> Data:
     raise AssertionError
+
+
+def _sources(data: InMemory) -> list[object]:
+    return [part.source for part in vars(data.parts).values() if not isinstance(part, Split)]
 
 
 def _named_task(task: Task, data: object = None) -> Named:

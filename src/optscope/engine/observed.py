@@ -16,6 +16,7 @@ from optscope.engine.state_file import equal, from_bytes, to_bytes
 from optscope.engine.watch import Watch, describe_error, take
 from optscope.errors import UserError
 from optscope.probes.probe import Memory, Reading
+from optscope.tasks.examples import DataError
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.unchanged import unchanged
 
@@ -178,7 +179,7 @@ class Observed(Generic[T]):
                 self.training.load_state_dict(from_bytes(content, self._owner)["training"])
                 self.seen, self._tried = seen, True
                 self._memory, self.silences, self.errors, self._looked, self._spent = others
-        except (OSError, MemoryShortError):  # of the data or the device, and no word against the state
+        except (OSError, DataError, MemoryShortError):  # of the data or the device, and no word against the state
             raise
         except Exception:  # whatever a state that fits nothing leads to, where it is loaded or in the next step
             self._folder.set_state_aside()  # with what it holds of the training, which begins anew

@@ -82,6 +82,13 @@ class Place:
         return self.device.partition(":")[0]
 
     @property
+    def numbers(self) -> str:
+        """What makes other numbers of a model's and the data's own, as it is written, or ""."""
+        if self.autocast is not None:
+            return f"autocast={self.autocast!r}"
+        return "" if self.dtype is None else f"dtype={self.dtype!r}"
+
+    @property
     def accelerated(self) -> bool:
         """Whether it is no CPU, so that to read a number is to wait."""
         return self.kind != "cpu"

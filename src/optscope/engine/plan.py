@@ -70,7 +70,7 @@ class Plan:
             total, what = self.steps or 0, "steps"
         elif examples is None:
             raise UserError(f"a stream has no epochs: say how many steps are made of it, Plan(steps=1000, "
-                            f"batch={self.batch})")
+                            f"batch={self.batch}), or --steps 1000")
         else:
             total, what = self.epochs * self.per_epoch(examples), "epochs"
         if total > MOST_STEPS:

@@ -95,7 +95,8 @@ def _try_batch(task: Task, objective: Objective, batch: Split, plan: Plan, place
     whose = f"the {objective.player}'s loss on a batch" if objective.player else "a training batch"
     model = fresh_model(task, SEED).train()
     before, augmented = _shapes(model), _augmented(task, batch)
-    with (seeded(SEED), blaming(task.name, f"{whose} of {len(batch)} examples"),
+    under = f" with {place.numbers}" if place.numbers else ""
+    with (seeded(SEED), blaming(task.name, f"{whose} of {len(batch)} examples{under}"),
           memory_told(task.name, place, plan)):
         for _ in range(2):
             loss = _slope(task, objective, model, augmented, plan, place)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optscope.engine import generators
 from optscope.engine.average import SWA, Averaged
-from optscope.engine.compiled import Compiled, check_numerics
+from optscope.engine.compiled import Compiled, check_taken
 from optscope.engine.deal import Deal
 from optscope.engine.place import CPU, Place, memory_told
 from optscope.engine.plan import Plan
@@ -108,7 +108,7 @@ class Training:
         self.model.train()
         self._sides = [Side(objective, self.model, rules[objective.player], order + 2 + i, few, self.total, plan,
                             place) for i, objective in enumerate(objectives)]
-        check_numerics(task, self.model, self._sides, few, place)
+        check_taken(task, self.model, self._sides, few, place)
         if len(self._sides) > 1:
             for side in self._sides:
                 side.trace = Trace(side.params, self.total, side.objective.steps)

@@ -103,6 +103,7 @@ def check_lengths(inputs: Tree, targets: Tree) -> None:
     for name, other in others:
         if len(other) != len(leaf):
             need = "as many targets as inputs" if name.startswith("targets") else "leaves of one length"
-            raise UserError(f"a split needs {need}; got {len(leaf)} {first} and {len(other)} {name}")
+            raise UserError(f"a split needs {need}; got {len(leaf)} {first} and {len(other)} {name}: "
+                            "give every leaf one row an example")
     if len(leaf) == 0:
         raise UserError("a split needs at least one example; got none")

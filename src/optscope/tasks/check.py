@@ -43,6 +43,9 @@ def check_task(task: Task) -> None:
         raise UserError(f"{task.name}: loss must be a function loss(outputs, targets) or None; got {task.loss!r}: "
                         "a loss that the model computes itself from the targets is the usual one of its kind, so "
                         "leave loss out")
+    if not (task.output is None or isinstance(task.output, str) or callable(task.output)):
+        raise UserError(f'{task.name}: output must be the name of a field, as "logits" or "0", or a function of '
+                        f"what the model returns; got {task.output!r}")
     data = check_data(task)
     model = check_factory(task.name, "the model", task.model)
     with seeded(0):

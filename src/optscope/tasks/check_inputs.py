@@ -94,8 +94,9 @@ def _bounded(task: Task, name: str, part: Split) -> tuple[str, Tensor | None]:
     """
     found = leaves(part.inputs)
     if task.perturb is not None and task.perturb not in found:
+        there = f"{', '.join(found)}: name one of them" if "" not in found else "a bare tensor: leave perturb out"
         raise UserError(f'{task.name}: perturb="{task.perturb}" names no leaf of the inputs; the {name} part has '
-                        f"{', '.join(found) if '' not in found else 'a bare tensor: leave perturb out'}")
+                        f"{there}")
     path = task.perturbed(part.inputs)
     if path is None and "" in found and task.bounds is not None:
         raise UserError(f"{task.name}: inputs must be floating point where they have bounds; the {name} "
@@ -109,7 +110,12 @@ def _bounded(task: Task, name: str, part: Split) -> tuple[str, Tensor | None]:
                         "then not measured)")
     if path is not None and not found[path].is_floating_point():
         raise UserError(f'{task.name}: perturb="{path}" must name a leaf that is floating point; the {name} '
-                        f"part\'s is {found[path].dtype}: attacks and noise make small changes")
+                        f"part\'s is {found[path].dtype}: " + (f'write perturb="{floating[0]}"' if floating else
+                                                                "leave it out, with bounds=None"))
+    if path is not None and task.bounds is not None and not found[path].numel():
+        raise UserError(f"{task.name}: {leaf_name('inputs', path)} of the {name} part, of shape "
+                        f"{tuple(found[path].shape)}, hold no number that could have bounds: name another leaf, "
+                        "perturb=..., or give bounds=None (attacks and noise are then not measured)")
     return path or "", None if path is None else found[path]
 
 

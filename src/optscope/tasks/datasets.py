@@ -18,7 +18,7 @@ from optscope.tasks.arrays import labelled
 from optscope.tasks.content import digest_of
 from optscope.tasks.examples import Examples
 from optscope.tasks.fresh import Numbers, epoch_permutation, seeded
-from optscope.tasks.gather import STARTED_BY, Pair, alone, check_alike
+from optscope.tasks.gather import STARTED_BY, Pair, check_alike, example_at, in_turn
 from optscope.tasks.memory import check_fits, free_bytes
 from optscope.tasks.tree import Batch, filled, leaves, mapped
 
@@ -138,6 +138,8 @@ class _Reader(Dataset[_Numbered]):
             raise UserError(f"FromDataset: the function must return a Dataset with __getitem__ and __len__; got "
                             f"{type(found).__name__}" + (": give Stream an IterableDataset"
                                                          if isinstance(found, IterableDataset) else ""))
+        if len(found) == 0:
+            raise UserError(f"FromDataset: {type(found).__name__} holds no example at all")
         return found
 
     def __len__(self) -> int:
@@ -145,7 +147,7 @@ class _Reader(Dataset[_Numbered]):
 
     def __getitem__(self, index: tuple[int, int, int]) -> _Numbered:
         _seed(index)
-        return index[2], alone(self._set[index[2]])
+        return index[2], example_at(self._set, index[2])
 
 
 @dataclass(frozen=True)
@@ -224,8 +226,8 @@ class Stream(Examples):
     def _once(self, order: int, epoch: int, reading: int) -> Iterator[_Numbered]:
         _seed((order, epoch, reading))
         number = -1
-        for number, example in enumerate(self.dataset()):
-            yield number, alone(example)
+        for number, example in enumerate(in_turn(self.dataset())):
+            yield number, example
         if number < 0:
             raise UserError("the stream holds no example at all")
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import cached_property
 
+from optscope.errors import UserError
 from optscope.tasks.tree import Batch
+
+
+class DataError(UserError):
+    """An example that a data set does not give."""
 
 
 class Examples(ABC):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
-from optscope.errors import UserError
+from optscope.errors import UserError, first_words
 from optscope.tasks.arrays import tensor_of
+from optscope.tasks.examples import DataError
 from optscope.tasks.fresh import seeded
 from optscope.tasks.memory import check_fits, free_bytes
 from optscope.tasks.tree import Tree, filled, leaf_name, leaves, mapped
@@ -54,12 +55,12 @@ def gathered(source: Any) -> Pair:
         if isinstance(source, DataLoader):
             return _from_loader(source)
         if isinstance(source, IterableDataset):
-            return _joined(map(alone, source), _length(source), stream=True)
+            return _joined(in_turn(source), _length(source), stream=True)
         if isinstance(source, (Dataset, list, tuple)):
             length = _length(source)
             if length is None:
                 raise UserError(f"the data set has no length: give {type(source).__name__} a __len__")
-            return _joined((alone(source[i]) for i in range(length)), length)
+            return _joined((example_at(source, i) for i in range(length)), length)
     hint = (f', such as data["{next(iter(source), "train")}"]' if isinstance(source, Mapping) else
             ": give the inputs and the targets apart" if hasattr(source, "shape") else "")
     raise UserError("data must be a pair of tensors (inputs, targets) or of arrays, a torch Dataset or a "
@@ -114,7 +115,7 @@ def _are_arrays(pair: tuple[Any, ...] | list[Any]) -> bool:
 
     def is_tree(part: Any) -> bool:
         inner = part.values() if isinstance(part, Mapping) else part if isinstance(part, tuple) else None
-        return is_array(part) if inner is None else all(map(is_tree, inner))
+        return part is None or is_array(part) if inner is None else all(map(is_tree, inner))  # None is said later
 
     inputs, targets = pair
     if isinstance(inputs, tuple) and isinstance(targets, tuple):
@@ -196,6 +197,43 @@ def alone(example: Any) -> Pair:
         return leaf[None].clone()  # a data set may fill one buffer again and again
 
     return mapped(row, inputs), mapped(row, targets)
+
+
+def example_at(source: Any, index: int) -> Pair:
+    """Return the example of an index, as `alone` does.
+
+    Raises:
+        DataError: when the data set stops there.
+    """
+    try:
+        found = source[index]
+    except UserError:
+        raise
+    except Exception as error:  # whatever the author chose to raise
+        raise DataError(f"{type(source).__name__} stopped at the example of index {index} with "
+                        f"{first_words(error)}: mend it, or leave that example out") from error
+    return alone(found)
+
+
+def in_turn(source: Iterable[Any]) -> Iterator[Pair]:
+    """Yield the examples of a stream, as `alone` does.
+
+    Raises:
+        DataError: when the stream stops before its end.
+    """
+    number, examples = 0, iter(source)
+    while True:
+        try:
+            found = next(examples)
+        except StopIteration:
+            return
+        except UserError:
+            raise
+        except Exception as error:  # whatever the author chose to raise
+            raise DataError(f"{type(source).__name__} stopped after {number} examples with {first_words(error)}: "
+                            "mend it") from error
+        yield alone(found)
+        number += 1
 
 
 def _batch_or_alone(pair: Any) -> Pair:

@@ -95,6 +95,12 @@ def _following(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return _tokens(outputs[:, :-1], targets[:, 1:])
 
 
+def _mean(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the labels that count, 0 when none does: such a batch moves nothing."""
+    mean = functional.cross_entropy(logits, labels, ignore_index=IGNORED)
+    return torch.where((labels != IGNORED).any(), mean, torch.zeros_like(mean))
+
+
 def label_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean binary cross-entropy, in nats, of logits `(n, labels)` and targets of 0 and 1 alike."""
     return functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
@@ -109,12 +115,12 @@ def place_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     >>> round(float(place_cross_entropy(logits, mask)), 4)
     0.6931
     """
-    return functional.cross_entropy(*_places(outputs, targets), ignore_index=IGNORED)
+    return _mean(*_places(outputs, targets))
 
 
 def token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy, in nats, of logits `(n, T, classes)` and labels `(n, T)` other than -100."""
-    return functional.cross_entropy(*_tokens(outputs, targets), ignore_index=IGNORED)
+    return _mean(*_tokens(outputs, targets))
 
 
 def next_token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -126,7 +132,7 @@ def next_token_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     >>> float(next_token_cross_entropy(logits, torch.tensor([[0, 1, 0]])))
     0.0
     """
-    return functional.cross_entropy(*_following(outputs, targets), ignore_index=IGNORED)
+    return _mean(*_following(outputs, targets))
 
 
 def _whole(targets: Tensor) -> bool:

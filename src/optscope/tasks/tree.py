@@ -111,9 +111,7 @@ class Batch:
     def __len__(self) -> int:
         """Return the number of examples."""
         tree = self.inputs
-        while not isinstance(tree, Tensor):
-            tree = next(iter(tree.values() if isinstance(tree, Mapping) else tree))
-        return len(tree)
+        return len(tree if isinstance(tree, Tensor) else next(iter(leaves(tree).values())))
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch of `function(leaf)`."""
