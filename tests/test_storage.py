@@ -393,7 +393,10 @@ task = Task.from_tensors(model, (x, y), (x, y))
 
 
 def command(folder, line):
-    return subprocess.Popen([sys.executable, "-c", "from optscope.cli import main; main()", *line.split()],
+    # Whoever started the tests may ignore signals, as nohup does, and processes inherit that.
+    heard = "import signal; [signal.signal(s, signal.SIG_DFL) for s in (1, 15)]; "
+    heard += "signal.signal(2, signal.default_int_handler); "
+    return subprocess.Popen([sys.executable, "-c", f"{heard}from optscope.cli import main; main()", *line.split()],
                             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             start_new_session=True)
 

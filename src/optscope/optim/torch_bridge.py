@@ -61,6 +61,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise UserError(f"an optimiser needs one number a hyperparameter; got {rule!r}: "
                             "make one rule for each member")
         self.rule = rule
+        self._own = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule) if f.name != "lr"}
         super().__init__(params, {"lr": rule.lr, **numbers})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -138,8 +139,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _rule_of(self, group: dict[str, Any]) -> Steps:
         """Return the rule with the group's numbers; `lr` apart, which acts as a scale."""
-        names = [f.name for f in dataclasses.fields(self.rule) if f.name != "lr"]
-        changed = {n: group[n] for n in names if n in group and group[n] != getattr(self.rule, n)}
+        changed = {n: group[n] for n, value in self._own.items() if n in group and group[n] != value}
         return self.rule.with_(**changed) if changed else self.rule
 
 

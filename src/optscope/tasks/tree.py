@@ -67,9 +67,9 @@ def replaced(tree: Tree, path: str, leaf: Tensor) -> Tree:
 
 def called(model: Callable[..., Any], inputs: Tree) -> Any:
     """Return what a model makes of inputs: `model(x)`, of a tuple `model(*x)`, of a mapping `model(**x)`."""
-    if isinstance(inputs, tuple):
-        return model(*inputs)
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    if isinstance(inputs, Tensor):  # first, for it is the usual case and asked in every step
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def leaf_name(what: str, path: str) -> str:
