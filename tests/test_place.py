@@ -21,10 +21,12 @@ from optscope.engine.state_file import equal, from_bytes, to_bytes
 from optscope.engine.train import train
 from optscope.engine.training import Training
 from optscope.errors import UserError
-from optscope.optim import SGD, Adam, Foreign
+from optscope.optim import SGD, Adam, Foreign, Players
 from optscope.probes.accuracy import Accuracy
 from optscope.protocol.settings import Settings, read_settings
 from optscope.tasks.fresh import fresh_model
+from optscope.tasks.gan import gan
+from optscope.tasks.gan_models import Perceptron
 from optscope.tasks.task import Task
 from tiny import TASK, Blobs
 
@@ -41,6 +43,7 @@ def normed():
 
 
 NORMED = Task("normed", normed, Blobs())
+GAME = gan("game", Perceptron((8, 6, 2)), Perceptron((2, 6, 1)), Blobs(), bounds=None)
 
 
 def test_a_place_is_validated():
@@ -305,11 +308,11 @@ def test_slots_are_shared_out(monkeypatch):
 
 
 def broken_compiler(monkeypatch):
-    def compile_nothing(self, **options):
+    def compile_nothing(function, **options):
         def call(*inputs):
             raise RuntimeError("no compiler for this")
-        self._compiled_call_impl = call
-    monkeypatch.setattr(nn.Module, "compile", compile_nothing)
+        return call
+    monkeypatch.setattr(torch, "compile", compile_nothing)
 
 
 def test_a_model_that_cannot_be_compiled_is_said_with_the_reason(monkeypatch):
@@ -325,17 +328,30 @@ def test_a_model_that_cannot_be_compiled_is_said_with_the_reason(monkeypatch):
     assert any("no compiler for this" in each and "trained without" in each for each in said)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, when it loads its compiler
-def test_a_compiled_model_is_trained_and_seen_as_it_was_written(monkeypatch):
-    whole = nn.Module.compile  # without the step that writes and builds C++, which takes most of a minute
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: whole(self, backend="aot_eager", **options))
-    plain = train(NORMED, SGD_RULE, Plan(1, 32), 1)
-    training = Training(NORMED, SGD_RULE, Plan(1, 32), 1, Place(compile=True))
+@pytest.fixture
+def graphs(monkeypatch):
+    """What is compiled, without the step that writes and builds C++, which takes most of a minute."""
+    found, whole = [], torch.compile
+
+    def backend(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: whole(function, backend=backend, **options))
+    return found
+
+
+@pytest.mark.parametrize(("task", "rule", "networks"), [
+    (NORMED, SGD_RULE, 1), (GAME, Players(generator=SGD_RULE, discriminator=SGD_RULE), 2)], ids=["one", "game"])
+def test_a_compiled_model_is_trained_and_seen_as_it_was_written(task, rule, networks, graphs):
+    plain = train(task, rule, Plan(1, 32), 1)
+    training = Training(task, rule, Plan(1, 32), 1, Place(compile=True))
     assert training.uncompiled == ""
+    assert len(graphs) >= networks
     training.advance(2)
     with training.looked_at() as snapshot:
-        assert isinstance(snapshot.model, nn.Sequential)
-        assert snapshot.model._compiled_call_impl is None
+        assert type(snapshot.model) is type(plain.snapshot.model)
+        assert all(module._compiled_call_impl is None for module in snapshot.model.modules())
     training.advance(3)
     assert training.model.state_dict().keys() == plain.snapshot.model.state_dict().keys()
     assert torch.allclose(training.losses, plain.losses, atol=1e-6)
@@ -363,3 +379,9 @@ def test_numbers_that_a_model_does_not_take_are_said_before_training(settings, w
         Training(Task("picky", Picky, Blobs()), SGD_RULE, Plan(1, 16), 1, Place(**settings))
     with pytest.raises(UserError, match=f"of 16 examples with {next(iter(settings))}=.*expected Float"):
         rehearse(Task("picky", Picky, Blobs()), {"SGD": SGD_RULE}, Plan(1, 16), place=Place(**settings))
+
+
+def test_a_model_of_which_nothing_is_compiled_is_said_to_be_so(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    with pytest.raises(UserError, match="finds nothing to compile in it"):
+        Training(TASK, SGD_RULE, Plan(1, 32), 1, Place(compile=True))

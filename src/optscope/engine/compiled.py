@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,23 +35,23 @@ class Compiled:
             return
         torch._dynamo.reset()  # what is compiled for others counts towards a limit, beyond which it is not
         try:
-            for side in sides:
-                network = side.objective.network(model)
-                network.compile(dynamic=False)
-                self._calls[network] = network._compiled_call_impl
-            with self.on():
+            before = graphs()
+            networks = [side.objective.network(model) for side in sides]
+            self._calls = {network: compiled(network) for network in networks}
+            with self.on(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, when it loads its compiler and looks at tensors
                 _try(task, model, sides, first, place)
+            if graphs() == before:
+                raise UserError("it finds nothing to compile in it")
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the compiler's errors have no common kind
-            self.failed = f"torch.compile does not take the model ({first_words(error)})"
+            why = str(error) if isinstance(error, UserError) else first_words(error)
+            self.failed = f"torch.compile does not take the model ({why})"
             self._calls = {}
             if place.compile != "try":
                 raise UserError(f'{task.name}: {self.failed}: give compile="try", which goes on without, or '
                                 "compile=False") from error
-        finally:
-            for side in sides:
-                side.objective.network(model)._compiled_call_impl = None
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -88,3 +89,19 @@ def _try(task: Task, model: nn.Module, sides: Sequence[Side], first: Batch, plac
     with unchanged(model), seeded(0):
         for side in sides:
             side.try_gradient(model, first, None if latent is None else place.sent(latent))
+
+
+def compiled(network: nn.Module) -> Callable[..., Any]:
+    """Return the compiled call of a network, its hooks included.
+
+    The call is a function of ours, for the compiler begins at frames that are not torch's own:
+    `nn.Sequential(...).compile()` compiles nothing, and does not say so.
+    """
+    def call(*inputs: Any, **named: Any) -> Any:
+        return network._call_impl(*inputs, **named)  # what calling it does when it is not compiled
+    return torch.compile(call, dynamic=False)
+
+
+def graphs() -> int:
+    """Return how many graphs have been compiled in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
