@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from optscope.protocol.settings import read_settings
+
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 
@@ -277,6 +279,16 @@ def test_documents_run(path, tmp_path, monkeypatch):
         if ">>>" not in block[1]:  # those are doctests, which pytest itself collects
             blank = "\n" * text.count("\n", 0, block.start(1))  # a traceback then names the document's line
             exec(compile(blank + block[1], str(path), "exec", dont_inherit=True), program)
+
+
+def test_settings_files_in_documents_are_settings(tmp_path):
+    found = [block[1] for path in DOCUMENTS
+             for block in re.finditer(r"^```toml\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)]
+    assert found
+    for text in found:
+        (tmp_path / "settings.toml").write_text(text)
+        rates = {tuple(one.lr or ()) for one in read_settings(tmp_path / "settings.toml").optimisers.values()}
+        assert len({len(each) for each in rates}) == 1
 
 
 SAMPLE = """

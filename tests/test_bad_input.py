@@ -331,6 +331,10 @@ def test_names_and_paths_with_brackets_are_printed_whole(place, monkeypatch, cap
     Store(place / folder)
     assert call(monkeypatch, f"report {folder}") == 0
     out, err = capsys.readouterr()
-    assert out.splitlines() == [f"every number: {folder}/summary.csv",
-                                "no report yet: the command that made the folder continues"]
+    assert out.splitlines() == ["no report yet: the command that made the folder continues"]
+    write(place / folder, {"summary.csv": "", "report.html": "", "run.json": '{"answer": "It [b]is[/b]."}'})
+    assert call(monkeypatch, f"report {folder}") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["It [b]is[/b].", f"every number: {folder}/summary.csv",
+                                f"report: {folder}/report.html"]
     assert err == ""

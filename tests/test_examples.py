@@ -321,7 +321,8 @@ def test_a_task_is_checked_and_rehearsed_on_examples_from_all_over():
         assert overlap(task.data()) == scales(task.data()) == []
     assert planned(task_of(Stream(Following)), Plan(steps=5, batch=8)) == "5 steps on 8 examples each"
     assert planned(task_of(FromDataset(Rows)), PLAN) == (
-        "3 epochs of 4 steps on 16 examples each make 12 steps; 6 of 70 examples wait in every epoch")
+        "3 epochs of 4 steps on 16 examples each make 12 steps; 6 of 70 examples, "
+        "others each time, are left out of an epoch")
 
 
 def test_measuring_all_of_a_stream_is_silent_with_its_reason(tmp_path):

@@ -145,8 +145,9 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_task.py").write_text(MY_TASK)
     (tmp_path / "settings.toml").write_text(
-        "seeds = 5\nepochs = 60\n[optimisers.sgd]\nlr = [0.1, 0.3]\n[optimisers.adam]\nlr = [0.01, 0.03]\n")
-    line = "compare my_task.py:task --config settings.toml --seeds 2 --slots 1 --out out"
+        "seeds = 5\nepochs = 60\nbatch = 77\n"
+        "[optimisers.sgd]\nlr = [0.1, 0.3]\n[optimisers.adam]\nlr = [0.01, 0.03]\n")
+    line = "compare my_task.py:task --config settings.toml --seeds 2 --batch 128 --slots 1 --out out"
     assert call(monkeypatch, line) == 0
     first = capsys.readouterr()
     assert first.out.splitlines()[-1] == "report: out/report.html"
@@ -155,6 +156,9 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     assert "training and measuring: 4 of 16 runs are there already" in first.err
     page = (tmp_path / "out" / "report.md").read_text()
     assert "optscope compare my_task.py:task --config settings.toml --seeds 2" in page
+    assert "batch=128" in page
+    assert "batch=77" not in page
+    assert "desk scale" not in page
     assert "accuracy, calibration, margins, noise and attacks are not measured: they need" in page
     assert "which model has the lower loss, and which is smoother?" in page
     results = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
@@ -168,7 +172,7 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
 
     assert call(monkeypatch, "report out") == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-2:] == ["every number: out/summary.csv", "report: out/report.html"]
+    assert told[-3:] == [first.out.splitlines()[0], "every number: out/summary.csv", "report: out/report.html"]
     assert told[0].startswith("F1    ")
     with (tmp_path / "out" / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -124,7 +124,7 @@ def test_a_csv_file_gives_back_what_was_written(tmp_path):
     write_csv(SOME, tmp_path / "summary.csv")
     with (tmp_path / "summary.csv").open() as file:
         assert next(csv.reader(file)) == [*FIELDS, "cut", "keep", "k"]
-    again = read_csv(tmp_path / "summary.csv")
+    again = read_csv(str(tmp_path / "summary.csv"))
     assert list(map(repr, again)) == list(map(repr, SOME))  # nan is not nan, and 30 is not 30.0
     kept = [row.factors for row in again.where(cut="low", keep=30)]
     assert all(each is kept[0] for each in kept)

@@ -244,7 +244,8 @@ def test_an_arm_that_cannot_be_rounded_has_no_twins():
 def test_a_plan_is_told_and_a_short_one_said():
     x, y = torch.rand(320, 2), torch.arange(320) % 3
     given = Task.from_tensors(lambda: nn.Linear(2, 3), (x, y), (x, y), validation=(x, y))
-    words = "30 epochs of 2 steps on 128 examples each make 60 steps; 64 of 320 examples wait in every epoch"
+    words = ("30 epochs of 2 steps on 128 examples each make 60 steps; 64 of 320 examples, "
+             "others each time, are left out of an epoch")
     assert words in planned(given, Plan(30, 128))
     arms = Arm("SGD", SGD(lr=0.1)), Arm("sign", SignSGD(lr=0.1))
     short = rehearsed(Comparison("c", given, arms, Plan(30, 128), (Accuracy(),), (1,)))

@@ -147,6 +147,18 @@ def test_marks_stand_where_the_numbers_are(log, transform):
     assert np.polyfit(x, found[:, 0], 1)[0] > 0 > np.polyfit(y, found[:, 1], 1)[0]
 
 
+def test_a_ring_is_around_the_mark_it_picks_out_and_is_larger():
+    line, ring = Series("a", [1.0, 3.0, 4.0], [5.0, 2.0, 3.0]), Series("a", [3.0], [2.0], mark="rings")
+    svg = plain(Picture("p", "t", [Panel("x", "y", [line, ring])]))
+    dot, circle = re.findall(r'<g data-series="0">(?:<path[^>]*/>)?<defs>(.*?)</g></g>', svg)[:2]
+    place = re.search(r'<use [^>]*?x="([\d.]+)" y="([\d.]+)" style="fill-opacity: 0;', circle)
+    assert place
+    np.testing.assert_allclose(np.array(place.groups(), dtype=np.float64), marks(svg, 0)[1], atol=0.011)
+    paths = [each[each.index(' d="'):each.index('"/>')] for each in (dot, circle)]
+    reach = [max(map(float, re.findall(r"[\d.]+", path))) for path in paths]
+    assert reach[1] > 1.5 * reach[0]
+
+
 def test_a_label_looks_the_same_in_every_figure_and_labels_look_different():
     many = Picture("many", "t", [Panel("x", "y", [Series(f"arm {i}", [0], [i]) for i in range(50)])])
     styles = Styles.of([many, picture("arm 3")])

@@ -18,9 +18,10 @@ from optscope.errors import UserError, nearest
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="See what the choice of optimiser does to a trained model, beyond its loss curve.")
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for runs and report.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for runs and report (runs/COMMAND-NAME).")]
 Slots = Annotated[int, typer.Option("--slots", min=0, help=(
     "Processes to use (0: one a core); of accelerators, runs on each at once (0: one)."))]
+Batch = Annotated[int | None, typer.Option("--batch", help="Examples a step (128).")]
 Device = Annotated[str | None, typer.Option("--device", help=(
     "Where to train: auto, cpu, cuda, mps, ..., or several: cuda:0,cuda:1."))]
 
@@ -94,10 +95,11 @@ def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long o
 @app.command()
 def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py:NAME.")], out: Out = None,
             optimiser: Annotated[list[str] | None, typer.Option(
-                "--optimiser", "-o", help="Repeat for each; the first is the baseline.")] = None,
-            seeds: Annotated[int | None, typer.Option(help="Seeds that compare the arms.")] = None,
-            epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+                "--optimiser", "-o", help="A name or module:Class each; the first is the baseline.")] = None,
+            seeds: Annotated[int | None, typer.Option(help="Seeds that compare the arms (8).")] = None,
+            epochs: Annotated[int | None, typer.Option(help="Passes over the training data (30).")] = None,
             steps: Annotated[int | None, typer.Option(help="Steps of training, as streams need them.")] = None,
+            batch: Batch = None,
             graft: Annotated[bool | None, typer.Option(
                 "--graft", help="Compare every optimiser's step length on every one's direction.")] = None,
             margin: Annotated[str | None, typer.Option(
@@ -108,15 +110,16 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
     from optscope.lab import compare as door
 
     _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, steps=steps,
-          graft=graft, margin=margin, device=device)
+          batch=batch, graft=graft, margin=margin, device=device)
 
 
 @app.command()
 def rounding(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py:NAME.")], out: Out = None,
              optimiser: Annotated[list[str] | None, typer.Option(
-                 "--optimiser", "-o", help="Repeat for each.")] = None,
-             seeds: Annotated[int | None, typer.Option(help="Seeds, each with three rounding twins.")] = None,
-             epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+                 "--optimiser", "-o", help="Repeat for each (sgd, adam).")] = None,
+             seeds: Annotated[int | None, typer.Option(help="Seeds, each with three rounding twins (5).")] = None,
+             epochs: Annotated[int | None, typer.Option(help="Passes over the training data (30).")] = None,
+             batch: Batch = None,
              config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
              slots: Slots = 0, device: Device = None) -> None:
     """Find at which learning rates training is decided by rounding; the same command again continues."""
@@ -124,7 +127,8 @@ def rounding(task: Annotated[str, typer.Argument(help="A task's name, or my_task
 
     if config is None:
         optimiser, seeds = optimiser or ["sgd", "adam"], seeds or 5
-    _open(door, "rounding", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, device=device)
+    _open(door, "rounding", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, batch=batch,
+          device=device)
 
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -168,7 +172,12 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
                             "made it again") from error
         for line in lines:
             say(line)
-    say(f"every number: {folder / 'summary.csv'}")
+    if (folder / "run.json").is_file():
+        made = read_json(folder / "run.json")
+        if isinstance(made, dict) and made.get("answer"):
+            say(str(made["answer"]))
+    if (folder / "summary.csv").is_file():
+        say(f"every number: {folder / 'summary.csv'}")
     page = folder / "report.html"
     say(f"report: {page}" if page.is_file() else "no report yet: the command that made the folder continues")
 

@@ -150,7 +150,7 @@ class Done:
     place: Place
 
     def reported(self, found: Section, known: Sequence[str] = (), left_out: Sequence[str] = (), *, title: str,
-                 question: str, command: str, scale: Scale = "desk", next_steps: Sequence[str] = (),
+                 question: str, command: str, scale: Scale | None = None, next_steps: Sequence[str] = (),
                  rows: Records | None = None, about: Mapping[str, object] | None = None) -> Result:
         """Write the folder's files beside the runs: the report, every number, and how they were made.
 
@@ -160,7 +160,8 @@ class Done:
         around = environment(self.seconds, results.records, self.place) | dict(about or {})
         write_csv(results.records, self.store.folder / "summary.csv")
         write_parquet(results.records, self.store.folder / "summary.parquet")
-        write_atomically(self.store.folder / "run.json", to_json({"command": command, **around}))
+        write_atomically(self.store.folder / "run.json", to_json(
+            {"command": command, "answer": "\n".join(found.sentences), **around}))
         document = Document(
             title, question, "\n".join(found.sentences),
             [*left_out, *together(results.failures), *results.inapplicable, *found.warnings, *known],

@@ -56,7 +56,8 @@ class Display:
             self._bar.start()
             self._task = self._bar.add_task(tally.stage, total=tally.total, completed=tally.done, rate="", seen="")
         else:
-            self.console.print(f"{tally.stage}: {tally.total - tally.done} runs to do")
+            left = tally.total - tally.done
+            self.console.print(f"{tally.stage}: {left} run{'s' * (left != 1)} to do")
 
     def _end_of_job(self, event: Ended) -> None:
         """Count one job, and say so if it gave nothing."""

@@ -13,7 +13,7 @@ from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import smallest_p
 from optscope.protocol.comparison import Comparison
-from optscope.protocol.rehearse import planned
+from optscope.protocol.rehearse import count_of, planned
 from optscope.report.section import Check, Section
 
 
@@ -75,7 +75,7 @@ def next_steps(comparison: Comparison, records: Records, folder: Path) -> list[s
     """Return what would make a comparison surer, and where its numbers are."""
     more = len(comparison.seeds) + 4
     steps = [f"More certainty: the same command with --seeds {more} keeps all runs and adds "
-             f"{4 * len(comparison.arms)}."]
+             f"{4 * len(comparison.arms)} runs."]
     edges = [arm.name for arm in comparison.arms
              if arm.search and arm.search.at_edge(comparison.chosen(records)[arm.name])]
     if edges:
@@ -96,15 +96,19 @@ def fairness(comparison: Comparison, records: Records) -> Section:
     name = comparison.name
     return Section(checks=[
         Check(f"{name}: every optimiser had the same budget", len(budgets) <= 1,
-              f"{next(iter(budgets), 0)} learning rates × {len(comparison.tuning_seeds)} seed(s) each, "
+              f"{next(iter(budgets), 0)} learning rates × {count_of(len(comparison.tuning_seeds), 'seed')} each, "
               f"chosen by clean validation {comparison.criterion.metric}"),
         Check(f"{name}: seeds that choose are not the seeds that compare",
               not set(comparison.seeds) & set(comparison.tuning_seeds),
-              f"tuned on {comparison.tuning_seeds}, compared on {comparison.seeds}"),
+              f"tuned on {_listed(comparison.tuning_seeds)}, compared on {_listed(comparison.seeds)}"),
         Check(f"{name}: every arm finished, and was measured, on every seed", whole,
               "a seed fixes initialisation, data order and the noise of probes for all arms; "
               f"the plan of all was {comparison.plan!r}, {planned(comparison.task, comparison.plan)}; "
               f"{sizes(comparison)}")])
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def sizes(comparison: Comparison) -> str:

@@ -12,6 +12,7 @@ from optscope.evidence.records import Metric, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import mean_interval, paired_difference
 from optscope.protocol.comparison import Comparison
+from optscope.protocol.rehearse import count_of
 from optscope.report.section import Section
 
 
@@ -60,13 +61,13 @@ def learning_rates(comparison: Comparison, records: Records) -> Picture:
         best = chosen[arm.name]
         if finite:
             series.append(Series(arm.name, [float(best.lr)],  # type: ignore[arg-type]
-                                 [sign * comparison.score(mine, arm, best)], mark="points"))
+                                 [sign * comparison.score(mine, arm, best)], mark="rings"))
     picks = ", ".join(f"{name} {float(rule.lr):g}" for name, rule in chosen.items())  # type: ignore[arg-type]
     return Picture("learning-rates", f"Learning rates chosen on validation data: {picks}",
                    [Panel("learning rate", f"validation {criterion.metric} at the end", series, log_x=True)],
                    f"Every candidate's validation {criterion.metric}, mean over "
-                   f"{len(comparison.tuning_seeds)} tuning seed(s) that are not used again; diverged "
-                   "candidates are left out. The separate mark is the one chosen.")
+                   f"{count_of(len(comparison.tuning_seeds), 'tuning seed')} that the comparison does not use; "
+                   "diverged candidates are left out. A ring is around the one chosen.")
 
 
 def training_curves(comparison: Comparison, records: Records, metrics: Sequence[Metric]) -> Picture:

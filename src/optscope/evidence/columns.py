@@ -26,12 +26,13 @@ def write_csv(records: Records, path: Path) -> None:
     write_atomically(path, text.getvalue().encode())
 
 
-def read_csv(path: Path) -> Records:
+def read_csv(path: str | Path) -> Records:
     """Return the records of a CSV file that optscope wrote; columns that are no field of a record are factors.
 
     Raises:
         UserError: when there is no such file, a column is missing, or a number cannot be read, naming the line.
     """
+    path = Path(path)
     try:
         file = path.open(encoding="utf-8", newline="")
     except OSError as error:

@@ -9,14 +9,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Mark = Literal["line", "points", "theory", "bars", "cloud"]
+Mark = Literal["line", "points", "theory", "bars", "cloud", "rings"]
 
 
 @dataclass(frozen=True)
 class Series:
     """One labelled set of points with optional intervals.
 
-    A `theory` is drawn as a thin dashed line, a `cloud` as thousands of dots without intervals.
+    A `theory` is drawn as a thin dashed line, a `cloud` as thousands of dots without intervals,
+    `rings` as circles around points of other series, which they pick out.
 
     `x` holds numbers, or indices into the panel's `categories`. Series with the same label share a colour and
     a marker in all panels of a picture.

@@ -144,7 +144,8 @@ class Comparison:
                             f"got {sorted(set(self.seeds) & set(self.tuning_seeds))} in both")
         budgets = {arm.name: len(arm.candidates()) for arm in self.arms if arm.search}
         if len(set(budgets.values())) > 1:
-            raise UserError(f"every tuned arm needs the same number of trials; got {budgets}")
+            raise UserError(f"every tuned arm needs the same number of trials; got {budgets}: give each as many "
+                            "learning rates")
 
     @looked_at_once()
     def jobs(self, records: Records) -> list[Job]:

@@ -92,16 +92,16 @@ def _check_validation(comparison: Comparison, task: Task, found: Rehearsal) -> N
 
 
 def planned(task: Task, plan: Plan) -> str:
-    """Return what a plan makes of a task: epochs, steps, and the examples that wait."""
+    """Return what a plan makes of a task: epochs, steps, and the examples left out."""
     examples = task.data().train.size
     if examples is None or plan.epochs is None:
         batch = min(plan.batch, examples or plan.batch)
-        return f"{_count(plan.total(examples), 'step')} on {batch} examples each"
+        return f"{count_of(plan.total(examples), 'step')} on {batch} examples each"
     batch, each = min(plan.batch, examples), plan.per_epoch(examples)
     left = examples - each * batch
-    waiting = f"; {left} of {examples} examples wait in every epoch" if left else ""
-    return (f"{_count(plan.epochs, 'epoch')} of {_count(each, 'step')} on {batch} examples each make "
-            f"{_count(plan.total(examples), 'step')}{waiting}")
+    waiting = f"; {left} of {examples} examples, others each time, are left out of an epoch" if left else ""
+    return (f"{count_of(plan.epochs, 'epoch')} of {count_of(each, 'step')} on {batch} examples each make "
+            f"{count_of(plan.total(examples), 'step')}{waiting}")
 
 
 def _short(task: Task, plan: Plan) -> list[str]:
@@ -112,10 +112,11 @@ def _short(task: Task, plan: Plan) -> list[str]:
         found.append(f"a batch of {plan.batch} was asked for; there are {examples} training examples, "
                      "and every step sees all of them.")
     if steps < FEW:
-        found.append(f"{_count(steps, 'step')} in all, fewer than {FEW}, may be too few for any "
+        found.append(f"{count_of(steps, 'step')} in all, fewer than {FEW}, may be too few for any "
                      "optimiser: give more epochs or a smaller batch.")
     return found
 
 
-def _count(n: int, what: str) -> str:
+def count_of(n: int, what: str) -> str:
+    """Return a number with its noun: 1 step, 2 steps."""
     return f"{n} {what}{'s' * (n != 1)}"

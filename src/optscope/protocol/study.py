@@ -62,7 +62,7 @@ class Study:
             raise UserError(f"{self.name}: families must say what {', '.join(sorted(there))} are about, no more; "
                             f"got {', '.join(sorted(self.families)) or 'nothing'}")
 
-    def read(self, path: Path) -> Records:
+    def read(self, path: str | Path) -> Records:
         """Return the records of a report's summary.csv, of this version or written before factors.
 
         Raises:

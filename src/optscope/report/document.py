@@ -16,7 +16,7 @@ class Document:
     """Everything a report says, in the order in which it says it.
 
     `verdict_sentence` is the answer, with its interval; a line break in it starts another. `warnings` are
-    what a reader must know before believing it. `verdicts` were judged at `scale`.
+    what a reader must know before believing it. `verdicts` were judged at `scale`, where there are several.
     """
 
     title: str
@@ -24,7 +24,7 @@ class Document:
     verdict_sentence: str
     warnings: Sequence[str] = ()
     verdicts: Sequence[tuple[Claim, Verdict]] = ()
-    scale: Scale = "desk"
+    scale: Scale | None = None
     next_steps: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()

@@ -27,7 +27,8 @@ def _lines(document: Document, figures: Sequence[Figure]) -> Iterator[str]:
         yield from (f"* {_text(warning)}" for warning in document.warnings if warning.strip())
     if document.verdicts:
         yield "\n## Claims and verdicts\n"
-        yield f"Judged at {document.scale} scale. Effects carry 95 % intervals.\n"
+        judged = f"Judged at {document.scale} scale. " if document.scale else ""
+        yield f"{judged}Effects carry 95 % intervals.\n"
         yield from _table(_claims(document))
     if document.next_steps:
         yield "\n## What to do next\n"

@@ -171,9 +171,14 @@ def _draw_cloud(axes: Axes, points: Points, style: Style, slot: float) -> None:
               alpha=0.5, zorder=3, rasterized=True, gid=f"series-{style.index}")
 
 
+def _draw_rings(axes: Axes, points: Points, style: Style, slot: float) -> None:
+    axes.plot(points.x, points.y, linestyle="", marker="o", markersize=14, markerfacecolor="none",
+              markeredgecolor=style.ink, markeredgewidth=1.5, zorder=5, gid=f"series-{style.index}-ring")
+
+
 _MARKS: dict[str, Callable[[Axes, Points, Style, float], None]] = {
     "line": _draw_line, "theory": _draw_theory, "points": _draw_points, "bars": _draw_bars,
-    "cloud": _draw_cloud}
+    "cloud": _draw_cloud, "rings": _draw_rings}
 
 
 def _level(axes: Axes, name: str, value: float, inside: bool) -> None:

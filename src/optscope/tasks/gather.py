@@ -263,7 +263,8 @@ def _joined(batches: Iterable[Pair], expected: int | None, stream: bool = False)
         if stream and count > most:
             raise UserError(f"a stream {'without a length' if expected is None else 'of that length'} goes on "
                             f"after {most} examples: give it a __len__ that is true, or the examples themselves, "
-                            "list(itertools.islice(stream, n))")
+                            "list(itertools.islice(stream, n)); a stream to train on without holding it is "
+                            "optscope.tasks.datasets.Stream(make_it)")
         for part, pile in zip(parts, waiting, strict=True):
             pile.append(part)
         if len(waiting[0]) == _BLOCK:
