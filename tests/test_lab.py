@@ -262,3 +262,11 @@ def test_without_records_every_claim_is_undecided_and_nothing_is_drawn(scale):
     assert {claim.id: v.outcome for claim, v in verdicts if v.outcome != "undecided"} == {}
     assert all(verdict.note for _, verdict in verdicts)
     assert STUDY.pictures(Records(), {}) == []
+
+
+def test_what_was_written_for_former_names_goes_on_and_is_told(tmp_path):
+    with pytest.warns(DeprecationWarning, match="optscope.study is called optscope.protocol now"):
+        from optscope.study.settings import Settings as Former
+    assert Former is Settings
+    with pytest.warns(DeprecationWarning, match="engine= is called executor= now"), pytest.raises(UserError):
+        lab.compare(TASK, tmp_path, arms=(Arm("a", SGD(lr=0.1)),) * 2, engine=Inline())

@@ -25,6 +25,7 @@ from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.columns import write_csv, write_parquet
 from optscope.evidence.records import Records
 from optscope.files import to_json, write_atomically
+from optscope.former import formerly
 from optscope.protocol import rounding_twins
 from optscope.protocol.compare import arms_of, comparison_of, question
 from optscope.protocol.comparison import Arm, Comparison, Experiment
@@ -53,6 +54,7 @@ class Result:
     failures: tuple[str, ...] = ()
 
 
+@formerly(engine="executor")
 @looked_at_once()
 def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
             executor: Executor | None = None, listener: Listener | None = None, command: str = "") -> Result:
@@ -76,6 +78,7 @@ def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: 
         next_steps=next_steps(comparison, done.results.records, Path(out)) if found.verdicts else ())
 
 
+@formerly(engine="executor")
 @looked_at_once()
 def rounding(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
              executor: Executor | None = None, listener: Listener | None = None, command: str = "") -> Result:
@@ -100,6 +103,7 @@ def rounding(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings:
                          question=rounding_levels.QUESTION, command=command)
 
 
+@formerly(engine="executor")
 def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor | None = None,
               listener: Listener | None = None, command: str = "", place: Place = CPU) -> Result:
     """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`.
