@@ -15,6 +15,8 @@ from optscope.tasks.tree import Batch, Tree, called, mapped
 
 def in_format(batch: Batch, memory_format: torch.memory_format) -> Batch:
     """Return a batch whose images lie in memory as asked."""
+    if isinstance(batch.inputs, Tensor) and batch.inputs.dim() != 4:
+        return batch
     def of(leaf: Tensor) -> Tensor:
         return leaf.contiguous(memory_format=memory_format) if leaf.dim() == 4 else leaf
     return Batch(mapped(of, batch.inputs), batch.targets)
