@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from optscope.devices import device_of, generator_state, set_generator_state
+from optscope.devices import device_of
 from optscope.optim.rates import Rates, has_modes, lying_as, set_mode
 from optscope.optim.rule import Rule
 from optscope.optim.trial import draws_elsewhere
-from optscope.tasks.fresh import seeded
+from optscope.tasks.fresh import Numbers, seeded
 from optscope.tasks.unchanged import unchanged
+
+_NOTHING = nullcontext()
 
 
 class Stepper:
@@ -32,9 +32,8 @@ class Stepper:
 
     def __init__(self, rule: Rule, model: nn.Module, seed: int, scaler: torch.amp.GradScaler | None = None) -> None:
         self.model, self.scaler = model, scaler
-        self._numbers = (OwnNumbers(seed, device_of(model), everywhere=draws_elsewhere(rule)) if rule.foreign else
-                         nullcontext())
-        with self._numbers:
+        self._numbers = _own_numbers(rule, model, seed) if rule.foreign else None
+        with self._numbers or _NOTHING:
             self.optimizer = rule.optimizer_of(model)
             set_mode(self.optimizer, "train")
         self._rates = Rates(self.optimizer)
@@ -44,7 +43,7 @@ class Stepper:
         """Make one step at `factor` times the learning rate."""
         self._rates.set(factor)
         self._moved = True
-        with self._numbers:
+        with self._numbers or _NOTHING:
             if self.scaler is None:
                 self.optimizer.step()
             else:
@@ -63,7 +62,7 @@ class Stepper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state and rates, its own random numbers, and whether it has stepped."""
-        numbers = self._numbers.kept if isinstance(self._numbers, OwnNumbers) else None
+        numbers = self._numbers.state if self._numbers else None
         return {"optimizer": self.optimizer.state_dict(), "rates": self._rates.state(), "numbers": numbers,
                 "moved": self._moved, "scaler": self.scaler.state_dict() if self.scaler else None}
 
@@ -79,8 +78,8 @@ class Stepper:
         self._moved = saved["moved"]
         if self.scaler:
             self.scaler.load_state_dict(saved["scaler"])
-        if isinstance(self._numbers, OwnNumbers):
-            self._numbers.kept = saved["numbers"]
+        if self._numbers:
+            self._numbers.state = saved["numbers"]
 
     def finish(self) -> None:
         """Leave the weights that the optimiser stands for."""
@@ -88,33 +87,7 @@ class Stepper:
             set_mode(self.optimizer, "eval")
 
 
-class OwnNumbers:
-    """A stream of random numbers for what is done inside; the global generators are left as they were.
-
-    torch's generator is swapped in two microseconds. NumPy's and Python's take a hundred times as long, so only
-    where `everywhere` asks for it.
-    """
-
-    def __init__(self, seed: int, device: torch.device, *, everywhere: bool) -> None:
-        self._everywhere, self._device = everywhere, device
-        with seeded(seed):
-            self.kept = self._states()
-
-    def __enter__(self) -> None:
-        self._swap()
-
-    def __exit__(self, *error: object) -> None:
-        self._swap()
-
-    def _states(self) -> tuple[Any, ...]:
-        others = (np.random.get_state(), random.getstate()) if self._everywhere else ()
-        return (torch.get_rng_state(), generator_state(self._device), *others)
-
-    def _swap(self) -> None:
-        numbers, of_device, *others = self.kept
-        self.kept = self._states()
-        torch.set_rng_state(numbers)
-        set_generator_state(self._device, of_device)
-        if others:
-            np.random.set_state(others[0])
-            random.setstate(others[1])
+def _own_numbers(rule: Rule, model: nn.Module, seed: int) -> Numbers:
+    everywhere = draws_elsewhere(rule)
+    with seeded(seed):
+        return Numbers(device_of(model), everywhere=everywhere)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optscope.engine import generators
 from optscope.engine.average import SWA, Averaged
 from optscope.engine.compiled import Compiled, check_taken
 from optscope.engine.deal import Deal
@@ -26,7 +25,7 @@ from optscope.errors import UserError
 from optscope.optim.rates import has_modes
 from optscope.optim.rule import Rule
 from optscope.optim.trial import check_on
-from optscope.tasks.fresh import fresh_model, seeded, streams
+from optscope.tasks.fresh import Numbers, fresh_model, seeded, streams
 from optscope.tasks.objective import Objective
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
@@ -116,7 +115,7 @@ class Training:
         self._compiled = Compiled(task, self.model, self._sides, first, place)
         self._finished = False
         with seeded(noise):
-            self._numbers = generators.states(device)
+            self._numbers = Numbers(device)
 
     def _averaged(self) -> Averaged:
         if any(has_modes(side.stepper.optimizer) for side in self._sides):
@@ -145,7 +144,7 @@ class Training:
         """Make steps up to `until`, or at least one and for about so many seconds; return whether all is finite."""
         until, deadline = min(until, self.total), time.monotonic() + seconds
         with (memory_told(self.task.name, self.place, self.plan), self.place.hold(), self._compiled.on(),
-              self._lent_numbers()):
+              self._numbers):
             while self.step < until and self.diverged_at is None:
                 if self.step % self.deal.per_epoch == 0 and not self._is_finite():
                     break
@@ -229,7 +228,7 @@ class Training:
         return {"step": self.step, "diverged_at": self.diverged_at, "finished": self._finished,
                 "model": dict(self.model.state_dict()),
                 "sides": [side.state_dict(self.step) for side in self._sides],
-                "deal": self.deal.state_dict(), "numbers": self._numbers,
+                "deal": self.deal.state_dict(), "numbers": self._numbers.state,
                 "average": self._average.state_dict() if self._average else None}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -239,21 +238,9 @@ class Training:
             side.load_state_dict(state)
         self.deal.load_state_dict(saved["deal"])
         self.step, self.diverged_at, self._finished = saved["step"], saved["diverged_at"], saved["finished"]
-        self._numbers = saved["numbers"]
+        self._numbers.state = saved["numbers"]
         if self._average:
             self._average.load_state_dict(saved["average"])
-
-    @contextmanager
-    def _lent_numbers(self) -> Iterator[None]:
-        """Lend the global generators to this training, and put back what they were."""
-        device = torch.device(self.place.device)
-        theirs = generators.states(device)
-        generators.restore(self._numbers, device)
-        try:
-            yield
-        finally:
-            self._numbers = generators.states(device)
-            generators.restore(theirs, device)
 
 
 def check_inside(task: Task, rules: Mapping[str, Rule], seed: int, batch: Batch) -> None:

@@ -199,10 +199,10 @@ class Stream(Examples):
         """Return batch number `step` of a reading, whose noise `order` seeds."""
         if self._at.get("next") != (epoch, step, size, order):
             self._at.update(examples=self._endless(order, epoch), numbers=Numbers())
-            with self._at["numbers"].lent():
+            with self._at["numbers"]:
                 for _ in islice(self._at["examples"], step * size):
                     pass
-        with self._at["numbers"].lent():
+        with self._at["numbers"]:
             found = joined(list(islice(self._at["examples"], size)))
         self._at["next"] = epoch, step + 1, size, order
         return found
