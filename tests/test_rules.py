@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 import optscope.optim as optim
 from optscope.optim import (
+    SAM,
     SGD,
     SVAG,
     Adam,
     AdamW,
+    ByKind,
     Constant,
     Cosine,
     Decayed,
@@ -31,10 +33,12 @@ from optscope.optim import (
     Rule,
     Schedule,
     Scheduled,
+    ScheduleFree,
     SignSGD,
     StepDecay,
 )
 from optscope.optim.rates import Rates
+from optscope.optim.torch_bridge import optimizer_for
 from optscope.vector import Layout
 
 STEPS = 25
@@ -79,11 +83,69 @@ class HalvingTwin(SignTwin):
             group["lr"] *= 0.9
 
 
+class SAMTwin(torch.optim.Optimizer):
+    """Sharpness-aware minimisation around torch's SGD with momentum, as one writes it."""
+
+    def __init__(self, params, lr, rho):
+        super().__init__(params, {"lr": lr, "rho": rho})
+        self.inner = torch.optim.SGD(self.param_groups, lr=lr, momentum=0.9)
+
+    @torch.no_grad()
+    def step(self, closure):
+        group = self.param_groups[0]
+        norm = torch.cat([p.grad.reshape(-1) for p in group["params"]]).norm()
+        shifts = [group["rho"] * p.grad / norm for p in group["params"]]
+        for p, shift in zip(group["params"], shifts, strict=True):
+            p += shift
+        closure()
+        for p, shift in zip(group["params"], shifts, strict=True):
+            p -= shift
+        self.inner.step()
+
+
+class ScheduleFreeTwin(torch.optim.Optimizer):
+    """Schedule-free AdamW with three sequences, as in equations 4 to 6 of arXiv 2405.15682."""
+
+    def __init__(self, params, lr, decay, warmup, beta=0.9, beta2=0.999):
+        super().__init__(params, {"lr": lr})
+        self.decay, self.warmup, self.beta, self.beta2 = decay, warmup, beta, beta2
+        self.t, self.weights = 0, []
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.t += 1
+        lr = self.param_groups[0]["lr"] * min(1, self.t / self.warmup)
+        self.weights.append(max(lr, *(w**0.5 for w in self.weights), 0.0) ** 2)
+        c = self.weights[-1] / sum(self.weights)
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p] or {"z": p.clone(), "x": p.clone(), "v": torch.zeros_like(p)}
+            self.state[p] = state
+            state["v"] = self.beta2 * state["v"] + (1 - self.beta2) * p.grad**2
+            d = p.grad / ((state["v"] / (1 - self.beta2**self.t)).sqrt() + 1e-8) + self.decay * p
+            state["z"] = state["z"] - lr * d
+            state["x"] = (1 - c) * state["x"] + c * state["z"]
+            p.copy_((1 - self.beta) * state["z"] + self.beta * state["x"])
+
+
 def sorted_adam(params, lr=0.01):
     """Adam in two groups, the last parameters first, each with numbers of its own."""
     params = list(params)
     groups = [{"params": params[1:]}, {"params": params[:1], "betas": (0.5, 0.9)}]
     return torch.optim.Adam(groups[:len(params)] if len(params) > 1 else params, lr=lr)
+
+
+class split_by_hand(torch.optim.Optimizer):  # noqa: N801
+    """Matrices and kernels by SGD; vectors by Adam without decay."""
+
+    def __init__(self, params):
+        params = list(params)
+        super().__init__(params, {"lr": 0.05})
+        self.both = (torch.optim.SGD([p for p in params if p.ndim > 1], lr=0.05, momentum=0.9),
+                     torch.optim.AdamW([p for p in params if p.ndim < 2], lr=0.01, weight_decay=0.0))
+
+    def step(self, closure=None):
+        for each in self.both:
+            each.step()
 
 
 T = torch.optim
@@ -130,6 +192,14 @@ ROWS = [
     Row(Foreign("torch.optim:Rprop", lr=0.01, step_sizes=(0.0, 50.0)),
         lambda p: T.Rprop(p, lr=0.01, step_sizes=(0.0, 50.0))),
     Row(Foreign(sorted_adam, lr=0.02), lambda p: sorted_adam(p, lr=0.02)),
+    Row(SAM(SGD(lr=0.05, momentum=0.9), rho=0.1), lambda p: SAMTwin(p, lr=0.05, rho=0.1)),
+    Row(SAM(Decayed(Adam(lr=0.01), decay=0.1))),
+    Row(Graft(SAM(SGD(lr=0.05)), Adam(lr=1.0))),
+    Row(ScheduleFree(AdamW(lr=0.01, beta1=0.0, decay=0.1), warmup=5),
+        lambda p: ScheduleFreeTwin(p, lr=0.01, decay=0.1, warmup=5)),
+    Row(ScheduleFree(SGD(lr=0.05), beta=0.8)),
+    Row(ByKind(matrices=SGD(lr=0.05, momentum=0.9), rest=AdamW(lr=0.01, decay=0.1)), split_by_hand),
+    Row(ByKind(convolutions=SAM(SGD(lr=0.05)), rest=ScheduleFree(SGD(lr=0.01)))),
     Row(Scheduled(PolarSGD(lr=0.05), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),
 ]
 rules = pytest.mark.parametrize("rule", [row.rule for row in ROWS], ids=repr)
@@ -151,9 +221,21 @@ def gradient(params: Tensor, t: int) -> Tensor:
 def run_pure(rule: Rule, params: Tensor, layout: Layout, steps: int = STEPS) -> Tensor:
     state = rule.init(params, layout)
     for t in range(steps):
-        step, state = rule.update(gradient(params, t), state, params, layout)
+        step, state = rule.seek(partial(gradient, t=t), state, params, layout)
         params = params + step
     return params
+
+
+def made(rule: Rule) -> Callable[[Any], torch.optim.Optimizer]:
+    """The optimiser of tensors that are known by their shapes alone."""
+    return (lambda params: optimizer_for(params, rule)) if rule.needs_model else rule.optimizer
+
+
+def give(params: list[nn.Parameter], layout: Layout, t: int) -> None:
+    """Give the parameters the gradient where they are."""
+    flat = layout.flatten([p.detach() for p in params])
+    for p, g in zip(params, layout.views(gradient(flat, t)), strict=True):
+        p.grad = g.clone()
 
 
 def run_optimizer(make: Callable[[Any], torch.optim.Optimizer], start: list[Tensor],
@@ -162,10 +244,8 @@ def run_optimizer(make: Callable[[Any], torch.optim.Optimizer], start: list[Tens
     params = [nn.Parameter(t.clone()) for t in start]
     optimizer = make(params)
     for t in range(steps):
-        flat = layout.flatten([p.detach() for p in params])
-        for p, g in zip(params, layout.views(gradient(flat, t)), strict=True):
-            p.grad = g.clone()
-        optimizer.step()
+        give(params, layout, t)
+        optimizer.step(partial(give, params, layout, t))
     return layout.flatten([p.detach() for p in params])
 
 
@@ -184,7 +264,7 @@ def test_in_place_path_equals_pure_path(rule, dtype, atol):
     start = tensors(dtype=dtype)
     layout = Layout.of(start)
     pure = run_pure(rule, layout.flatten(start), layout)
-    torch.testing.assert_close(run_optimizer(rule.optimizer, start), pure, rtol=0, atol=atol)
+    torch.testing.assert_close(run_optimizer(made(rule), start), pure, rtol=0, atol=atol)
 
 
 def test_sign_descent_is_the_same_in_chunks(monkeypatch):
@@ -198,14 +278,20 @@ def test_step_added_to_zeros_is_the_step(rule):
     params, grads = tensors(1), tensors(2)
     layout = Layout.of(params)
     flat, grad = layout.flatten(params), layout.flatten(grads)
-    step, _ = rule.update(grad, rule.init(flat, layout), flat, layout)
+
+    def slope(weights):
+        return grad + weights - flat
+
+    def slopes(shifts=None):
+        return grads if shifts is None else [g + shift for g, shift in zip(grads, shifts, strict=True)]
+    step, _ = rule.seek(slope, rule.init(flat, layout), flat, layout)
     if rule.proportional:
         expected = 0.5 * step
     else:
         halved = rule.with_(lr=rule.lr / 2)
-        expected, _ = halved.update(grad, halved.init(flat, layout), flat, layout)
+        expected, _ = halved.seek(slope, halved.init(flat, layout), flat, layout)
     zeros = [torch.zeros_like(p) for p in params]
-    rule.add_step_(zeros, grads, rule.begin(params), params, scale=0.5)
+    rule.seek_(zeros, slopes, rule.begin(params, layout), params, scale=0.5)
     torch.testing.assert_close(layout.flatten(zeros), expected, rtol=0, atol=1e-13)
 
 
@@ -213,10 +299,10 @@ def test_step_added_to_zeros_is_the_step(rule):
 def test_update_changes_no_input_and_draws_no_random_number(rule):
     layout = Layout.of(tensors())
     params, grad = layout.flatten(tensors(1)), layout.flatten(tensors(2))
-    _, state = rule.update(grad, rule.init(params, layout), params, layout)
+    _, state = rule.seek(lambda _: grad, rule.init(params, layout), params, layout)
     before = copy.deepcopy((params, grad, state))
     rng = torch.get_rng_state()
-    rule.update(grad, state, params, layout)
+    rule.seek(lambda _: grad, state, params, layout)
     assert torch.equal(torch.get_rng_state(), rng)
     assert same((params, grad, state), before)
 
@@ -238,12 +324,12 @@ SCHEDULES = [Constant(), StepDecay(at=(0.3, 0.6)), Cosine(warmup=0.2), Linear()]
 def run_scheduled(rule: Rule, schedule: Schedule, start: list[Tensor]) -> Tensor:
     """Train as the engine does: the schedule multiplies the rates of the optimiser."""
     def make(params):
-        optimizer = rule.optimizer(params)
+        optimizer = made(rule)(params)
         rates, step, done = Rates(optimizer), optimizer.step, iter(range(FEW))
 
         def at_its_rate(closure=None):
             rates.set(schedule(next(done) / FEW))
-            step()
+            step(closure)
         optimizer.step = at_its_rate
         return optimizer
     return run_optimizer(make, start, FEW)
@@ -259,7 +345,7 @@ def test_twins_and_schedules_around_a_rule_are_the_rule(rule, schedule):
     close(run_scheduled(Rounded(rule, 1), schedule, start))
     close(run_scheduled(Graft(rule, rule), schedule, start))
     inside = Scheduled(rule, schedule, FEW)
-    close(run_optimizer(inside.optimizer, start, FEW))
+    close(run_optimizer(made(inside), start, FEW))
     close(run_pure(inside, layout.flatten(start), layout, FEW))
     single = tensors(dtype=torch.float32)
     torch.testing.assert_close(run_scheduled(Rounded(rule, 1), schedule, single),
@@ -296,17 +382,15 @@ def test_state_dict_round_trip_is_bit_exact(rule, tmp_path):
 
     def advance(params, optimizer, steps):
         for t in steps:
-            flat = layout.flatten([p.detach() for p in params])
-            for p, g in zip(params, layout.views(gradient(flat, t)), strict=True):
-                p.grad = g.clone()
-            optimizer.step()
+            give(params, layout, t)
+            optimizer.step(partial(give, params, layout, t))
 
     params = [nn.Parameter(t.clone()) for t in start]
-    optimizer = rule.optimizer(params)
+    optimizer = made(rule)(params)
     advance(params, optimizer, range(5))
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     copies = [nn.Parameter(p.detach().clone()) for p in params]
-    restored = rule.optimizer(copies)
+    restored = made(rule)(copies)
     restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     advance(params, optimizer, range(5, 10))
     advance(copies, restored, range(5, 10))
@@ -321,7 +405,7 @@ def test_learning_rate_can_be_changed_and_scales_the_first_step(rule):
     assert changed.lr == rule.lr * 2
 
     def first(r):
-        return r.update(grad, r.init(params, layout), params, layout)[0]
+        return r.seek(lambda _: grad, r.init(params, layout), params, layout)[0]
     if rule.proportional:
         torch.testing.assert_close(first(changed), 2 * first(rule), rtol=0, atol=1e-12)
     else:

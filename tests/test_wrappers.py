@@ -27,8 +27,8 @@ from optscope.optim import (
     SignSGD,
     matched,
 )
+from optscope.optim.combinator import bare
 from optscope.optim.momentum import momentum_of
-from optscope.optim.rule import bare
 from optscope.probes.gradient_noise import effective_rate
 from optscope.probes.rule_in_use import adaptive, preconditioner, rule_in_use, threshold
 from optscope.tasks.snapshot import Snapshot

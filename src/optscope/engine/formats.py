@@ -46,7 +46,12 @@ def fast_format(model: nn.Module, inputs: Tree, rule: Rule) -> torch.memory_form
 def _try_steps(rule: Rule, model: nn.Module) -> None:
     """Make three steps from gradients that lie in memory as the weights do."""
     stepper = Stepper(rule, model, 0)
-    for _ in range(3):
+
+    def gradients() -> Tensor:
         for p in model.parameters():
             p.grad = torch.rand_like(p) if p.requires_grad else None
-        stepper.step(1.0)
+        return torch.zeros(())
+
+    for _ in range(3):
+        gradients()
+        stepper.step(1.0, gradients)

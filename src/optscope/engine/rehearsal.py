@@ -178,10 +178,14 @@ def _refused(task: Task, rule: Rule, batch: Split, place: Place) -> str:
         with seeded(SEED):
             _slope(task, objective, model, _augmented(task, batch), Plan(1, len(batch)), place)
         own = rule.by_player([each.player for each in task.objectives])[objective.player]
-        for name, p in objective.network(model).named_parameters():
+        network = objective.network(model)
+        grads = {name: p.grad for name, p in network.named_parameters()}
+        for name, p in network.named_parameters():
+            for other, each in network.named_parameters():
+                each.grad = grads[other] if other == name else None
             if p.grad is not None:
                 try:
-                    own.optimizer([p]).step()
+                    own.optimizer_of(network).step(lambda: 0.0)
                 except Exception:
                     return f"the parameter {name} of shape {tuple(p.shape)}"
     return ""

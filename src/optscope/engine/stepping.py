@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optscope.devices import device_of
+from optscope.errors import UserError
 from optscope.optim.rates import Rates, has_modes, lying_as, set_mode
 from optscope.optim.rule import Rule
 from optscope.optim.trial import draws_elsewhere
@@ -27,7 +28,11 @@ class Stepper:
     dropout and augmentation are then those of every other arm. One with train and eval modes is put in eval mode
     for looks, and at the end, as its authors ask for: the weights it stands for are those.
 
-    `scaler` is what scaled the loss, if anything did: steps whose gradient is then not finite are left out.
+    `scaler` is what scaled the loss, if anything did: steps whose gradient is then not finite are left out. A rule
+    that asks for more gradients gets them at `step`, and no schedule where it has its own.
+
+    Raises:
+        UserError: when a rule asks for several gradients, and losses are scaled.
     """
 
     def __init__(self, rule: Rule, model: nn.Module, seed: int, scaler: torch.amp.GradScaler | None = None) -> None:
@@ -38,13 +43,19 @@ class Stepper:
             set_mode(self.optimizer, "train")
         self._rates = Rates(self.optimizer)
         self._moved = False
+        self._asks, self._own_schedule = rule.asks, rule.own_schedule
+        if scaler is not None and rule.asks:
+            raise UserError(f"{rule!r} takes several gradients a step, of which one scale for small numbers is not "
+                            "known to fit all: train with autocast bfloat16, or without")
 
-    def step(self, factor: float) -> None:
-        """Make one step at `factor` times the learning rate."""
-        self._rates.set(factor)
+    def step(self, factor: float, again: Callable[[], Tensor]) -> None:
+        """Make one step at `factor` times the learning rate; `again` takes the loss and its gradient once more."""
+        self._rates.set(1.0 if self._own_schedule else factor)
         self._moved = True
         with self._numbers or _NOTHING:
-            if self.scaler is None:
+            if self._asks:
+                self.optimizer.step(again)  # type: ignore[arg-type]
+            elif self.scaler is None:
                 self.optimizer.step()
             else:
                 self.scaler.step(self.optimizer)

@@ -127,6 +127,11 @@ class Training:
         return Averaged(self.model, self.plan.average, self.total, self.deal.per_epoch)
 
     @property
+    def evaluations(self) -> int:
+        """How many gradients have been taken, of all players together."""
+        return sum(side.evaluations for side in self._sides)
+
+    @property
     def uncompiled(self) -> str:
         """Why the model is not compiled though its place would have it so, or ""."""
         return self._compiled.failed

@@ -80,6 +80,10 @@ class Foreign(Fused):
         """Return the optimiser itself."""
         return self.make(params, **dict(self.options))
 
+    def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimiser itself, of a model's parameters."""
+        return self.optimizer(model.parameters())
+
     @property
     def proportional(self) -> bool:
         """Nobody knows: a factor on the rate is handed to the optimiser."""
@@ -109,7 +113,7 @@ class Foreign(Fused):
             saved.append(after)
         return torch.stack(steps).reshape(params.shape), {"members": saved}
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return one state a tensor; they share the optimiser's saved state and all tensors' shapes."""
         shared: State = {"saved": {}, "shapes": [list(p.shape) for p in params]}
         return [{"place": i, "shared": shared} for i in range(len(params))]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optscope.optim.rule import Combinator, Rule, State
+from optscope.optim.combinator import Combinator, known
+from optscope.optim.rule import Gradient, Rule, Slopes, State
 from optscope.optim.sign import Per, block_norms, check_per, list_norms, safe_inverse
 from optscope.vector import Layout
 
@@ -45,34 +46,35 @@ class Graft(Combinator):
         return {"magnitude": self.magnitude.init(params, layout),
                 "direction": self.direction.init(params, layout)}
 
-    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
-                      scale: float) -> tuple[Tensor, State]:
+    def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
+             scale: float = 1.0) -> tuple[Tensor, State]:
         """Return ‖M‖ · D/‖D‖ and both new states."""
         (inside, outside), (turning, _) = self.magnitude.split_scale(scale), self.direction.split_scale(scale)
-        m, m_state = self.magnitude.scaled_update(grad, state["magnitude"], params, layout, inside)
-        d, d_state = self.direction.scaled_update(grad, state["direction"], params, layout, turning)
+        gradient = known(gradient, params)
+        m, m_state = self.magnitude.seek(gradient, state["magnitude"], params, layout, inside)
+        d, d_state = self.direction.seek(gradient, state["direction"], params, layout, turning)
         length = block_norms(m, layout, self.per)
         step = d * (length * safe_inverse(block_norms(d, layout, self.per)))
         return step * outside, {"magnitude": m_state, "direction": d_state}
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the in-place states of both parts, and "scratch", room for a step of each tensor.
 
         The room is kept, for to ask for it anew at every step costs more, in page faults, than all the rest.
         """
-        parts = zip(self.magnitude.begin(params), self.direction.begin(params), params, strict=True)
+        parts = zip(self.magnitude.begin(params, layout), self.direction.begin(params, layout), params, strict=True)
         return [{"magnitude": m, "direction": d, "scratch": torch.zeros_like(p)} for m, d, p in parts]
 
-    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
-                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+    def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
+              scale: float = 1.0) -> None:
         """Add the grafted step in place; each part adds its own step to zeros first."""
         (inside, outside), (turning, _) = self.magnitude.split_scale(scale), self.direction.split_scale(scale)
         steps = [s["scratch"].zero_() for s in states]
-        self.magnitude.add_step_(steps, grads, [s["magnitude"] for s in states], params, inside)
+        self.magnitude.seek_(steps, slopes, [s["magnitude"] for s in states], params, inside)
         lengths = list_norms(steps, self.per)
         for step in steps:
             step.zero_()
-        self.direction.add_step_(steps, grads, [s["direction"] for s in states], params, turning)
+        self.direction.seek_(steps, slopes, [s["direction"] for s in states], params, turning)
         norms = list_norms(steps, self.per)
         factors = (lengths * safe_inverse(norms)).unbind()
         for target, step, factor in zip(targets, steps, factors, strict=True):

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from optscope.errors import UserError
-from optscope.optim.rule import Fused, Hyper, Rule, State, Wrapper, bare, check_hyper, per_member
+from optscope.optim.combinator import Wrapper, bare
+from optscope.optim.rule import Fused, Hyper, Rule, State, check_hyper, per_member
 from optscope.optim.schedules import Schedule, Scheduled
 from optscope.optim.sgd import SGD
 from optscope.theory.momentum import averaged_rates

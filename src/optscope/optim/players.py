@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optscope.errors import UserError, nearest
 from optscope.optim.rule import Hyper, Rule, State
-from optscope.vector import Layout
+from optscope.vector import Layer, Layout
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -145,17 +145,16 @@ def players_of(layout: Layout) -> dict[str, tuple[slice, Layout]]:
     Raises:
         UserError: when a player's layers do not follow each other.
     """
-    found: dict[str, tuple[int, int, list[str], list[torch.Size]]] = {}
+    found: dict[str, tuple[int, int, list[Layer]]] = {}
     start = 0
-    for full, shape, size in zip(layout.names, layout.shapes, layout.sizes, strict=True):
-        player, _, name = full.partition(".")
-        first, end, names, shapes = found.get(player, (start, start, [], []))
+    for layer, size in zip(layout.layers, layout.sizes, strict=True):
+        player, _, name = layer.name.partition(".")
+        first, end, layers = found.get(player, (start, start, []))
         if end != start:
-            raise UserError(f'the layers of a player must follow each other; "{full}" stands apart')
-        found[player] = first, start + size, [*names, name], [*shapes, shape]
+            raise UserError(f'the layers of a player must follow each other; "{layer.name}" stands apart')
+        found[player] = first, start + size, [*layers, layer._replace(name=name)]
         start += size
-    return {player: (slice(first, end), Layout(tuple(names), tuple(shapes)))
-            for player, (first, end, names, shapes) in found.items()}
+    return {player: (slice(first, end), Layout.of_layers(layers)) for player, (first, end, layers) in found.items()}
 
 
 def _mean(rates: Iterable[Hyper]) -> float:

@@ -81,7 +81,7 @@ class PolarSGD(Fused):
                 after[name] = kept
         return torch.cat(steps, dim=-1), after
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the norms and stretches of each tensor's blocks."""
         return [self._begin(p.detach(), p.dim()) if p.dim() > 1 else {} for p in params]
 

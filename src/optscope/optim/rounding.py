@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.rule import Rule, State, Wrapper, count_step, per_member
+from optscope.optim.combinator import Wrapper
+from optscope.optim.rule import Gradient, Rule, Slopes, State, count_step, per_member
 from optscope.vector import Layout
 
 
@@ -51,27 +52,27 @@ class Rounded(Wrapper):
         """Return the inner state and the number of steps made, "step"."""
         return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0)}
 
-    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
-                      scale: float) -> tuple[Tensor, State]:
+    def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
+             scale: float = 1.0) -> tuple[Tensor, State]:
         """Return (lr · k) · fl(s / (lr · k)) and the new state."""
         inside, outside = self.rule.split_scale(scale)
-        step, inner = self.rule.scaled_update(grad, state["rule"], params, layout, inside)
-        divisor = per_member(self.lr, grad) * self._k(float(state["step"]))
+        step, inner = self.rule.seek(gradient, state["rule"], params, layout, inside)
+        divisor = per_member(self.lr, params) * self._k(float(state["step"]))
         return step / divisor * divisor * outside, {"rule": inner, "step": state["step"] + 1}
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the inner in-place states, each with "scratch", room for a step; they share a count of steps."""
         count = torch.tensor(0.0)
         return [{"rule": state, "scratch": torch.zeros_like(p), "step": count}
-                for state, p in zip(self.rule.begin(params), params, strict=True)]
+                for state, p in zip(self.rule.begin(params, layout), params, strict=True)]
 
-    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
-                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+    def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
+              scale: float = 1.0) -> None:
         """Let the inner rule step from zero, divide, and add the multiple in place."""
         inside, outside = self.rule.split_scale(scale)
         divisor: float = self.lr * self._k(count_step(states))  # type: ignore[assignment]
         parts = [state["scratch"] for state in states]
         torch._foreach_zero_(parts)
-        self.rule.add_step_(parts, grads, [state["rule"] for state in states], params, inside)
+        self.rule.seek_(parts, slopes, [state["rule"] for state in states], params, inside)
         torch._foreach_div_(parts, divisor)
         torch._foreach_add_(list(targets), parts, alpha=outside * divisor)

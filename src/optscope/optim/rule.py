@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,14 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
-from optscope.optim.torch_bridge import RuleOptimizer, by_module
-from optscope.vector import Layout
+from optscope.optim.kinds import layers_of
+from optscope.optim.torch_bridge import by_module, optimizer_for
+from optscope.vector import Layer, Layout
 
 Hyper = float | tuple[float, ...]
 """A hyperparameter: one number, or one a member of the leading axis."""
 
 State = dict[str, Any]
 """What a rule remembers between steps: names to tensors `(..., P)` or `()`, or to nested states."""
+
+Gradient = Callable[[Tensor], Tensor]
+"""The gradient of a batch at any weights `(..., P)`, with the same examples and random numbers every time."""
+
+Slopes = Callable[..., Sequence[Tensor]]
+"""The same in place: `slopes()` are the gradients at the parameters, `slopes(shifts)` at parameters + shifts."""
 
 
 def per_member(value: Hyper, like: Tensor) -> float | Tensor:
@@ -95,6 +102,52 @@ class Rule(ABC):
         step, state = self.update(grad, state, params, layout)
         return step * scale, state
 
+    def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
+             scale: float = 1.0) -> tuple[Tensor, State]:
+        """Return the step at `scale` times the learning rate, and the next state, from gradients it asks for.
+
+        Most rules want one, at `params`; one that `asks` for more is written as this, and not as `update`.
+        """
+        return self.scaled_update(gradient(params), state, params, layout, scale)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a step takes gradients at other weights than the parameters'."""
+        return any(rule.asks for rule in self.held())
+
+    @property
+    def evaluations(self) -> int:
+        """How many gradients a step takes."""
+        return 1 + sum(rule.evaluations - 1 for rule in self.held())
+
+    @property
+    def averages(self) -> bool:
+        """Whether the weights that it stands for are others than those it takes gradients at: see `evaluated`."""
+        return False
+
+    def evaluated(self, state: State, params: Tensor, layout: Layout) -> Tensor:
+        """Return the weights `(..., P)` that the rule stands for, where it has led to `params`."""
+        return params
+
+    @property
+    def own_schedule(self) -> bool:
+        """Whether it needs no schedule of its learning rate, so that a plan's is not for it."""
+        return False
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it goes by what parameters are in their model."""
+        return any(rule.needs_model for rule in self.held())
+
+    def check_layers(self, layout: Layout) -> None:
+        """Raise unless the rule can step such layers.
+
+        Raises:
+            UserError: naming a layer that it cannot step.
+        """
+        for rule in self.held():
+            rule.check_layers(layout)
+
     @property
     def proportional(self) -> bool:
         """Whether the step is exactly proportional to the learning rate, and so may be multiplied instead."""
@@ -109,9 +162,9 @@ class Rule(ABC):
         """Return the factor that the learning rate must be multiplied by, and that by which the step may be."""
         return (1.0, scale) if self.proportional else (scale, 1.0)
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
-        """Return one in-place state a parameter tensor, for `add_step_`."""
-        return [{} for _ in params]
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
+        """Return one in-place state a parameter tensor, for `add_step_`; `layout` says what each tensor is."""
+        return [{"layer": (layer.name, tuple(layer.shape), layer.kind, layer.owner)} for layer in layout.layers]
 
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
@@ -124,9 +177,10 @@ class Rule(ABC):
         Raises:
             UserError: when this rule, which keeps one state for all tensors, gets others than in its first step.
         """
-        layout = Layout.of(params)
+        layers = [Layer(*state["layer"]) for state in states]
+        layout = Layout.of_layers(layer._replace(shape=p.shape) for layer, p in zip(layers, params, strict=True))
         flat = layout.flatten(params)
-        if not any(states):
+        if not any("place" in state for state in states):
             for i, state in enumerate(states):
                 state["place"] = (i, len(states))
             states[0]["flat"] = self.init(flat, layout)
@@ -138,28 +192,50 @@ class Rule(ABC):
         for target, part in zip(targets, layout.views(step), strict=True):
             target.add_(part)
 
+    def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
+              scale: float = 1.0) -> None:
+        """Add `scale` times the step to `targets`, and advance `states`, from gradients where it wants them."""
+        self.add_step_(targets, slopes(), states, params, scale)
+
+    def to_evaluation_(self, params: Sequence[Tensor], states: Sequence[State]) -> None:  # noqa: B027
+        """Turn parameters that are trained into the weights that the rule stands for, in place."""
+
+    def to_training_(self, params: Sequence[Tensor], states: Sequence[State]) -> None:  # noqa: B027
+        """Undo `to_evaluation_`, up to rounding."""
+
     def optimizer(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """Return a `torch.optim.Optimizer` that applies this rule, for anyone's training loop.
 
         >>> from optscope.optim import SignSGD
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = SignSGD(lr=0.01).optimizer(model.parameters())
+
+        Raises:
+            UserError: when the rule goes by what parameters are in their model.
         """
-        return RuleOptimizer(params, self)
+        if self.needs_model:
+            raise UserError(f"{self!r} goes by what parameters are in their model: write rule.optimizer_of(model)")
+        return optimizer_for(params, self)
 
     def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimiser of a model's parameters, in one param group a module where norms run over modules.
 
+        Of the model it knows which kind each parameter is (`optscope.optim.kinds`).
+
         Raises:
-            UserError: when norms over modules and norms over the model are mixed: a param group is one or other.
+            UserError: when norms over modules and norms over the model are mixed: a param group is one or other; or
+                when there is a layer that it cannot step.
         """
+        layers = layers_of(model)
+        self.check_layers(Layout.of_layers(layers[name] for name, p in model.named_parameters() if p.requires_grad))
+        known: dict[Tensor, Layer] = {p: layers[name] for name, p in model.named_parameters()}
         scopes = {getattr(rule, "per", None) for rule in self.walk()}  # what norms run over
         if "module" not in scopes:
-            return self.optimizer(model.parameters())
+            return optimizer_for(model.parameters(), self, known)
         if "model" in scopes:
             raise UserError(f'{self!r} takes norms over modules and over the model: give both per="module" or '
                             'both per="model"')
-        return self.optimizer(by_module(model))
+        return optimizer_for(by_module(model), self, known)
 
     def by_player(self, players: Sequence[str]) -> Mapping[str, Rule]:
         """Return the rule of each player: itself, of the only one of an ordinary task, whose name is "".
@@ -191,11 +267,16 @@ class Rule(ABC):
             yield from rule.walk()
 
     def with_(self, **changes: Any) -> Self:
-        """Return the same rule with some hyperparameters changed.
+        """Return the same rule with some hyperparameters changed; those of rules it holds by "name.hyperparameter".
+
+        >>> from optscope.optim import SGD, Adam, Graft
+        >>> Graft(Adam(lr=0.1), SGD(lr=1.0)).with_(**{"magnitude.beta1": 0.5})
+        Graft(magnitude=Adam(lr=0.1, beta1=0.5), direction=SGD(lr=1.0))
 
         Raises:
             UserError: naming a hyperparameter that this rule does not have.
         """
+        changes = inward(self, changes)
         names = {f.name for f in dataclasses.fields(self)}
         for name in changes:
             if name not in names:
@@ -211,9 +292,9 @@ class Rule(ABC):
 class Fused(Rule):
     """A rule with an in-place kernel of its own, whose state is one dictionary a parameter tensor."""
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return one in-place state a parameter tensor, shaped and laid out like the tensor."""
-        return [self.init(p.detach(), Layout.of([p])) for p in params]
+        return [self.init(p.detach(), layout.take([i])) for i, p in enumerate(params)]
 
     @abstractmethod
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
@@ -221,65 +302,17 @@ class Fused(Rule):
         """Add `scale` times the step to `targets`, and advance `states`, both in place."""
 
 
-class Combinator(Fused):
-    """A rule around another rule, whose learning rate is its own; it is written as `scaled_update`."""
-
-    _inner: ClassVar[str] = "rule"
-
-    @property
-    def lr(self) -> Hyper:
-        """The learning rate of the inner rule."""
-        inner: Rule = getattr(self, self._inner)
-        return inner.lr
-
-    def with_(self, **changes: Any) -> Self:
-        """Return the same rule changed; `lr` changes the inner rule's."""
-        if "lr" in changes:
-            changes[self._inner] = getattr(self, self._inner).with_(lr=changes.pop("lr"))
-        return super().with_(**changes)
-
-    def update(self, grad: Tensor, state: State, params: Tensor, layout: Layout) -> tuple[Tensor, State]:
-        """Return the step and the next state."""
-        return self.scaled_update(grad, state, params, layout, 1.0)
-
-    @abstractmethod
-    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
-                      scale: float) -> tuple[Tensor, State]:
-        """Return the step at `scale` times the learning rate, and the next state."""
-
-
-@dataclass(frozen=True, repr=False)
-class Wrapper(Combinator):
-    """A combinator that leaves its `rule` what it is, but for a factor on the rate and L2 regularisation.
-
-    What is known of a rule (its threshold, momentum, matching form) is known of it inside wrappers: see `bare`.
-    """
-
-    rule: Rule
-
-    def factor_at(self, step: int) -> float:
-        """Return the factor on the learning rate after `step` steps."""
-        return 1.0
-
-    @property
-    def penalty(self) -> Hyper:
-        """What times the weights is added to the gradient."""
-        return 0.0
-
-
-def bare(rule: Rule, step: int = 0) -> tuple[Rule, float, float]:
-    """Return the rule inside all wrappers, its factor on the rate after `step` steps, and its L2 decay.
-
-    >>> from optscope.optim import SGD, Decayed, Linear, Rounded, Scheduled
-    >>> bare(Rounded(Scheduled(Decayed(SGD(lr=0.1), decay=0.5), Linear(), steps=4), k=3), step=1)
-    (SGD(lr=0.1), 0.75, 0.5)
+def inward(rule: Rule, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes of a rule in which those of rules it holds, "name.hyperparameter", are such rules changed.
 
     Raises:
-        UserError: when a wrapper holds several decays.
+        UserError: when it holds no rule of that name.
     """
-    factor, decay = 1.0, 0.0
-    while isinstance(rule, Wrapper):
-        if isinstance(rule.penalty, tuple):
-            raise UserError(f"one number a hyperparameter is needed; got {rule!r}: make one rule for each member")
-        factor, decay, rule = factor * rule.factor_at(step), decay + rule.penalty, rule.rule
-    return rule, factor, decay
+    plain = {name: value for name, value in changes.items() if "." not in name}
+    for path in changes.keys() - plain.keys():
+        name, _, rest = path.partition(".")
+        inner = plain.get(name, getattr(rule, name, None))
+        if not isinstance(inner, Rule):
+            raise UserError(f"{type(rule).__name__} holds no rule {name!r}, so it has no hyperparameter {path!r}")
+        plain[name] = inner.with_(**{rest: changes[path]})
+    return plain

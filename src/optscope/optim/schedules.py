@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.rule import Hyper, Rule, State, Wrapper, check_hyper, count_step, per_member
+from optscope.optim.combinator import Wrapper
+from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, count_step, per_member
 from optscope.vector import Layout
 
 
@@ -103,23 +104,23 @@ class Scheduled(Wrapper):
         """Return the inner state and the number of steps made, "step"."""
         return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0)}
 
-    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
-                      scale: float) -> tuple[Tensor, State]:
+    def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
+             scale: float = 1.0) -> tuple[Tensor, State]:
         """Return the inner step at the rate of the moment, and the new state."""
         factor = self.factor_at(float(state["step"]))
-        step, inner = self.rule.scaled_update(grad, state["rule"], params, layout, scale * factor)
+        step, inner = self.rule.seek(gradient, state["rule"], params, layout, scale * factor)
         return step, {"rule": inner, "step": state["step"] + 1}
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the inner in-place states, with one count of steps that they share."""
         count = torch.tensor(0.0)
-        return [{"rule": state, "step": count} for state in self.rule.begin(params)]
+        return [{"rule": state, "step": count} for state in self.rule.begin(params, layout)]
 
-    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
-                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+    def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
+              scale: float = 1.0) -> None:
         """Add the inner step at the rate of the moment in place."""
         factor = self.factor_at(count_step(states))
-        self.rule.add_step_(targets, grads, [s["rule"] for s in states], params, scale * factor)
+        self.rule.seek_(targets, slopes, [s["rule"] for s in states], params, scale * factor)
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,18 +148,30 @@ class Decayed(Wrapper):
         """The decay."""
         return self.decay
 
-    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
-                      scale: float) -> tuple[Tensor, State]:
+    def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
+             scale: float = 1.0) -> tuple[Tensor, State]:
         """Return the inner rule's step on g + decay · w."""
-        return self.rule.scaled_update(grad + per_member(self.decay, grad) * params, state, params, layout, scale)
+        def shrunk(weights: Tensor) -> Tensor:
+            return gradient(weights) + per_member(self.decay, weights) * weights
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
+        return self.rule.seek(shrunk, state, params, layout, scale)
+
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the inner rule's in-place states."""
-        return self.rule.begin(params)
+        return self.rule.begin(params, layout)
 
-    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
-                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+    def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
+              scale: float = 1.0) -> None:
         """Add the inner rule's step on g + decay · w in place."""
-        shrunk = [g.add(p, alpha=self.decay)  # type: ignore[arg-type]
-                  for g, p in zip(grads, params, strict=True)]
-        self.rule.add_step_(targets, shrunk, states, params, scale)
+        decay: float = self.decay  # type: ignore[assignment]
+
+        def shrunk(shifts: Sequence[Tensor] | None = None) -> list[Tensor]:
+            grads = [g.add(p, alpha=decay) for g, p in zip(slopes(shifts), params, strict=True)]
+            if shifts is not None:
+                torch._foreach_add_(grads, list(shifts), alpha=decay)
+            return grads
+
+        self.rule.seek_(targets, shrunk, states, params, scale)
+
+    def _inside(self, state: State) -> State:
+        return state

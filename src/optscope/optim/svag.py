@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
+from optscope.optim.combinator import Combinator
 from optscope.optim.momentum import matched
-from optscope.optim.rule import Combinator, Rule, State
+from optscope.optim.rule import Gradient, Rule, Slopes, State
 from optscope.vector import Layout
 
 
@@ -37,7 +38,7 @@ class SVAG(Combinator):
     SVAG(rule=SGD(lr=0.1), level=4)
 
     Raises:
-        UserError: unless level is a whole number >= 1.
+        UserError: unless level is a whole number >= 1, and the rule takes one gradient a step.
     """
 
     rule: Rule
@@ -46,6 +47,9 @@ class SVAG(Combinator):
     def __post_init__(self) -> None:
         if isinstance(self.level, bool) or not isinstance(self.level, int) or self.level < 1:
             raise UserError(f"SVAG: level must be a whole number >= 1; got {self.level!r}")
+        if self.rule.asks:
+            raise UserError("SVAG mixes gradients of two batches at the same weights, so its rule must take one a "
+                            f"step; got {self.rule!r}")
 
     @property
     def coefficients(self) -> tuple[float, float]:
@@ -58,10 +62,10 @@ class SVAG(Combinator):
         return {"rule": self.rule.init(params, layout), "seen": torch.tensor(0.0),
                 "first": torch.zeros_like(params)}
 
-    def scaled_update(self, grad: Tensor, state: State, params: Tensor, layout: Layout,
-                      scale: float) -> tuple[Tensor, State]:
+    def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
+             scale: float = 1.0) -> tuple[Tensor, State]:
         """Return no step from the first gradient of two, and from the second the inner step from both."""
-        seen = state["seen"] + 1
+        grad, seen = gradient(params), state["seen"] + 1
         if seen % 2:
             return torch.zeros_like(grad), {**state, "first": grad, "seen": seen}
         r1, r2 = self.coefficients
@@ -69,13 +73,13 @@ class SVAG(Combinator):
         step, inner = self.rule.scaled_update(both, state["rule"], params, layout, scale / self.level)
         return step, {**state, "rule": inner, "seen": seen}
 
-    def begin(self, params: Sequence[Tensor]) -> list[State]:
+    def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the inner in-place states, each with its count and its room for a gradient."""
         return [{"rule": state, "seen": torch.tensor(0.0), "first": torch.zeros_like(p)}
-                for state, p in zip(self.rule.begin(params), params, strict=True)]
+                for state, p in zip(self.rule.begin(params, layout), params, strict=True)]
 
-    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
-                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+    def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
+              scale: float = 1.0) -> None:
         """Keep the first gradient of two in place, or add the inner step from both, at 1/l of the rate.
 
         Raises:
@@ -84,6 +88,7 @@ class SVAG(Combinator):
         if len({float(state["seen"]) for state in states}) > 1:
             raise UserError("SVAG adds up the gradients of every two batches, so every parameter needs one in "
                             "every step; some have none in some steps: train only what every batch uses")
+        grads = slopes()
         for state in states:
             state["seen"] += 1
         if states[0]["seen"] % 2:

@@ -19,6 +19,7 @@ from optscope.optim.foreign import Foreign
 from optscope.optim.rates import has_modes, set_mode
 from optscope.optim.rule import Rule, State
 from optscope.optim.torch_bridge import as_real
+from optscope.vector import Layout
 
 STEPS, LONG = 3, 24
 """How many steps are tried on a model, and on two small tensors, where they cost next to nothing."""
@@ -84,7 +85,7 @@ def _fault(rule: Foreign, start: Sequence[Tensor], gradients: Gradients, steps: 
             return ""
         if has_modes(itself):
             return "it has train and eval modes, between which the weights differ"
-        states = rule.begin([as_real(w) for w in weights])
+        states = rule.begin([as_real(w) for w in weights], Layout.of(weights))
         for _ in range(steps):
             before = [w.detach().clone() for w in weights]
             given = [None if g is None else g.to(w.dtype) for g, w in zip(gradients(before), weights, strict=True)]

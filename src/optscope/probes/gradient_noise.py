@@ -24,8 +24,9 @@ from optscope.devices import to_numpy
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.evidence.stats import Interval, mean_interval
+from optscope.optim.combinator import bare
 from optscope.optim.momentum import Momentum, matched
-from optscope.optim.rule import Rule, bare
+from optscope.optim.rule import Rule
 from optscope.optim.sgd import SGD
 from optscope.probes.at_weights import AtWeights, change_by_parts, mean_gradient
 from optscope.probes.hessian import Hessian

@@ -14,8 +14,9 @@ from torch import Tensor
 from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
+from optscope.optim.combinator import bare
 from optscope.optim.momentum import Momentum
-from optscope.optim.rule import Hyper, Rule, bare
+from optscope.optim.rule import Hyper, Rule
 from optscope.optim.schedules import Decayed
 from optscope.optim.sgd import SGD
 from optscope.optim.torch_bridge import RuleOptimizer

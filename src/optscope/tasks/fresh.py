@@ -86,6 +86,14 @@ class Numbers:
     def __exit__(self, *error: object) -> None:
         self._swap()
 
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Lend the numbers as in `with`, and stay where they were: the next time they are the same."""
+        kept = self.state
+        with self:
+            yield
+        self.state = kept
+
     def _now(self) -> tuple[Any, ...]:
         others = (np.random.get_state(), random.getstate()) if self._everywhere else ()
         return (torch.get_rng_state(), generator_state(self._device), *others)
