@@ -179,13 +179,15 @@ def _refused(task: Task, rule: Rule, batch: Split, place: Place) -> str:
             _slope(task, objective, model, _augmented(task, batch), Plan(1, len(batch)), place)
         own = rule.by_player([each.player for each in task.objectives])[objective.player]
         network = objective.network(model)
-        grads = {name: p.grad for name, p in network.named_parameters()}
+        given = {name: p.grad for name, p in network.named_parameters()}
         for name, p in network.named_parameters():
-            for other, each in network.named_parameters():
-                each.grad = grads[other] if other == name else None
             if p.grad is not None:
+                for other, each in network.named_parameters():
+                    each.requires_grad_(other == name)
+                    each.grad = given[other] if other == name else None
                 try:
-                    own.optimizer_of(network).step(lambda: 0.0)
+                    made = own.optimizer_of(network) if own.needs_model else own.optimizer([p])
+                    made.step((lambda: 0.0) if own.asks else None)
                 except Exception:
                     return f"the parameter {name} of shape {tuple(p.shape)}"
     return ""
