@@ -181,7 +181,7 @@ def _refused(task: Task, rule: Rule, batch: Split, place: Place) -> str:
         network = objective.network(model)
         given = {name: p.grad for name, p in network.named_parameters()}
         for name, p in network.named_parameters():
-            if p.grad is not None:
+            if given[name] is not None:
                 for other, each in network.named_parameters():
                     each.requires_grad_(other == name)
                     each.grad = given[other] if other == name else None
