@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import optscope.optim as optim
+from optscope.errors import UserError
 from optscope.optim import (
     SAM,
     SGD,
@@ -26,6 +27,7 @@ from optscope.optim import (
     Graft,
     Linear,
     Momentum,
+    Muon,
     NormalizedSGD,
     PolarSGD,
     RMSProp,
@@ -127,6 +129,34 @@ class ScheduleFreeTwin(torch.optim.Optimizer):
             p.copy_((1 - self.beta) * state["z"] + self.beta * state["x"])
 
 
+class MuonTwin(torch.optim.Optimizer):
+    """Muon of matrices and kernels from the singular value decomposition; of vectors SGD.
+
+    The polynomial acts on the singular values alone, so no product of matrices is the rule's.
+    """
+
+    def __init__(self, params, lr, decay=0.0, momentum=0.95):
+        super().__init__(params, {"lr": lr})
+        self.decay, self.momentum = decay, momentum
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        lr = self.param_groups[0]["lr"]
+        for p in self.param_groups[0]["params"]:
+            if p.ndim < 2:
+                p -= lr * p.grad
+                continue
+            m = self.state[p].setdefault("m", torch.zeros_like(p))
+            m.mul_(self.momentum).add_(p.grad, alpha=1 - self.momentum)
+            u, s, v = torch.linalg.svd(((1 - self.momentum) * p.grad + self.momentum * m).flatten(1),
+                                       full_matrices=False)
+            s = s / s.norm()
+            for _ in range(5):
+                s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+            length = max(1, u.shape[0] / v.shape[1]) ** 0.5
+            p.sub_(lr * (length * (u * s @ v).view_as(p) + self.decay * p))
+
+
 def sorted_adam(params, lr=0.01):
     """Adam in two groups, the last parameters first, each with numbers of its own."""
     params = list(params)
@@ -200,6 +230,8 @@ ROWS = [
     Row(ScheduleFree(SGD(lr=0.05), beta=0.8)),
     Row(ByKind(matrices=SGD(lr=0.05, momentum=0.9), rest=AdamW(lr=0.01, decay=0.1)), split_by_hand),
     Row(ByKind(convolutions=SAM(SGD(lr=0.05)), rest=ScheduleFree(SGD(lr=0.01)))),
+    Row(ByKind(matrices=Muon(lr=0.05, decay=0.1), rest=SGD(lr=0.05)), lambda p: MuonTwin(p, lr=0.05, decay=0.1)),
+    Row(ByKind(matrices=Muon(lr=0.05, nesterov=False, length="match_rms_adamw"), rest=AdamW(lr=0.01))),
     Row(Scheduled(PolarSGD(lr=0.05), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),
 ]
 rules = pytest.mark.parametrize("rule", [row.rule for row in ROWS], ids=repr)
@@ -314,6 +346,25 @@ def test_members_on_the_leading_axis_equal_separate_runs(rule):
     together = run_pure(rule, members, layout)
     apart = torch.stack([run_pure(rule, member, layout) for member in members])
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("length", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_in_bfloat16_is_torchs_to_its_rounding(length, nesterov):
+    shapes = (12, 5), (5, 12), (12, 5), (7, 7)
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    rule = Muon(lr=0.05, decay=0.1, nesterov=nesterov, length=length, precision="bfloat16")
+    theirs = run_optimizer(lambda p: T.Muon(p, lr=0.05, nesterov=nesterov, adjust_lr_fn=length), start, steps=3)
+    ours = run_optimizer(rule.optimizer, start, steps=3)
+    moved = float((theirs - Layout.of(start).flatten(start)).norm())
+    assert float((ours - theirs).norm()) < 2**-7 * moved  # products of many matrices at once round otherwise
+    exact = run_optimizer(rule.with_(precision=None).optimizer, start, steps=3)
+    assert float((exact - theirs).norm()) > float((ours - theirs).norm())
+
+
+def test_muon_refuses_vectors_by_name():
+    with pytest.raises(UserError, match=r"'bias' of shape .3,. is none: write ByKind"):
+        Muon(lr=0.1).optimizer_of(nn.Linear(4, 3))
 
 
 FEW = 8

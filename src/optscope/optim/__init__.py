@@ -5,6 +5,7 @@ from optscope.optim.by_kind import ByKind, Where
 from optscope.optim.foreign import Foreign
 from optscope.optim.graft import Graft
 from optscope.optim.momentum import Momentum, matched
+from optscope.optim.muon import Muon
 from optscope.optim.players import Players
 from optscope.optim.polar import PolarSGD
 from optscope.optim.rounding import Rounded
@@ -17,5 +18,5 @@ from optscope.optim.sign import NormalizedSGD, SignSGD
 from optscope.optim.svag import SVAG
 
 __all__ = ["SAM", "SGD", "SVAG", "Adam", "AdamW", "ByKind", "Constant", "Cosine", "Decayed", "Foreign", "Graft",
-           "Linear", "Momentum", "NormalizedSGD", "Players", "PolarSGD", "RMSProp", "Rounded", "Rule", "Schedule",
-           "ScheduleFree", "Scheduled", "SignSGD", "StepDecay", "Where", "matched"]
+           "Linear", "Momentum", "Muon", "NormalizedSGD", "Players", "PolarSGD", "RMSProp", "Rounded", "Rule",
+           "Schedule", "ScheduleFree", "Scheduled", "SignSGD", "StepDecay", "Where", "matched"]
