@@ -31,8 +31,9 @@ from optscope.probes.noise import GaussianNoise
 from optscope.probes.probe import Probe, Reading, Subject
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion
 from optscope.protocol.events import Ended, Named, Quiet
-from optscope.protocol.search import Grid, Halton, Log
+from optscope.protocol.search import Grid, Halton
 from optscope.protocol.session import run_experiments
+from optscope.protocol.space import Log, Space
 from optscope.report.tables import metric_table
 from optscope.tasks.task import Data, Task
 from tiny import TASK, Blobs, Net, fail, succeed
@@ -83,7 +84,7 @@ def test_grid_refuses_no_rate_and_the_same_twice(rates):
 def test_halton_is_reproducible_inside_its_ranges_and_a_larger_budget_only_adds(few, more, seed):
     few, more = sorted((few, more))
     def search(trials):
-        return Halton(trials, Log(1e-4, 1e-1), (("momentum", Log(0.5, 0.99)),), seed)
+        return Halton(trials, Space(lr=Log(1e-4, 1e-1), momentum=Log(0.5, 0.99)), seed)
     tried = search(more).candidates(SGD(lr=1.0))
     assert search(few).candidates(SGD(lr=1.0)) == tried[:few]
     assert search(more).candidates(SGD(lr=1.0)) == tried

@@ -14,18 +14,21 @@ if TYPE_CHECKING:
     from optscope.optim.rule import Rule
     from optscope.probes.probe import Probe
     from optscope.protocol.comparison import Arm
-    from optscope.protocol.search import Grid, Halton, Log
+    from optscope.protocol.search import Grid, Halton, Random
     from optscope.protocol.settings import Settings
+    from optscope.protocol.space import Choice, Log, Space, Uniform, half_decades
     from optscope.tasks.snapshot import Snapshot
     from optscope.tasks.task import Task
 
-_HOMES = {"Arm": "protocol.comparison", "Grid": "protocol.search", "Halton": "protocol.search",
-          "Log": "protocol.search", "Plan": "engine.plan", "Probe": "probes.probe", "Rule": "optim.rule",
-          "Settings": "protocol.settings", "Snapshot": "tasks.snapshot", "Task": "tasks.task",
-          "UserError": "errors", "compare": "lab", "load_snapshot": "engine.checkpoint", "run_study": "lab",
-          "train": "engine.train"}
-__all__ = ["Arm", "Grid", "Halton", "Log", "Plan", "Probe", "Rule", "Settings", "Snapshot", "Task", "UserError",
-           "compare", "load_snapshot", "run_study", "train"]
+_HOMES = {"Arm": "protocol.comparison", "Choice": "protocol.space", "Grid": "protocol.search",
+          "Halton": "protocol.search", "Log": "protocol.space", "Plan": "engine.plan", "Probe": "probes.probe",
+          "Random": "protocol.search", "Rule": "optim.rule", "Settings": "protocol.settings",
+          "Snapshot": "tasks.snapshot", "Space": "protocol.space", "Task": "tasks.task",
+          "Uniform": "protocol.space", "UserError": "errors", "compare": "lab", "half_decades": "protocol.space",
+          "load_snapshot": "engine.checkpoint", "run_study": "lab", "train": "engine.train"}
+__all__ = ["Arm", "Choice", "Grid", "Halton", "Log", "Plan", "Probe", "Random", "Rule", "Settings", "Snapshot",
+           "Space", "Task", "Uniform", "UserError", "compare", "half_decades", "load_snapshot", "run_study",
+           "train"]
 
 
 def __getattr__(name: str) -> Any:

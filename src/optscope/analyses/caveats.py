@@ -9,24 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from optscope.analyses.findings import places
+from optscope.analyses.tuning import budget_said, gradients
 from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import smallest_p
 from optscope.protocol.comparison import Comparison
-from optscope.protocol.rehearse import count_of, planned
+from optscope.protocol.rehearse import planned
 from optscope.report.section import Check, Section
 
 
 def reservations(comparison: Comparison, records: Records) -> Section:
     """Return what a reader must know first: what failed or was not measured, and what the choices left open."""
     mine = records.where(experiment=comparison.name)
-    chosen = comparison.chosen(mine)
+    chosen, at_edge = comparison.chosen(mine), comparison.at_edge(mine)
     found, edges = [], []
     for arm in comparison.arms:
         if arm.search and not math.isfinite(comparison.score(mine, arm, chosen[arm.name])):
             found.append(f"{comparison.name}: every learning rate tried for {arm.name} diverged or failed; "
                          f"the smallest ({chosen[arm.name].lr}) stands for it: try smaller ones.")
-        elif arm.search and arm.search.at_edge(chosen[arm.name]):
+        elif arm.name in at_edge:
             edges.append(f"{arm.name} ({chosen[arm.name].lr})")
         runs = {r.run: r.status for r in mine.where(arm=arm.name, phase="final")}
         bad = sum(status != "ok" for status in runs.values())
@@ -34,8 +35,10 @@ def reservations(comparison: Comparison, records: Records) -> Section:
             found.append(f"{comparison.name}: {bad} of {len(runs)} runs of {arm.name} diverged or failed; "
                          "they are missing from its means.")
     if edges:
+        rounds = len(comparison.rounds(mine)) - 1
+        widened = f", after the search was widened {'once' if rounds == 1 else f'{rounds} times'}" if rounds else ""
         found.append(f"{comparison.name}: the best learning rate lies at the edge of those tried for "
-                     f"{', '.join(edges)}: try more beyond it.")
+                     f"{', '.join(edges)}{widened}: try more beyond it.")
     found += failed_checks(comparison, mine)
     n = len(comparison.seeds)
     if comparison.probes and n < FEWEST:
@@ -76,28 +79,25 @@ def next_steps(comparison: Comparison, records: Records, folder: Path) -> list[s
     more = len(comparison.seeds) + 4
     steps = [f"More certainty: the same command with --seeds {more} keeps all runs and adds "
              f"{4 * len(comparison.arms)} runs."]
-    edges = [arm.name for arm in comparison.arms
-             if arm.search and arm.search.at_edge(comparison.chosen(records)[arm.name])]
+    edges = comparison.at_edge(records)
     if edges:
         steps.append(f"Wider search for {', '.join(edges)}: give other learning rates in a TOML file "
-                     "(--config; [optimisers.NAME] lr = [...]).")
+                     "(--config; [optimisers.NAME] lr = [...]), or a larger widen.")
     steps.append(f"Your own analysis: every number is in {folder}/summary.csv (and index.sqlite).")
     return steps
 
 
 def fairness(comparison: Comparison, records: Records) -> Section:
     """Return each rule of a fair comparison, whether it was kept, and what was done."""
-    budgets = {len(arm.candidates()) for arm in comparison.arms}
     mine = records.where(experiment=comparison.name)
     asked = [("training loss", None), *((place.metric.name, place.at) for place in places(comparison, mine))]
     found = [mine.by_seed(arm.name, metric, at) for arm in comparison.arms for metric, at in asked]
     whole = len(asked) > 1 and all(set(each) == set(comparison.seeds) and np.isfinite(list(each.values())).all()
                                    for each in found)
-    name = comparison.name
+    name, budgets = comparison.name, gradients(comparison, mine)
     return Section(checks=[
-        Check(f"{name}: every optimiser had the same budget", len(budgets) <= 1,
-              f"{next(iter(budgets), 0)} learning rates × {count_of(len(comparison.tuning_seeds), 'seed')} each, "
-              f"chosen by clean validation {comparison.criterion.metric}"),
+        Check(f"{name}: every optimiser had the same budget", len(set(budgets.values())) <= 1,
+              budget_said(comparison, mine)),
         Check(f"{name}: seeds that choose are not the seeds that compare",
               not set(comparison.seeds) & set(comparison.tuning_seeds),
               f"tuned on {_listed(comparison.tuning_seeds)}, compared on {_listed(comparison.seeds)}"),

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from optscope.analyses.findings import CLEAN, Place, places, primary
+from optscope.analyses.tuning import learning_rates
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import mean_interval, paired_difference
 from optscope.protocol.comparison import Comparison
-from optscope.protocol.rehearse import count_of
 from optscope.report.section import Section
 
 
@@ -42,32 +42,6 @@ def along_axis(records: Records, metric: Metric, arms: Sequence[str], title: str
         series.append(Series(arm, places, [f.estimate for f in found], [f.low for f in found],
                              [f.high for f in found]))
     return Panel(metric.axis, label(metric), series, title, log_x=log_x)
-
-
-def learning_rates(comparison: Comparison, records: Records) -> Picture:
-    """Return how every learning rate did on validation data, and which was chosen."""
-    mine = records.where(experiment=comparison.name)
-    criterion, chosen = comparison.criterion, comparison.chosen(records)
-    series = []
-    for arm in comparison.arms:
-        tried = sorted(arm.candidates(), key=lambda rule: float(rule.lr))  # type: ignore[arg-type]
-        if not tried:
-            continue
-        sign = -1.0 if criterion.better == "higher" else 1.0
-        scores = [sign * comparison.score(mine, arm, rule) for rule in tried]
-        rates = [float(rule.lr) for rule in tried]  # type: ignore[arg-type]
-        finite = [(x, y) for x, y in zip(rates, scores, strict=True) if np.isfinite(y)]
-        series.append(Series(arm.name, [x for x, _ in finite], [y for _, y in finite]))
-        best = chosen[arm.name]
-        if finite:
-            series.append(Series(arm.name, [float(best.lr)],  # type: ignore[arg-type]
-                                 [sign * comparison.score(mine, arm, best)], mark="rings"))
-    picks = ", ".join(f"{name} {float(rule.lr):g}" for name, rule in chosen.items())  # type: ignore[arg-type]
-    return Picture("learning-rates", f"Learning rates chosen on validation data: {picks}",
-                   [Panel("learning rate", f"validation {criterion.metric} at the end", series, log_x=True)],
-                   f"Every candidate's validation {criterion.metric}, mean over "
-                   f"{count_of(len(comparison.tuning_seeds), 'tuning seed')} that the comparison does not use; "
-                   "diverged candidates are left out. A ring is around the one chosen.")
 
 
 def training_curves(comparison: Comparison, records: Records, metrics: Sequence[Metric]) -> Picture:

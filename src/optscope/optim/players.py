@@ -70,15 +70,17 @@ class Players(Rule):
                      for i in range(members))
 
     def with_(self, **changes: Any) -> Self:
-        """Return the same players with other rules, or (`lr`) with all rates scaled to that geometric mean."""
+        """Return the same players changed: other rules, (`lr`) all rates scaled to that mean, or "player.lr"."""
         rules = dict(self.rules)
         if "lr" in changes:
             factor = changes.pop("lr") / self.lr
             rules = {name: rule.with_(lr=float(f"{rule.lr * factor:.6g}")) for name, rule in rules.items()}
-        for name in changes:
+        for path, value in changes.items():
+            name, _, rest = path.partition(".")
             if name not in rules:
                 raise UserError(f"there is no player {name!r}; {nearest(name, rules)}")
-        return type(self)(**(rules | changes))
+            rules[name] = rules[name].with_(**{rest: value}) if rest else value
+        return type(self)(**rules)
 
     def check_players(self, names: Iterable[str]) -> None:
         """Raise unless there is a rule for exactly these players.

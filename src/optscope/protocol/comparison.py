@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol
 
 from optscope.engine.once import looked_at_once
@@ -21,12 +20,15 @@ from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.probe import Probe
-from optscope.protocol.search import Search
+from optscope.protocol.search import Search, best_of
+from optscope.protocol.space import check_decay
 from optscope.tasks.task import Task
 
 VALIDATION = Accuracy(split="validation")
 TWINS = (3, 5)
 """The divisors k of rounding twins (see `optscope.optim.rounding`)."""
+MOST_ROUNDS = 8
+"""How often a search may be widened: four decades beyond its end, or a gap in 2⁸ parts."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Arm:
     arms, its own task. `factors` say what it varies, such as `{"keep": 30}`: each is a column of its records.
 
     Raises:
-        UserError: when a factor has the name of another column, or is neither a number nor a word.
+        UserError: when a factor has the name of another column, or is neither a number nor a word; or when weights
+            decay twice.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Arm:
 
     def __post_init__(self) -> None:
         check_factors(self.factors, f"the arm {self.name}")
+        if self.search is None:
+            check_decay(self.rule)
 
     def candidates(self) -> list[Rule]:
         """Return the rules to be tried for this arm; none when the rule stands."""
@@ -87,16 +92,20 @@ class Comparison:
 
     The learning rate of each arm is the candidate with the best mean `criterion` at the end of training over
     `tuning_seeds`, which the `validation` probe measures; one with a diverged run counts as the worst, and of
-    equals (all may have diverged) the smallest is taken. Then every arm is trained on `seeds`, and `probes` measure
-    the result (on the test part, if they do not say otherwise), and so do `described`, of which no difference is
-    tested: what they find is shown. `watched` are taken during training, at as many `moments` as `validation`, with
-    the live optimiser. On `twin_seeds` every arm is trained and measured twice more, with its steps rounded
-    otherwise: what then differs, rounding alone has done (arms in `single` have no such twins). Large models need
-    not keep their weights: to add a probe then trains again. All runs are done at `place`.
+    equals (all may have diverged) the smallest is taken. While that lies at an end of the rates tried for some arm,
+    at most `widen` times, every tuned arm gets as many gradients more: those at an end for rates beyond it, others
+    for rates beside their best (`Search.further`), so that budgets stay equal. Then every arm is trained on
+    `seeds`, and `probes` measure the result (on the test part, if they do not say otherwise), and so do
+    `described`, of which no difference is tested: what they find is shown. `watched` are taken during training, at
+    as many `moments` as `validation`, with the live optimiser. On `twin_seeds` every arm is trained and measured
+    twice more, with its steps rounded otherwise: what then differs, rounding alone has done (arms in `single` have
+    no such twins). Large models need not keep their weights: to add a probe then trains again. All runs are done at
+    `place`.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, a criterion that
-            validation does not measure, unequal budgets, or seeds that serve twice.
+            validation does not measure, unequal budgets (in gradients: candidates times gradients a step), or seeds
+            that serve twice.
     """
 
     name: str
@@ -115,6 +124,7 @@ class Comparison:
     keep_weights: bool = True
     validation: Probe = VALIDATION
     place: Place = CPU
+    widen: int = 0
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -142,36 +152,78 @@ class Comparison:
         if set(self.seeds) & set(self.tuning_seeds):
             raise UserError("seeds that choose learning rates cannot also compare arms; "
                             f"got {sorted(set(self.seeds) & set(self.tuning_seeds))} in both")
-        budgets = {arm.name: len(arm.candidates()) for arm in self.arms if arm.search}
-        if len(set(budgets.values())) > 1:
-            raise UserError(f"every tuned arm needs the same number of trials; got {budgets}: give each as many "
-                            "learning rates")
+        if isinstance(self.widen, bool) or not isinstance(self.widen, int) or not 0 <= self.widen <= MOST_ROUNDS:
+            raise UserError(f"widen must be a whole number from 0 to {MOST_ROUNDS}; got {self.widen!r}")
+        check_budgets(self.arms)
 
     @looked_at_once()
     def jobs(self, records: Records) -> list[Job]:
         """Return the tuning runs and, as soon as they are known, the final ones and their rounding twins."""
-        tuning = [self._job(arm, rule, "tune", seed) for arm in self.arms for rule in arm.candidates()
-                  for seed in self.tuning_seeds]
-        # By the run, not by rule and seed: the folder may hold the same rules under another plan.
-        runs = {job.use.run for job in tuning}
-        known = records.where(experiment=self.name, phase="tune", run=runs)
-        # Judged, or ended by itself: one whose process died, or that has no reading yet, says nothing of its rate.
-        ended = {(row.arm, row.run) for row in known if row.status in ("diverged", "failed")
-                 or (row.status == "ok" and row.metric == self.criterion.metric and row.step is None)}
-        if {(job.use.arm, job.use.run) for job in tuning} - ended:
-            return tuning
+        mine, tried = records.where(experiment=self.name, phase="tune"), self._first()
+        for left in range(self.widen, -1, -1):
+            tuning = [self._job(arm, rule, "tune", seed) for arm in self.arms for rule in tried[arm.name]
+                      for seed in self.tuning_seeds]
+            # By the run, not by rule and seed: the folder may hold the same rules under another plan.
+            known = mine.where(run={job.use.run for job in tuning})
+            # Judged, or ended by itself: a run whose process died, or without a reading, says nothing.
+            ended = {(row.arm, row.run) for row in known if row.status in ("diverged", "failed")
+                     or (row.status == "ok" and row.metric == self.criterion.metric and row.step is None)}
+            if {(job.use.arm, job.use.run) for job in tuning} - ended:
+                return tuning
+            more = self._further(known, tried) if left else {}
+            if not more:
+                break
+            tried = {name: [*rules, *more.get(name, ())] for name, rules in tried.items()}
         chosen = self.chosen(known)
         final = [self._job(arm, chosen[arm.name], "final", seed) for seed in self.seeds for arm in self.arms]
         return tuning + final + [self._job(arm, Rounded(chosen[arm.name], k), "twin", seed)
                                  for seed in self.twin_seeds for arm in self.arms if arm.name not in self.single
                                  for k in TWINS]
 
+    def _first(self) -> dict[str, list[Rule]]:
+        return {arm.name: arm.candidates() for arm in self.arms}
+
+    def _scored(self, records: Records, arm: Arm, tried: Sequence[Rule]) -> list[tuple[Rule, float]]:
+        return [(rule, self.score(records, arm, rule)) for rule in tried]
+
+    def _further(self, records: Records, tried: Mapping[str, list[Rule]]) -> dict[str, list[Rule]]:
+        """Return what is tried next of every tuned arm: nothing, unless the best of some lies at an end."""
+        tuned = [(arm, arm.search, self._scored(records, arm, tried[arm.name])) for arm in self.arms if arm.search]
+        if not any(search.at_edge(best_of(scored), tried[arm.name]) for arm, search, scored in tuned):
+            return {}
+        gradients = math.lcm(*(arm.rule.evaluations for arm, _, _ in tuned))
+        return {arm.name: search.further(scored, gradients // arm.rule.evaluations)
+                for arm, search, scored in tuned}
+
+    def rounds(self, records: Records) -> list[dict[str, list[Rule]]]:
+        """Return what was tried of every arm, round by round: its candidates, then what widening added."""
+        mine = records.where(experiment=self.name, phase="tune")
+        known, tried = {(row.arm, row.rule) for row in mine}, self._first()
+        found = [tried]
+        for _ in range(self.widen if any(tried.values()) else 0):
+            more = self._further(mine, tried)
+            if not more or not all((name, repr(rule)) in known for name, rules in more.items() for rule in rules):
+                break
+            found.append(more)
+            tried = {name: [*rules, *more.get(name, ())] for name, rules in tried.items()}
+        return found
+
+    def tried(self, records: Records) -> dict[str, list[Rule]]:
+        """Return all that was tried of every arm; nothing of one that stands."""
+        rounds = self.rounds(records)
+        return {arm.name: [rule for each in rounds for rule in each.get(arm.name, ())] for arm in self.arms}
+
     def chosen(self, records: Records) -> dict[str, Rule]:
-        """Return the rule of every arm, the best of its candidates."""
-        def order(arm: Arm, rule: Rule) -> tuple[float, float]:
-            return self.score(records, arm, rule), float(rule.lr)  # type: ignore[arg-type]
-        return {arm.name: min(arm.candidates(), key=partial(order, arm)) if arm.search else arm.rule
+        """Return the rule of every arm, the best of those tried."""
+        tried = self.tried(records)
+        return {arm.name: best_of(self._scored(records, arm, tried[arm.name])) if arm.search else arm.rule
                 for arm in self.arms}
+
+    def at_edge(self, records: Records) -> list[str]:
+        """Return the arms whose best learning rate lies at an end of those tried, or of which all diverged."""
+        tried, chosen = self.tried(records), self.chosen(records)
+        return [arm.name for arm in self.arms
+                if arm.search and arm.search.at_edge(chosen[arm.name], tried[arm.name])]
 
     def score(self, records: Records, arm: Arm, rule: Rule) -> float:
         """Return a candidate's mean criterion over the tuning seeds, turned so that lower is better."""
@@ -206,6 +258,27 @@ class Comparison:
         run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights, place=self.place)
         use = Use(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings, arm.factors)
         return Job(run, use)
+
+
+def check_budgets(arms: Sequence[Arm]) -> None:
+    """Raise unless all tuned arms may take as many gradients: candidates times gradients a step.
+
+    Raises:
+        UserError: with the budgets, and how many learning rates would be right.
+    """
+    tuned = {arm.name: (len(arm.candidates()), arm.rule.evaluations) for arm in arms if arm.search}
+    budgets = {name: trials * gradients for name, (trials, gradients) in tuned.items()}
+    if len(set(budgets.values())) <= 1:
+        return
+    if all(gradients == 1 for _, gradients in tuned.values()):
+        raise UserError(f"every tuned arm needs the same number of trials; got {budgets}: give each as many "
+                        "learning rates")
+    got = ", ".join(f"{name} {trials} × {gradients}" for name, (trials, gradients) in tuned.items())
+    unit = math.lcm(*(gradients for _, gradients in tuned.values()))
+    most = -(-max(budgets.values()) // unit) * unit
+    asked = ", ".join(f"{name} {most // gradients}" for name, (_, gradients) in tuned.items())
+    raise UserError(f"every tuned arm needs the same budget, trials × gradients a step; got {got}: give as many "
+                    f"learning rates as make them equal, such as {asked}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from optscope.errors import UserError, nearest
 from optscope.evidence.records import Metric
 from optscope.optim.schedules import StepDecay
 from optscope.protocol.arms import DEFAULT
+from optscope.protocol.comparison import MOST_ROUNDS
 from optscope.protocol.margin import margin_said
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -41,6 +42,7 @@ class Settings(BaseModel):
         default_factory=lambda: {name: OptimiserSettings() for name in DEFAULT}, min_length=1)
     seeds: int = Field(default=8, ge=1, le=10_000)
     tuning_seeds: int = Field(default=1, ge=1, le=1000)
+    widen: int = Field(default=2, ge=0, le=MOST_ROUNDS, description="how often a search goes on beyond its ends")
     twin_seeds: int = Field(default=2, ge=0, le=1000, description="seeds that also train rounding twins")
     epochs: int | None = Field(default=None, ge=1, le=MOST_STEPS, description="30, if there are no steps either")
     steps: int | None = Field(default=None, ge=1, le=MOST_STEPS, description="instead of epochs, as for streams")

@@ -125,8 +125,8 @@ def mixture(arm: str, data: Mixture, rule: Players, grid: PlayerGrid, epochs: in
     samples = final.pop("samples")
     rows += [measured(arm, seed, name, float(values[i, 0])) for name, values in final.items()
              for i, seed in enumerate(seeds)]
-    shape = [len(values) for _, values in grid.rates]
-    return rows, {f"{arm}/missed": missed.reshape(shape), f"{arm}/modes": tried["modes"].mean(0).reshape(shape),
+    modes = tried["modes"].mean(0)
+    return rows, {f"{arm}/missed": missed.reshape(grid.shape), f"{arm}/modes": modes.reshape(grid.shape),
                   f"{arm}/samples": samples[0, 0, :SHOWN]}
 
 
