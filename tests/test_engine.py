@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from torch import nn
 from torch.nn import functional
 
+from optscope.devices import convolves_fast
 from optscope.engine.execute import Inline, Local
 from optscope.engine.plan import Plan
 from optscope.engine.rows import Use
@@ -108,6 +109,19 @@ def test_convolutional_models_train_in_channels_last():
     conv = next(trained.snapshot.model.modules().__iter__())[0]
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert trained.diverged_at is None
+
+
+def test_what_torch_cannot_do_in_channels_last_is_trained_contiguous():
+    """See `convolves_fast`: on some processors such a layer would write where it may not."""
+    def model():
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 1, stride=2), nn.Flatten(), nn.Linear(8 * 9, 2))
+    x, y = torch.rand(32, 1, 8, 8), torch.arange(32) % 2
+    trained = train(Task.from_tensors(model, (x, y), (x, y)), SGD(lr=0.1), Plan(2, 8), seed=0)
+    kernels = [p for p in trained.snapshot.model.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous() for p in kernels)
+    assert convolves_fast(nn.Conv2d(1, 4, 3))
+    assert convolves_fast(nn.Conv2d(8, 4, 1, stride=2))
+    assert not convolves_fast(nn.Linear(2, 2))
 
 
 # Identity

@@ -229,7 +229,7 @@ ROWS = [
         lambda p: ScheduleFreeTwin(p, lr=0.01, decay=0.1, warmup=5)),
     Row(ScheduleFree(SGD(lr=0.05), beta=0.8)),
     Row(ByKind(matrices=SGD(lr=0.05, momentum=0.9), rest=AdamW(lr=0.01, decay=0.1)), split_by_hand),
-    Row(ByKind(convolutions=SAM(SGD(lr=0.05)), rest=ScheduleFree(SGD(lr=0.01)))),
+    Row(ByKind(matrices=SAM(SGD(lr=0.05)), rest=ScheduleFree(SGD(lr=0.01)))),
     Row(ByKind(matrices=Muon(lr=0.05, decay=0.1), rest=SGD(lr=0.05)), lambda p: MuonTwin(p, lr=0.05, decay=0.1)),
     Row(ByKind(matrices=Muon(lr=0.05, nesterov=False, length="match_rms_adamw"), rest=AdamW(lr=0.01))),
     Row(Scheduled(PolarSGD(lr=0.05), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),

@@ -93,3 +93,15 @@ def _seeded_devices() -> list[torch.device]:
     module = torch.get_device_module(kind)
     used = getattr(module, "is_initialized", module.is_available)()
     return [torch.device(kind.type, i) for i in range(module.device_count() if used else 0)]
+
+
+def convolves_fast(model: nn.Module) -> bool:
+    """Return whether a model has convolutions, which run faster on images whose channels lie last, and may.
+
+    On processors with AVX2 and without AVX-512, oneDNN in torch 2.13 then writes past the end of memory in the
+    backward pass of kernels of one pixel with a stride and fewer than eight input channels: such a model may not.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return bool(convolutions) and not any(
+        each.kernel_size == (1, 1) and each.stride != (1, 1) and each.in_channels // each.groups < 8
+        for each in convolutions)

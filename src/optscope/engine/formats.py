@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from optscope.devices import convolves_fast
 from optscope.engine.stepping import Stepper
 from optscope.optim.rule import Rule
 from optscope.tasks.fresh import seeded
@@ -28,7 +29,7 @@ def fast_format(model: nn.Module, inputs: Tree, rule: Rule) -> torch.memory_form
     Some models need contiguous images, for example those that flatten by `view`, and some optimisers contiguous
     weights: a copy of the model tries.
     """
-    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+    if not convolves_fast(model):
         return torch.contiguous_format
     try:
         with seeded(0), torch.no_grad():
