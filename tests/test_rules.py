@@ -8,17 +8,24 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
+import pytorch_optimizer as zoo
 import torch
+from scipy.linalg import inv, sqrtm
 from torch import Tensor, nn
 
 import optscope.optim as optim
 from optscope.errors import UserError
 from optscope.optim import (
+    LAMB,
+    LARS,
     SAM,
     SGD,
+    SOAP,
     SVAG,
+    Adagrad,
     Adam,
     AdamW,
+    AdEMAMix,
     ByKind,
     Constant,
     Cosine,
@@ -26,8 +33,10 @@ from optscope.optim import (
     Foreign,
     Graft,
     Linear,
+    Lion,
     Momentum,
     Muon,
+    NAdam,
     NormalizedSGD,
     PolarSGD,
     RMSProp,
@@ -36,6 +45,7 @@ from optscope.optim import (
     Schedule,
     Scheduled,
     ScheduleFree,
+    Shampoo,
     SignSGD,
     StepDecay,
 )
@@ -49,6 +59,7 @@ STEPS = 25
 class Row(NamedTuple):
     rule: Rule
     torch_twin: Callable[[Any], torch.optim.Optimizer] | None = None
+    atol: float = 1e-12
 
 
 class SignTwin(torch.optim.Optimizer):
@@ -157,6 +168,91 @@ class MuonTwin(torch.optim.Optimizer):
             p.sub_(lr * (length * (u * s @ v).view_as(p) + self.decay * p))
 
 
+class TrustTwin(torch.optim.Optimizer):
+    """LARS, or (adam) LAMB, layer by layer, as one writes them."""
+
+    def __init__(self, params, lr, decay, adam=False):
+        super().__init__(params, {"lr": lr})
+        self.decay, self.adam, self.t = decay, adam, 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        lr, self.t = self.param_groups[0]["lr"], self.t + 1
+        for p in self.param_groups[0]["params"]:
+            m = self.state[p].setdefault("m", torch.zeros_like(p))
+            v = self.state[p].setdefault("v", torch.zeros_like(p))
+            if self.adam:
+                m.mul_(0.9).add_(0.1 * p.grad)
+                v.mul_(0.999).add_(0.001 * p.grad**2)
+                u = m / (1 - 0.9**self.t) / ((v / (1 - 0.999**self.t)).sqrt() + 1e-6) + self.decay * p
+                p.sub_(lr * (p.norm() / u.norm() if p.ndim > 1 else 1.0) * u)
+            else:
+                u = p.grad
+                if p.ndim > 1:
+                    u = 0.02 * p.norm() / (u.norm() + self.decay * p.norm()) * (u + self.decay * p)
+                p.sub_(lr * m.mul_(0.9).add_(u))
+
+
+class ShampooTwin(torch.optim.Optimizer):
+    """Shampoo by scipy's roots of matrices."""
+
+    def __init__(self, params, lr, every):
+        super().__init__(params, {"lr": lr})
+        self.every, self.t = every, 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            g, state = p.grad.reshape(p.shape[0], -1) if p.ndim > 1 else p.grad, self.state[p]
+            if p.ndim < 2:
+                state["s"] = state.get("s", 0.1) + g**2
+                along = g / state["s"].sqrt()
+            else:
+                sums = state.setdefault("sums", [0.1 * torch.eye(n, dtype=p.dtype) for n in g.shape])
+                for each, x in zip(sums, (g, g.T), strict=True):
+                    each += x @ x.T
+                if self.t % self.every == 0:
+                    state["roots"] = [torch.tensor(inv(sqrtm(sqrtm(each.numpy()))).real) for each in sums]
+                along = state["roots"][0] @ g @ state["roots"][1]
+            p.sub_(self.param_groups[0]["lr"] * along.reshape(p.shape))
+        self.t += 1
+
+
+class SOAPTwin(torch.optim.Optimizer):
+    """SOAP with a matrix's sides as one Kronecker product, which turns its flattened gradient."""
+
+    def __init__(self, params, lr, decay, every, largest=99):
+        super().__init__(params, {"lr": lr})
+        self.decay, self.every, self.largest, self.t = decay, every, largest, -1
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.t += 1
+        for p in self.param_groups[0]["params"]:
+            g, state = p.grad.reshape(p.shape[0] if p.ndim else 1, -1), self.state[p]
+            sides = [i for i in range(2) if p.ndim > 1 and g.shape[i] <= self.largest]
+            if self.t == 0:
+                state.update(m=torch.zeros_like(g), v=torch.zeros(g.numel(), dtype=g.dtype),
+                             sums=[0, 0], bases=[torch.eye(n, dtype=g.dtype) for n in g.shape])
+            else:
+                turn = torch.kron(*(basis.contiguous() for basis in state["bases"]))
+                state["m"] = 0.95 * state["m"] + 0.05 * g
+                state["v"] = 0.95 * state["v"] + 0.05 * (turn.T @ g.reshape(-1)) ** 2
+                size = (state["v"] / (1 - 0.95**self.t)).sqrt() + 1e-8
+                along = turn @ (turn.T @ state["m"].reshape(-1) / (1 - 0.95**self.t) / size)
+                p.sub_(self.param_groups[0]["lr"] * (along.view_as(p) + self.decay * p))
+            for i in sides:
+                x = g if i == 0 else g.T
+                state["sums"][i] = 0.95 * state["sums"][i] + 0.05 * x @ x.T
+                if self.t == 0:
+                    state["bases"][i] = torch.linalg.eigh(state["sums"][i]).eigenvectors.flip(1)
+                elif self.t % self.every == 0:
+                    basis = state["bases"][i]
+                    order = torch.diag(basis.T @ state["sums"][i] @ basis).argsort(descending=True)
+                    state["bases"][i] = torch.linalg.qr(state["sums"][i] @ basis[:, order]).Q
+                    state["v"] = state["v"].reshape(g.shape).index_select(i, order).reshape(-1)
+
+
 def sorted_adam(params, lr=0.01):
     """Adam in two groups, the last parameters first, each with numbers of its own."""
     params = list(params)
@@ -232,6 +328,20 @@ ROWS = [
     Row(ByKind(matrices=SAM(SGD(lr=0.05)), rest=ScheduleFree(SGD(lr=0.01)))),
     Row(ByKind(matrices=Muon(lr=0.05, decay=0.1), rest=SGD(lr=0.05)), lambda p: MuonTwin(p, lr=0.05, decay=0.1)),
     Row(ByKind(matrices=Muon(lr=0.05, nesterov=False, length="match_rms_adamw"), rest=AdamW(lr=0.01))),
+    Row(Lion(lr=0.01, decay=0.1), lambda p: zoo.Lion(p, lr=0.01, weight_decay=0.1)),
+    Row(Adagrad(lr=0.05), lambda p: T.Adagrad(p, lr=0.05)),
+    Row(NAdam(lr=0.01, decay=0.1), lambda p: T.NAdam(p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+        1e-9),  # torch 2.13 keeps the product of momenta in float32
+    Row(AdEMAMix(lr=0.01, decay=0.1), lambda p: zoo.AdEMAMix(p, lr=0.01, weight_decay=0.1, weight_decouple=True)),
+    Row(AdEMAMix(lr=0.01, alpha=3.0, warmup=20),
+        lambda p: zoo.AdEMAMix(p, lr=0.01, weight_decay=0.0, alpha=3.0, t_alpha_beta3=20)),
+    Row(LARS(lr=1.0, trust=0.02, decay=0.1), lambda p: TrustTwin(p, lr=1.0, decay=0.1)),
+    Row(LAMB(lr=0.02, decay=0.1), lambda p: TrustTwin(p, lr=0.02, decay=0.1, adam=True)),
+    Row(Shampoo(lr=0.05, eps=0.1), lambda p: ShampooTwin(p, lr=0.05, every=1)),
+    Row(Shampoo(lr=0.05, eps=0.1, every=4), lambda p: ShampooTwin(p, lr=0.05, every=4)),
+    Row(Graft(Adam(lr=0.01), Shampoo(lr=1.0, eps=0.1))),
+    Row(SOAP(lr=0.01, decay=0.1, every=3, largest=3),
+        lambda p: SOAPTwin(p, lr=0.01, decay=0.1, every=3, largest=3)),
     Row(Scheduled(PolarSGD(lr=0.05), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),
 ]
 rules = pytest.mark.parametrize("rule", [row.rule for row in ROWS], ids=repr)
@@ -287,7 +397,7 @@ def test_equals_its_torch_twin_in_float64(row):
     layout = Layout.of(start)
     twin = run_optimizer(row.torch_twin, start)
     assert (twin - layout.flatten(start)).abs().max() > 1e-3
-    torch.testing.assert_close(run_pure(row.rule, layout.flatten(start), layout), twin, rtol=0, atol=1e-12)
+    torch.testing.assert_close(run_pure(row.rule, layout.flatten(start), layout), twin, rtol=0, atol=row.atol)
 
 
 @rules
@@ -365,6 +475,25 @@ def test_muon_in_bfloat16_is_torchs_to_its_rounding(length, nesterov):
 def test_muon_refuses_vectors_by_name():
     with pytest.raises(UserError, match=r"'bias' of shape .3,. is none: write ByKind"):
         Muon(lr=0.1).optimizer_of(nn.Linear(4, 3))
+
+
+def test_soap_turns_both_sides():
+    """Of a square matrix, whose products have full rank: else rounding chooses among eigenvectors of 0."""
+    start = [torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double()]
+    rule = SOAP(lr=0.01, decay=0.1, every=3)
+    twin = run_optimizer(lambda p: SOAPTwin(p, lr=0.01, decay=0.1, every=3), start, steps=12)
+    assert (twin - start[0].reshape(-1)).abs().max() > 0.01
+    torch.testing.assert_close(run_optimizer(rule.optimizer, start, steps=12), twin, rtol=0, atol=1e-9)
+
+
+def test_soap_is_the_zoos_on_matrices():
+    """pytorch_optimizer 4.1.0 follows the authors' code, which turns the basis in float32."""
+    start = [torch.randn(shape, generator=torch.Generator().manual_seed(0)).double() for shape in ((5, 5), (7,))]
+    rule = SOAP(lr=0.01, decay=0.1, every=3)
+    make = partial(zoo.SOAP, lr=0.01, weight_decay=0.1, precondition_frequency=3)
+    ours, theirs = (run_optimizer(each, start, steps=8) for each in (rule.optimizer, make))
+    moved = (theirs - Layout.of(start).flatten(start)).norm()
+    assert (ours - theirs).norm() < 2e-3 * moved
 
 
 FEW = 8
