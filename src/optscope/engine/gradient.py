@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -30,12 +31,14 @@ class Gradient:
         self._plain = self._size is None and self._lower is None
         self.scaler = torch.amp.GradScaler(place.kind) if place.autocast == "float16" else None
         """Scales losses so that small gradients do not vanish in float16."""
+        self.keeps_graph = False
+        """Whether an optimiser differentiates the gradient."""
 
     def take(self, model: nn.Module, batch: Batch, latent: Tensor | None) -> Tensor:
         """Add the gradient to the parameters', and return the mean loss."""
         if self._plain:
             loss = self._loss(model, batch, latent)
-            loss.backward(inputs=self._inputs)
+            self._back(loss)
             return loss.detach()
         n, size = len(batch), self._size or len(batch)
         latents = [None] * -(-n // size) if latent is None else latent.split(size)
@@ -44,7 +47,15 @@ class Gradient:
             with torch.autocast(self._kind, self._lower) if self._lower else nullcontext():
                 loss = self._loss(model, part, drawn)
             share = loss * (len(part) / n)
-            (share if self.scaler is None else self.scaler.scale(share)).backward(inputs=self._inputs)
+            self._back(share if self.scaler is None else self.scaler.scale(share))
             total = share.detach() if total is None else total + share.detach()
         assert total is not None
         return total
+
+    def _back(self, loss: Tensor) -> None:
+        if not self.keeps_graph:
+            loss.backward(inputs=self._inputs)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a circle of references, which the stepper breaks
+            loss.backward(inputs=self._inputs, create_graph=True)

@@ -36,12 +36,13 @@ class Side:
         self.params = [p for p in network.parameters() if p.requires_grad]
         # Alone, it is left to autograd where gradients go: checkpointed activations want it so.
         self._gradient = Gradient(objective, plan, place, self.params if objective.player else None)
-        self.stepper = Stepper(rule, network, seed, self._gradient.scaler)
+        self.stepper = Stepper(rule, network, seed, self._gradient.scaler, total * objective.steps)
+        self._gradient.keeps_graph = self.stepper.keeps_graph
         self._longest = plan.clip
         self.losses = torch.full((total,), torch.nan, device=self.params[0].device if self.params else None)
         self.trace: Trace | None = None
         self.evaluations = 0
-        self._asks, self._device = rule.asks, torch.device(place.device)
+        self._asks, self._foreign, self._device = rule.asks, rule.foreign, torch.device(place.device)
         self._again: Callable[[], Tensor]
 
     def differentiate(self, model: nn.Module, batch: Batch, latent: Tensor | None, round_: int, j: int = 0) -> None:
@@ -67,7 +68,7 @@ class Side:
 
         Dropout draws what it drew at first, and buffers, such as running statistics, stay as that left them.
         """
-        if self._versions() == versions:
+        if self._versions() == versions and not self._foreign:  # others may write through .data, which is not seen
             return value
         assert drawn is not None
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

@@ -18,6 +18,8 @@ from optscope.optim.trial import draws_elsewhere
 from optscope.tasks.fresh import Numbers, seeded
 from optscope.tasks.unchanged import unchanged
 
+SOME = 100
+"""How many steps an optimiser is told of that is only tried."""
 _NOTHING = nullcontext()
 
 
@@ -29,21 +31,23 @@ class Stepper:
     for looks, and at the end, as its authors ask for: the weights it stands for are those.
 
     `scaler` is what scaled the loss, if anything did: steps whose gradient is then not finite are left out. A rule
-    that asks for more gradients gets them at `step`, and no schedule where it has its own.
+    that asks for more gradients gets them at `step`, and no schedule where it has its own. `steps` is how many it
+    will make.
 
     Raises:
         UserError: when a rule asks for several gradients, and losses are scaled.
     """
 
-    def __init__(self, rule: Rule, model: nn.Module, seed: int, scaler: torch.amp.GradScaler | None = None) -> None:
+    def __init__(self, rule: Rule, model: nn.Module, seed: int, scaler: torch.amp.GradScaler | None = None,
+                 steps: int = SOME) -> None:
         self.model, self.scaler = model, scaler
         self._numbers = _own_numbers(rule, model, seed) if rule.foreign else None
         with self._numbers or _NOTHING:
-            self.optimizer = rule.optimizer_of(model)
+            self.optimizer = rule.optimizer_of(model, steps)
             set_mode(self.optimizer, "train")
         self._rates = Rates(self.optimizer)
         self._moved = False
-        self._asks, self._own_schedule = rule.asks, rule.own_schedule
+        self._asks, self._own_schedule, self.keeps_graph = rule.asks, rule.own_schedule, rule.keeps_graph
         if scaler is not None and rule.asks:
             raise UserError(f"{rule!r} takes several gradients a step, of which one scale for small numbers is not "
                             "known to fit all: train with autocast bfloat16, or without")
@@ -54,12 +58,14 @@ class Stepper:
         self._moved = True
         with self._numbers or _NOTHING:
             if self._asks:
-                self.optimizer.step(again)  # type: ignore[arg-type]
+                self.optimizer.step(torch.enable_grad()(again))  # type: ignore[arg-type]
             elif self.scaler is None:
                 self.optimizer.step()
             else:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
+        for p in self.model.parameters() if self.keeps_graph else ():
+            p.grad = None if p.grad is None else p.grad.detach()  # the graph holds all of a batch's activations
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:

@@ -129,7 +129,7 @@ class Players(Rule):
         raise UserError("Players are several rules and make no single optimiser: train a Game with them, or take "
                         "each player's, players.by_name[NAME].optimizer(...)")
 
-    def optimizer_of(self, model: nn.Module) -> NoReturn:
+    def optimizer_of(self, model: nn.Module, steps: int | None = None) -> NoReturn:
         """Raise: every player has an optimiser of its own.
 
         Raises:

@@ -79,6 +79,8 @@ class Rule(ABC):
 
     in_pairs: ClassVar[bool] = True
     """Whether complex weights may be stepped as pairs of real numbers."""
+    keeps_graph: ClassVar[bool] = False
+    """Whether gradients must come with their graph, to be differentiated."""
 
     if TYPE_CHECKING:
         @property
@@ -217,7 +219,7 @@ class Rule(ABC):
             raise UserError(f"{self!r} goes by what parameters are in their model: write rule.optimizer_of(model)")
         return optimizer_for(params, self)
 
-    def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
+    def optimizer_of(self, model: nn.Module, steps: int | None = None) -> torch.optim.Optimizer:
         """Return the optimiser of a model's parameters, in one param group a module where norms run over modules.
 
         Of the model it knows which kind each parameter is (`optscope.optim.kinds`).

@@ -16,6 +16,7 @@ from optscope.devices import forked
 from optscope.errors import UserError
 from optscope.optim.adaptive import AdamW
 from optscope.optim.foreign import Foreign
+from optscope.optim.kinds import layout_of
 from optscope.optim.rates import has_modes, set_mode
 from optscope.optim.rule import Rule, State
 from optscope.optim.torch_bridge import as_real
@@ -58,7 +59,12 @@ def check_on(rule: Rule, model: nn.Module, loss: Callable[[nn.Module], Tensor]) 
 
 def pure_fault(rule: Foreign, model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> str:
     """Return why the pure step of an optimiser is not its own on this model, or "" when it is: see `check_on`."""
-    params = [p for p in model.parameters() if p.requires_grad]
+    if rule.way.alone:
+        return rule.way.alone
+    layout = layout_of(model)
+    where = [i for i, shape in enumerate(layout.shapes) if len(shape) == 2 or not rule.way.matrices]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    params = [trained[i] for i in where]
 
     def gradients(weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
         with torch.no_grad():
@@ -68,7 +74,9 @@ def pure_fault(rule: Foreign, model: nn.Module, loss: Callable[[nn.Module], Tens
         loss(model).backward()
         return [p.grad for p in params]
 
-    return _fault(rule, [p.detach() for p in params], gradients, STEPS) or _fault(rule, SMALL, slope, LONG)
+    small = SMALL[:1] if rule.way.matrices else SMALL
+    return (_fault(rule, [p.detach() for p in params], layout.take(where), gradients, STEPS)
+            or _fault(rule, small, Layout.of(small), slope, LONG))
 
 
 def slope(weights: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -76,16 +84,18 @@ def slope(weights: Sequence[Tensor]) -> Sequence[Tensor]:
     return [w + 3 * torch.cos(3 * w) for w in weights]
 
 
-def _fault(rule: Foreign, start: Sequence[Tensor], gradients: Gradients, steps: int) -> str:
+def _fault(rule: Foreign, start: Sequence[Tensor], layout: Layout, gradients: Gradients, steps: int) -> str:
     weights = [nn.Parameter(w.clone().to(torch.complex128 if w.is_complex() else torch.float64)) for w in start]
     with own_stream(0):
         try:
-            itself = rule.optimizer(weights)
+            itself = rule.of_tensors(weights, layout)
         except Exception:  # alone it cannot be made of them either: no matter of its pure form
             return ""
         if has_modes(itself):
             return "it has train and eval modes, between which the weights differ"
-        states = rule.begin([as_real(w) for w in weights], Layout.of(weights))
+        real = [as_real(w) for w in weights]
+        states = rule.begin(real, Layout.of_layers(layer._replace(shape=w.shape)
+                                                   for layer, w in zip(layout.layers, real, strict=True)))
         for _ in range(steps):
             before = [w.detach().clone() for w in weights]
             given = [None if g is None else g.to(w.dtype) for g, w in zip(gradients(before), weights, strict=True)]
@@ -95,7 +105,7 @@ def _fault(rule: Foreign, start: Sequence[Tensor], gradients: Gradients, steps: 
             try:
                 itself.step()
             except Exception as error:
-                alone = _steps_alone(rule, start, given)
+                alone = _steps_alone(rule, start, layout, given)
                 return f"of float64 weights, which are used there, it says {_said(error)}" if alone else ""
             if not torch.equal(drawn, torch.get_rng_state()):
                 return "it draws random numbers, and others there"
@@ -111,13 +121,14 @@ def _fault(rule: Foreign, start: Sequence[Tensor], gradients: Gradients, steps: 
     return ""
 
 
-def _steps_alone(rule: Foreign, start: Sequence[Tensor], grads: Sequence[Tensor | None]) -> bool:
+def _steps_alone(rule: Foreign, start: Sequence[Tensor], layout: Layout,
+                 grads: Sequence[Tensor | None]) -> bool:
     """Return whether an optimiser can step weights of the dtype they have."""
     weights = [nn.Parameter(w.clone()) for w in start]
     for w, g in zip(weights, grads, strict=True):
         w.grad = None if g is None else g.to(w.dtype)
     try:
-        rule.optimizer(weights).step()
+        rule.of_tensors(weights, layout).step()
     except Exception:
         return False
     return True
@@ -167,8 +178,7 @@ def _rate_notes(rule: Foreign) -> Iterator[str]:
 
 
 def _kind_notes(rule: Foreign) -> Iterator[str]:
-    with own_stream(0):
-        optimizer = rule.optimizer([nn.Parameter(torch.zeros(2, 2))])
+    optimizer = rule.small()
     decay = optimizer.param_groups[0].get("weight_decay")
     if decay and "weight_decay" not in dict(rule.options):
         yield f"decays weights by {decay}, its default."
@@ -179,11 +189,12 @@ def _kind_notes(rule: Foreign) -> Iterator[str]:
 
 def _path(rule: Foreign, first: float, later: float) -> Tensor | None:
     """Return where the long trial leads at `first` times the rate, after one step times `later`; or None."""
-    weights = [nn.Parameter(w.clone()) for w in SMALL]
+    small = SMALL[:1] if rule.way.matrices else SMALL
+    weights = [nn.Parameter(w.clone()) for w in small]
     with own_stream(0):
         try:
             at_rate = rule if first == 1 else rule.with_(lr=rule.lr * first)  # type: ignore[operator]
-            optimizer = at_rate.optimizer(weights)
+            optimizer = at_rate.of_tensors(weights, Layout.of(weights))
             set_mode(optimizer, "train")
             for t in range(LONG):
                 for w, g in zip(weights, slope([w.detach() for w in weights]), strict=True):
@@ -193,7 +204,7 @@ def _path(rule: Foreign, first: float, later: float) -> Tensor | None:
                 optimizer.step()
         except Exception:
             return None
-    moves = torch.cat([(w.detach() - s).reshape(-1) for w, s in zip(weights, SMALL, strict=True)])
+    moves = torch.cat([(w.detach() - s).reshape(-1) for w, s in zip(weights, small, strict=True)])
     return moves if bool(moves.any()) else None
 
 
@@ -202,7 +213,12 @@ def _near(a: Tensor, b: Tensor | None) -> bool:
 
 
 def draws_elsewhere(rule: Rule) -> bool:
-    """Return whether a foreign optimiser draws random numbers from NumPy's or Python's global generator."""
+    """Return whether a foreign optimiser draws random numbers from NumPy's or Python's global generator.
+
+    Of one that steps in training only it is not known, and counts as so.
+    """
+    if any(isinstance(inner, Foreign) and inner.way.alone for inner in rule.walk()):
+        return True
     kept = np.random.get_state(), random.getstate()
     before = pickle.dumps(kept)
     try:
