@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from optscope.analyses.caveats import fairness, reservations
 from optscope.analyses.tuning import learning_rates
 from optscope.engine.plan import Plan
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.evidence.records import Record, Records
 from optscope.optim import SAM, SGD, AdamW, ByKind, Cosine, Decayed, Foreign, Linear, Players, Scheduled
 from optscope.probes.accuracy import Accuracy
+from optscope.protocol.arms import NAMES, TRIALS, arm_named
+from optscope.protocol.compare import arms_of
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.search import Grid, Halton, PlayerGrid, Random
+from optscope.protocol.settings import read_settings
 from optscope.protocol.space import Choice, Log, Space, Uniform, half_decades
 from tiny import TASK
 
@@ -228,3 +232,57 @@ def test_the_picture_shows_every_candidate_the_diverged_ones_beyond_the_worst():
     assert lost.x == [3.0]
     assert lost.y[0] == panel.levels["diverged"] > 0.6
     assert (ring.x, ring.y, ring.mark) == ([0.3], [0.2], "rings")
+
+
+# Ready arms, and what settings say
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ready_arms_have_one_budget_and_move_a_model(name):
+    arm = arm_named(name)
+    assert sum(rule.evaluations for rule in arm.candidates()) == TRIALS
+    rates = [rule.lr for rule in arm.candidates()]
+    assert rates[0] < arm.rule.lr < rates[-1]
+    first, after = (train(TASK, arm.rule, Plan(steps=steps, batch=16), seed=0) for steps in (1, 3))
+    assert after.diverged_at is None
+    moved = [(p - q).abs().max() for p, q in zip(first.snapshot.model.parameters(),
+                                                 after.snapshot.model.parameters(), strict=True)]
+    assert min(moved) > 0
+
+
+def said(text, tmp_path):
+    (tmp_path / "settings.toml").write_text(text)
+    return arms_of(read_settings(tmp_path / "settings.toml"))
+
+
+def test_settings_say_what_else_is_searched(tmp_path):
+    sgd, muon = said('[optimisers.sgd]\nspace = {momentum = [0.0, 0.9]}\n[optimisers.muon]\n'
+                     'space = {"matrices.lr" = [0.01, 0.1], "rest.lr" = [1e-3, 1e-2, 1e-1]}', tmp_path)
+    assert len(sgd.candidates()) == 12
+    assert {rule.momentum for rule in sgd.candidates()} == {0.0, 0.9}
+    assert {rule.lr for rule in sgd.candidates()} == {rule.lr for rule in arm_named("sgd").candidates()}
+    assert len(muon.candidates()) == 6
+    assert {rule.by_name["rest"].lr for rule in muon.candidates()} == {1e-3, 1e-2, 1e-1}
+
+
+def test_settings_draw_as_many_trials_of_every_arm_by_its_cost(tmp_path):
+    sgd, sam = said('trials = 10\n[optimisers.sgd]\nspace = {momentum = {uniform = [0.1, 0.9]}}\n'
+                    '[optimisers.sam]\nspace = {rho = {log = [0.01, 0.5]}}', tmp_path)
+    assert len(sgd.candidates()) == 10
+    assert len({rule.momentum for rule in sgd.candidates()}) == 10
+    assert all(0.01 <= rule.lr <= 3.0 for rule in sgd.candidates())
+    assert len(sam.candidates()) == 5
+    assert all(0.01 <= rule.rho <= 0.5 for rule in sam.candidates())
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("[optimisers.sgd]\nspace = {momentum = 0.9}", r"sgd.momentum: a list of values, .* expected; got 0.9"),
+    ("[optimisers.sgd]\nspace = {momentum = {log = [0.1]}}", "expected; got {'log': "),
+    ("[optimisers.sgd]\nspace = {momentum = {log = [0.9, 0.1]}}", "0 < low < high; got low=0.9, high=0.1"),
+    ("[optimisers.sgd]\nspace = {momentum = {log = [0.1, 0.9]}}", "momentum has the range"),
+    ("[optimisers.sgd]\nspace = {}", "optimisers.sgd.space"),
+    ("trials = 0", "trials: .*greater than or equal to 1"),
+    ("widen = 9", "widen: .*less than or equal to 8"),
+])
+def test_settings_that_cannot_be_searched(text, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        said(text, tmp_path)

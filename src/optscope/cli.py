@@ -100,6 +100,10 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
             epochs: Annotated[int | None, typer.Option(help="Passes over the training data (30).")] = None,
             steps: Annotated[int | None, typer.Option(help="Steps of training, as streams need them.")] = None,
             batch: Batch = None,
+            trials: Annotated[int | None, typer.Option(
+                help="Draw so many points of each one's range, instead of its grid of learning rates.")] = None,
+            widen: Annotated[int | None, typer.Option(
+                help="How often all arms search on while a best learning rate lies at an end (2).")] = None,
             graft: Annotated[bool | None, typer.Option(
                 "--graft", help="Compare every optimiser's step length on every one's direction.")] = None,
             margin: Annotated[str | None, typer.Option(
@@ -110,7 +114,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
     from optscope.lab import compare as door
 
     _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, steps=steps,
-          batch=batch, graft=graft, margin=margin, device=device)
+          batch=batch, trials=trials, widen=widen, graft=graft, margin=margin, device=device)
 
 
 @app.command()

@@ -47,5 +47,6 @@ def question(comparison: Comparison) -> str:
 
 
 def arms_of(settings: Settings) -> tuple[Arm, ...]:
-    """Return the arms that settings name, with the learning rates they give or the usual ones."""
-    return tuple(arm_named(name, said.lr) for name, said in settings.optimisers.items())
+    """Return the arms that settings name, with what they say of the search, or the usual learning rates."""
+    return tuple(arm_named(name, said.lr, said.space, settings.trials)
+                 for name, said in settings.optimisers.items())

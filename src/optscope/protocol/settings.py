@@ -28,10 +28,11 @@ def _margin(said: float | str | None) -> float | str | None:
 
 
 class OptimiserSettings(BaseModel):
-    """What may be said of one optimiser: the learning rates to try."""
+    """What may be said of one optimiser: the learning rates to try, and what else is searched."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     lr: Annotated[list[Rate], Field(min_length=1, max_length=100)] | None = None
+    space: Annotated[dict[str, Any], Field(min_length=1, max_length=20)] | None = None
 
 
 class Settings(BaseModel):
@@ -42,6 +43,7 @@ class Settings(BaseModel):
         default_factory=lambda: {name: OptimiserSettings() for name in DEFAULT}, min_length=1)
     seeds: int = Field(default=8, ge=1, le=10_000)
     tuning_seeds: int = Field(default=1, ge=1, le=1000)
+    trials: int | None = Field(default=None, ge=1, le=10_000, description="drawn points; else every combination")
     widen: int = Field(default=2, ge=0, le=MOST_ROUNDS, description="how often a search goes on beyond its ends")
     twin_seeds: int = Field(default=2, ge=0, le=1000, description="seeds that also train rounding twins")
     epochs: int | None = Field(default=None, ge=1, le=MOST_STEPS, description="30, if there are no steps either")
