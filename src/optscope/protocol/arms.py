@@ -7,19 +7,27 @@ from typing import Any
 
 from optscope.errors import UserError, nearest
 from optscope.optim import (
+    LAMB,
+    LARS,
     SAM,
     SGD,
+    SOAP,
+    Adagrad,
     Adam,
     AdamW,
+    AdEMAMix,
     ByKind,
     Foreign,
     Graft,
+    Lion,
     Muon,
+    NAdam,
     NormalizedSGD,
     PolarSGD,
     RMSProp,
     Rule,
     ScheduleFree,
+    Shampoo,
     SignSGD,
 )
 from optscope.protocol.comparison import Arm
@@ -48,12 +56,21 @@ _READY: dict[str, tuple[str, Rule, tuple[float, float]]] = {
     "graft": ("Adam length, SGD direction", Graft(Adam(lr=1e-3), SGD(lr=1.0)), _SMALL),
     # github.com/KellerJordan/Muon: 0.02, beside AdamW at 3e-4 and betas 0.9, 0.95; their ratio is kept.
     "muon": ("Muon", ByKind(matrices=Muon(lr=0.02), rest=AdamW(lr=3e-4, beta2=0.95)), _MIDDLE),
+    "soap": ("SOAP", SOAP(lr=3e-3), _SMALL),  # 3e-3: github.com/nikhilvyas/SOAP
+    # With Adam's length, roots now and then: Anil et al. 2020, arXiv 2002.09018; Shi et al. 2023, arXiv 2309.06497
+    "shampoo": ("Shampoo", Graft(Adam(lr=1e-3), Shampoo(lr=1.0, every=10)), _SMALL),
+    "lion": ("Lion", Lion(lr=1e-4), _TINY),  # a third to a tenth of AdamW's: Chen et al. 2023, section 5
     # As large as AdamW's or up to ten times: github.com/facebookresearch/schedule_free
     "schedule-free": ("Schedule-free AdamW", ScheduleFree(AdamW(lr=3e-3, beta1=0.0)), _SMALL),
+    "ademamix": ("AdEMAMix", AdEMAMix(lr=1e-3), _SMALL),  # AdamW's: Pagliardini et al. 2024, section 4
+    "adagrad": ("Adagrad", Adagrad(lr=0.01), _MIDDLE),  # 0.01: the default of torch
+    "nadam": ("NAdam", NAdam(lr=2e-3), _SMALL),  # 2e-3: the default of torch
     # 0.01: the default of torch, whose class it is; Shazeer and Stern 2018, arXiv 1804.04235
     "adafactor": ("Adafactor", Foreign("torch.optim:Adafactor", lr=0.01), _MIDDLE),
     # rho 0.05: Foret et al. 2021, and the middle of the rates of its SGD
     "sam": ("SAM", SAM(SGD(lr=0.03, momentum=0.9)), (0.01, 0.1)),
+    "lars": ("LARS", LARS(lr=1.0), (0.1, 30.0)),  # 3 to 30: You et al. 2017, table 3
+    "lamb": ("LAMB", LAMB(lr=3e-3), (3e-4, 0.1)),  # 1.8e-3 to 1e-2: You et al. 2019, arXiv 1904.00962, table 8
 }
 NAMES = tuple(_READY)
 DEFAULT = ("sgd", "adam", "rmsprop", "graft")

@@ -104,8 +104,8 @@ class Comparison:
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, a criterion that
-            validation does not measure, unequal budgets (in gradients: candidates times gradients a step), or seeds
-            that serve twice.
+            validation does not measure, unequal budgets (in gradients: candidates times gradients a step), a
+            search to be widened along no learning rate, or seeds that serve twice.
     """
 
     name: str
@@ -154,6 +154,10 @@ class Comparison:
                             f"got {sorted(set(self.seeds) & set(self.tuning_seeds))} in both")
         if isinstance(self.widen, bool) or not isinstance(self.widen, int) or not 0 <= self.widen <= MOST_ROUNDS:
             raise UserError(f"widen must be a whole number from 0 to {MOST_ROUNDS}; got {self.widen!r}")
+        for arm in self.arms if self.widen else ():
+            if arm.search and not arm.search.space.rates:
+                raise UserError(f"a search goes on along learning rates, and {arm.name} searches only "
+                                f'{", ".join(arm.search.space.names)}: add "lr" to its space, or give widen=0')
         check_budgets(self.arms)
 
     @looked_at_once()

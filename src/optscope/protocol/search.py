@@ -53,12 +53,7 @@ class Search(ABC):
         Where it lies at an edge the range goes on by its own ratio (half a decade, where points are drawn); all
         learning rates at an edge move together. Elsewhere the gaps beside the best rate are halved, that of the
         better neighbour first.
-
-        Raises:
-            UserError: when no learning rate is searched.
         """
-        if not self.space.rates:
-            raise UserError(f"a search goes on along learning rates; {self!r} has none: add one or give widen=0")
         best, tried = best_of(scored), [rule for rule, _ in scored]
         edges = self.edges(best, tried)
         found: list[Rule] = []
