@@ -10,12 +10,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from optscope.engine.plan import Plan
+from optscope.engine.rehearsal import rehearse
 from optscope.engine.state_file import equal, from_bytes, to_bytes
 from optscope.engine.training import Training
 from optscope.errors import UserError
 from optscope.optim import SAM, SGD, AdamW, ByKind, Foreign, Graft, Rounded
+from optscope.optim.by_kind import Where
 from optscope.optim.kinds import layout_of
 from optscope.optim.making import Way
+from optscope.tasks.task import Task
 from tiny import TASK
 
 PLAN = Plan(3, 32)
@@ -71,7 +74,7 @@ def test_a_training_goes_on_from_its_state_to_the_bit(rule):
         rule = Foreign(f"pytorch_optimizer:{rule}")
     one, other = (Training(TASK, rule, PLAN, 1) for _ in range(2))
     one.advance(4)
-    other.load_state_dict(from_bytes(to_bytes(one.state_dict(), {}), {}))
+    other.load_state_dict(from_bytes(to_bytes(one.state_dict(), "test"), "test"))
     assert one.advance(9)
     assert other.advance(9)
     assert equal(one.state_dict(), other.state_dict())
@@ -112,6 +115,27 @@ def test_groups_are_hidden_matrices_and_the_rest():
     assert [muon["use_muon"], rest["use_muon"]] == [True, False]
     assert muon["params"] == [model[0].weight, model[3].weight]
     assert len(rest["params"]) == len(layout_of(model).names) - 2
+
+
+class Rows(torch.optim.SGD):
+    """Sees kernels as rows, by view."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.grad.view(len(p), -1)
+        super().step()
+
+
+def test_convolutions_run_as_fast_as_the_optimiser_lets_them_and_it_is_said():
+    x, y = torch.rand(24, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
+    task = Task.from_tensors(lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 2), nn.Flatten(),
+                                                   nn.Linear(36, 8), nn.Linear(8, 3)), (x, y), (x, y))
+    arms = {"rows": Foreign(Rows, lr=0.1), "sgd": Foreign("torch.optim:SGD", lr=0.1),
+            "muon": ByKind((Where(kind="matrix"), Foreign("torch.optim:Muon", lr=0.02)), rest=AdamW(lr=0.01))}
+    assert [Training(task, rule, PLAN, 1).slowed for rule in arms.values()] == [True, False, False]
+    said = [each for each in rehearse(task, arms, PLAN).said if "channels-last" in each]
+    assert len(said) == 1
+    assert said[0].startswith("rows: ")
 
 
 @pytest.mark.parametrize(("rule", "words"), [

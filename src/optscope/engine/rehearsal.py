@@ -226,6 +226,9 @@ def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, place: Place, watc
         look(snapshot)
     trained = training.trained()
     found.said += [f"{arm}: {note}" for note in notes(rule)]
+    if training.slowed:
+        found.said.append(f"{arm}: {rule!r} cannot step channels-last weights, so its convolutions are "
+                          "contiguous, and slower.")
     found.said += [f"{small.name}: {training.uncompiled}: it is trained without."] * bool(training.uncompiled)
     if trained.diverged_at is not None:
         found.said.append(f"{arm}: {rule!r}, its smallest rate, diverges within {STEPS} steps.")

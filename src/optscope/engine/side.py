@@ -24,7 +24,8 @@ from optscope.tasks.tree import Batch
 class Side:
     """A player of a training of `total` rounds; `seed` starts its optimiser's own random numbers.
 
-    `evaluations` counts the gradients that it has taken.
+    `evaluations` counts the gradients that it has taken; `slowed` tells whether its optimiser, and not the model,
+    keeps convolutions from channels-last.
     """
 
     def __init__(self, objective: Objective, model: nn.Module, rule: Rule, seed: int, first: Batch,
@@ -32,6 +33,8 @@ class Side:
         network = objective.network(model)
         self.objective = objective
         self.format = fast_format(network, first.inputs, rule)
+        allowed = fast_format(network, first.inputs, None) if rule.foreign else self.format
+        self.slowed = allowed is not self.format
         network.to(memory_format=self.format)  # type: ignore[call-overload]
         self.params = [p for p in network.parameters() if p.requires_grad]
         # Alone, it is left to autograd where gradients go: checkpointed activations want it so.

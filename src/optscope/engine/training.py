@@ -137,6 +137,11 @@ class Training:
         return self._compiled.failed
 
     @property
+    def slowed(self) -> bool:
+        """Whether an optimiser that cannot step channels-last weights keeps convolutions from being fast."""
+        return any(side.slowed for side in self._sides)
+
+    @property
     def losses(self) -> Tensor:
         """The training loss of every step so far, `(step,)`, of a game `(step, players)`."""
         return self._losses()[:self.step]
