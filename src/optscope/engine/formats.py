@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from optscope.devices import convolves_fast
 from optscope.engine.stepping import Stepper
-from optscope.errors import UserError
-from optscope.optim.kinds import layout_of
 from optscope.optim.rule import Rule
+from optscope.optim.trial import takes
 from optscope.tasks.fresh import seeded
 from optscope.tasks.tree import Batch, Tree, called, mapped
 
@@ -40,20 +39,11 @@ def fast_format(model: nn.Module, inputs: Tree, rule: Rule | None) -> torch.memo
             called(trial, in_format(Batch(inputs, ()).copy(), torch.channels_last).inputs)
             # Each by itself, so that an arm and its rounding twins get the same.
             for each in rule.walk() if rule else ():
-                if each.foreign and next(each.held(), None) is None and _takes(each, trial):
+                if each.foreign and next(each.held(), None) is None and takes(each, trial):
                     _try_steps(each, trial)
     except Exception:  # whatever their authors chose to raise; what has other causes is raised again in training
         return torch.contiguous_format
     return torch.channels_last
-
-
-def _takes(rule: Rule, model: nn.Module) -> bool:
-    """Return whether a rule takes all layers; one that is for matrices alone gets no kernels."""
-    try:
-        rule.check_layers(layout_of(model))
-    except UserError:
-        return False
-    return True
 
 
 def _try_steps(rule: Rule, model: nn.Module) -> None:

@@ -212,6 +212,15 @@ def _near(a: Tensor, b: Tensor | None) -> bool:
     return b is not None and float((a - b).norm()) <= SAME * float(a.norm())
 
 
+def takes(rule: Rule, model: nn.Module) -> bool:
+    """Return whether a rule can step all layers of a model; one that steps matrices alone is for some of them."""
+    try:
+        rule.check_layers(layout_of(model))
+    except UserError:
+        return False
+    return True
+
+
 def draws_elsewhere(rule: Rule) -> bool:
     """Return whether a foreign optimiser draws random numbers from NumPy's or Python's global generator.
 
