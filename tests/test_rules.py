@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import pytorch_optimizer as zoo
 import torch
@@ -18,6 +19,8 @@ from optscope.errors import UserError
 from optscope.optim import (
     LAMB,
     LARS,
+    MARS,
+    PNM,
     SAM,
     SGD,
     SOAP,
@@ -25,20 +28,30 @@ from optscope.optim import (
     Adagrad,
     Adam,
     AdamW,
+    AdaPNM,
+    AdaRem,
     AdEMAMix,
     ByKind,
     Constant,
     Cosine,
     Decayed,
+    Extrapolated,
     Foreign,
+    GradientPenalty,
     Graft,
+    ImplicitSGD,
+    LaMAdam,
     Linear,
     Lion,
+    MAdam,
     Momentum,
     Muon,
     NAdam,
+    Noisy,
     NormalizedSGD,
     PolarSGD,
+    Prodigy,
+    RelativeClip,
     RMSProp,
     Rounded,
     Rule,
@@ -253,6 +266,47 @@ class SOAPTwin(torch.optim.Optimizer):
                     state["v"] = state["v"].reshape(g.shape).index_select(i, order).reshape(-1)
 
 
+class AdaRemTwin(torch.optim.Optimizer):
+    """AdaRem as the page has it, number by number."""
+
+    def __init__(self, params, lr, decay):
+        super().__init__(params, {"lr": lr})
+        self.decay, self.t = decay, 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            e = self.state[p].setdefault("e", torch.zeros_like(p))
+            b = p.grad.sign() * e / (e.abs().max() + 1e-8)
+            p.sub_(self.param_groups[0]["lr"] * ((1 + 0.999**self.t * b) * p.grad + self.decay * p))
+            e.mul_(0.9).add_(0.1 * p.grad)
+        self.t += 1
+
+
+class LaMAdamTwin(torch.optim.Optimizer):
+    """LaMAdam in numpy, from normalised averages of the gradient and its square."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+        self.t = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.t += 1
+        for p in self.param_groups[0]["params"]:
+            g, state = p.grad.numpy(), self.state[p]
+            mean, square, w, m = state.get("kept", (0 * g, 0 * g, 0 * g, 0 * g))
+            variance, off = np.maximum(square - mean**2, 0), (g - mean) ** 2
+            best = (off + variance) / (w * (off - variance) + off + variance + 1e-16)
+            best = np.clip(best, 0.5, 0.98) if self.t > 1 else 0.98 + 0 * g
+            total = best * w + 1 - best
+            mean = (best * w * mean + (1 - best) * g) / total
+            square = (best * w * square + (1 - best) * g**2) / total
+            m = 0.9 * m + 0.1 * g / (np.sqrt(square) + 1e-15)
+            state["kept"] = mean, square, total, m
+            p.sub_(torch.tensor(self.param_groups[0]["lr"] * m / (1 - 0.9**self.t)))
+
+
 def sorted_adam(params, lr=0.01):
     """Adam in two groups, the last parameters first, each with numbers of its own."""
     params = list(params)
@@ -342,6 +396,22 @@ ROWS = [
     Row(Graft(Adam(lr=0.01), Shampoo(lr=1.0, eps=0.1))),
     Row(SOAP(lr=0.01, decay=0.1, every=3, largest=3),
         lambda p: SOAPTwin(p, lr=0.01, decay=0.1, every=3, largest=3)),
+    Row(PNM(lr=0.05, decay=0.1), lambda p: zoo.PNM(p, lr=0.05, betas=(0.9, 1.0), weight_decay=0.1)),
+    Row(PNM(lr=0.05, negative=0.5)),
+    Row(AdaPNM(lr=0.01, decay=0.1), lambda p: zoo.AdaPNM(p, lr=0.01, weight_decay=0.1), 1e-6),  # eps elsewhere
+    Row(AdaRem(lr=0.05, decay=0.1), lambda p: AdaRemTwin(p, lr=0.05, decay=0.1)),
+    Row(MAdam(lr=0.01, low=0.999), lambda p: T.Adam(p, lr=0.01)),
+    Row(MAdam(lr=0.01, decay=0.1)),
+    Row(LaMAdam(lr=0.01), lambda p: LaMAdamTwin(p, lr=0.01)),
+    Row(MARS(AdamW(lr=0.01, beta1=0.95, beta2=0.99, decay=0.1)), lambda p: zoo.MARS(
+        p, lr=0.01, weight_decay=0.1, optimize_1d=True), 1e-6),  # eps elsewhere
+    Row(Noisy(SGD(lr=0.05), sigma=0.3)),
+    Row(Noisy(Adam(lr=0.01), sigma=0.3, seed=2)),
+    Row(RelativeClip(lr=0.05, decay=0.1)),
+    Row(Prodigy(d0=1e-3, decay=0.1), lambda p: zoo.Prodigy(p, lr=1.0, d0=1e-3, weight_decay=0.1), 1e-4),
+    Row(Extrapolated(SGD(lr=0.05), ahead=0.1)),
+    Row(GradientPenalty(SGD(lr=0.05, momentum=0.9), weight=0.02)),
+    Row(ImplicitSGD(lr=0.1, gradients=2)),
     Row(Scheduled(PolarSGD(lr=0.05), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),
 ]
 rules = pytest.mark.parametrize("rule", [row.rule for row in ROWS], ids=repr)

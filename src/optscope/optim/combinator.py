@@ -69,11 +69,8 @@ class Combinator(Fused):
 
 
 @dataclass(frozen=True, repr=False)
-class Wrapper(Combinator):
-    """A combinator that leaves its `rule` what it is, but for a factor on the rate and L2 regularisation.
-
-    What is known of a rule (its threshold, momentum, matching form) is known of it inside wrappers: see `bare`.
-    """
+class Around(Combinator):
+    """A combinator of one `rule`, which stands for the weights that the rule stands for."""
 
     rule: Rule
 
@@ -103,6 +100,14 @@ class Wrapper(Combinator):
         """Return its rule's state."""
         inner: State = state["rule"]
         return inner
+
+
+@dataclass(frozen=True, repr=False)
+class Wrapper(Around):
+    """A combinator that leaves its `rule` what it is, but for a factor on the rate and L2 regularisation.
+
+    What is known of a rule (its threshold, momentum, matching form) is known of it inside wrappers: see `bare`.
+    """
 
     def factor_at(self, step: int) -> float:
         """Return the factor on the learning rate after `step` steps."""
