@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,13 +36,13 @@ class Elsewhere(Around):
         if self.rule.asks:
             raise UserError(f"{type(self).__name__}: its rule must take one gradient a step; got {self.rule!r}")
 
+    @abstractmethod
     def shift(self, grad: Tensor, length: Tensor) -> Tensor:
         """Return where the second gradient is taken, of a gradient and its norm over the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mixed(self, here: Tensor, there: Tensor, length: Tensor) -> Tensor:
         """Return the gradient that the rule is given."""
-        raise NotImplementedError
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the rule's state."""
@@ -141,7 +142,7 @@ class GradientPenalty(Elsewhere):
         L + μ ‖g‖²,   whose gradient is g + 2 μ H g ≈ g + 2 μ ‖g‖/ε · (g(w + ε g/‖g‖) − g),   μ = weight, ε = step
 
     Gradient descent of rate η follows such a flow with μ = η/4 by itself: implicit gradient regularisation. The
-    Gradient descent of rate η follows such a flow with μ = η/4 itself: implicit gradient regularisation. The
+    difference is exact on quadratics. Codes that differentiate s ‖g‖² and ones that add s H g differ by a factor 2:
     here μ is the weight of ‖g‖² in what is minimised.
 
     Barrett, Dherin 2021, arXiv 2009.11162.
