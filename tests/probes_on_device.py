@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 import kinds_of_tasks
-from optscope.optim import SGD, Adam
+from optscope.optim import SGD, Adam, SignSGD
 from optscope.optim.foreign import Foreign
 from optscope.optim.polar import PolarSGD
 from optscope.probes.accuracy import Accuracy, Checkpoint
 from optscope.probes.apgd import APGD, TargetedAPGD
 from optscope.probes.attack import BIM, FGSM, PGD
+from optscope.probes.batch_sharpness import BatchSharpness
 from optscope.probes.black_box import RandomSearch
 from optscope.probes.chance import Chance
 from optscope.probes.coverage import Coverage
@@ -131,7 +132,7 @@ TASKS |= {name: kinds_of_tasks.TASKS[name] for name in TREES}
 INPUTS = (Accuracy(), Checkpoint(), Chance(), Margin(), Lipschitz(climb=3))
 CURVATURE = (TopEigenvalues(k=2, rel=0.1), TopEigenvalues(rel=0.1, gauss_newton=True), EdgeOfStability(),
              PreconditionedSharpness(rel=0.1), LayerSharpness(rel=0.1), HessianTrace(9), SpectralDensity(1, 5))
-WEIGHTS = (Geometry(), FirstStep(), GradientNoise(3), DescentSplit(16, 4))
+WEIGHTS = (Geometry(), FirstStep(), GradientNoise(3), DescentSplit(16, 4), BatchSharpness(8))
 SPECTRA = (GaussianNoise(), BandNoise(), SensitivityMap(basis=DCT()), SensitivityMap(basis=Fourier()))
 ATTACKS = (FGSM(), BIM(4), PGD(6, restarts=2), APGD(steps=6), TargetedAPGD(2, 6), RandomSearch(20))
 ROBUST = (*(RobustAccuracy(norm, (0.02, 0.1, 0.5), attack, checked=0) for norm in ("l2", "linf")
@@ -141,6 +142,7 @@ ADAM, PLAIN, POLAR = Adam(lr=0.01), SGD(lr=0.1, momentum=0.9), PolarSGD(lr=0.1)
 SET = [
     *(("cnn", ADAM, probe) for probe in (*INPUTS, *CURVATURE, *WEIGHTS, *SPECTRA, *ROBUST)),
     *(("mlp", PLAIN, probe) for probe in (*INPUTS, TopEigenvalues(), *WEIGHTS)),
+    ("mlp", SignSGD(lr=0.01), EdgeOfStability()),
     *(("mlp", Foreign("torch.optim:NAdam"), probe) for probe in (FirstStep(), TopEigenvalues(rel=0.1))),
     *(("transformer", ADAM, probe) for probe in (*INPUTS, TopEigenvalues(rel=0.1), RobustAccuracy("l2", 0.5))),
     *(("words", ADAM, probe) for probe in (Accuracy(), Chance(), Margin(), TopEigenvalues(rel=0.1), *WEIGHTS)),

@@ -16,6 +16,7 @@ from optscope.errors import UserError
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.apgd import APGD, TargetedAPGD
+from optscope.probes.batch_sharpness import BatchSharpness
 from optscope.probes.black_box import RandomSearch
 from optscope.probes.chance import Chance
 from optscope.probes.curvature import (
@@ -74,6 +75,7 @@ SET: tuple[Probe, ...] = (
     SensitivityMap(basis=DCT()), SensitivityMap(basis=Fourier()),
     RobustAccuracy("l2", (0.1, 0.5), QUICK, checked=4), RobustAccuracy("linf", 0.1, QUICK, checked=4),
     Lipschitz(climb=3), TopEigenvalues(k=2, rel=0.1), PreconditionedSharpness(rel=0.1), EdgeOfStability(),
+    BatchSharpness(8),
     TopEigenvalues(rel=0.1, gauss_newton=True), LayerSharpness(rel=0.1), HessianTrace(6), SpectralDensity(1, 5),
     Geometry(), FirstStep(), Margin(), GradientNoise(3), DescentSplit(16, 4))
 ELSEWHERE = {"Classes", "Coverage", "FID", "Modes", "Rotation", "Samples",  # of games

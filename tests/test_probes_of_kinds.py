@@ -28,6 +28,7 @@ from optscope.probes.accuracy import Accuracy, Checkpoint
 from optscope.probes.apgd import APGD, TargetedAPGD
 from optscope.probes.at_weights import AtWeights, change_by_parts, mean_gradient
 from optscope.probes.attack import FGSM, PGD
+from optscope.probes.batch_sharpness import BatchSharpness
 from optscope.probes.black_box import RandomSearch
 from optscope.probes.chance import Chance
 from optscope.probes.coverage import Coverage
@@ -69,7 +70,8 @@ ATTACKS = (FGSM(), PGD(3, restarts=2), APGD(steps=3), TargetedAPGD(2, 3), Random
 FITS = {
     Accuracy(): ALONE, Checkpoint(): ALONE, Chance(): ALONE, Geometry(): ALONE, FirstStep(): ALONE,
     TopEigenvalues(k=2, rel=0.1): ALONE, TopEigenvalues(rel=0.1, gauss_newton=True): ALONE,
-    PreconditionedSharpness(rel=0.1): ALONE, EdgeOfStability(): ALONE, LayerSharpness(rel=0.1): ALONE,
+    PreconditionedSharpness(rel=0.1): ALONE, EdgeOfStability(): ALONE, BatchSharpness(8): ALONE,
+    LayerSharpness(rel=0.1): ALONE,
     HessianTrace(6): ALONE, SpectralDensity(1, 4): ALONE, GradientNoise(3): MEANS, DescentSplit(8, 4): MEANS,
     Margin(): CLASSES, GaussianNoise(): CLASSES, BandNoise(bands=3): {"pictures"},
     SensitivityMap(basis=DCT()): {"pictures"}, SensitivityMap(basis=Fourier()): {"pictures"},

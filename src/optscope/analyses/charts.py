@@ -68,15 +68,17 @@ def edge_of_stability(comparison: Comparison, records: Records) -> Picture | Non
             continue
         ends.append(f"{arm.name} {ratio.y[-1]:.2g}")
         theory = Series("stability threshold", edge.x, edge.y, mark="theory")
-        panels.append(Panel("step", "largest eigenvalue", [met, theory], arm.name, log_y=True))
+        panels.append(Panel("step", "sharpness met", [met, theory], arm.name, log_y=True))
     if not panels:
         return None
     return Picture("edge-of-stability", f"Sharpness over stability threshold at the end: {', '.join(ends)}", panels,
-                   "Largest eigenvalue of the matrix that decides stability: the Hessian of the training loss for "
-                   "plain rules, the preconditioned one for adaptive rules: heights compare within a panel only. "
-                   "Above the dashed line the rule is unstable on the quadratic model of the loss; the line moves "
-                   "with the learning rate. Mean over seeds with 95 % t intervals; each eigenvalue to 5 %. Rules "
-                   "without a known threshold are left out.")
+                   "What decides stability: the largest eigenvalue of the Hessian of the training loss for plain "
+                   "rules, of the preconditioned one for adaptive rules, and for rules with steps of a length of "
+                   "their own the largest dᵀHd found in the ball of their norm, their momentum left out: heights "
+                   "compare within a panel only. Above the dashed line the rule is unstable on the quadratic model "
+                   "of the loss; the line moves with the learning rate and, for the last, with the gradient. Mean "
+                   "over seeds with 95 % t intervals; each eigenvalue to 5 %. Rules without a known "
+                   "threshold are left out.")
 
 
 def _over_time(rows: Records, label: str) -> Series:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError, nearest
+from optscope.optim.norm import Ball
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -109,6 +110,11 @@ class Muon(Fused):
     def _orthogonal(self, matrices: Tensor) -> Tensor:
         lower = matrices.bfloat16() if self.precision else matrices
         return orthogonalized(lower, self.iterations).to(matrices.dtype)
+
+    def ball(self, layout: Layout) -> Ball:
+        """Return that of the largest spectral norm of a matrix over its c, where NS is exact."""
+        self.check_layers(layout)
+        return Ball("spectral", tuple(map(self._length, layout.shapes)), tuple(range(len(layout.names))))
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return a zero average "m"."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError, nearest
+from optscope.optim.norm import Ball, l2_ball
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -85,6 +86,10 @@ class SignSGD(Fused):
     def __post_init__(self) -> None:
         check_hyper("SignSGD", "lr", self.lr, open_low=True)
 
+    def ball(self, layout: Layout) -> Ball:
+        """Return that of l∞."""
+        return Ball("linf", (1.0,) * len(layout.names), tuple(range(len(layout.names))))
+
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return nothing: the rule has no memory."""
         return {}
@@ -123,6 +128,12 @@ class NormalizedSGD(Fused):
     def __post_init__(self) -> None:
         check_hyper("NormalizedSGD", "lr", self.lr, open_low=True)
         check_per("NormalizedSGD", self.per)
+
+    def ball(self, layout: Layout) -> Ball:
+        """Return that of the largest l2 norm of a block."""
+        layers = range(len(layout.names))
+        blocks = {"layer": tuple(layers), "module": layout.modules, "model": (0,) * len(layers)}[self.per]
+        return l2_ball(layout, blocks, self.rms)
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return nothing: the rule has no memory."""

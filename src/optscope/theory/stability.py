@@ -74,6 +74,38 @@ def averaged(lr: float, momentum: float, decay: float = 0.0) -> float:
     return (2 - lr * decay) * (1 + momentum) / ((1 - momentum) * lr)
 
 
+def normalized(lr: float, dual: float) -> float:
+    """Return 2 ‖g‖_*/η for w ← w − η d with d = argmax over ‖d‖ <= 1 of ⟨g, d⟩, and ⟨g, d⟩ = ‖g‖_*.
+
+    The loss changes by −η ‖g‖_* + η²/2 dᵀHd to second order, so that it falls while S, the largest dᵀHd in the
+    ball, is below. It is the 2/η' of the steepest descent whose steps are η' ‖g‖_* d (arXiv 2603.05002 has that
+    form), at the η' = η/‖g‖_* of this moment. Both are exact where d has dᵀHd = S and w is a multiple of it.
+
+    >>> normalized(0.1, 3.0)
+    60.0
+
+    Raises:
+        UserError: unless lr > 0.
+    """
+    _check(lr, 0.0)
+    return 2 * dual / lr
+
+
+def batch_edges(lr: float, momentum: float) -> tuple[float, float]:
+    """Return 2 (1 − β)/η and 2 (1 + β)/η, where batch sharpness settles under SGD with momentum.
+
+    The first in small batches, the second, which is `heavy_ball`'s own, in large ones: arXiv 2604.14108 (read in
+    its abstract).
+
+    >>> tuple(round(edge, 9) for edge in batch_edges(0.1, 0.9))
+    (2.0, 38.0)
+
+    Raises:
+        UserError: unless lr > 0 and 0 <= momentum < 1.
+    """
+    return 2 * (1 - momentum) / lr, heavy_ball(lr, momentum)
+
+
 def _check(lr: float, momentum: float) -> None:
     if not (0 < lr < math.inf and 0 <= momentum < 1):
         raise UserError("a stability threshold needs a learning rate > 0 and a momentum in [0, 1); "
