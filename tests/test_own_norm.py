@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from optscope.errors import UserError
-from optscope.optim import SGD, Adam, Decayed, Momentum, Muon, NormalizedSGD, Rounded, SignSGD
+from optscope.optim import SGD, Adam, AdamW, ByKind, Decayed, Momentum, Muon, NormalizedSGD, Rounded, SignSGD
+from optscope.optim.kinds import layout_of
 from optscope.optim.norm import Ball, Steepest
 from optscope.probes.batch_sharpness import BatchSharpness
 from optscope.probes.edge import STARTS, EdgeOfStability
@@ -53,7 +54,7 @@ def small_net(seed):
 
 def test_the_lower_bound_is_near_the_best_of_all_signs_of_small_nets():
     shares = []
-    for seed in range(20):
+    for seed in range(10):
         hessian, gradient = small_net(seed)
         matrix = torch.stack([hessian(e) for e in torch.eye(hessian.size, dtype=torch.double)])
         ball = SignSGD(lr=1.0).ball(hessian.layout)
@@ -211,3 +212,16 @@ def test_a_ball_of_signs_has_no_flat_side():
     """Zeros have a sign too: it is vertices that are searched."""
     ball = Ball("linf", (2.0,), (0,))
     assert ball.furthest(torch.zeros(3), Layout(("w",), (torch.Size([3]),))).tolist() == [2, 2, 2]
+
+
+def test_of_a_split_rule_the_first_part_has_the_norm_and_the_others_stand_still():
+    rule = ByKind(matrices=Muon(lr=0.1), rest=AdamW(lr=0.01))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    layout = layout_of(model)
+    ball, vector = rule.ball(layout), torch.randn(layout.size).double()
+    found = ball.furthest(vector, layout)
+    own = Muon(lr=0.1).ball(layout.take([0])).furthest(vector[:12], layout.take([0]))
+    torch.testing.assert_close(found[:12], own)
+    assert not found[12:].any()
+    assert ball.square(layout) == pytest.approx(3 * 4 / 3)  # rank 3, of length √(4/3)
+    assert ByKind(matrices=AdamW(lr=0.1), rest=SignSGD(lr=0.1)).ball(layout) is None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optscope.errors import UserError, nearest
 from optscope.optim.combinator import Combinator, known
+from optscope.optim.norm import Ball, Steepest
 from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State
 from optscope.vector import Layer, Layout
 
@@ -160,6 +161,17 @@ class ByKind(Combinator):
                                 f"{', '.join(dict.fromkeys(layout.kinds))}: leave that part away")
         for _, rule, _, own in self._rules(layout):
             rule.check_layers(own)
+
+    def ball(self, layout: Layout) -> Ball | None:
+        """Return the ball of the first part's steps, if there is one, where the layers of others stand still."""
+        for _, rule, numbers, own in self._rules(layout):
+            if rule == self.parts[0][1] and isinstance(rule, Steepest) and (ball := rule.ball(own)) is not None:
+                radii = dict(zip(numbers, ball.radii, strict=True))
+                blocks = dict(zip(numbers, ball.blocks, strict=True))
+                every = range(len(layout.names))
+                return Ball(ball.norm, tuple(radii.get(i, 0.0) for i in every),
+                            tuple(blocks.get(i, -1) for i in every))
+        return None
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the parts' states."""

@@ -20,8 +20,8 @@ class Ball:
     """The ball {d : ‖d‖ <= 1} of a norm, by which a rule without memory steps w ← w − lr · argmax_d ⟨g, d⟩.
 
     The norm is the largest over blocks b of ‖d_b‖/r_b, where ‖·‖ is l2, l∞, or the spectral norm of a matrix (a
-    kernel is one of its first axis by all others). `radii` and `blocks` hold r and the number of its block for each
-    layer; blocks matter to l2 alone, the only one that joins layers.
+    kernel is one of its first axis by all others); a block of radius 0 stands still. `radii` and `blocks` hold r and
+    the number of its block for each layer; blocks matter to l2 alone, the only one that joins layers.
 
     >>> layout = Layout(("w",), (torch.Size([2]),))
     >>> ball = Ball("linf", (1.0,), (0,))
@@ -40,7 +40,7 @@ class Ball:
             found = [r * torch.where(part < 0, -1.0, 1.0).to(part)  # of zeros too: a vertex
                      for part, r in zip(parts, self.radii, strict=True)]
         elif self.norm == "spectral":
-            found = [r * _polar(part.view(shape[0], -1)).reshape(-1)
+            found = [r * _polar(part.view(shape[0], -1)).reshape(-1) if r else torch.zeros_like(part)
                      for part, shape, r in zip(parts, layout.shapes, self.radii, strict=True)]
         else:
             lengths = self._lengths(parts)
@@ -56,8 +56,8 @@ class Ball:
         """Return the largest ‖d‖₂² in the ball, so that no d'Ad in it exceeds that times A's largest eigenvalue."""
         if self.norm == "l2":
             return sum(r * r for r in dict(zip(self.blocks, self.radii, strict=True)).values())
-        ranks = (size if self.norm == "linf" else min(shape[0], size // shape[0])
-                 for size, shape in zip(layout.sizes, layout.shapes, strict=True))
+        ranks = (size if self.norm == "linf" or not r else min(shape[0], size // shape[0])
+                 for size, shape, r in zip(layout.sizes, layout.shapes, self.radii, strict=True))
         return sum(r * r * rank for r, rank in zip(self.radii, ranks, strict=True))
 
     def _lengths(self, parts: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -70,8 +70,8 @@ class Ball:
 class Steepest(Protocol):
     """A rule whose every step is the furthest along a vector, momentum and decay left aside."""
 
-    def ball(self, layout: Layout) -> Ball:
-        """Return the ball that holds its steps of learning rate 1."""
+    def ball(self, layout: Layout) -> Ball | None:
+        """Return the ball that holds its steps of learning rate 1; None if there is none."""
 
 
 def _polar(matrix: Tensor) -> Tensor:

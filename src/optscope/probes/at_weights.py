@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.backends import cuda
 
 from optscope.errors import UserError
+from optscope.optim.kinds import layers_of
 from optscope.tasks.kinds import MOST
 from optscope.tasks.mean_loss import parts_change
 from optscope.tasks.task import Loss
@@ -52,7 +53,8 @@ class AtWeights:
                                 "hold a pair of reals instead, as torch.view_as_real gives")
         self.weights = {name: p.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
                         for name, p in trained.items()}
-        self.layout = Layout.of(self.weights)
+        layers = layers_of(model)
+        self.layout = Layout.of_layers(layers[name] for name in self.weights)
         self.dtype = torch.float32  # or more: sums over many numbers need more digits than the weights may have
         for weight in self.weights.values():
             self.dtype = torch.promote_types(self.dtype, weight.dtype)
