@@ -9,7 +9,7 @@ from torch import nn
 
 from optscope.vector import Layout
 from pretend import NAME, pretending, reads
-from test_rules import ROWS, gradient, tensors
+from test_rules import ROWS, gradient, made, tensors
 
 STEPS = 4
 
@@ -19,12 +19,18 @@ def trained(rule, device):
     start = tensors()
     layout = Layout.of(start)
     params = [nn.Parameter(t.clone().to(device)) for t in start]
-    optimizer, weights, waits = rule.optimizer(params), layout.flatten(start), 0
+    optimizer, weights, waits = made(rule)(params), layout.flatten(start), 0
     for t in range(STEPS):
         for p, g in zip(params, layout.views(gradient(weights, t)), strict=True):
             p.grad = g.clone().to(device)
+
+        def again(t=t):
+            there = layout.flatten([p.detach() for p in params])
+            for p, g in zip(params, layout.views(gradient(there, t)), strict=True):
+                p.grad = g.clone()
+
         before = sum(reads.values())
-        optimizer.step()
+        optimizer.step(again)
         waits = sum(reads.values()) - before
         weights = layout.flatten([p.detach().cpu() for p in params])
     return weights, waits

@@ -121,7 +121,11 @@ def _run(func, args, kwargs):
 
 
 def install() -> None:
-    """Make the device known to torch; safe to call again."""
+    """Make the device known to torch; safe to call again.
+
+    Rules of other authors are tried when they are made, with a backward pass: a script that has some calls this
+    before it imports them, as `python pretend.py SCRIPT ...` does.
+    """
     global _installed
     if not _installed:
         _setup_privateuseone_for_python_backend(NAME)
@@ -135,3 +139,14 @@ def pretending() -> Iterator[None]:
     reads.clear()
     with _Factories(), _Mode():
         yield
+
+
+if __name__ == "__main__":
+    import runpy
+    import sys
+
+    import pretend
+
+    pretend.install()
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")

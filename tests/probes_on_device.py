@@ -1,6 +1,6 @@
 """What probes read on a device, as JSON: run by `test_device.py`, in a process of its own for a pretended one.
 
-    python probes_on_device.py pretend        # or cuda, mps, ...
+    python pretend.py probes_on_device.py pretend        # or python probes_on_device.py cuda, mps, ...
 """
 
 import contextlib
@@ -51,7 +51,7 @@ from optscope.tasks.mixtures import Ring
 from optscope.tasks.models import ResNet
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Data, InMemory, Split, Task
-from pretend import NAME, install, pretending, reads
+from pretend import NAME, pretending, reads
 from probe_kinds import others
 
 IMAGES = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -234,8 +234,6 @@ def fidelity(**given):
 def main(device, only=""):
     """Print for every row the largest relative difference from the CPU, and the waits."""
     sys.modules["torch_fidelity"] = types.SimpleNamespace(calculate_metrics=fidelity)
-    if device == NAME:
-        install()  # before the first backward pass, which counts the devices
     found = {}
     rows = [row for row in ROWS if only in name(row)]
     on_cpu = {name(row): read(row, "cpu")[0] for row in rows}

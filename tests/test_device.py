@@ -21,8 +21,9 @@ from test_rules import ROWS, rules
 
 def printed(script, *arguments):
     """What a script beside this one prints, read as JSON."""
-    done = subprocess.run([sys.executable, "-W", "error", Path(__file__).with_name(script), *arguments], text=True,
-                          capture_output=True, check=False,
+    first = [Path(__file__).with_name("pretend.py")] if arguments in ((), ("pretend",)) else []
+    done = subprocess.run([sys.executable, "-W", "error", *first, Path(__file__).with_name(script), *arguments],
+                          text=True, capture_output=True, check=False,
                           env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -45,8 +46,9 @@ def test_the_pretended_device_refuses_to_mix_and_counts_as_a_gpu_does(table):
 def test_a_rule_steps_on_a_device_as_on_the_cpu_and_waits_for_nothing(rule, table):
     difference, waits = table["rules"][repr(rule)]
     assert difference < 1e-12
-    if not any(type(each).__name__ == "Foreign" for each in rule.walk()):  # others wait as they please
-        assert waits == 0
+    kinds = [type(each).__name__ for each in rule.walk()]
+    if "Foreign" not in kinds:  # others wait as they please
+        assert waits <= 2 * 2 * kinds.count("Shampoo")  # of each side of a matrix: whether `eigh` has converged
 
 
 WAITS = {"Accuracy": 7, "Checkpoint": 3 + 2, "Chance": 7, "Margin": 7, "GaussianNoise": 7, "BandNoise": 8,
@@ -55,9 +57,10 @@ WAITS = {"Accuracy": 7, "Checkpoint": 3 + 2, "Chance": 7, "Margin": 7, "Gaussian
          "Geometry": 6 + 10,  # matrices: of each the singular values
          "DescentSplit": 8 + 4,  # parts: whether the loss of each is a mean
          "TopEigenvalues": 8 + 10,  # products, here and below: Lanczos looks at each before the next
-         "PreconditionedSharpness": 11 + 10, "EdgeOfStability": 14 + 20, "SpectralDensity": 6 + 5,
+         "PreconditionedSharpness": 11 + 10, "EdgeOfStability": 14 + 20 + 12, "SpectralDensity": 6 + 5,
          "LayerSharpness": 6 + 29 * 7,  # layers, and products of each
          "RobustAccuracy": 9 + 38,  # attacks (six with the checks), each once in 16 steps, and radii
+         "BatchSharpness": 6 + 3,  # batches
          "Rotation": 3 + 20,  # products
          "Lipschitz": 5 + 5 * 12}  # runs of layers: the norm of each, and those of its kernels twice
 """How often a probe may wait for the device, with what that grows with; any other as often as most may."""
@@ -129,7 +132,8 @@ def test_a_training_on_a_device_has_the_cpus_numbers_and_waits_at_most_twice_an_
     difference, waits, resumed = trained[row]
     assert difference <= 1e-6
     assert resumed == 0.0  # from a saved state, to the bit
-    assert waits <= 2 or "Rprop" in row  # which looks at its signs
+    # Rprop looks at its signs, and `eigh` whether it has converged: two sides of two matrices, three steps
+    assert waits <= 2 + 12 * ("Shampoo" in row) or "Rprop" in row
 
 
 def test_a_run_on_a_device_leaves_what_it_leaves_on_the_cpu(trained):

@@ -1,6 +1,6 @@
 """What training leaves on a device, as JSON: run by `test_device.py`, in a process of its own for a pretended one.
 
-    python training_on_device.py pretend        # or cuda, mps, ...
+    python pretend.py training_on_device.py pretend        # or python training_on_device.py cuda, mps, ...
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from optscope.tasks.gan import gan
 from optscope.tasks.gan_models import Perceptron
 from optscope.tasks.models import ResNet
 from optscope.tasks.task import Data, InMemory, Split, Task
-from pretend import NAME, install, pretending, reads
+from pretend import NAME, pretending, reads
 from test_rules import ROWS as RULES
 
 N, BATCH = 24, 8
@@ -157,8 +157,6 @@ def performed(device):
 
 def main(device, only=""):
     """Print for every row the largest difference from the CPU, the waits, and how far a resumed one is away."""
-    if device == NAME:
-        install()  # before the first backward pass, which counts the devices
     found = {}
     rows = [row for row in ROWS if only in row]
     on_cpu = {row: trained(row, "cpu")[0] for row in rows}

@@ -97,6 +97,6 @@ def _mixed(steps: list[Tensor], residuals: list[Tensor], plain: Tensor) -> Tenso
         return plain
     last, changes = residuals[-1], torch.stack([residuals[-1] - r for r in residuals[:-1]], dim=-1)
     moves = torch.stack([steps[-1] - s for s in steps[:-1]], dim=-1)
-    weights = torch.linalg.lstsq(changes.double(), last.double().unsqueeze(-1), driver="gelsd").solution
+    weights = torch.linalg.pinv(changes.double(), rtol=1e-12) @ last.double().unsqueeze(-1)
     mixed: Tensor = plain - ((moves + changes) @ weights.to(plain.dtype)).squeeze(-1)
     return mixed

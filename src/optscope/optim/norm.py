@@ -20,8 +20,8 @@ class Ball:
     """The ball {d : ‖d‖ <= 1} of a norm, by which a rule without memory steps w ← w − lr · argmax_d ⟨g, d⟩.
 
     The norm is the largest over blocks b of ‖d_b‖/r_b, where ‖·‖ is l2, l∞, or the spectral norm of a matrix (a
-    kernel is one of its first axis by all others); a block of radius 0 stands still. `radii` and `blocks` hold r and
-    the number of its block for each layer; blocks matter to l2 alone, the only one that joins layers.
+    kernel is one of its first axis by all others); a block of radius 0 stands still. `radii` and `blocks` hold r
+    and the number of its block for each layer; blocks matter to l2 alone, the only one that joins layers.
 
     >>> layout = Layout(("w",), (torch.Size([2]),))
     >>> ball = Ball("linf", (1.0,), (0,))

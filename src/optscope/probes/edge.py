@@ -30,9 +30,9 @@ class EdgeOfStability(CurvatureProbe):
     whose size decides whether the rule is stable: H for SGD and its momenta, D⁻¹ᐟ² H D⁻¹ᐟ² for Adam, AdamW and
     RMSProp with their live preconditioner D. No more than "sharpness met limit" is likely (for 99 starts in 100).
 
-    Rules with steps of a length of their own (`Steepest.ball`: SignSGD l∞, NormalizedSGD l2 of each block, Muon the
-    spectral norm of each matrix; ByKind what its first part has, in that part's layers) meet the generalised
-    sharpness S = max over ‖d‖ <= 1 of dᵀHd in their norm (arXiv 2603.05002). "sharpness met" is then a lower bound, by `own_norm.reach` from the gradient, H's top eigenvector,
+    Rules with steps of a length of their own (`Steepest.ball`: SignSGD l∞, NormalizedSGD l2 of each block, Muon
+    the spectral norm of each matrix; ByKind what its first part has, in the layers of that part) meet the
+    generalised sharpness S = max over ‖d‖ <= 1 of dᵀHd in their norm (arXiv 2603.05002). "sharpness met" is then a lower bound, by `own_norm.reach` from the gradient, H's top eigenvector,
     random vectors and the last reading's answer (docs/probes.md says how tight it is); the limit is that of the
     sharpness times the largest ‖d‖₂² in the ball. Their threshold is 2 ‖g‖_*/lr (`stability.normalized`), with g
     the gradient over the probe's examples. It is that of the step without momentum and decay, where they have any.
