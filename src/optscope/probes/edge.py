@@ -32,15 +32,16 @@ class EdgeOfStability(CurvatureProbe):
 
     Rules with steps of a length of their own (`Steepest.ball`: SignSGD l∞, NormalizedSGD l2 of each block, Muon
     the spectral norm of each matrix; ByKind what its first part has, in the layers of that part) meet the
-    generalised sharpness S = max over ‖d‖ <= 1 of dᵀHd in their norm (arXiv 2603.05002). "sharpness met" is then a lower bound, by `own_norm.reach` from the gradient, H's top eigenvector,
-    random vectors and the last reading's answer (docs/probes.md says how tight it is); the limit is that of the
-    sharpness times the largest ‖d‖₂² in the ball. Their threshold is 2 ‖g‖_*/lr (`stability.normalized`), with g
-    the gradient over the probe's examples. It is that of the step without momentum and decay, where they have any.
+    generalised sharpness S = max over ‖d‖ <= 1 of dᵀHd in their norm (arXiv 2603.05002). "sharpness met" is then a
+    lower bound, by `own_norm.reach` from the gradient, H's top eigenvector, random vectors and the last reading's
+    answer (docs/probes.md says how tight it is); the limit is that of the sharpness times the largest ‖d‖₂² in the
+    ball. Their threshold is 2 ‖g‖_*/lr (`stability.normalized`), with g the gradient over the probe's examples. It
+    is that of the step without momentum and decay, where they have any.
 
-    Above the "stability threshold" the rule is unstable on the quadratic
-    model of the loss (`rule_in_use.threshold`); "sharpness / threshold" can be compared between rules, and 1 is
-    the edge of stability (Cohen et al. 2021, arXiv 2103.00065; 2022, arXiv 2207.14484). For rules without a known
-    threshold, and adaptive ones before their first step, there is the sharpness alone.
+    Above the "stability threshold" the rule is unstable on the quadratic model of the loss
+    (`rule_in_use.threshold`); "sharpness / threshold" can be compared between rules, and 1 is the edge of
+    stability (Cohen et al. 2021, arXiv 2103.00065; 2022, arXiv 2207.14484). For rules without a known threshold,
+    and adaptive ones before their first step, there is the sharpness alone.
 
     A bias in front of a batch normalisation has a slope of about 0 in training, so Adam's D is about eps there; in
     eval mode, with running statistics, the loss does bend in it. "sharpness met" is then right as it is defined,
