@@ -9,6 +9,7 @@ from optscope.errors import UserError, nearest
 from optscope.optim import (
     LAMB,
     LARS,
+    MARS,
     SAM,
     SGD,
     SOAP,
@@ -24,6 +25,7 @@ from optscope.optim import (
     NAdam,
     NormalizedSGD,
     PolarSGD,
+    Prodigy,
     RMSProp,
     Rule,
     ScheduleFree,
@@ -72,6 +74,9 @@ _READY: dict[str, tuple[str, Rule, tuple[float, float]]] = {
     # rho 0.05: Foret et al. 2021, and the middle of the rates of its SGD
     "sam": ("SAM", SAM(SGD(lr=0.03, momentum=0.9)), (0.01, 0.1)),
     "lars": ("LARS", LARS(lr=1.0), (0.1, 30.0)),  # 3 to 30: You et al. 2017, table 3
+    # 3e-3 beside betas 0.95, 0.99: the default of the authors' code
+    "mars": ("MARS-AdamW", MARS(AdamW(lr=3e-3, beta1=0.95, beta2=0.99)), _SMALL),
+    "prodigy": ("Prodigy", Prodigy(lr=1.0), (0.03, 10.0)),  # 1, which is meant not to be tuned
     "lamb": ("LAMB", LAMB(lr=3e-3), (3e-4, 0.1)),  # 1.8e-3 to 1e-2: You et al. 2019, arXiv 1904.00962, table 8
 }
 NAMES = tuple(_READY)
