@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class RMSProp(Fused):
     Raises:
         UserError: unless lr > 0, 0 <= alpha < 1 and eps > 0.
     """
+
+    apart: ClassVar[bool] = True
 
     lr: Hyper
     alpha: Hyper = 0.99
@@ -66,6 +69,8 @@ class Adam(Fused):
     Raises:
         UserError: unless lr > 0, 0 <= beta1, beta2 < 1 and eps > 0.
     """
+
+    apart: ClassVar[bool] = True
 
     lr: Hyper
     beta1: Hyper = 0.9

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from optscope.errors import UserError
@@ -141,3 +142,49 @@ def known(gradient: Gradient, params: Tensor) -> Gradient:
     """Return a gradient that is taken once at `params`, however often it is asked for there."""
     first = gradient(params)
     return lambda weights: first if weights is params else gradient(weights)
+
+
+def count_step(states: Sequence[State]) -> float:
+    """Return the number of steps made, "step", of in-place states that share it, and make it one more, in place.
+
+    Parameters that began later have a count of their own, which catches up.
+    """
+    counts = list({id(state["step"]): state["step"] for state in states}.values())
+    done = max(float(count) for count in counts)
+    for count in counts:
+        count.fill_(done + 1)
+    return done
+
+
+PORTION = 1 << 19
+"""Numbers that are stepped before the next ones are looked at: 2 MB of float32 stay in a cache."""
+
+
+def portions(params: Sequence[Tensor], *rules: Rule) -> list[list[int]]:
+    """Return in which portions a combinator may go through tensors, by their numbers: in one if a rule needs all.
+
+    What a combinator does to a step besides, it then does while that is still in the cache, and needs room for a
+    portion only.
+    """
+    if not all(rule.apart for rule in rules):
+        return [list(range(len(params)))]
+    found: list[list[int]] = []
+    held = PORTION
+    for i, p in enumerate(params):
+        if held >= PORTION:
+            found.append([])
+            held = 0
+        found[-1].append(i)
+        held += p.numel()
+    return found
+
+
+def stepped(rule: Rule, grads: Sequence[Tensor] | Slopes, states: Sequence[State], params: Sequence[Tensor],
+            scale: float) -> list[Tensor]:
+    """Return a rule's step in tensors of its own, and advance its states."""
+    steps = [torch.zeros_like(p) for p in params]
+    if callable(grads):
+        rule.seek_(steps, grads, states, params, scale)
+    else:
+        rule.add_step_(steps, grads, states, params, scale)
+    return steps

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from optscope.devices import to_floats
 from optscope.errors import UserError
-from optscope.optim.combinator import Around, Wrapper
+from optscope.optim.combinator import Around, Wrapper, count_step
 from optscope.optim.per_layer import layer_norm
-from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, count_step, per_member
+from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, per_member
 from optscope.optim.sign import safe_inverse
 from optscope.vector import Layout
 

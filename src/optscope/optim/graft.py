@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from optscope.optim.combinator import Combinator, known
+from optscope.optim.combinator import Combinator, known, portions, stepped
 from optscope.optim.rule import Gradient, Rule, Slopes, State
 from optscope.optim.sign import Per, block_norms, check_per, list_norms, safe_inverse
 from optscope.vector import Layout
@@ -58,24 +57,22 @@ class Graft(Combinator):
         return step * outside, {"magnitude": m_state, "direction": d_state}
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
-        """Return the in-place states of both parts, and "scratch", room for a step of each tensor.
-
-        The room is kept, for to ask for it anew at every step costs more, in page faults, than all the rest.
-        """
-        parts = zip(self.magnitude.begin(params, layout), self.direction.begin(params, layout), params, strict=True)
-        return [{"magnitude": m, "direction": d, "scratch": torch.zeros_like(p)} for m, d, p in parts]
+        """Return the in-place states of both parts."""
+        parts = zip(self.magnitude.begin(params, layout), self.direction.begin(params, layout), strict=True)
+        return [{"magnitude": m, "direction": d} for m, d in parts]
 
     def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
               scale: float = 1.0) -> None:
-        """Add the grafted step in place; each part adds its own step to zeros first."""
+        """Add the grafted step in place, tensor by tensor where nothing joins them."""
         (inside, outside), (turning, _) = self.magnitude.split_scale(scale), self.direction.split_scale(scale)
-        steps = [s["scratch"].zero_() for s in states]
-        self.magnitude.seek_(steps, slopes, [s["magnitude"] for s in states], params, inside)
-        lengths = list_norms(steps, self.per)
-        for step in steps:
-            step.zero_()
-        self.direction.seek_(steps, slopes, [s["direction"] for s in states], params, turning)
-        norms = list_norms(steps, self.per)
-        factors = (lengths * safe_inverse(norms)).unbind()
-        for target, step, factor in zip(targets, steps, factors, strict=True):
-            target.addcmul_(step, factor, value=outside)
+        together = [list(range(len(params)))]
+        several = portions(params, self.magnitude, self.direction) if self.per == "layer" else together
+        grads: Sequence[Tensor] | Slopes = slopes if self.asks else slopes()
+        for some in several:
+            given = grads if callable(grads) else [grads[i] for i in some]
+            there = [params[i] for i in some]
+            m, d = (stepped(rule, given, [states[i][name] for i in some], there, factor) for rule, name, factor in (
+                (self.magnitude, "magnitude", inside), (self.direction, "direction", turning)))
+            factors = (list_norms(m, self.per) * safe_inverse(list_norms(d, self.per))).unbind()
+            for i, step, factor in zip(some, d, factors, strict=True):
+                targets[i].addcmul_(step, factor, value=outside)

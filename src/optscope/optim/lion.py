@@ -26,6 +26,8 @@ class Lion(Fused):
         UserError: unless lr > 0, 0 <= beta1, beta2 < 1 and decay >= 0.
     """
 
+    apart: ClassVar[bool] = True
+
     in_pairs: ClassVar[bool] = False
 
     lr: Hyper

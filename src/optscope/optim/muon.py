@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -68,6 +68,8 @@ class Muon(Fused):
     Raises:
         UserError: unless lr > 0, 0 <= momentum < 1, decay >= 0, iterations >= 1; of another length or precision.
     """
+
+    apart: ClassVar[bool] = True
 
     lr: Hyper
     momentum: Hyper = 0.95

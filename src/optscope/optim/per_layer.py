@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class PerLayer(Fused):
     Both forms of the rule come from `begin_layer` and `step_layer`, where tensors have the layer's own shape behind
     the members' axes: `(..., *shape)`, with `axes = len(shape)`.
     """
+
+    apart: ClassVar[bool] = True
 
     @abstractmethod
     def begin_layer(self, params: Tensor, axes: int) -> State:

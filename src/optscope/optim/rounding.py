@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.combinator import Wrapper
-from optscope.optim.rule import Gradient, Rule, Slopes, State, count_step, per_member
+from optscope.optim.combinator import Wrapper, count_step
+from optscope.optim.rule import Gradient, Rule, Slopes, State, per_member
 from optscope.vector import Layout
 
 

@@ -58,18 +58,6 @@ def check_hyper(owner: str, name: str, value: object, *, low: float = 0.0, high:
             raise UserError(f"{owner}: {name} must be a finite number {sign} {low:g}{upper}; got {v!r}")
 
 
-def count_step(states: Sequence[State]) -> float:
-    """Return the number of steps made, "step", of in-place states that share it, and make it one more, in place.
-
-    Parameters that began later have a count of their own, which catches up.
-    """
-    counts = list({id(state["step"]): state["step"] for state in states}.values())
-    done = max(float(count) for count in counts)
-    for count in counts:
-        count.fill_(done + 1)
-    return done
-
-
 @dataclass(frozen=True, repr=False)
 class Rule(ABC):
     """How a gradient becomes a step. Fields are the hyperparameters; `eval(repr(rule)) == rule`.
@@ -79,6 +67,8 @@ class Rule(ABC):
 
     in_pairs: ClassVar[bool] = True
     """Whether complex weights may be stepped as pairs of real numbers."""
+    apart: ClassVar[bool] = False
+    """Whether the step of each tensor depends on that tensor alone, so that they may be stepped in turn."""
     keeps_graph: ClassVar[bool] = False
     """Whether gradients must come with their graph, to be differentiated."""
 

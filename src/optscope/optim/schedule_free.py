@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.combinator import Combinator
+from optscope.optim.combinator import Combinator, portions, stepped
 from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -92,25 +92,28 @@ class ScheduleFree(Combinator):
         return x
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
-        """Return the rule's in-place states, each with "z" and "scratch", room for a step; counts are shared."""
+        """Return the rule's in-place states, each with its path "z"; they share the counts."""
         counts = {name: torch.zeros((), dtype=torch.float64) for name in ("step", "largest", "total")}
-        return [{"rule": state, "z": p.detach().clone(), "scratch": torch.zeros_like(p), **counts}
+        return [{"rule": state, "z": p.detach().clone(), **counts}
                 for state, p in zip(self.rule.begin(params, layout), params, strict=True)]
 
     def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
               scale: float = 1.0) -> None:
-        """Add the step of y in place, and move z."""
+        """Add the step of y in place, and move z, tensor by tensor where the rule joins none."""
         scale, c, counts = self._weighed(max(states, key=lambda state: float(state["step"])), scale)
         for name, value in counts.items():
             for count in {id(state[name]): state[name] for state in states}.values():
                 count.fill_(value)
-        steps, paths = [state["scratch"] for state in states], [state["z"] for state in states]
-        torch._foreach_zero_(steps)
-        self.rule.seek_(steps, slopes, [state["rule"] for state in states], params, scale)
-        for target, step, z, p in zip(targets, steps, paths, params, strict=True):
-            pull = torch.sub(z, p)  # before either moves
-            target.add_(pull, alpha=c).add_(step, alpha=1 - self.beta * (1 - c))  # type: ignore[operator]
-            z.add_(step)
+        share: float = 1 - self.beta * (1 - c)  # type: ignore[operator]
+        grads: Sequence[Tensor] | Slopes = slopes if self.asks else slopes()
+        for some in portions(params, self.rule):
+            given = grads if callable(grads) else [grads[i] for i in some]
+            there = [params[i] for i in some]
+            for i, step in zip(some, stepped(self.rule, given, [states[i]["rule"] for i in some], there, scale),
+                               strict=True):
+                z = states[i]["z"]
+                targets[i].add_(z - params[i], alpha=c).add_(step, alpha=share)
+                z.add_(step)
 
     def to_evaluation_(self, params: Sequence[Tensor], states: Sequence[State]) -> None:
         """Turn y into x."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.combinator import Wrapper
-from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, count_step, per_member
+from optscope.optim.combinator import Wrapper, count_step
+from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, per_member
 from optscope.vector import Layout
 
 

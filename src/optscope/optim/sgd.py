@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class SGD(Fused):
     Raises:
         UserError: unless lr > 0 and 0 <= momentum < 1; or Nesterov without momentum.
     """
+
+    apart: ClassVar[bool] = True
 
     lr: Hyper
     momentum: Hyper = 0.0

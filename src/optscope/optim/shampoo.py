@@ -88,13 +88,13 @@ class SOAP(PerLayer):
     """Adam in the slowly turning basis of Shampoo's eigenvectors.
 
         L ← β L + (1 − β) G Gᵀ,   R ← β R + (1 − β) Gᵀ G          β = beta2
-        m ← beta1 · m + (1 − beta1) · G,   v ← beta2 · v + (1 − beta2) · (Qₗᵀ G Qᵣ)²
-        step = −lr · Qₗ (m̂′ / (√v̂ + eps)) Qᵣᵀ − lr · decay · w        m′ = Qₗᵀ m Qᵣ
+        G′ = Qₗᵀ G Qᵣ,   m ← beta1 · m + (1 − beta1) · G′,   v ← beta2 · v + (1 − beta2) · G′²
+        step = −lr · Qₗ (m̂ / (√v̂ + eps)) Qᵣᵀ − lr · decay · w
 
-    with Adam's corrections m̂ and v̂. Every `every`-th step Q ← QR(L Q), an iteration towards the eigenvectors, whose
-    columns are sorted first. A side of more than `largest` numbers is not rotated; vectors are Adam's. The first
-    gradient chooses the basis, by `eigh`, and moves nothing. A kernel is a matrix of out rows (the authors give
-    each axis a basis of its own).
+    with Adam's corrections m̂ and v̂; m is turned with the basis. Every `every`-th step Q ← QR(L Q), an
+    iteration towards the eigenvectors, whose columns are sorted first. A side of more than `largest` numbers is
+    not rotated; vectors are Adam's. The first gradient chooses the basis, by `eigh`, and moves nothing. A
+    kernel is a matrix of out rows (the authors give each axis a basis of its own).
 
     Where eigenvalues are equal, rounding chooses among their eigenvectors, and Adam in another basis makes another
     step: last bits grow faster than under Adam, most of all while L and R have rank below their size.
@@ -139,10 +139,11 @@ class SOAP(PerLayer):
         if t == 0:
             return torch.zeros_like(grad), self._turned(grad, after, axes)
         beta1, beta2 = (per_layer(value, grad, axes) for value in (self.beta1, self.beta2))
-        after["m"] = beta1 * state["m"] + (1 - beta1) * grad
-        after["v"] = beta2 * state["v"] + (1 - beta2) * _rotated(grad, state, axes).square()
+        turned = _rotated(grad, state, axes)
+        after["m"] = beta1 * state["m"] + (1 - beta1) * turned
+        after["v"] = beta2 * state["v"] + (1 - beta2) * turned.square()
         size = (after["v"] / (1 - beta2**t)).sqrt() + per_layer(self.eps, grad, axes)
-        along = _rotated(_rotated(after["m"] / (1 - beta1**t), state, axes) / size, state, axes, back=True)
+        along = _rotated(after["m"] / (1 - beta1**t) / size, state, axes, back=True)
         step = -per_layer(self.lr, grad, axes) * (along + per_layer(self.decay, grad, axes) * params)
         return step, self._turned(grad, after, axes)
 
@@ -150,7 +151,7 @@ class SOAP(PerLayer):
         """Return the state with the gradient in its products, and new bases if it is time."""
         if axes < 2:
             return state
-        g, t = as_matrix(grad, axes), int(state["step"])
+        g, t, old = as_matrix(grad, axes), int(state["step"]), dict(state)
         beta = per_layer(self.beta2, grad, 2)
         for side, x in (("left", g), ("right", g.mT)):
             if side not in state:
@@ -160,6 +161,8 @@ class SOAP(PerLayer):
                 state[f"{side} basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)
             elif t % self.every == 0:
                 state |= _next_basis(side, state, axes)
+        if t and t % self.every == 0:
+            state["m"] = _rotated(_rotated(state["m"], old, axes, back=True), state, axes)
         return state
 
 

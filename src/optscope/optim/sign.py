@@ -79,6 +79,8 @@ class SignSGD(Fused):
         UserError: unless lr > 0.
     """
 
+    apart: ClassVar[bool] = True
+
     in_pairs: ClassVar[bool] = False
 
     lr: Hyper
