@@ -1,7 +1,7 @@
 """B20: one step of Muon, SOAP, Lion and schedule-free on ten million parameters in matrices, and what they keep.
 
 The rival: `pip install optscope[zoo]`. torch.optim.Muon always makes its matrices orthogonal in bfloat16, which a
-processor without instructions for it emulates: there it is timed on one matrix, and against the same loop in float32.
+processor without instructions for it emulates: there it is timed on one matrix, and its loop in float32 besides.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def rivals() -> dict[str, Make]:
     }
 
 
-# Ours, the rival it must equal and how nearly (relative to the way of three steps), what it is measured against, and
+# Ours, the rival it must equal and how nearly (of the way of three steps), what it is measured against, and
 # the most it may cost in units of that.
 OURS: list[tuple[Rule, str, float, str, float]] = [
     (Muon(lr=LR), "Muon by hand, float32", 1e-3, "Muon by hand, float32", 0.7),
