@@ -105,9 +105,18 @@ class FirstStep(Probe):
         check_examples(subject)
         at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
         layout, weights = at.layout, at.flatten(list(at.weights.values()))
-        gradient = mean_gradient(at, subject.loss, subject.batch, min(BATCH, portion_of(subject)))
+        size = min(BATCH, portion_of(subject))
+        gradient = mean_gradient(at, subject.loss, subject.batch, size)
+
+        def elsewhere(there: Tensor) -> Tensor:
+            with torch.no_grad():
+                for own, part in zip(at.weights.values(), layout.views(there), strict=True):
+                    own.copy_(part)
+            return mean_gradient(at, subject.loss, subject.batch, size)
+
         try:
-            step, _ = rule.update(gradient, rule.init(weights, layout), weights, layout)
+            step, _ = rule.seek(elsewhere if rule.asks else lambda _: gradient, rule.init(weights, layout), weights,
+                                layout)
         except UserError:
             raise
         except Exception as error:  # whatever the author of a foreign optimiser chose to raise
