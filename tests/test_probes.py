@@ -15,6 +15,7 @@ from torch.nn import functional
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.anatomy import StepAnatomy
 from optscope.probes.apgd import APGD, TargetedAPGD
 from optscope.probes.batch_sharpness import BatchSharpness
 from optscope.probes.black_box import RandomSearch
@@ -171,7 +172,7 @@ def spoilt(value: float, name: str = "weight") -> nn.Module:
 
 X, Y = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
 LABELS = "the labels must be from 0 to 2, the model's classes; "
-LOOKING = tuple(p for p in PROBES if not isinstance(p, (Geometry, PreconditionedSharpness)))
+LOOKING = tuple(p for p in PROBES if not isinstance(p, (Geometry, PreconditionedSharpness, StepAnatomy)))
 LEARNING = tuple(p for p in LOOKING if not isinstance(p, Lipschitz))  # the bounds of a network ask for no loss
 IMAGES = (BandNoise(), SensitivityMap())
 
