@@ -23,7 +23,7 @@ from optscope.tasks.images import FashionMNIST
 from optscope.tasks.smooth import Conv3
 from optscope.tasks.task import Task
 from optscope.vector import Layout
-from test_rules import ROWS, run_optimizer, run_pure, tensors
+from test_rules import ROWS, made, run_optimizer, run_pure, tensors
 from tiny import TASK, Blobs, Net
 
 RULES = [row.rule for row in ROWS if not isinstance(row.rule, Rounded)]
@@ -36,10 +36,10 @@ EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 def test_powers_of_two_change_no_bit(rule, dtype):
     start = tensors(dtype=dtype)
     layout = Layout.of(start)
-    one = run_optimizer(Rounded(rule, 1).optimizer, start, steps=6)
+    one = run_optimizer(made(Rounded(rule, 1)), start, steps=6)
     pure = run_pure(Rounded(rule, 1), layout.flatten(start), layout, steps=6)
     for k in (2, 4, 1024):
-        assert torch.equal(run_optimizer(Rounded(rule, k).optimizer, start, steps=6), one)
+        assert torch.equal(run_optimizer(made(Rounded(rule, k)), start, steps=6), one)
         assert torch.equal(run_pure(Rounded(rule, k), layout.flatten(start), layout, steps=6), pure)
 
 
@@ -48,11 +48,11 @@ def test_another_k_changes_the_last_bits_of_a_step_and_no_more(rule):
     # Small weights, so that the last bits of a step are bits of the weights too.
     start = [1e-3 * torch.randn(100, 100, generator=torch.Generator().manual_seed(0))]
     before = Layout.of(start).flatten(start)
-    one = run_optimizer(Rounded(rule, 1).optimizer, start, steps=1)
+    one = run_optimizer(made(Rounded(rule, 1)), start, steps=1)
     # Each of the roundings (of lr k, of s/(lr k), of the product and the sum) is half a unit in the last place.
     bound = 4 * EPS[torch.float32] * ((one - before).abs() + one.abs())
     for k in (3, 5, 7, 9, 11):
-        other = run_optimizer(Rounded(rule, k).optimizer, start, steps=1)
+        other = run_optimizer(made(Rounded(rule, k)), start, steps=1)
         assert not torch.equal(one, other) or torch.equal(one, before)  # a warm-up starts with no step
         assert ((one - other).abs() <= bound).all()
 
