@@ -61,6 +61,7 @@ WAITS = {"Accuracy": 7, "Checkpoint": 3 + 2, "Chance": 7, "Margin": 7, "Gaussian
          "LayerSharpness": 6 + 29 * 7,  # layers, and products of each
          "RobustAccuracy": 9 + 38,  # attacks (six with the checks), each once in 16 steps, and radii
          "BatchSharpness": 6 + 3,  # batches
+         "StepAnatomy": 8 + 3 * 10,  # matrices: of each polar factor and singular values
          "Rotation": 3 + 20,  # products
          "Lipschitz": 5 + 5 * 12}  # runs of layers: the norm of each, and those of its kernels twice
 """How often a probe may wait for the device, with what that grows with; any other as often as most may."""

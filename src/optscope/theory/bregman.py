@@ -50,6 +50,8 @@ FLOOR = np.log(1e-13)
 """For L > 2, smaller starts (in typical entries) give the same x to this precision, small entries apart: they are
 proportional to x0."""
 SMALL = np.log(1e-4)
+DROWNED = 1e-5
+"""The largest rounding of the parts, in units of x, with which a limit is given."""
 NONE_POSITIVE = ("no solution of A x = y with all entries above 0 was found; give a system that has one, or let x "
                  "have both signs: signed=True")
 NOT_FOUND = ("the limit of the flow on A x = y was not found: rows of A may nearly depend on each other, or the "
@@ -127,7 +129,7 @@ class _Newton:
             last = (STALLED if fresh and abs(move) > abs(before) / 2 else SETTLED) * max(1, abs(self.log_rho))
             if near and part == 1 and moved * drift < TOLERANCE and abs(move) <= last:
                 parts = self._met(self._parts())
-                if self._misses(self.signs @ parts):
+                if self._misses(self.signs @ parts) or self._drowned(parts):
                     raise UserError(NOT_FOUND)
                 return parts
             fresh = drift > STALE or abs(move) > STALE * abs(before)
@@ -148,6 +150,11 @@ class _Newton:
         kept = sizes > LOST * sizes[0]
         self.A = np.ascontiguousarray(across[kept])
         self.y = left.T[kept] @ self.right / sizes[kept]
+
+    def _drowned(self, parts: Array) -> bool:
+        """Return whether x, a difference of parts, is of the size of their rounding: A x = y can hold even then."""
+        x = np.abs(self.signs @ parts).max()
+        return bool(np.finfo(np.float64).eps * parts.max() > DROWNED * x)
 
     def _failed(self) -> str:
         return NONE_POSITIVE if len(self.signs) == 1 else NOT_FOUND
