@@ -13,6 +13,7 @@ from optscope.optim import (
     PNM,
     SAM,
     SGD,
+    Adafactor,
     Extrapolated,
     GradientPenalty,
     ImplicitSGD,
@@ -124,7 +125,25 @@ def test_prodigy_finds_the_distance():
     assert abs(float(w) - 100) < 50
 
 
+def test_adafactor_of_rank_one_takes_signs_and_clips_what_grows():
+    """Where g² has rank one, V is g² and u is sign g; of a gradient k times as large it is clipped to that."""
+    layout = Layout(("kernel", "bias"), (torch.Size([2, 3, 1, 2]), torch.Size([5])))
+    grad = torch.cat([torch.outer(torch.tensor([1.0, -3.0]), torch.linspace(-2, 2, 6)).reshape(-1),
+                      torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0])]).double()
+    w = torch.cat([torch.full((12,), 2.0), torch.zeros(5)]).double()
+    sizes = torch.cat([torch.full((12,), 2.0), torch.full((5,), 1e-3, dtype=torch.float64)])  # RMS(w), or eps2
+    rule, state = Adafactor(lr=0.6), Adafactor(lr=0.6).init(w, layout)
+    for t, k in enumerate((1.0, 1.0, 100.0, 1e-3), start=1):
+        step, state = rule.scaled_update(k * grad, state, w, layout, 0.99)
+        if t < 4:
+            rate = min(0.6 * 0.99, t**-0.5)
+            torch.testing.assert_close(step, -rate * sizes * grad.sign(), rtol=1e-12, atol=0)
+    assert float(step.abs().max()) < 1e-4  # after a large one a small one is small
+    assert sum(value.numel() for value in state["0"].values()) == 2 + 6 + 1  # rows, columns and the count
+
+
 @pytest.mark.parametrize("make", [
+    lambda: Adafactor(lr=0.1, clip=0.0),
     lambda: SAM(SGD(lr=0.1), rho=0.0), lambda: MARS(SAM(SGD(lr=0.1))), lambda: Noisy(SGD(lr=0.1), sigma=0.0),
     lambda: ImplicitSGD(lr=0.1, gradients=0), lambda: Extrapolated(ImplicitSGD(lr=0.1), ahead=0.1),
     lambda: GradientPenalty(Momentum(lr=0.1), weight=-1.0), lambda: MAdam(lr=0.1, low=0.9, high=0.5),

@@ -25,6 +25,7 @@ from optscope.optim import (
     SGD,
     SOAP,
     SVAG,
+    Adafactor,
     Adagrad,
     Adam,
     AdamW,
@@ -266,6 +267,21 @@ class SOAPTwin(torch.optim.Optimizer):
                     state["v"] = state["v"].reshape(g.shape).index_select(i, order).reshape(-1)
 
 
+class AdafactorTwin(torch.optim.Optimizer):
+    """torch's Adafactor of kernels as matrices, with an eps1 that is too small to matter."""
+
+    def __init__(self, params, lr, **options):
+        super().__init__(params, {"lr": lr})
+        self.seen = [nn.Parameter(p.detach().flatten(1) if p.ndim > 1 else p.detach())
+                     for p in self.param_groups[0]["params"]]  # the same numbers in memory
+        self.inner = T.Adafactor(self.seen, lr=lr, **options)
+
+    def step(self, closure=None):
+        for p, seen in zip(self.param_groups[0]["params"], self.seen, strict=True):
+            seen.grad = p.grad.view_as(seen)
+        self.inner.step()
+
+
 class AdaRemTwin(torch.optim.Optimizer):
     """AdaRem as the page has it, number by number."""
 
@@ -386,6 +402,9 @@ ROWS = [
     Row(Adagrad(lr=0.05), lambda p: T.Adagrad(p, lr=0.05)),
     Row(NAdam(lr=0.01, decay=0.1), lambda p: T.NAdam(p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
         1e-9),  # torch 2.13 keeps the product of momenta in float32
+    Row(Adafactor(lr=0.05, exponent=0.5, clip=1.5, eps2=2.0), lambda p: AdafactorTwin(
+        p, lr=0.05, beta2_decay=-0.5, d=1.5, eps=(1e-30, 2.0))),
+    Row(Adafactor(lr=0.5), lambda p: AdafactorTwin(p, lr=0.5, eps=(1e-30, 1e-3)), 1e-8),  # at this rate chaotic
     Row(AdEMAMix(lr=0.01, decay=0.1), lambda p: zoo.AdEMAMix(p, lr=0.01, weight_decay=0.1, weight_decouple=True)),
     Row(AdEMAMix(lr=0.01, alpha=3.0, warmup=20),
         lambda p: zoo.AdEMAMix(p, lr=0.01, weight_decay=0.0, alpha=3.0, t_alpha_beta3=20)),

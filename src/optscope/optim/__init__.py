@@ -5,6 +5,7 @@ from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.agreement import AdaRem
 from optscope.optim.by_kind import ByKind, Where
 from optscope.optim.elsewhere import SAM, Extrapolated, GradientPenalty
+from optscope.optim.factored import Adafactor
 from optscope.optim.foreign import Foreign
 from optscope.optim.gradients import MARS, Noisy, RelativeClip
 from optscope.optim.graft import Graft
@@ -28,7 +29,7 @@ from optscope.optim.trust_ratio import LAMB, LARS
 from optscope.optim.variance_averaged import LaMAdam, MAdam
 
 __all__ = ["LAMB", "LARS", "MARS", "PNM", "SAM", "SGD", "SOAP", "SVAG", "AdEMAMix", "AdaPNM", "AdaRem",
-           "Adagrad", "Adam", "AdamW", "ByKind", "Constant", "Cosine", "Decayed", "Extrapolated",
+           "Adafactor", "Adagrad", "Adam", "AdamW", "ByKind", "Constant", "Cosine", "Decayed", "Extrapolated",
            "Foreign", "GradientPenalty", "Graft", "ImplicitSGD", "LaMAdam", "Linear", "Lion",
            "MAdam", "Momentum", "Muon", "NAdam", "Noisy", "NormalizedSGD", "Players", "PolarSGD",
            "Prodigy", "RMSProp", "RelativeClip", "Rounded", "Rule", "Schedule", "ScheduleFree",
