@@ -34,6 +34,11 @@ def averaged(lr: float, beta: float, decay: float) -> Matrix:
     return lambda h: np.array([[1 - lr * decay - lr * (1 - beta) * h, -lr * beta], [(1 - beta) * h, beta]])
 
 
+def mixed(lr: float, used: float, kept: float, decay: float) -> Matrix:
+    """w' = (1 - lr decay) w - lr (used m + (1 - used) h w), m' = kept m + (1 - kept) h w, on (w, m)."""
+    return lambda h: np.array([[1 - lr * decay - lr * (1 - used) * h, -lr * used], [(1 - kept) * h, kept]])
+
+
 CASES = [
     pytest.param(stability.gradient_descent(lr), heavy_ball(lr, 0.0), id=f"gd-{lr}") for lr in (0.01, 3.0)
 ] + [
@@ -43,6 +48,10 @@ CASES = [
 ] + [
     pytest.param(stability.averaged(lr, beta, decay), averaged(lr, beta, decay), id=f"averaged-{lr}-{beta}-{decay}")
     for lr in (0.001, 0.5) for beta in (0.0, 0.5, 0.9, 0.99) for decay in (0.0, 0.1, 1.0)
+] + [
+    pytest.param(stability.mixed(lr, used, kept, decay), mixed(lr, used, kept, decay),
+                 id=f"mixed-{lr}-{used}-{kept}-{decay}")
+    for lr in (0.001, 0.5) for used in (0.0, 0.3, 0.9) for kept in (0.1, 0.9, 0.99) for decay in (0.0, 0.1, 3.0)
 ]
 
 
@@ -113,6 +122,8 @@ def test_rules_without_a_threshold_say_so(rule):
     (lambda: stability.heavy_ball(0.0, 0.5), "learning rate > 0"),
     (lambda: stability.nesterov(0.1, 1.0), r"momentum in \[0, 1\)"),
     (lambda: stability.averaged(1.0, 0.9, 2.0), "lr \\* decay < 2"),
+    (lambda: stability.mixed(1.0, 0.9, 0.9, 2.0), "lr \\* decay < 2"),
+    (lambda: stability.normalized(1.0, 3.0, kept=1.0), r"momentum in \[0, 1\)"),
 ])
 def test_wrong_numbers_are_named(call, says):
     with pytest.raises(UserError, match=says):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optscope.errors import UserError, nearest
 from optscope.optim.combinator import Combinator, known
-from optscope.optim.norm import Ball, Steepest
+from optscope.optim.norm import Ball, Mixture, Steepest
 from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State
 from optscope.vector import Layer, Layout
 
@@ -161,6 +161,11 @@ class ByKind(Combinator):
                                 f"{', '.join(dict.fromkeys(layout.kinds))}: leave that part away")
         for _, rule, _, own in self._rules(layout):
             rule.check_layers(own)
+
+    def mixture(self) -> Mixture:
+        """Return what the first part steps along."""
+        first = self.parts[0][1]
+        return first.mixture() if isinstance(first, Steepest) else Mixture()
 
     def ball(self, layout: Layout) -> Ball | None:
         """Return the ball of the first part's steps, if there is one, where the layers of others stand still."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from optscope.optim.norm import Ball, Mixture, linf_ball
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -40,6 +41,14 @@ class Lion(Fused):
         check_hyper("Lion", "beta1", self.beta1, high=1.0)
         check_hyper("Lion", "beta2", self.beta2, high=1.0)
         check_hyper("Lion", "decay", self.decay)
+
+    def mixture(self) -> Mixture:
+        """Return that of beta1 and beta2."""
+        return Mixture(self.beta1, self.beta2, self.decay)
+
+    def ball(self, layout: Layout) -> Ball:
+        """Return that of l∞."""
+        return linf_ball(layout)
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return a zero mean "m"."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError, nearest
-from optscope.optim.norm import Ball
+from optscope.optim.norm import Ball, Mixture
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -112,6 +112,15 @@ class Muon(Fused):
     def _orthogonal(self, matrices: Tensor) -> Tensor:
         lower = matrices.bfloat16() if self.precision else matrices
         return orthogonalized(lower, self.iterations).to(matrices.dtype)
+
+    def mixture(self) -> Mixture:
+        """Return that of u: momentum² of the mean before with nesterov, else momentum.
+
+        Raises:
+            TypeError: for one momentum a member.
+        """
+        momentum = float(self.momentum)  # type: ignore[arg-type]
+        return Mixture(momentum ** (2 if self.nesterov else 1), momentum, self.decay)
 
     def ball(self, layout: Layout) -> Ball:
         """Return that of the largest spectral norm of a matrix over its c, where NS is exact."""

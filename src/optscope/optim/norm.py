@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from optscope.optim.rule import Hyper
 from optscope.vector import Layout
 
 Norm = Literal["l2", "linf", "spectral"]
@@ -66,9 +67,24 @@ class Ball:
         return {block: torch.linalg.vector_norm(torch.cat(some)) for block, some in owned.items()}
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """What a rule steps along, c = used · m + (1 − used) · g, and how it forgets: m ← kept · m + (1 − kept) · g.
+
+    m is its state "m" before the step; `decay` times lr is the share of the weights that a step takes away besides.
+    """
+
+    used: Hyper = 0.0
+    kept: Hyper = 0.0
+    decay: Hyper = 0.0
+
+
 @runtime_checkable
 class Steepest(Protocol):
-    """A rule whose every step is the furthest along a vector, momentum and decay left aside."""
+    """A rule whose every step, decay left aside, is the furthest along a mixture of its gradients."""
+
+    def mixture(self) -> Mixture:
+        """Return the weights of that mixture."""
 
     def ball(self, layout: Layout) -> Ball | None:
         """Return the ball that holds its steps of learning rate 1; None if there is none."""
@@ -78,6 +94,11 @@ def _polar(matrix: Tensor) -> Tensor:
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     found: Tensor = u @ vh
     return found
+
+
+def linf_ball(layout: Layout) -> Ball:
+    """Return the ball of l∞, of radius 1."""
+    return Ball("linf", (1.0,) * len(layout.names), tuple(range(len(layout.names))))
 
 
 def l2_ball(layout: Layout, blocks: tuple[int, ...], rms: bool = False) -> Ball:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError, nearest
-from optscope.optim.norm import Ball, l2_ball
+from optscope.optim.norm import Ball, Mixture, l2_ball, linf_ball
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -88,9 +88,13 @@ class SignSGD(Fused):
     def __post_init__(self) -> None:
         check_hyper("SignSGD", "lr", self.lr, open_low=True)
 
+    def mixture(self) -> Mixture:
+        """Return that of the gradient alone."""
+        return Mixture()
+
     def ball(self, layout: Layout) -> Ball:
         """Return that of l∞."""
-        return Ball("linf", (1.0,) * len(layout.names), tuple(range(len(layout.names))))
+        return linf_ball(layout)
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return nothing: the rule has no memory."""
@@ -130,6 +134,10 @@ class NormalizedSGD(Fused):
     def __post_init__(self) -> None:
         check_hyper("NormalizedSGD", "lr", self.lr, open_low=True)
         check_per("NormalizedSGD", self.per)
+
+    def mixture(self) -> Mixture:
+        """Return that of the gradient alone."""
+        return Mixture()
 
     def ball(self, layout: Layout) -> Ball:
         """Return that of the largest l2 norm of a block."""

@@ -15,7 +15,7 @@ from optscope.optim.rule import Rule
 from optscope.probes.curvature import CurvatureProbe, PreconditionedSharpness, TopEigenvalues
 from optscope.probes.own_norm import reach
 from optscope.probes.probe import Reading, Subject, Value
-from optscope.probes.rule_in_use import adaptive, rule_in_use
+from optscope.probes.rule_in_use import adaptive, live_mean, rule_in_use
 from optscope.theory import stability
 
 STARTS = 4
@@ -30,13 +30,13 @@ class EdgeOfStability(CurvatureProbe):
     whose size decides whether the rule is stable: H for SGD and its momenta, D⁻¹ᐟ² H D⁻¹ᐟ² for Adam, AdamW and
     RMSProp with their live preconditioner D. No more than "sharpness met limit" is likely (for 99 starts in 100).
 
-    Rules with steps of a length of their own (`Steepest.ball`: SignSGD l∞, NormalizedSGD l2 of each block, Muon
-    the spectral norm of each matrix; ByKind what its first part has, in the layers of that part) meet the
+    Rules with steps of a length of their own (`Steepest.ball`: SignSGD and Lion l∞, NormalizedSGD l2 of each block,
+    Muon the spectral norm of each matrix; ByKind what its first part has, in the layers of that part) meet the
     generalised sharpness S = max over ‖d‖ <= 1 of dᵀHd in their norm (arXiv 2603.05002). "sharpness met" is then a
     lower bound, by `own_norm.reach` from the gradient, H's top eigenvector, random vectors and the last reading's
     answer (docs/probes.md says how tight it is); the limit is that of the sharpness times the largest ‖d‖₂² in the
-    ball. Their threshold is 2 ‖g‖_*/lr (`stability.normalized`), with g the gradient over the probe's examples. It
-    is that of the step without momentum and decay, where they have any.
+    ball. Their threshold is that of `stability.normalized`, 2 ‖g‖_*/lr without momentum and decay, with g the
+    gradient over the probe's examples and m the live optimiser's.
 
     Above the "stability threshold" the rule is unstable on the quadratic model of the loss
     (`rule_in_use.threshold`); "sharpness / threshold" can be compared between rules, and 1 is the edge of
@@ -90,26 +90,40 @@ class EdgeOfStability(CurvatureProbe):
 
     def _own_norm(self, subject: Subject, rule: Rule, plain: Reading) -> Reading:
         """Return the sharpness in the rule's norm, as `TopEigenvalues` would, or nothing where it has no norm."""
-        try:
-            inner, factor, decay = bare(rule, subject.snapshot.step or 0)
-            lr = factor * float(inner.lr)  # type: ignore[arg-type]
-        except (UserError, TypeError):  # one rule a member
+        steepest = _steepest(rule, subject.snapshot.step or 0)
+        if steepest is None:
             return Reading({})
+        inner, lr, used, kept, shrunk = steepest
         matrix = self.matrix(subject)
-        if not isinstance(inner, Steepest) or decay or lr == 0:  # with L2 regularisation, H and g are others
-            return Reading({})
-        ball = inner.ball(matrix.layout)
-        if ball is None:
-            return Reading({})
         gradient, top = matrix.gradient(), plain.memory["sharpness"]
+        mean = live_mean(subject.snapshot, subject.trained, gradient) if used else gradient
+        ball = inner.ball(matrix.layout)
+        if ball is None or mean is None:
+            return Reading({})
         last = subject.memory.get("own norm")
         known = [last.to(gradient)] if last is not None and last.shape == gradient.shape else []
         drawn = torch.randn(1 if known else STARTS, matrix.size, generator=subject.generator)
         starts = [gradient, top, *known, *drawn.to(gradient)]
         found = reach(matrix, ball, starts, rel=self.rel)
-        edge = stability.normalized(lr, to_floats(ball.dual(gradient, matrix.layout))[0])
+        dual = to_floats(ball.dual(torch.lerp(gradient, mean, used), matrix.layout))[0]
+        edge = stability.normalized(lr, dual, used, kept, shrunk)
         most = max(float(plain.values["sharpness limit"]), 0.0) * ball.square(matrix.layout)  # type: ignore[arg-type]
         values: dict[str, Value] = {"sharpness": found.value, "sharpness limit": max(most, found.value)}
         if edge > 0:
             values |= {"stability threshold": edge, "sharpness / threshold": found.value / edge}
         return Reading(values, memory={"own norm": found.vector})
+
+
+def _steepest(rule: Rule, step: int) -> tuple[Steepest, float, float, float, float] | None:
+    """Return the rule inside schedules and rounding with its rate, both weights of its mixture and its decay."""
+    try:
+        inner, factor, decay = bare(rule, step)
+        if not isinstance(inner, Steepest) or decay or factor == 0:  # with L2 regularisation, H and g are others
+            return None
+        mixture = inner.mixture()
+        lr, used, kept, shrunk = map(float, (inner.lr, mixture.used, mixture.kept,  # type: ignore[arg-type]
+                                             mixture.decay))
+        stability.mixed(factor * lr, used, kept, shrunk)  # raises what there is to raise, before anything is taken
+    except (UserError, TypeError):  # one rule a member
+        return None
+    return inner, factor * lr, used, kept, shrunk

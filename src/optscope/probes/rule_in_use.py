@@ -153,6 +153,15 @@ def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | Non
     return None if bool(torch.isinf(diagonal).all()) else diagonal
 
 
+def live_mean(snapshot: Snapshot, trained: Collection[str], like: Tensor) -> Tensor | None:
+    """Return the live optimiser's mean of gradients "m", `(P,)`, 0 where there was no step; None without one."""
+    if snapshot.optimizer is None:
+        return None
+    parts = [_innermost(snapshot.optimizer.state.get(p, {})).get("m", torch.zeros_like(p)).reshape(-1)
+             for name, p in snapshot.model.named_parameters() if name in trained]
+    return torch.cat(parts).to(like)
+
+
 def _innermost(state: Mapping[str, Any]) -> Mapping[str, Any]:
     while "rule" in state:  # a combinator's state holds its rule's
         state = state["rule"]

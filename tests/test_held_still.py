@@ -1,0 +1,123 @@
+"""Printed thresholds against the rules themselves: the rate from which they grow on a bowl, held still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from optscope.optim import ByKind, Lion, Muon, NormalizedSGD, Rounded, SignSGD, muon
+from optscope.optim.rule import Rule
+from optscope.probes.edge import EdgeOfStability
+from optscope.probes.hessian import Hessian
+from optscope.probes.own_norm import reach
+from optscope.tasks.snapshot import Snapshot
+from optscope.tasks.task import Task
+
+Step = Callable[[Tensor], Tensor]
+
+
+def radius(step: Step, size: int) -> float:
+    """The spectral radius of a step, which must be linear."""
+    matrix = torch.stack([step(e) for e in torch.eye(size, dtype=torch.double)], dim=1)
+    z = torch.randn(size, generator=torch.Generator().manual_seed(5)).double()
+    torch.testing.assert_close(step(z), matrix @ z, rtol=1e-6, atol=1e-9)
+    return float(torch.linalg.eigvals(matrix).abs().max())
+
+
+def critical(step_at: Callable[[float], Step], size: int, low: float, high: float) -> float:
+    """The rate at which steps stop to shrink, by bisection."""
+    assert radius(step_at(low), size) < 1 < radius(step_at(high), size)
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if radius(step_at(middle), size) < 1 else (low, middle)
+    return low
+
+
+def bowl() -> tuple[Snapshot, Hessian]:
+    """A linear map of 6 weights whose mean squared error to 0 is a quadratic, and its Hessian."""
+    torch.manual_seed(3)
+    model = nn.Linear(3, 2, bias=False).double()
+    x, y = torch.randn(16, 3).double() * torch.tensor([1.0, 2.0, 0.5]), torch.zeros(16, 2).double()
+    task = Task.from_tensors(lambda: model, (x, y), (x, y), validation=(x, y), kind="regression", bounds=None)
+    return Snapshot(model, task), Hessian(model, functional.mse_loss, x, y)
+
+
+STEEPEST = [SignSGD(1.0), NormalizedSGD(1.0), Lion(1.0), Lion(1.0, 0.5, 0.5), Lion(1.0, 0.95, 0.3),
+            Lion(1.0, 0.9, 0.99, decay=0.3), Lion(1.0, 0.6, 0.2, decay=0.3), Muon(1.0), Muon(1.0, nesterov=False),
+            Muon(1.0, 0.5, decay=0.3)]
+
+
+@pytest.mark.parametrize("rule", STEEPEST, ids=repr)
+def test_a_rule_in_its_own_norm_crosses_where_it_is_printed(rule, monkeypatch):
+    """With η = lr/‖c‖_* held still, along the d that has dᵀHd = S, steps are linear in w and m."""
+    monkeypatch.setattr(muon, "orthogonalized", polar_factor)  # Newton-Schulz is only nearly orthogonal
+    snapshot, hessian = bowl()
+    ball, mixture = rule.ball(hessian.layout), rule.mixture()
+    d = reach(hessian, ball, torch.eye(6, dtype=torch.double), rel=1e-12, most=500).vector
+    bent = hessian(d)
+    start = torch.tensor([1.0, 0.4]).double()  # how much of d is in w, and of Hd in m
+
+    def length(z: Tensor) -> float:
+        return float(ball.dual(mixture.used * z[1] * bent + (1 - mixture.used) * z[0] * bent, hessian.layout))
+
+    def step_at(lr: float) -> Step:
+        def step(z: Tensor) -> Tensor:
+            z = torch.cat([z, start[1:] * 0])[:2]
+            rate = lr * length(z) / length(start)
+            held = rule.with_(lr=rate, **({"decay": lr * mixture.decay / rate} if mixture.decay else {}))
+            moved, after = held.update(z[0] * bent, {"m": z[1] * bent}, z[0] * d, hessian.layout)
+            w, m = z[0] * d + moved, after.get("m", 0 * bent)
+            return torch.stack([w @ d / (d @ d), m @ bent / (bent @ bent)])[:size]
+        return step
+
+    size = 2 if mixture.kept else 1
+    lr = critical(step_at, size, 1e-3, 500.0)
+    for kind in (rule, Rounded(rule, k=9), ByKind(heads=rule)):  # whose rates have six digits
+        values = EdgeOfStability(rel=1e-6)(live(snapshot, kind.with_(lr=lr), d, start[1] * bent)).values
+        assert values["sharpness met"] == pytest.approx(float(d @ bent), rel=1e-9)
+        assert values["sharpness / threshold"] == pytest.approx(1, rel=5e-6)
+
+
+def polar_factor(matrices: Tensor, iterations: int) -> Tensor:
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    return u @ vh
+
+
+def live(snapshot: Snapshot, rule: Rule, weights: Tensor, mean: Tensor) -> Snapshot:
+    """A snapshot at weights, with a live optimiser that has a mean."""
+    weight = snapshot.model.weight
+    with torch.no_grad():
+        weight.copy_(weights.view(2, 3))
+    optimizer = rule.optimizer_of(snapshot.model)
+    state = {"m": mean.view(2, 3).clone()}
+    optimizer.state[weight] = {"rule": state} if isinstance(rule, (Rounded, ByKind)) else state
+    return replace(snapshot, rule=rule, optimizer=optimizer)
+
+
+def test_a_mean_is_read_from_the_live_optimiser_and_is_0_before_it_steps():
+    snapshot, _ = bowl()
+    with torch.no_grad():
+        snapshot.model.weight.copy_(torch.tensor([[1.0, -2, 3], [0, 1, 1]]))
+    rule = Lion(0.1, decay=2.0)
+    optimizer = rule.optimizer(snapshot.model.parameters())
+    for step in range(3):
+        g, m = gradient_at(snapshot), optimizer.state.get(snapshot.model.weight, {"m": torch.zeros(2, 3)})["m"]
+        values = EdgeOfStability()(replace(snapshot, optimizer=optimizer)).values
+        c = 0.9 * m + 0.1 * g
+        assert values["stability threshold"] == pytest.approx(
+            float(c.abs().sum()) * (2 - 0.1 * 2) * 1.99 / (1.99 - 1.8) / 0.1, rel=1e-9), step
+        snapshot.model.weight.grad = g
+        optimizer.step()
+    saved = EdgeOfStability()(replace(snapshot, rule=rule)).values  # what a checkpoint can tell
+    assert set(saved) == {"sharpness"}
+
+
+def gradient_at(snapshot: Snapshot) -> Tensor:
+    data = snapshot.task.data().train
+    loss = functional.mse_loss(snapshot.model(data.inputs), data.targets)
+    return torch.autograd.grad(loss, snapshot.model.weight)[0]
