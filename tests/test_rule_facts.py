@@ -20,14 +20,11 @@ from optscope.optim import (
     MAdam,
     Momentum,
     Noisy,
-    Prodigy,
     RelativeClip,
     Shampoo,
 )
 from optscope.optim.positive_negative import signal_gain
 from optscope.vector import Layout
-
-ONE = Layout(("w",), (torch.Size([1]),))
 
 
 def path(rule, gradient, start, steps):
@@ -112,17 +109,6 @@ def test_relative_clipping_turns_weights_by_no_more_than_it_says():
     assert float((step[:16] + shrink * w[:16]).norm()) == pytest.approx(math.sqrt(2 * 0.02 * 0.1) * 4)
     torch.testing.assert_close(step[16:], torch.full((4,), -100.0).double())
     torch.testing.assert_close(rule.update(0.001 * w, {}, w, layout)[0][:16], -0.0001 * w[:16] - shrink * w[:16])
-
-
-def test_prodigy_finds_the_distance():
-    """On |x − 100| from 0 its d grows from 1e-6 to the order of the distance."""
-    rule, w, layout = Prodigy(), torch.zeros(1).double(), ONE
-    state = rule.init(w, layout)
-    for _ in range(400):
-        step, state = rule.update((w - 100).sign(), state, w, layout)
-        w = w + step
-    assert 20 < float(state["d"]) < 200
-    assert abs(float(w) - 100) < 50
 
 
 def test_adafactor_of_rank_one_takes_signs_and_clips_what_grows():

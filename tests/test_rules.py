@@ -35,6 +35,8 @@ from optscope.optim import (
     ByKind,
     Constant,
     Cosine,
+    DAdaptAdam,
+    DAdaptSGD,
     Decayed,
     Extrapolated,
     Foreign,
@@ -323,6 +325,77 @@ class LaMAdamTwin(torch.optim.Optimizer):
             p.sub_(torch.tensor(self.param_groups[0]["lr"] * m / (1 - 0.9**self.t)))
 
 
+class FlatTwin(torch.optim.Optimizer):
+    """An optimiser of all weights as one numpy vector, as papers write it: `moved(w, g)` is where they go."""
+
+    def __init__(self, params, lr=1.0):
+        super().__init__(params, {"lr": lr})
+        self.lr, self.w0 = lr, None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        params = self.param_groups[0]["params"]
+        w = np.concatenate([p.numpy().reshape(-1) for p in params])
+        if self.w0 is None:
+            self.w0, self.m, self.v, self.s = w, 0 * w, 0 * w, 0 * w
+        there = self.moved(w, np.concatenate([p.grad.numpy().reshape(-1) for p in params]))
+        for p, part in zip(params, torch.tensor(there).split([p.numel() for p in params]), strict=True):
+            p.copy_(part.view_as(p))
+
+
+class ProdigyTwin(FlatTwin):
+    """Algorithm 4 of arXiv 2306.06101, each sum over all steps anew."""
+
+    def __init__(self, params, lr, d0, beta1, beta2, decay):
+        super().__init__(params, lr)
+        self.d0, self.beta1, self.beta2, self.decay = d0, beta1, beta2, decay
+        self.d, self.past = d0, []
+
+    def moved(self, w, g):
+        d, root = self.d, self.beta2**0.5
+        self.past.append((d**2 / self.d0 * self.lr, g, w))
+        ages = range(len(self.past) - 1, -1, -1)
+        r = sum(root**age * c * (g @ (self.w0 - w)) for age, (c, g, w) in zip(ages, self.past, strict=True))
+        s = sum(root**age * c * g for age, (c, g, _) in zip(ages, self.past, strict=True))
+        self.d = max(d, r / np.abs(s).sum())
+        self.m = self.beta1 * self.m + (1 - self.beta1) * d * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * d**2 * g**2
+        return w - self.lr * d * (self.m / (np.sqrt(self.v) + self.d * 1e-8) + self.decay * w)
+
+
+class DAdaptSGDTwin(FlatTwin):
+    """SGD with D-Adaptation of arXiv 2301.07733, with momentum as a mean of z."""
+
+    def __init__(self, params, lr, d0, momentum):
+        super().__init__(params, lr)
+        self.d, self.momentum, self.first, self.sum = d0, momentum, None, 0.0
+
+    def moved(self, w, g):
+        self.first = self.first or np.linalg.norm(g)
+        rate = self.d * self.lr / self.first
+        self.sum += rate * (g @ self.s)
+        self.s = self.s + rate * g
+        self.d = max(self.d, 2 * self.sum / np.linalg.norm(self.s))
+        return self.momentum * w + (1 - self.momentum) * (self.w0 - self.s)
+
+
+class DAdaptAdamTwin(FlatTwin):
+    """Adam with D-Adaptation of arXiv 2301.07733."""
+
+    def __init__(self, params, lr, d0, beta1, beta2, decay):
+        super().__init__(params, lr)
+        self.d, self.beta1, self.beta2, self.decay, self.r = d0, beta1, beta2, decay, 0.0
+
+    def moved(self, w, g):
+        rate, root = self.d * self.lr, self.beta2**0.5
+        self.r = root * self.r + (1 - root) * rate * (g @ (self.s / (np.sqrt(self.v) + 1e-8)))
+        self.m = self.beta1 * self.m + (1 - self.beta1) * rate * g
+        self.v = self.beta2 * self.v + (1 - self.beta2) * g**2
+        self.s = root * self.s + (1 - root) * rate * g
+        self.d = max(self.d, self.r / ((1 - root) * np.abs(self.s).sum()))
+        return (1 - rate * self.decay) * w - self.m / (np.sqrt(self.v) + 1e-8)
+
+
 def sorted_adam(params, lr=0.01):
     """Adam in two groups, the last parameters first, each with numbers of its own."""
     params = list(params)
@@ -427,7 +500,13 @@ ROWS = [
     Row(Noisy(SGD(lr=0.05), sigma=0.3)),
     Row(Noisy(Adam(lr=0.01), sigma=0.3, seed=2)),
     Row(RelativeClip(lr=0.05, decay=0.1)),
-    Row(Prodigy(d0=1e-3, decay=0.1), lambda p: zoo.Prodigy(p, lr=1.0, d0=1e-3, weight_decay=0.1), 1e-4),
+    Row(Prodigy(lr=0.5, d0=1e-3, decay=0.1), lambda p: zoo.Prodigy(p, lr=0.5, d0=1e-3, weight_decay=0.1), 1e-6),
+    Row(Prodigy(lr=0.5, beta1=0.8, beta2=0.99, decay=0.1, d0=0.01),
+        lambda p: ProdigyTwin(p, lr=0.5, d0=0.01, beta1=0.8, beta2=0.99, decay=0.1)),
+    Row(DAdaptSGD(lr=0.5, momentum=0.8, d0=1e-3), lambda p: DAdaptSGDTwin(p, lr=0.5, d0=1e-3, momentum=0.8)),
+    Row(Decayed(DAdaptSGD(d0=1e-3), decay=0.1)),
+    Row(DAdaptAdam(lr=0.5, beta1=0.8, beta2=0.99, decay=0.1, d0=1e-3),
+        lambda p: DAdaptAdamTwin(p, lr=0.5, d0=1e-3, beta1=0.8, beta2=0.99, decay=0.1)),
     Row(Extrapolated(SGD(lr=0.05), ahead=0.1)),
     Row(GradientPenalty(SGD(lr=0.05, momentum=0.9), weight=0.02)),
     Row(ImplicitSGD(lr=0.1, gradients=2)),

@@ -13,7 +13,7 @@ from optscope.optim.implicit import ImplicitSGD
 from optscope.optim.lion import Lion
 from optscope.optim.momentum import Momentum, matched
 from optscope.optim.muon import Muon
-from optscope.optim.parameter_free import Prodigy
+from optscope.optim.parameter_free import DAdaptAdam, DAdaptSGD, Prodigy
 from optscope.optim.players import Players
 from optscope.optim.polar import PolarSGD
 from optscope.optim.positive_negative import PNM, AdaPNM
@@ -29,8 +29,8 @@ from optscope.optim.trust_ratio import LAMB, LARS
 from optscope.optim.variance_averaged import LaMAdam, MAdam
 
 __all__ = ["LAMB", "LARS", "MARS", "PNM", "SAM", "SGD", "SOAP", "SVAG", "AdEMAMix", "AdaPNM", "AdaRem",
-           "Adafactor", "Adagrad", "Adam", "AdamW", "ByKind", "Constant", "Cosine", "Decayed", "Extrapolated",
-           "Foreign", "GradientPenalty", "Graft", "ImplicitSGD", "LaMAdam", "Linear", "Lion",
-           "MAdam", "Momentum", "Muon", "NAdam", "Noisy", "NormalizedSGD", "Players", "PolarSGD",
-           "Prodigy", "RMSProp", "RelativeClip", "Rounded", "Rule", "Schedule", "ScheduleFree",
-           "Scheduled", "Shampoo", "SignSGD", "StepDecay", "Where", "matched"]
+           "Adafactor", "Adagrad", "Adam", "AdamW", "ByKind", "Constant", "Cosine", "DAdaptAdam",
+           "DAdaptSGD", "Decayed", "Extrapolated", "Foreign", "GradientPenalty", "Graft", "ImplicitSGD",
+           "LaMAdam", "Linear", "Lion", "MAdam", "Momentum", "Muon", "NAdam", "Noisy", "NormalizedSGD",
+           "Players", "PolarSGD", "Prodigy", "RMSProp", "RelativeClip", "Rounded", "Rule", "Schedule",
+           "ScheduleFree", "Scheduled", "Shampoo", "SignSGD", "StepDecay", "Where", "matched"]
