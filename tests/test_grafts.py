@@ -37,7 +37,7 @@ def test_every_length_meets_every_direction():
     arms = graft_arms((*RULES, Arm("sign", SignSGD(lr=0.01), Grid((0.01, 0.03)))))
     assert len(arms) == 9
     named = {arm.name: arm for arm in arms}
-    found = named["Adam length, SGD direction"]
+    found = named["Adam length × SGD direction"]
     assert found.rule == Graft(Adam(lr=0.01), SGD(lr=0.1))
     assert [rule.lr for rule in found.candidates()] == [0.01, 0.02]
     assert named["SGD"].rule == SGD(lr=0.1)
@@ -94,7 +94,7 @@ def test_a_task_is_compared_by_grafts(tmp_path):
     assert result.verdicts[0][0].text.startswith("Step length explains more of the differences in accuracy")
     page = result.report.read_text()
     assert "Adam&#39;s direction" in page or "Adam's direction" in page
-    assert "SGD length, Adam direction" in page
+    assert "SGD length × Adam direction" in page
 
 
 def test_a_game_is_compared_like_a_task(tmp_path):

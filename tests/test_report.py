@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib as mpl
@@ -300,6 +301,16 @@ def test_a_diverged_run_is_counted_and_left_out_of_the_mean():
     assert "4 runs, 2 of them diverged" in runs_table(rows).note
 
 
+def test_rounding_is_no_spread_and_no_difference():
+    noise = 1e-16 * np.arange(8)
+    rows = Records(Record("demo", arm, seed, "rank", 1 + turn * float(noise[seed]))
+                   for arm, turn in (("SGD", 1), ("Adam", -1)) for seed in range(8))
+    table = metric_table(rows, [Metric("rank")], "SGD")
+    assert [row[1] for row in table.rows] == ["1 ± 0", "1 ± 0\n0"]
+    real = Records(replace(row, value=row.value + 1e-5 * (row.arm == "Adam")) for row in rows)
+    assert metric_table(real, [Metric("rank")], "SGD").rows[1][1] == "1 ± 0\n+1e−5 [+1e−5, +1e−5]"
+
+
 def test_each_experiment_has_rows_of_its_own():
     rows = Records(Record(e, "SGD", s, "loss", v + s) for e, v in (("a", 0.0), ("b", 10.0)) for s in (0, 2))
     assert [row[0] for row in metric_table(rows, [Metric("loss")]).rows] == ["a: SGD", "b: SGD"]
@@ -384,6 +395,9 @@ def test_every_figure_has_a_caption_words_for_it_and_its_numbers(page):
         assert page.text_of(title).strip()
         assert page.tags[svg][1]["role"] == "img"
         assert page.tags[svg][1]["aria-label"] == page.text_of(desc) != ""
+        named = next(i for i in inside if page.tags[i][0] == "title")
+        assert named == svg + 1
+        assert page.text_of(title).partition(". ")[2] == page.text_of(named)
         assert any(page.tags[i][0] == "table" and "details" in page.tags[i][2] for i in inside)
 
 

@@ -103,6 +103,13 @@ def test_a_file_that_changes_folder_moves_nothing_else(place):
     assert arm_named("an_opt.py:Mine", [0.1]).name == "Mine"
 
 
+@pytest.mark.parametrize(("name", "said", "called"), [
+    ("'task'", "wine.py:task", "wine"), ("'task'", "wine.py:red", "red"), ("'rosé'", "wine.py:task", "rosé")])
+def test_a_task_without_a_name_has_that_of_its_file(place, name, said, called):
+    (place / "wine.py").write_text(f"WIDTH, NAME = 2, {name}" + BODY + "red = task")
+    assert task_at(said).name == called
+
+
 @pytest.mark.parametrize("name", ["builtins:print", "builtins:len", "builtins:dict", "gc:collect"])
 def test_what_makes_no_optimiser_is_said(name):
     with pytest.raises(UserError, match=r"must make a torch.optim.Optimizer|refused the options"):

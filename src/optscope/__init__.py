@@ -31,6 +31,11 @@ __all__ = ["Arm", "Choice", "Grid", "Halton", "Log", "Plan", "Probe", "Random", 
            "train"]
 
 
+def __dir__() -> list[str]:
+    """List the public names, of which none is imported for that."""
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import optscope` costs nothing."""
     if name == "__version__":

@@ -26,6 +26,21 @@ Device = Annotated[str | None, typer.Option("--device", help=(
     "Where to train: auto, cpu, cuda, mps, ..., or several: cuda:0,cuda:1."))]
 
 
+def _version(asked: bool) -> None:
+    """Say the version, and end."""
+    if asked:
+        from importlib.metadata import version
+
+        say(f"optscope {version('optscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option(
+        "--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False) -> None:
+    """See what the choice of optimiser does to a trained model, beyond its loss curve."""
+
+
 def main() -> None:
     """Run the command; what a user can mend is one sentence and exit code 2, a full disk is 74."""
     started = Path(sys.argv[0]).parts[-2:]

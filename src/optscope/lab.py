@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from optscope.analyses import rounding_levels
 from optscope.analyses.caveats import next_steps, together
@@ -26,24 +30,31 @@ from optscope.evidence.columns import write_csv, write_parquet
 from optscope.evidence.records import Records
 from optscope.files import to_json, write_atomically
 from optscope.former import formerly
+from optscope.notebook import Line
+from optscope.progress import Display
 from optscope.protocol import rounding_twins
+from optscope.protocol.asked import Given, asked
 from optscope.protocol.compare import arms_of, comparison_of, question
 from optscope.protocol.comparison import Arm, Comparison, Experiment
-from optscope.protocol.events import Listener, Quiet, Said
+from optscope.protocol.events import Listener, Said
 from optscope.protocol.kits import kit_of
 from optscope.protocol.rehearse import rehearsed
 from optscope.protocol.session import Results, run_experiments
 from optscope.protocol.settings import Settings
 from optscope.protocol.study import Study
 from optscope.report.document import Document
+from optscope.report.figures import slug
 from optscope.report.page import write
 from optscope.report.section import Section, joined
 from optscope.report.tables import runs_table
 from optscope.tasks.check import check_task
-from optscope.tasks.task import Task
+from optscope.tasks.task import UNNAMED, Task
+
+ANSWER_LINES = 7
+"""So many lines of the answer are shown of a result."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a door leaves: every number, every verdict, and the path of the page that shows them."""
 
@@ -53,50 +64,81 @@ class Result:
     report: Path
     failures: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return the answer, how many claims hold, and where the page is, in ten lines at most."""
+        outcomes = [verdict.outcome for _, verdict in self.verdicts]
+        counts = ", ".join(f"{outcomes.count(o)} {o}" for o in ("holds", "fails", "undecided") if o in outcomes)
+        lines = self.summary.splitlines()
+        return "\n".join([*lines[:ANSWER_LINES], *(["..."] if len(lines) > ANSWER_LINES else []),
+                          f"{len(outcomes)} claims: {counts or 'none'}; {len(self.records)} records; "
+                          f"{len(self.failures)} failures", f"report: {self.report}"])
+
 
 @formerly(engine="executor")
 @looked_at_once()
-def compare(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
-            executor: Executor | None = None, listener: Listener | None = None, command: str = "") -> Result:
-    """Compare optimisers on a task, fairly, and write the report to the folder `out`.
+def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str | Path | None = None,
+            settings: Settings | None = None, executor: Executor | None = None, listener: Listener | None = None,
+            command: str = "", **more: Any) -> Result:
+    """Compare optimisers on a task, fairly, and write the report to a folder.
+
+        compare(task, ["sgd", "adam"], seeds=3)
+        compare(task, ["sgd", Arm("mine", Mine(lr=0.1), Grid((0.03, 0.1)))], "runs/mine", epochs=5)
 
     Every arm is tuned with the same number of learning rates by validation loss, trained on the same fresh
     seeds, and measured by every probe that fits the task. The same call again continues, and repeats no run.
 
+    Args:
+        task: what is learned.
+        given: `arms`, as a list, and `out`, as a path, by place.
+        arms: the optimisers, the first of which is the baseline: names (`optscope list`) or `Arm`s. Without any,
+            those of the settings.
+        out: the folder; "runs/compare-NAME" without one.
+        settings: what may be said of a comparison.
+        executor: where runs are done; processes on this machine without one.
+        listener: who is told how the work goes; a bar, or in a notebook a line, without one.
+        command: what the report says repeats it.
+        **more: settings by name, such as `seeds=3`, which go before those of `settings`.
+
     Raises:
-        UserError: when the task, an arm or the folder will not do; before anything is trained.
+        UserError: when the task, an arm, a setting or the folder will not do; before anything is trained.
     """
-    _check(task, *(arm.task for arm in arms if arm.task))
-    settings, listener = settings or Settings(), listener or Quiet()
-    (comparison,), known = _rehearsed([comparison_of(task, settings, arms)], listener)
-    done = _done(out, f"the comparison on {task.name}", [comparison], executor, listener,
-                 comparison.place)
+    wish = asked(given, arms, out, settings, more)
+    folder, settings = wish.out or _usual_folder("compare", task), wish.settings
+    listener = listener or display()
+    _check(task, *(arm.task for arm in wish.arms if arm.task))
+    (comparison,), known = _rehearsed([comparison_of(task, settings, wish.arms)], listener)
+    done = _done(folder, f"the comparison on {task.name}", [comparison], executor, listener, comparison.place)
     found = said(comparison, done.results.records, usual(settings, done.store))
     return done.reported(
-        found, [*known, *kit_of(task).left_out(task)], title=f"Which optimiser for {task.name}?",
+        found, [*known, *kit_of(task).left_out(task)],
+        title=f"Which optimiser for {task.name}?" if task.name != UNNAMED else "Which optimiser?",
         question=question(comparison), command=command, rows=done.results.records,
-        next_steps=next_steps(comparison, done.results.records, Path(out)) if found.verdicts else ())
+        next_steps=next_steps(comparison, done.results.records, folder) if found.verdicts else ())
 
 
 @formerly(engine="executor")
 @looked_at_once()
-def rounding(task: Task, out: str | Path, *, arms: Sequence[Arm] = (), settings: Settings | None = None,
-             executor: Executor | None = None, listener: Listener | None = None, command: str = "") -> Result:
-    """Find at which learning rates a task's training is decided by rounding, and write the report to `out`.
+def rounding(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str | Path | None = None,
+             settings: Settings | None = None, executor: Executor | None = None, listener: Listener | None = None,
+             command: str = "", **more: Any) -> Result:
+    """Find at which learning rates a task's training is decided by rounding, and write the report to a folder.
 
     Every arm is trained at each of its learning rates, on every seed, three times: the same but for the rounding
-    of its steps (`optscope.optim.Rounded`). The same call again continues, and repeats no run.
+    of its steps (`optscope.optim.Rounded`). The same call again continues, and repeats no run. What it takes is
+    what `compare` takes.
 
     Raises:
-        UserError: when the task, an arm or the folder will not do; before anything is trained.
+        UserError: when the task, an arm, a setting or the folder will not do; before anything is trained.
     """
+    wish = asked(given, arms, out, settings, more)
+    folder, settings = wish.out or _usual_folder("rounding", task), wish.settings
+    listener = listener or display()
     _check(task)
-    settings, listener = settings or Settings(), listener or Quiet()
-    chosen = tuple(arms) or arms_of(settings)
+    chosen = wish.arms or arms_of(settings)
     known = rounding_twins.rehearsed(task, settings, chosen)
     for sentence in known:
         listener.hear(Said(sentence))
-    done = _done(out, f"the rounding floor of {task.name}", [rounding_twins.calls(task, settings, chosen)],
+    done = _done(folder, f"the rounding floor of {task.name}", [rounding_twins.calls(task, settings, chosen)],
                  executor, listener, settings.place)
     found = rounding_levels.section(chosen, done.results, task, settings.seeds)
     return done.reported(found, known, title=f"Does rounding decide the training of {task.name}?",
@@ -110,7 +152,7 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
 
     Its comparisons are trained at `place`; what a study computes otherwise stays on the CPU.
     """
-    listener = listener or Quiet()
+    listener = listener or display()
     experiments = study.experiments(scale)
     comparisons = [replace(e, place=place) for e in experiments if isinstance(e, Comparison)]
     _check(*(task for c in comparisons for task in (c.task, *(arm.task for arm in c.arms if arm.task))))
@@ -125,6 +167,15 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
         command=command, rows=Records(row for row in records if row.rule),
         about={"paper": f"{study.paper.authors}, {study.paper.venue}, arXiv {study.paper.arxiv}",
                "reproduced": study.reproduced})
+
+
+def display() -> Listener:
+    """Return who tells a person how the work goes: a line in a notebook, elsewhere a bar or lines on stderr."""
+    return Line() if "ipykernel" in sys.modules else Display(Console(stderr=True))
+
+
+def _usual_folder(door: str, task: Task) -> Path:
+    return Path("runs") / f"{door}-{slug(task.name)}"
 
 
 def _done(out: str | Path, holds: str, experiments: Sequence[Experiment], executor: Executor | None,

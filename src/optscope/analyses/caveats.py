@@ -13,6 +13,7 @@ from optscope.analyses.tuning import budget_said, gradients
 from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import smallest_p
+from optscope.evidence.words import listed
 from optscope.protocol.comparison import Comparison
 from optscope.protocol.rehearse import planned
 from optscope.report.section import Check, Section
@@ -38,7 +39,7 @@ def reservations(comparison: Comparison, records: Records) -> Section:
         rounds = len(comparison.rounds(mine)) - 1
         widened = f", after the search was widened {'once' if rounds == 1 else f'{rounds} times'}" if rounds else ""
         found.append(f"{comparison.name}: the best learning rate lies at the edge of those tried for "
-                     f"{', '.join(edges)}{widened}: try more beyond it.")
+                     f"{listed(edges)}{widened}: try more beyond it.")
     found += failed_checks(comparison, mine)
     n = len(comparison.seeds)
     if comparison.probes and n < FEWEST:
@@ -81,7 +82,7 @@ def next_steps(comparison: Comparison, records: Records, folder: Path) -> list[s
              f"{4 * len(comparison.arms)} runs."]
     edges = comparison.at_edge(records)
     if edges:
-        steps.append(f"Wider search for {', '.join(edges)}: give other learning rates in a TOML file "
+        steps.append(f"Wider search for {listed(edges)}: give other learning rates in a TOML file "
                      "(--config; [optimisers.NAME] lr = [...]), or a larger widen.")
     steps.append(f"Your own analysis: every number is in {folder}/summary.csv (and index.sqlite).")
     return steps

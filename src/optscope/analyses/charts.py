@@ -12,6 +12,7 @@ from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import mean_interval, paired_difference
+from optscope.evidence.words import listed
 from optscope.protocol.comparison import Comparison
 from optscope.report.section import Section
 
@@ -71,7 +72,7 @@ def edge_of_stability(comparison: Comparison, records: Records) -> Picture | Non
         panels.append(Panel("step", "sharpness met", [met, theory], arm.name, log_y=True))
     if not panels:
         return None
-    return Picture("edge-of-stability", f"Sharpness over stability threshold at the end: {', '.join(ends)}", panels,
+    return Picture("edge-of-stability", f"Sharpness over stability threshold at the end: {listed(ends)}", panels,
                    "What decides stability: the largest eigenvalue of the Hessian of the training loss for plain "
                    "rules, of the preconditioned one for adaptive rules, and for rules with steps of a length of "
                    "their own the largest dᵀHd found in the ball of their norm, their momentum left out: heights "

@@ -10,6 +10,7 @@ import numpy as np
 from optscope.analyses.findings import CLEAN, Finding, places
 from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
+from optscope.evidence.words import listed
 from optscope.protocol.comparison import Comparison
 
 ORDER = ("the accuracy comes first (the loss where there is none), shown or not; then every other difference that "
@@ -62,7 +63,7 @@ def nothing_to_compare(comparison: Comparison, records: Records) -> str:
     def mean(arm: str, name: str) -> str:
         values = mine.values(arm, name)
         return f"{np.nanmean(values):.4g}{unit}" if np.isfinite(values).any() else "none"
-    scores = ", ".join(f"{arm.name} {mean(arm.name, metric)}" for arm in comparison.arms)
+    scores = listed(f"{arm.name} {mean(arm.name, metric)}" for arm in comparison.arms)
     return ("Nothing can be compared: no optimiser is shown to do better than an answer that never looks at the "
             f"input. The {blind} is {mean(next(iter(known)), blind)}; mean {metric} over seeds: {scores}.")
 

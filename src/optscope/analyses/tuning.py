@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Records
+from optscope.evidence.words import listed
 from optscope.protocol.comparison import Comparison
 from optscope.protocol.rehearse import count_of
 
@@ -43,7 +44,7 @@ def _alike(counts: Mapping[str, int]) -> str:
     """Return a number that all arms share, or each arm's."""
     if len(set(counts.values())) == 1:
         return f"{next(iter(counts.values())):,}"
-    return ", ".join(f"{count:,} ({name})" for name, count in counts.items())
+    return "; ".join(f"{count:,} ({name})" for name, count in counts.items())
 
 
 def _steps(comparison: Comparison) -> int:
@@ -72,7 +73,7 @@ def learning_rates(comparison: Comparison, records: Records) -> Picture:
         best = [(x, y) for x, y in finite[name] if x == float(chosen[name].lr)]  # type: ignore[arg-type]
         series.append(Series(name, [x for x, _ in best[:1]], [sign * min((sign * y for _, y in best), default=0.0)
                                                               for _ in best[:1]], mark="rings"))
-    picks = ", ".join(f"{name} {float(rule.lr):.4g}" for name, rule in chosen.items())  # type: ignore[arg-type]
+    picks = listed(f"{name} {float(rule.lr):.4g}" for name, rule in chosen.items())  # type: ignore[arg-type]
     panel = Panel("learning rate", f"validation {criterion.metric} at the end", [s for s in series if len(s.x)],
                   log_x=True, log_y=log_y, levels={"diverged": end} if lost else {})
     return Picture("learning-rates", f"Learning rates chosen on validation data: {picks}", [panel],

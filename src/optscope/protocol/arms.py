@@ -56,7 +56,7 @@ _READY: dict[str, tuple[str, Rule, tuple[float, float]]] = {
     "signsgd": ("SignSGD", SignSGD(lr=1e-4), _TINY),
     "normalized": ("Normalised SGD", NormalizedSGD(lr=0.01), _MIDDLE),
     "polar": ("Polar SGD", PolarSGD(lr=0.1), _LARGE),
-    "graft": ("Adam length, SGD direction", Graft(Adam(lr=1e-3), SGD(lr=1.0)), _SMALL),
+    "graft": ("Adam length × SGD direction", Graft(Adam(lr=1e-3), SGD(lr=1.0)), _SMALL),
     # github.com/KellerJordan/Muon: 0.02, beside AdamW at 3e-4 and betas 0.9, 0.95; their ratio is kept.
     "muon": ("Muon", ByKind(matrices=Muon(lr=0.02), rest=AdamW(lr=3e-4, beta2=0.95)), _MIDDLE),
     # 3e-3: github.com/nikhilvyas/SOAP, which leaves sides over 10,000 as they are; a basis of 784 pixels alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optscope.errors import UserError
+from optscope.evidence.words import listed
 from optscope.optim import Graft
 from optscope.protocol.arms import arm_named
 from optscope.protocol.comparison import Arm, Comparison
@@ -43,7 +44,7 @@ def question(comparison: Comparison) -> str:
     """Return what such a comparison asks."""
     first, *others = [arm.name for arm in comparison.arms]
     asked = kit_of(comparison.task).asked(comparison.task, comparison.probes)
-    return f"{', '.join(others)} against {first}: at learning rates chosen alike on clean validation data, {asked}"
+    return f"{listed(others)} against {first}: at learning rates chosen alike on clean validation data, {asked}"
 
 
 def arms_of(settings: Settings) -> tuple[Arm, ...]:

@@ -16,9 +16,9 @@ def graft_name(magnitude: str, direction: str) -> str:
     """Return the name of the arm that steps as far as one rule, where another would go.
 
     >>> graft_name("Adam", "SGD"), graft_name("SGD", "SGD")
-    ('Adam length, SGD direction', 'SGD')
+    ('Adam length × SGD direction', 'SGD')
     """
-    return magnitude if magnitude == direction else f"{magnitude} length, {direction} direction"
+    return magnitude if magnitude == direction else f"{magnitude} length × {direction} direction"
 
 
 def graft_arms(arms: Sequence[Arm], per: Per = "layer") -> tuple[Arm, ...]:

@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ import cloudpickle
 from optscope.engine.origin import users_folders
 from optscope.errors import UserError, nearest
 from optscope.tasks.catalog import TASKS, task_named
-from optscope.tasks.task import Task
+from optscope.tasks.task import UNNAMED, Task
 
 _left: list[Path] = []  # folders that a user's file has moved out of: names given in the same command lie there
 
@@ -44,7 +45,17 @@ def task_at(place: str) -> Task:
     if not isinstance(found, Task):
         raise UserError(f"{place} must be an optscope Task, or a function that returns one; "
                         f"got {type(found).__name__}: make one with Task.from_tensors(model, train, test)")
-    return found
+    return found if found.name != UNNAMED else replace(found, name=_name_of(place))
+
+
+def _name_of(place: str) -> str:
+    """Return what a task that was given no name is called.
+
+    >>> _name_of("data/wine.py:task"), _name_of("data/wine.py:red"), _name_of("shop.wine:task")
+    ('wine', 'red', 'wine')
+    """
+    source, _, name = place.rpartition(":")
+    return name if name != UNNAMED else Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
 
 
 def named_at(place: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,9 +108,26 @@ def read_settings(path: Path | None, **overrides: Any) -> Settings:
         UserError: when the file is missing, no TOML, or says something unknown.
     """
     found = _read_toml(path) if path else {}
-    found |= {name: value for name, value in overrides.items() if value is not None}
+    return _valid(found | {name: value for name, value in overrides.items() if value is not None}, path)
+
+
+def settings_with(settings: Settings | None, said: Mapping[str, Any]) -> Settings:
+    """Return settings (None: the usual ones) with what is said beside them.
+
+    >>> settings_with(None, {"seeds": 3}).seeds
+    3
+
+    Raises:
+        UserError: when something unknown is said.
+    """
+    if not said:
+        return settings or Settings()
+    return _valid((settings.model_dump(exclude_unset=True) if settings else {}) | dict(said), None)
+
+
+def _valid(said: Mapping[str, Any], path: Path | None) -> Settings:
     try:
-        return Settings.model_validate(found)
+        return Settings.model_validate(said)
     except ValidationError as error:
         raise UserError(_sentence(error, path)) from error
 

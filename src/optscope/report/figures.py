@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Picture
+from optscope.evidence.words import listed
 from optscope.report.grids import draw_images, draw_matrix
 from optscope.report.panels import draw_picture
 from optscope.report.style import SETTINGS, Styles, clean
@@ -56,7 +57,7 @@ def plain(figure: Figure, styles: Styles | None = None) -> str:
                 draw_images(canvas, figure)
             case Heatmap():
                 draw_matrix(canvas, figure)
-        return serialise(canvas, slug(figure.name), alt(figure))
+        return serialise(canvas, slug(figure.name), clean(figure.title), alt(figure))
 
 
 def slug(name: str) -> str:
@@ -75,13 +76,13 @@ def alt(figure: Figure) -> str:
         case Picture():
             panels = [f"{f'{p.title}: ' if p.title else ''}{p.y_label or 'values'} against "
                       f"{p.x_label or ('categories' if p.categories else 'x')}, for "
-                      f"{', '.join(dict.fromkeys(s.label for s in p.series)) or 'nothing'}"
+                      f"{listed(dict.fromkeys(s.label for s in p.series)) or 'nothing'}"
                       for p in figure.panels]
             what = f"Chart{'' if len(panels) == 1 else f' with {len(panels)} panels'}. {'; '.join(panels)}"
         case ImageGrid():
-            what = (f"Grid of images. Rows: {', '.join(figure.rows) or 'none'}. "
-                    f"Columns: {', '.join(figure.columns) or 'none'}")
+            what = (f"Grid of images. Rows: {listed(figure.rows) or 'none'}. "
+                    f"Columns: {listed(figure.columns) or 'none'}")
         case Heatmap():
             what = (f"Table of coloured cells{f' in {figure.unit}' if figure.unit else ''}. "
-                    f"Rows: {', '.join(figure.rows)}. Columns: {', '.join(figure.columns)}")
+                    f"Rows: {listed(figure.rows)}. Columns: {listed(figure.columns)}")
     return " ".join(clean(f"{title}. {what}.").split())

@@ -13,8 +13,8 @@ FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaV
 _LEADING = 19.0
 
 
-def serialise(canvas: Canvas, name: str, alt: str) -> str:
-    """Return a drawn figure as one `<svg>` element with `alt` as its accessible name.
+def serialise(canvas: Canvas, name: str, title: str, alt: str) -> str:
+    """Return a drawn figure as one `<svg>` element with its `title` and with `alt` as its accessible name.
 
     Ids are prefixed with `name`, so that several figures can share a page, and the fonts are left to the
     reader's machine. The same drawing gives the same bytes.
@@ -31,7 +31,7 @@ def serialise(canvas: Canvas, name: str, alt: str) -> str:
     root = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width:g} {height:g}" width="{width / 0.72:g}" height="{height / 0.72:g}" '
             f'role="img" aria-label="{html.escape(alt)}" font-family="{FONTS}" '
-            f'stroke-linejoin="round"><desc>{html.escape(alt)}</desc>')
+            f'stroke-linejoin="round"><title>{html.escape(title)}</title><desc>{html.escape(alt)}</desc>')
     return re.sub(r"<svg[^>]*>", lambda _: root, text, count=1)
 
 

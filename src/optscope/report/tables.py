@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from optscope.evidence.paired import SAME
 from optscope.evidence.picture import Figure, Heatmap, Panel, Picture
 from optscope.evidence.records import Metric, Record, Records
 from optscope.evidence.rounding_floor import rounding_floor
@@ -121,12 +122,19 @@ def _cell(records: Records, arm: str, metric: str, at: float | None, baseline: s
     found = mean_interval(_finite(values))
     text = _plus_minus(found)
     if baseline and arm != baseline:
-        ours, theirs = records.pairs(arm, baseline, metric, at)
-        paired = paired_difference(_finite(ours), _finite(theirs))
+        ours, theirs = map(_finite, records.pairs(arm, baseline, metric, at))
+        paired = paired_difference(ours, theirs)
         if paired.n:
-            text += f"\n{interval(paired.estimate, paired.low, paired.high, signed=True)}"
+            text += f"\n{_difference(paired, SAME * float(np.nanmax(np.abs([ours, theirs]))))}"
             text += " ≈" if rounding_floor(records, arm, baseline, metric, at).covers(paired.estimate) else ""
     return text
+
+
+def _difference(found: Interval, least: float) -> str:
+    """Return a difference with its interval; nothing in it that is at most `least` is more than rounding."""
+    ends = [end for end in (found.estimate, found.low, found.high) if not math.isnan(end)]
+    return ("0" if max(map(abs, ends)) <= least else
+            interval(found.estimate, found.low, found.high, signed=True))
 
 
 def _plus_minus(found: Interval) -> str:
@@ -134,6 +142,7 @@ def _plus_minus(found: Interval) -> str:
     if not found.n:
         return f"none finite (of {total})"
     half = (found.high - found.low) / 2
+    half = 0.0 if half <= SAME * abs(found.estimate) else half  # of equal values: no spread but rounding
     text = number(found.estimate) if found.n < 2 else \
         f"{_rounded(found.estimate, half)} ± {_rounded(half, half)}"
     if found.missing:

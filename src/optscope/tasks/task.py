@@ -25,6 +25,7 @@ Loss = Callable[[Tensor, Any], Tensor]
 """`loss(outputs, targets)`, or `loss(outputs, batch)` where the second parameter is called "batch"."""
 KindName = Literal["classification", "regression", "multi-label", "segmentation", "token-classification",
                    "causal-lm", "game"]
+UNNAMED = "task"  # what a task is called that was given no name
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class Task:
 
     @classmethod
     def from_tensors(cls, model: Callable[[], nn.Module], train: Any, test: Any, *, validation: Any = None,
-                     name: str = "task", loss: Loss | None = None,
+                     name: str = UNNAMED, loss: Loss | None = None,
                      kind: KindName = "classification", bounds: tuple[float, float] | None = (0.0, 1.0),
                      augment: Callable[[Any, torch.Generator], Any] | None = None,
                      output: str | Callable[[Any], Tensor] | None = None, perturb: str | None = None) -> Task:
@@ -293,8 +294,7 @@ class Task:
                 raise UserError(f"{name}, {what} part: {error}") from error
 
         def task(data: Data) -> Task:
-            return cls(name, model, InMemory(data), _chosen(loss, kind), kind, bounds,
-                       augment, output, perturb)
+            return cls(name, model, InMemory(data), _chosen(loss, kind), kind, bounds, augment, output, perturb)
 
         last = part("test", test)
         if validation is not None:

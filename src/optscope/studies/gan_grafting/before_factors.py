@@ -9,11 +9,12 @@ from optscope.studies.gan_grafting.claims import HALVES, played
 
 
 def before_factors(experiment: str, arm: str, metric: str) -> tuple[str, str, Mapping[str, Factor]]:
-    """Return arm and metric as they are called now, which is as they were, and the factors in the arm's name.
+    """Return arm and metric as they are called now, and the factors in the arm's name.
 
-    >>> before_factors("ring", "Adam length, SGD direction, grid", "useful cells")[2]
-    {'length': 'Adam', 'direction': 'SGD', 'per': 'layer'}
+    >>> before_factors("ring", "Adam length, SGD direction, grid", "useful cells")
+    ('Adam length × SGD direction, grid', 'useful cells', {'length': 'Adam', 'direction': 'SGD', 'per': 'layer'})
     """
+    arm = arm.replace(" length, ", " length × ")
     kind, _, variant = arm.partition(", ")
     if experiment == "theory" and arm:
         return arm, metric, played(kind, variant)

@@ -91,7 +91,7 @@ COSTS: dict[Scale, str] = {
 SMALL = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 ARMS = (Arm("SGD", SGD(lr=0.1), Grid((0.03, 0.1, 0.3, 1.0, 3.0))), Arm("Adam", Adam(lr=1e-3), Grid(SMALL)),
         Arm("RMSProp", RMSProp(lr=1e-3), Grid(SMALL)))
-GRAFT = Arm("Adam length, SGD direction", Graft(Adam(lr=1e-3), SGD(lr=1.0)), Grid((3e-4, 1e-3, 3e-3, 1e-2, 3e-2)))
+GRAFT = Arm("Adam length × SGD direction", Graft(Adam(lr=1e-3), SGD(lr=1.0)), Grid((3e-4, 1e-3, 3e-3, 1e-2, 3e-2)))
 
 
 def _attacked(attack: Attack, count: int, l2: tuple[float, ...], linf: tuple[float, ...]) -> list[RobustAccuracy]:

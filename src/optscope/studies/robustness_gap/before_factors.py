@@ -21,7 +21,7 @@ def before_factors(experiment: str, arm: str, metric: str) -> tuple[str, str, Ma
     >>> before_factors("linear", "GD, 5000 a batch", "standard risk")
     ('GD', 'standard risk', {'gradient': 'sampled', 'batch': 5000})
     """
-    metric = _METRICS.get(metric, metric)
+    arm, metric = arm.replace(" length, ", " length × "), _METRICS.get(metric, metric)
     if found := _FILTERED.fullmatch(arm):
         return arm, metric, {"removed": found[1], "keep": int(found[2])}
     if found := _SAMPLED.fullmatch(arm):

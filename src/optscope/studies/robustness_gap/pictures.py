@@ -12,7 +12,7 @@ from optscope.protocol.study import Arrays
 from optscope.studies.robustness_gap.claims import PLACES
 from optscope.theory.three_frequency import PAPER, adversarial_risk, sign_trajectory
 
-ARMS = ("SGD", "Adam", "RMSProp", "Adam length, SGD direction")
+ARMS = ("SGD", "Adam", "RMSProp", "Adam length × SGD direction")
 NOISE = Metric("accuracy under gaussian noise", "%", axis="noise variance")
 L2 = Metric("accuracy under l2 attack", "%", axis="l2 radius")
 LINF = Metric("accuracy under linf attack", "%", axis="linf radius")
