@@ -61,6 +61,23 @@ def paired_test(a: ArrayLike, b: ArrayLike, one_sided: bool = False, margin: Arr
         gaps, 0.0, alternative="greater" if one_sided else "two-sided").pvalue))
 
 
+def sooner_test(a: ArrayLike, b: ArrayLike) -> Tested:
+    """Test on pairs whether two take as many steps to a target, inf for one that never gets there.
+
+    Where all get there it is `paired_test`. Else nothing is known of never but that it comes after all others: then
+    it is the exact sign test, sign(a − b) with the p of `sign_flip_p`, in which equal pairs (never and never too)
+    have no say.
+
+    >>> sooner_test([10.0, 10.0, 20.0, 10.0, 30.0, 10.0], [20.0, 40.0, 30.0, float("inf"), 40.0, float("inf")])
+    Tested(test='sign test', p=0.03125)
+    """
+    first, second, _ = complete_pairs(a, b, infinite=True)
+    if np.isfinite(first).all() and np.isfinite(second).all():
+        return paired_test(first, second)
+    signs = (first > second).astype(np.float64) - (first < second)
+    return Tested("sign test", sign_flip_p(signs) if len(signs) > 1 else math.nan)
+
+
 def equivalence(a: ArrayLike, b: ArrayLike, margin: ArrayLike, alpha: float = ALPHA) -> Equivalence:
     """Test on pairs whether the mean of a - b lies within ±margin, by two one-sided tests (TOST).
 
