@@ -9,7 +9,20 @@ from torch import nn
 from optscope.engine.plan import Plan
 from optscope.engine.training import Training
 from optscope.errors import UserError
-from optscope.optim import SAM, SGD, SVAG, AdamW, ByKind, Cosine, Decayed, Rounded, ScheduleFree, Where
+from optscope.optim import (
+    MARS,
+    SAM,
+    SGD,
+    SVAG,
+    AdamW,
+    ByKind,
+    Cosine,
+    Decayed,
+    Prodigy,
+    Rounded,
+    ScheduleFree,
+    Where,
+)
 from optscope.optim.kinds import layers_of
 from optscope.tasks.task import Task
 
@@ -80,7 +93,8 @@ def test_arms_stay_paired_beside_one_that_asks():
 
 @pytest.mark.parametrize("rule", [SAM(SGD(lr=0.1, momentum=0.9)), ScheduleFree(AdamW(lr=0.01, beta1=0.0)),
                                   Rounded(ScheduleFree(SGD(lr=0.1)), k=3), Rounded(SAM(SGD(lr=0.1)), k=3),
-                                  ByKind(heads=SGD(lr=0.1), rest=ScheduleFree(AdamW(lr=0.01)))], ids=repr)
+                                  ByKind(heads=SGD(lr=0.1), rest=ScheduleFree(AdamW(lr=0.01))), Prodigy(d0=1e-3),
+                                  MARS(SGD(lr=0.1, momentum=0.9), exact=True)], ids=repr)
 def test_a_training_goes_on_from_its_state_to_the_bit(rule):
     straight, stopped = (Training(task(), rule, PLAN, seed=2) for _ in range(2))
     straight.advance(12)

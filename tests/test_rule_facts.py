@@ -101,6 +101,21 @@ def test_noisy_descent_is_langevin_dynamics():
     assert abs(float(torch.corrcoef(torch.stack([w, other]))[0, 1])) < 0.03
 
 
+@pytest.mark.parametrize(("exact", "kept"), [(True, 0.0), (False, 0.5)])
+def test_exact_mars_corrects_without_noise_that_does_not_depend_on_weights(exact, kept):
+    """Of g = 0.1 w + ξ, g − h is 0.1 (w − w₋₁), and with the last batch's gradient ξ − ξ₋₁ too."""
+    rule, layout = MARS(SGD(lr=1.0), gamma=0.5, beta=0.5, exact=exact), Layout(("w",), (torch.Size([2]),))
+    w, past = torch.tensor([0.3, -0.2]).double(), None
+    state, old = rule.init(w, layout), torch.zeros(2).double()
+    for t in range(4):
+        noise = torch.tensor([math.sin(5 * t + 1), math.cos(7 * t)]).double() * 0.2
+        step, state = rule.seek(lambda x, noise=noise: 0.1 * x + noise, state, w, layout)
+        if past is not None:
+            expected = 0.1 * w + noise + 0.5 * 0.1 * (w - past) + kept * (noise - old)
+            torch.testing.assert_close(-step, expected, rtol=1e-12, atol=0)
+        past, w, old = w, w + step, noise
+
+
 def test_relative_clipping_turns_weights_by_no_more_than_it_says():
     layout = Layout(("0.weight", "0.bias"), (torch.Size([4, 4]), torch.Size([4])), ("matrix", "bias"), ("", ""))
     rule, w = RelativeClip(lr=0.1, decay=0.02), torch.ones(20).double()
@@ -130,7 +145,8 @@ def test_adafactor_of_rank_one_takes_signs_and_clips_what_grows():
 
 @pytest.mark.parametrize("make", [
     lambda: Adafactor(lr=0.1, clip=0.0),
-    lambda: SAM(SGD(lr=0.1), rho=0.0), lambda: MARS(SAM(SGD(lr=0.1))), lambda: Noisy(SGD(lr=0.1), sigma=0.0),
+    lambda: SAM(SGD(lr=0.1), rho=0.0), lambda: MARS(SAM(SGD(lr=0.1))), lambda: SAM(MARS(SGD(lr=0.1), exact=True)),
+    lambda: Noisy(SGD(lr=0.1), sigma=0.0),
     lambda: ImplicitSGD(lr=0.1, gradients=0), lambda: Extrapolated(ImplicitSGD(lr=0.1), ahead=0.1),
     lambda: GradientPenalty(Momentum(lr=0.1), weight=-1.0), lambda: MAdam(lr=0.1, low=0.9, high=0.5),
     lambda: Shampoo(lr=0.1, every=0), lambda: RelativeClip(lr=0.1, decay=0.0)])

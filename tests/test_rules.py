@@ -132,6 +132,29 @@ class SAMTwin(torch.optim.Optimizer):
         self.inner.step()
 
 
+class MARSTwin(torch.optim.Optimizer):
+    """The exact MARS around torch's AdamW, as one writes it."""
+
+    def __init__(self, params, lr, decay):
+        super().__init__(params, {"lr": lr})
+        self.inner = torch.optim.AdamW(self.param_groups, lr=lr, betas=(0.95, 0.99), weight_decay=decay)
+        self.past = None
+
+    @torch.no_grad()
+    def step(self, closure):
+        params = self.param_groups[0]["params"]
+        now, grads = [p.clone() for p in params], [p.grad for p in params]
+        for p, past in zip(params, self.past or now, strict=True):
+            p.copy_(past)
+        closure()
+        for p, weights, grad in zip(params, now, grads, strict=True):
+            p.copy_(weights)
+            c = grad + 0.025 * 0.95 / (1 - 0.95) * (grad - p.grad)
+            p.grad = c / c.norm() if c.norm() > 1 else c
+        self.past = now
+        self.inner.step()
+
+
 class ScheduleFreeTwin(torch.optim.Optimizer):
     """Schedule-free AdamW with three sequences, as in equations 4 to 6 of arXiv 2405.15682."""
 
@@ -497,6 +520,8 @@ ROWS = [
     Row(LaMAdam(lr=0.01), lambda p: LaMAdamTwin(p, lr=0.01)),
     Row(MARS(AdamW(lr=0.01, beta1=0.95, beta2=0.99, decay=0.1)), lambda p: zoo.MARS(
         p, lr=0.01, weight_decay=0.1, optimize_1d=True), 1e-6),  # eps elsewhere
+    Row(MARS(AdamW(lr=0.01, beta1=0.95, beta2=0.99, decay=0.1), exact=True),
+        lambda p: MARSTwin(p, lr=0.01, decay=0.1)),
     Row(Noisy(SGD(lr=0.05), sigma=0.3)),
     Row(Noisy(Adam(lr=0.01), sigma=0.3, seed=2)),
     Row(RelativeClip(lr=0.05, decay=0.1)),

@@ -22,14 +22,23 @@ from optscope.vector import Layout
 class MARS(Around):
     """Correct each gradient by how it differs from the last one, before a rule averages it.
 
-        c = g + gamma · beta/(1 − beta) · (g − h),   c ← c/max(1, ‖c‖₂) of each layer,   h ← g        h₀ = 0
+        c = g + gamma · beta/(1 − beta) · (g − h),   c ← c/max(1, ‖c‖₂) of each layer
+        h ← g                                              h₀ = 0
+        exact: h = this batch's gradient at the weights before the last step, which at first are these
 
     `MARS(AdamW(lr=3e-3, beta1=0.95, beta2=0.99))` is the authors' MARS-AdamW, with the last batch's gradient in the
     place of this batch's at the last weights ("approximate", their default); around Lion and Muon the others.
     `beta` is the rule's first. They train vectors by plain AdamW: `ByKind(matrices=MARS(...), rest=AdamW(...))`.
 
-    Yuan et al. 2024, arXiv 2411.10438, algorithm 2, and the authors' code. Their h is a reference to the gradient,
-    which, where gradients are zeroed in place, has become this one: here it is a copy.
+    With `exact` a step takes two gradients, as in their algorithm 1, and noise that does not depend on the weights
+    leaves g − h. Inside ByKind only that part's weights are then those before the step.
+
+    Yuan et al. 2024, arXiv 2411.10438, algorithms 1 and 2, and the authors' code. Their approximate h is a
+    reference to the gradient, which, where gradients are zeroed in place, has become this one: here it is a copy.
+
+    >>> from optscope.optim import AdamW
+    >>> MARS(AdamW(lr=3e-3)).evaluations, MARS(AdamW(lr=3e-3), exact=True).evaluations
+    (1, 2)
 
     Raises:
         UserError: unless gamma >= 0 and 0 <= beta < 1, and the rule takes one gradient a step.
@@ -37,12 +46,23 @@ class MARS(Around):
 
     gamma: Hyper = 0.025
     beta: Hyper = 0.95
+    exact: bool = False
 
     def __post_init__(self) -> None:
         check_hyper("MARS", "gamma", self.gamma)
         check_hyper("MARS", "beta", self.beta, high=1.0)
         if self.rule.asks:
             raise UserError(f"MARS: its rule must take one gradient a step; got {self.rule!r}")
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is exact."""
+        return self.exact
+
+    @property
+    def evaluations(self) -> int:
+        """Two where it is exact: here, and at the weights before the last step."""
+        return 2 if self.exact else 1
 
     def _corrected(self, grad: Tensor, last: Tensor, like: Tensor, axes: int) -> Tensor:
         gamma, beta = (per_member(value, like) for value in (self.gamma, self.beta))
@@ -53,32 +73,35 @@ class MARS(Around):
         return c / layer_norm(c, axes).clamp(min=1.0)
 
     def init(self, params: Tensor, layout: Layout) -> State:
-        """Return the rule's state and a zero "last" gradient."""
-        return {"rule": self.rule.init(params, layout), "last": torch.zeros_like(params)}
+        """Return the rule's state and a zero "last" gradient, or the "last" weights."""
+        last = params.clone() if self.exact else torch.zeros_like(params)
+        return {"rule": self.rule.init(params, layout), "last": last}
 
     def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
              scale: float = 1.0) -> tuple[Tensor, State]:
         """Return the rule's step from the corrected gradient, and the new state."""
         grad = gradient(params)
-        parts = zip(layout.views(grad), layout.views(state["last"]), layout.shapes, strict=True)
+        last = gradient(state["last"]) if self.exact else state["last"]
+        parts = zip(layout.views(grad), layout.views(last), layout.shapes, strict=True)
         c = torch.cat([self._corrected(g, h, params, len(shape)).reshape(*params.shape[:-1], -1)
                        for g, h, shape in parts], dim=-1)
         step, inner = self.rule.scaled_update(c, state["rule"], params, layout, scale)
-        return step, {"rule": inner, "last": grad}
+        return step, {"rule": inner, "last": params if self.exact else grad}
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
-        """Return the rule's in-place states, each with its "last" gradient."""
-        return [{"rule": state, "last": torch.zeros_like(p)}
+        """Return the rule's in-place states, each with its "last" gradient or weights."""
+        return [{"rule": state, "last": p.detach().clone() if self.exact else torch.zeros_like(p)}
                 for state, p in zip(self.rule.begin(params, layout), params, strict=True)]
 
     def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
               scale: float = 1.0) -> None:
         """Add the rule's step from the corrected gradient in place."""
-        grads = slopes()
-        corrected = [self._corrected(g, s["last"], g, g.dim()) for g, s in zip(grads, states, strict=True)]
+        grads, last = slopes(), [s["last"] for s in states]
+        before = slopes([h - p for h, p in zip(last, params, strict=True)]) if self.exact else last
+        corrected = [self._corrected(g, h, g, g.dim()) for g, h in zip(grads, before, strict=True)]
+        for h, now in zip(last, params if self.exact else grads, strict=True):
+            h.copy_(now)
         self.rule.add_step_(targets, corrected, [s["rule"] for s in states], params, scale)
-        for grad, state in zip(grads, states, strict=True):
-            state["last"].copy_(grad)
 
 
 @dataclass(frozen=True, repr=False)

@@ -106,7 +106,8 @@ class Prodigy(ParameterFree):
         m ← beta1 · m + (1 − beta1) · d · g,   v ← beta2 · v + (1 − beta2) · d² · g²
         step = −lr · d · (m / (√v + d′ · eps) + decay · w),   d ← d′
 
-    over all weights together. `lr` is a factor on d, usually 1, which schedules multiply.
+    over all weights together. `lr` is a factor on d, usually 1, which schedules multiply. On a convex loss d never
+    exceeds the largest distance of a weight from the solution, for Σ ⟨g, w₀ − w⟩ <= Σ ⟨g, w₀ − w*⟩.
 
     Mishchenko, Defazio 2023, arXiv 2306.06101, algorithm 4, with the factors of prodigyopt 1.1, not its options.
 
@@ -157,8 +158,9 @@ class DAdaptSGD(ParameterFree):
 
     over all weights together. `lr` is a factor on d, usually 1, which schedules multiply. The paper writes momentum
     as a mean, w ← momentum · w + (1 − momentum) z of z = w₀ − s, which is the same; their package's default is 0.
-    Without it d never exceeds the distance to the solution of a convex loss; with it, it may (of |w − 100|, from 0,
-    it becomes 469). The state holds s, m and r of gradients that are not divided by ‖g₀‖₂ yet.
+    Without it d never exceeds twice the distance to the solution of a convex loss, for Σ λ ⟨g, s⟩ <= ⟨s, w₀ − w*⟩;
+    with it, it may: of |w − 100|, from 0, it becomes 469. The state holds s, m and r of gradients that are not
+    divided by ‖g₀‖₂ yet.
 
     Defazio, Mishchenko 2023, arXiv 2301.07733, SGD with D-Adaptation, as their package dadaptation 3.2.
 
