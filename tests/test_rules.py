@@ -570,7 +570,7 @@ def give(params: list[nn.Parameter], layout: Layout, t: int) -> None:
     """Give the parameters the gradient where they are."""
     flat = layout.flatten([p.detach() for p in params])
     for p, g in zip(params, layout.views(gradient(flat, t)), strict=True):
-        p.grad = g.clone()
+        p.grad = torch.empty_like(p).copy_(g)
 
 
 def run_optimizer(make: Callable[[Any], torch.optim.Optimizer], start: list[Tensor],
@@ -602,10 +602,38 @@ def test_in_place_path_equals_pure_path(rule, dtype, atol):
     torch.testing.assert_close(run_optimizer(made(rule), start), pure, rtol=0, atol=atol)
 
 
-def test_sign_descent_is_the_same_in_chunks(monkeypatch):
-    whole = run_optimizer(SignSGD(lr=0.01).optimizer, tensors())
+@pytest.mark.parametrize("rule", [SignSGD(lr=0.01), Lion(lr=0.01, decay=0.1)], ids=repr)
+def test_signs_are_the_same_in_chunks(rule, monkeypatch):
+    whole = run_optimizer(rule.optimizer, tensors())
     monkeypatch.setattr("optscope.optim.sign.CHUNK", 5)
-    assert torch.equal(run_optimizer(SignSGD(lr=0.01).optimizer, tensors()), whole)
+    assert torch.equal(run_optimizer(rule.optimizer, tensors()), whole)
+
+
+@pytest.mark.parametrize("rule", [
+    Graft(Adam(lr=0.01), SGD(lr=1.0, momentum=0.9)), Graft(Adam(lr=0.01), SGD(lr=1.0), per="model"),
+    Graft(NormalizedSGD(lr=0.01), Lion(lr=1.0)), ScheduleFree(AdamW(lr=0.01, beta1=0.0, decay=0.1)),
+    Graft(ScheduleFree(SGD(lr=0.1)), Adam(lr=1.0)),
+], ids=repr)
+def test_combinators_step_the_same_in_portions(rule, monkeypatch):
+    """Of a few numbers each, in several precisions and with a kernel whose channels come last."""
+    def run():
+        start = [t.to(dtype) for dtype in (torch.float32, torch.float64) for t in tensors()]
+        start = [t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in start]
+        return run_optimizer(rule.optimizer, start)
+    whole = run()
+    monkeypatch.setattr("optscope.optim.combinator.PORTION", 5)
+    torch.testing.assert_close(run(), whole, rtol=0, atol=1e-6)  # norms of several precisions round to the highest
+
+
+@pytest.mark.parametrize(("rule", "twin"), [
+    (AdamW(lr=0.01, decay=0.1), lambda p: T.AdamW(p, lr=0.01, weight_decay=0.1, fused=True)),
+    (SGD(lr=0.05, momentum=0.9, nesterov=True),
+     lambda p: T.SGD(p, lr=0.05, momentum=0.9, nesterov=True, fused=True)),
+    (SGD(lr=0.05), lambda p: T.SGD(p, lr=0.05, fused=True)),
+], ids=repr)
+def test_fused_kernels_have_torchs_bits_in_several_precisions(rule, twin):
+    start = [t.to(dtype) for dtype in (torch.float32, torch.float64) for t in tensors()]
+    assert torch.equal(run_optimizer(rule.optimizer, start), run_optimizer(twin, start))
 
 
 @rules

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
+from optscope.optim.fused import adam_
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -106,11 +106,8 @@ class Adam(Fused):
 
     def _kernel(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                 scale: float, decay: Hyper) -> None:
-        adam(
-            list(targets), list(grads), [s["m"] for s in states], [s["v"] for s in states], [],
-            [s["step"] for s in states], fused=True, decoupled_weight_decay=True,
-            amsgrad=False, maximize=False, lr=self.lr * scale, beta1=self.beta1, beta2=self.beta2,  # type: ignore[operator, arg-type]
-            eps=self.eps, weight_decay=decay)  # type: ignore[arg-type]
+        adam_(targets, grads, [s["m"] for s in states], [s["v"] for s in states], [s["step"] for s in states],
+              lr=self.lr * scale, beta1=self.beta1, beta2=self.beta2, eps=self.eps, decay=decay)  # type: ignore[operator, arg-type]
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,6 +139,7 @@ class AdamW(Adam):
         if all(target is param for target, param in zip(targets, params, strict=True)):
             self._kernel(targets, grads, states, scale, self.decay)
             return
-        for target, param in zip(targets, params, strict=True):
-            target.add_(param, alpha=-self.lr * self.decay * scale)  # type: ignore[operator]
+        if self.decay:
+            alpha: float = -self.lr * self.decay * scale  # type: ignore[operator]
+            torch._foreach_add_(list(targets), list(params), alpha=alpha)
         super().add_step_(targets, grads, states, params, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,8 +157,8 @@ def count_step(states: Sequence[State]) -> float:
     return done
 
 
-PORTION = 1 << 19
-"""Numbers that are stepped before the next ones are looked at: 2 MB of float32 stay in a cache."""
+PORTION = 1 << 18
+"""Numbers that are stepped before the next ones are looked at: with their state and step they stay in a cache."""
 
 
 def portions(params: Sequence[Tensor], *rules: Rule) -> list[list[int]]:
@@ -179,12 +180,42 @@ def portions(params: Sequence[Tensor], *rules: Rule) -> list[list[int]]:
     return found
 
 
+class Room:
+    """Memory for what a portion needs, taken again by the next: fresh pages cost more than arithmetic in them."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return tensors shaped and laid out like others, with any numbers in them; what it gave before is void."""
+        starts = [0, *itertools.accumulate(-(-t.numel() // LINE) * LINE for t in tensors)]
+        return [self._of(t, start, starts[-1]) for t, start in zip(tensors, starts, strict=False)]
+
+    def _of(self, tensor: Tensor, start: int, size: int) -> Tensor:
+        if not tensor.is_contiguous():
+            return torch.empty_like(tensor)
+        key = tensor.dtype, tensor.device
+        if key not in self._held or self._held[key].numel() < size:
+            self._held[key] = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+        return self._held[key][start:start + tensor.numel()].view(tensor.shape)
+
+
+LINE = 16
+"""Numbers at whose multiples a tensor begins in a room, as vector instructions like it."""
+
+
 def stepped(rule: Rule, grads: Sequence[Tensor] | Slopes, states: Sequence[State], params: Sequence[Tensor],
-            scale: float) -> list[Tensor]:
-    """Return a rule's step in tensors of its own, and advance its states."""
-    steps = [torch.zeros_like(p) for p in params]
-    if callable(grads):
-        rule.seek_(steps, grads, states, params, scale)
-    else:
-        rule.add_step_(steps, grads, states, params, scale)
+            scale: float, steps: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return a rule's step in the tensors `steps`, whatever they held, and advance its states."""
+    torch._foreach_zero_(list(steps))
+    advance(rule, steps, grads, states, params, scale)
     return steps
+
+
+def advance(rule: Rule, targets: Sequence[Tensor], grads: Sequence[Tensor] | Slopes, states: Sequence[State],
+            params: Sequence[Tensor], scale: float) -> None:
+    """Add a rule's step to `targets`, from gradients or from what gives them, and advance its states."""
+    if callable(grads):
+        rule.seek_(targets, grads, states, params, scale)
+    else:
+        rule.add_step_(targets, grads, states, params, scale)

@@ -12,7 +12,7 @@ from torch import Tensor
 from optscope.errors import UserError
 from optscope.optim.combinator import Around
 from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, per_member
-from optscope.optim.sign import list_norms, safe_inverse
+from optscope.optim.sign import norms_of, safe_inverse, shared
 from optscope.vector import Layout
 
 
@@ -65,7 +65,7 @@ class Elsewhere(Around):
               scale: float = 1.0) -> None:
         """Add the rule's step in place."""
         here = slopes()
-        length = list_norms(here, "model")[0]
+        length = shared(norms_of(here), "model")[0]
         there = slopes([self.shift(grad, length) for grad in here])
         mixed = [self.mixed(a, b, length) for a, b in zip(here, there, strict=True)]
         self.rule.add_step_(targets, mixed, [state["rule"] for state in states], params, scale)

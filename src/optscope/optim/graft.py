@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from optscope.optim.combinator import Combinator, known, portions, stepped
+from optscope.optim.combinator import Combinator, Room, known, portions, stepped
 from optscope.optim.rule import Gradient, Rule, Slopes, State
-from optscope.optim.sign import Per, block_norms, check_per, list_norms, safe_inverse
+from optscope.optim.sign import Per, block_norms, check_per, norms_of, safe_inverse, shared
 from optscope.vector import Layout
 
 
@@ -63,16 +64,22 @@ class Graft(Combinator):
 
     def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
               scale: float = 1.0) -> None:
-        """Add the grafted step in place, tensor by tensor where nothing joins them."""
+        """Add the grafted step in place, portion by portion where nothing joins them."""
         (inside, outside), (turning, _) = self.magnitude.split_scale(scale), self.direction.split_scale(scale)
         together = [list(range(len(params)))]
         several = portions(params, self.magnitude, self.direction) if self.per == "layer" else together
         grads: Sequence[Tensor] | Slopes = slopes if self.asks else slopes()
+        room = Room()
+
+        def made(rule: Rule, name: str, factor: float, numbers: list[int]) -> Sequence[Tensor]:
+            given = grads if callable(grads) else [grads[i] for i in numbers]
+            there = [params[i] for i in numbers]
+            return stepped(rule, given, [states[i][name] for i in numbers], there, factor, room.like(there))
+
         for some in several:
-            given = grads if callable(grads) else [grads[i] for i in some]
-            there = [params[i] for i in some]
-            m, d = (stepped(rule, given, [states[i][name] for i in some], there, factor) for rule, name, factor in (
-                (self.magnitude, "magnitude", inside), (self.direction, "direction", turning)))
-            factors = (list_norms(m, self.per) * safe_inverse(list_norms(d, self.per))).unbind()
-            for i, step, factor in zip(some, d, factors, strict=True):
+            lengths = torch.cat([norms_of(made(self.magnitude, "magnitude", inside, [some[i] for i in part]))
+                                 for part in portions([params[i] for i in some], self.magnitude)])
+            d = made(self.direction, "direction", turning, some)  # where the magnitude's step was
+            factors = shared(lengths, self.per) * safe_inverse(shared(norms_of(d), self.per))
+            for i, step, factor in zip(some, d, factors.unbind(), strict=True):
                 targets[i].addcmul_(step, factor, value=outside)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optscope.optim.norm import Ball, Mixture, linf_ball
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
+from optscope.optim.sign import chunks
 from optscope.vector import Layout
 
 
@@ -63,11 +64,12 @@ class Lion(Fused):
 
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
-        """Add the step in place, one tensor after the other, so that each stays in the cache."""
+        """Add the step in place, a chunk at a time."""
         alpha: float = -self.lr * scale  # type: ignore[operator]
         for target, grad, state, param in zip(targets, grads, states, params, strict=True):
-            mixed = torch.lerp(grad, state["m"], self.beta1)  # type: ignore[arg-type]
-            if self.decay:
-                target.add_(param, alpha=alpha * self.decay)  # type: ignore[operator]
-            target.add_(mixed.sign_(), alpha=alpha)
-            state["m"].lerp_(grad, 1 - self.beta2)  # type: ignore[operator]
+            for t, g, m, p in chunks(target, grad, state["m"], param):
+                mixed = torch.lerp(g, m, self.beta1)  # type: ignore[arg-type]
+                m.lerp_(g, 1 - self.beta2)  # type: ignore[operator]
+                if self.decay:
+                    t.add_(p, alpha=alpha * self.decay)  # type: ignore[operator]
+                t.add_(mixed.sign_(), alpha=alpha)

@@ -9,10 +9,10 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.optim.sgd import sgd
 
 from optscope.errors import UserError
 from optscope.optim.combinator import Wrapper, bare
+from optscope.optim.fused import sgd_
 from optscope.optim.rule import Fused, Hyper, Rule, State, check_hyper, per_member
 from optscope.optim.schedules import Schedule, Scheduled
 from optscope.optim.sgd import SGD
@@ -66,10 +66,9 @@ class Momentum(Fused):
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Add the step in place by torch's fused kernel, whose dampening is right from a buffer of zeros."""
-        sgd(
-            list(targets), list(grads), [state.get("m") for state in states], fused=True,
-            lr=self.lr * scale, momentum=self.beta, dampening=self.beta,  # type: ignore[operator, arg-type]
-            weight_decay=0.0, nesterov=False, maximize=False)
+        buffers = [state["m"] for state in states if state]
+        beta: float = self.beta if buffers else 0.0  # type: ignore[assignment]
+        sgd_(targets, grads, buffers, lr=self.lr * scale, momentum=beta, dampening=beta)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)

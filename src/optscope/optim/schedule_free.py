@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.combinator import Combinator, portions, stepped
+from optscope.optim.combinator import Combinator, Room, advance, portions, stepped
 from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -99,20 +99,29 @@ class ScheduleFree(Combinator):
 
     def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
               scale: float = 1.0) -> None:
-        """Add the step of y in place, and move z, tensor by tensor where the rule joins none."""
+        """Move y and z in place, by way of x where y is what moves; tensor by tensor where the rule joins none."""
         scale, c, counts = self._weighed(max(states, key=lambda state: float(state["step"])), scale)
         for name, value in counts.items():
             for count in {id(state[name]): state[name] for state in states}.values():
                 count.fill_(value)
-        share: float = 1 - self.beta * (1 - c)  # type: ignore[operator]
+        beta: float = self.beta  # type: ignore[assignment]
         grads: Sequence[Tensor] | Slopes = slopes if self.asks else slopes()
+        room, moving = Room(), all(target is param for target, param in zip(targets, params, strict=True))
         for some in portions(params, self.rule):
             given = grads if callable(grads) else [grads[i] for i in some]
-            there = [params[i] for i in some]
-            for i, step in zip(some, stepped(self.rule, given, [states[i]["rule"] for i in some], there, scale),
-                               strict=True):
-                z = states[i]["z"]
-                targets[i].add_(z - params[i], alpha=c).add_(step, alpha=share)
+            there, paths, inner = [params[i] for i in some], [states[i]["z"] for i in some], [
+                states[i]["rule"] for i in some]
+            if moving:  # two passes beside the rule's own, where a step in room of its own takes four
+                means = room.like(there)
+                for x, y, z in zip(means, there, paths, strict=True):
+                    torch.lerp(y, z, 1 - 1 / beta, out=x)
+                advance(self.rule, paths, given, inner, there, scale)
+                for x, y, z in zip(means, there, paths, strict=True):
+                    torch.lerp(x, z, 1 - beta * (1 - c), out=y)
+                continue
+            steps = stepped(self.rule, given, inner, there, scale, room.like(there))
+            for i, step, z in zip(some, steps, paths, strict=True):
+                targets[i].add_(z - params[i], alpha=c).add_(step, alpha=1 - beta * (1 - c))
                 z.add_(step)
 
     def to_evaluation_(self, params: Sequence[Tensor], states: Sequence[State]) -> None:

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.sgd import sgd
 
 from optscope.errors import UserError
+from optscope.optim.fused import sgd_
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -60,7 +60,6 @@ class SGD(Fused):
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Add the step in place by torch's fused kernel."""
-        sgd(
-            list(targets), list(grads), [state.get("v") for state in states], fused=True,
-            lr=self.lr * scale, momentum=self.momentum, nesterov=self.nesterov,  # type: ignore[operator, arg-type]
-            weight_decay=0.0, dampening=0.0, maximize=False)
+        buffers = [state["v"] for state in states if state]
+        sgd_(targets, grads, buffers, lr=self.lr * scale, nesterov=self.nesterov,  # type: ignore[operator]
+             momentum=self.momentum if buffers else 0.0)  # type: ignore[arg-type]

@@ -22,8 +22,8 @@ In place, where tensors have no names, those that are handed over together are o
 makes a param group of each.
 """
 
-CHUNK = 1 << 19
-"""Numbers whose signs are held at once: 2 MB of float32 stay in the shared cache, and in the process."""
+CHUNK = 1 << 18
+"""Numbers whose signs are held at once: 1 MB of float32 stays in a cache, and in the process."""
 
 
 def check_per(owner: str, per: object) -> None:
@@ -109,7 +109,7 @@ class SignSGD(Fused):
         """Add the step in place, a chunk at a time."""
         alpha = -self.lr * scale  # type: ignore[operator]
         for target, grad in zip(targets, grads, strict=True):
-            for t, g in _chunks(target, grad):
+            for t, g in chunks(target, grad):
                 t.add_(g.sign(), alpha=alpha)
 
 
@@ -159,23 +159,27 @@ class NormalizedSGD(Fused):
         """Add the step in place: one pass for the norms, one for the step."""
         alpha = -self.lr * scale  # type: ignore[operator]
         everything = sum(grad.numel() for grad in grads)
-        lengths = safe_inverse(list_norms(grads, self.per)).unbind()
+        lengths = safe_inverse(shared(norms_of(grads), self.per)).unbind()
         for target, grad, length in zip(targets, grads, lengths, strict=True):
             n = grad.numel() if self.per == "layer" else everything
             target.addcmul_(grad, length, value=alpha * (math.sqrt(n) if self.rms else 1.0))
 
 
-def list_norms(tensors: Sequence[Tensor], per: Per) -> Tensor:
-    """Return one l2 norm a tensor, `(n,)`: its own, or (unless per="layer") that of all of them together.
+def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the l2 norm of each tensor, `(n,)`.
 
     They stay tensors: on an accelerator a number that Python reads is a wait.
     """
-    norms = torch.stack([torch.linalg.vector_norm(t) for t in tensors])
-    return norms if per == "layer" else torch.linalg.vector_norm(norms).expand(len(tensors))
+    return torch.stack([torch.linalg.vector_norm(t) for t in tensors])
 
 
-def _chunks(target: Tensor, grad: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield matching pieces of two tensors; whole when small, or when they do not lie in memory alike."""
-    if grad.numel() > CHUNK and target.is_contiguous() and grad.is_contiguous():
-        return zip(target.view(-1).split(CHUNK), grad.view(-1).split(CHUNK), strict=True)
-    return iter([(target, grad)])
+def shared(norms: Tensor, per: Per) -> Tensor:
+    """Return for each tensor, `(n,)`, its own norm or (unless per="layer") that of all of them together."""
+    return norms if per == "layer" else torch.linalg.vector_norm(norms).expand(len(norms))
+
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield matching pieces of tensors of one shape; whole when small, or when they do not lie in memory alike."""
+    if tensors[0].numel() > CHUNK and all(t.is_contiguous() for t in tensors):
+        return zip(*(t.view(-1).split(CHUNK) for t in tensors), strict=True)
+    return iter([tensors])
