@@ -10,13 +10,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optscope.optim import ByKind, Lion, Muon, NormalizedSGD, Rounded, SignSGD, muon
-from optscope.optim.rule import Rule
+from optscope.optim import (
+    LAMB,
+    LARS,
+    SOAP,
+    ByKind,
+    Constant,
+    Decayed,
+    Lion,
+    Muon,
+    NormalizedSGD,
+    Rounded,
+    Scheduled,
+    Shampoo,
+    SignSGD,
+    muon,
+    trust_ratio,
+)
+from optscope.optim.rule import Rule, State
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.hessian import Hessian
 from optscope.probes.own_norm import reach
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
+from optscope.vector import Layout
 
 Step = Callable[[Tensor], Tensor]
 
@@ -121,3 +138,103 @@ def gradient_at(snapshot: Snapshot) -> Tensor:
     data = snapshot.task.data().train
     loss = functional.mse_loss(snapshot.model(data.inputs), data.targets)
     return torch.autograd.grad(loss, snapshot.model.weight)[0]
+
+
+class Plane(nn.Module):
+    """A map that is linear in a matrix, a kernel and a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.kernel = nn.Linear(3, 2), nn.Conv1d(1, 2, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.matrix(x[:, :3]) + self.kernel(x[:, 3:].unsqueeze(1)).squeeze(2)
+
+
+def trained(rule: Rule, steps: int = 7) -> tuple[Snapshot, Tensor]:
+    """A snapshot of a plane after some steps of a live optimiser, and its constant Hessian."""
+    torch.manual_seed(1)
+    model = Plane().double()
+    x, y = torch.randn(30, 5).double() * torch.tensor([1.0, 2, 0.5, 1, 3]), torch.randn(30, 2).double()
+    task = Task.from_tensors(lambda: model, (x, y), (x, y), validation=(x, y), kind="regression", bounds=None)
+    optimizer = rule.optimizer(model.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+    hessian = Hessian(model, functional.mse_loss, x, y)
+    matrix = torch.stack([hessian(e) for e in torch.eye(hessian.size, dtype=torch.double)])
+    return Snapshot(model, task, step=steps, rule=rule, optimizer=optimizer), matrix
+
+
+def ratios(rule: Rule, snapshot: Snapshot, states: list[State]) -> dict[torch.Size, float]:
+    """The trust ratios of matrices and kernels, written out once more."""
+    data, found = snapshot.task.data().train, {}
+    loss = functional.mse_loss(snapshot.model(data.inputs), data.targets)
+    weights = list(snapshot.model.parameters())
+    for w, g, state in zip(weights, torch.autograd.grad(loss, weights), states, strict=True):
+        if isinstance(rule, LARS):
+            length = g.norm() + rule.decay * w.norm()
+        elif isinstance(rule, LAMB):
+            t = float(state["step"])
+            size = (state["v"] / (1 - rule.beta2**t)).sqrt() + rule.eps
+            length = (state["m"] / (1 - rule.beta1**t) / size + rule.decay * w).norm()
+        else:
+            continue
+        found[w.shape] = 1.0 if w.dim() < 2 else (w.norm() / length).item()
+    return found
+
+
+TINY = 1e-9
+PRECONDITIONED = [Shampoo(1.0), Shampoo(1.0, every=3), SOAP(0.01, every=3), SOAP(0.01, 0.8, decay=0.3),
+                  SOAP(0.01, largest=2), LARS(0.1), LARS(0.1, 0.5, trust=0.1, decay=0.3),
+                  LAMB(0.01), LAMB(0.01, 0.5), LAMB(0.01, 0.8, decay=0.3)]
+
+
+@pytest.mark.parametrize("rule", PRECONDITIONED, ids=repr)
+def test_a_preconditioned_rule_crosses_where_it_is_printed(rule, monkeypatch):
+    """The rule itself steps, its P held still: its state is that of live training, and gradients are tiny."""
+    snapshot, hessian = trained(rule)
+    layout = Layout.of(dict(snapshot.model.named_parameters()))
+    states = [snapshot.optimizer.state[p] for p in snapshot.model.parameters()]
+    held = [dict(state) for state in states]
+    for state in held:
+        if "v" in state:  # so that a step makes it what it was
+            state |= {"v": state["v"] / rule.beta2, "step": state["step"] - 1}
+    now = ratios(rule, snapshot, states)
+    monkeypatch.setattr(trust_ratio, "trust", lambda params, *_: torch.tensor(now[params.shape]).double())
+    remembers = "m" in held[0]
+
+    def step_at(lr: float) -> Step:
+        frozen = rule.with_(lr=lr, **({"every": 10**6} if hasattr(rule, "every") else {}))
+
+        def step(z: Tensor) -> Tensor:
+            z = TINY * z
+            w, mean = z[:layout.size], z[layout.size:]
+            state = {str(i): {**each, **({"m": m} if remembers else {})} for i, (each, m) in enumerate(
+                zip(held, layout.views(mean) if remembers else held, strict=True))}
+            moved, after = frozen.update(hessian @ w, state, w, layout)
+            means = [after[str(i)]["m"].flatten() for i in range(len(held))] if remembers else []
+            return torch.cat([w + moved, *means]) / TINY
+        return step
+
+    lr = critical(step_at, layout.size * (2 if remembers else 1), 1e-4, 1e5)
+    monkeypatch.undo()
+    snapshot.optimizer.param_groups[0]["lr"] = lr
+    values = EdgeOfStability(rel=1e-8)(snapshot).values
+    assert values["sharpness / threshold"] == pytest.approx(1, rel=1e-6)
+    assert values["sharpness"] == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [Rounded(SOAP(0.01), k=3), Scheduled(SOAP(0.01), Constant(), 10)], ids=repr)
+def test_schedules_and_rounding_leave_a_preconditioner_what_it_is(wrapped):
+    found, plain = (EdgeOfStability(rel=1e-6)(trained(rule)[0]).values for rule in (wrapped, wrapped.rule))
+    assert found == pytest.approx(plain, rel=1e-3)  # rounding moves the weights a little
+
+
+@pytest.mark.parametrize("rule", [Shampoo(0.1), SOAP(0.1), LARS(0.1), LAMB(0.1)], ids=repr)
+def test_where_nothing_was_divided_yet_there_is_the_sharpness_alone(rule):
+    for steps in (0, 1) if isinstance(rule, SOAP) else (0,):  # whose first gradient moves nothing
+        assert set(EdgeOfStability()(trained(rule, steps)[0]).values) == {"sharpness"}
+    assert set(EdgeOfStability()(replace(trained(rule)[0], optimizer=None)).values) == {"sharpness"}
+    assert set(EdgeOfStability()(trained(Decayed(rule, 0.1))[0]).values) == {"sharpness"}

@@ -10,6 +10,7 @@ from torch import Tensor
 from optscope.errors import UserError
 from optscope.optim.muon import matrix_shape
 from optscope.optim.per_layer import PerLayer, per_layer
+from optscope.optim.preconditioner import Preconditioner
 from optscope.optim.rule import Hyper, State, check_hyper
 
 
@@ -74,12 +75,27 @@ class Shampoo(PerLayer):
             after |= {f"{side} root": fourth_root(after[side]) for side in ("left", "right")}
         return -lr * (after["left root"] @ g @ after["right root"]).reshape(grad.shape), after
 
+    def preconditioner(self, state: State, params: Tensor, grad: Tensor) -> Preconditioner | None:
+        """Return P = L^(1/4) ⊗ R^(1/4), as the roots in use have it, or √s."""
+        if params.dim() < 2:
+            return Preconditioner(lambda v: v * state["s"].pow(-0.25))
+        if not state["step"]:
+            return None
+        left, right = (_square_root(state[f"{side} root"]) for side in ("left", "right"))
+        return Preconditioner(lambda v: (left @ as_matrix(v, v.dim()) @ right).reshape(v.shape))
+
 
 def fourth_root(matrix: Tensor) -> Tensor:
     """Return the inverse fourth root of positive matrices `(..., n, n)`; none counts as below rounding."""
     values, vectors = torch.linalg.eigh(matrix)
     tiny = torch.finfo(matrix.dtype).eps * values[..., -1:].clamp(min=torch.finfo(matrix.dtype).tiny)
     root: Tensor = vectors * values.clamp(min=tiny).pow(-0.25).unsqueeze(-2) @ vectors.mT
+    return root
+
+
+def _square_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.mT
     return root
 
 
@@ -146,6 +162,15 @@ class SOAP(PerLayer):
         along = _rotated(after["m"] / (1 - beta1**t) / size, state, axes, back=True)
         step = -per_layer(self.lr, grad, axes) * (along + per_layer(self.decay, grad, axes) * params)
         return step, self._turned(grad, after, axes)
+
+    def preconditioner(self, state: State, params: Tensor, grad: Tensor) -> Preconditioner | None:
+        """Return P = Q D Qᵀ with Q = Qₗ ⊗ Qᵣ and D that of Adam, (1 − beta1ᵗ) (√v̂ + eps)."""
+        axes, t = params.dim(), int(state["step"])
+        if t < 1:
+            return None
+        beta1, beta2, eps = (per_layer(value, params, axes) for value in (self.beta1, self.beta2, self.eps))
+        scale = ((1 - beta1**t) * ((state["v"] / (1 - beta2**t)).sqrt() + eps)).rsqrt()
+        return Preconditioner(lambda v: _rotated(scale * _rotated(v, state, axes), state, axes, back=True))
 
     def _turned(self, grad: Tensor, state: State, axes: int) -> State:
         """Return the state with the gradient in its products, and new bases if it is time."""

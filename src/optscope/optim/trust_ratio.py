@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from optscope.optim.per_layer import PerLayer, layer_norm, per_layer
+from optscope.optim.preconditioner import Preconditioner
 from optscope.optim.rule import Hyper, State, check_hyper
 
 
@@ -51,13 +52,25 @@ class LARS(PerLayer):
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return −lr · m and the new buffer."""
-        local: Tensor | float = 1.0
+        local = self._local(params, grad, axes)
         if axes > 1:
-            decay = per_layer(self.decay, grad, axes)
-            local = per_layer(self.trust, grad, axes) * trust(params, grad, axes, decay * layer_norm(params, axes))
-            grad = grad + decay * params
+            grad = grad + per_layer(self.decay, grad, axes) * params
         m = per_layer(self.momentum, grad, axes) * state["m"] + local * grad
         return -per_layer(self.lr, grad, axes) * m, {"m": m}
+
+    def _local(self, params: Tensor, grad: Tensor, axes: int) -> Tensor | float:
+        """Return λ."""
+        if axes < 2:
+            return 1.0
+        decay = per_layer(self.decay, grad, axes) * layer_norm(params, axes)
+        return per_layer(self.trust, grad, axes) * trust(params, grad, axes, decay)
+
+    def preconditioner(self, state: State, params: Tensor, grad: Tensor) -> Preconditioner:
+        """Return P = 1/λ of these weights and this gradient; the penalty bends by λ · decay."""
+        if params.dim() < 2:
+            return Preconditioner(torch.clone)
+        local = torch.as_tensor(self._local(params, grad, params.dim()))
+        return Preconditioner(lambda v: local.sqrt() * v, local * per_layer(self.decay, params, params.dim()))
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,10 +106,29 @@ class LAMB(PerLayer):
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return −lr · ‖w‖/‖u‖ · u and the new means."""
         beta1, beta2 = (per_layer(value, grad, axes) for value in (self.beta1, self.beta2))
-        t = int(state["step"]) + 1
-        m = beta1 * state["m"] + (1 - beta1) * grad
-        v = beta2 * state["v"] + (1 - beta2) * grad.square()
-        u = m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt() + per_layer(self.eps, grad, axes))
-        u = u + per_layer(self.decay, grad, axes) * params
-        return -per_layer(self.lr, grad, axes) * trust(params, u, axes) * u, {"m": m, "v": v,
-                                                                              "step": state["step"] + 1}
+        after = {"m": beta1 * state["m"] + (1 - beta1) * grad,
+                 "v": beta2 * state["v"] + (1 - beta2) * grad.square(), "step": state["step"] + 1}
+        _, u = self._divided(after, params, axes)
+        return -per_layer(self.lr, grad, axes) * trust(params, u, axes) * u, after
+
+    def _divided(self, state: State, params: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+        """Return √v̂ + eps, and u."""
+        t = int(state["step"])
+        beta1, beta2 = (per_layer(value, params, axes) for value in (self.beta1, self.beta2))
+        size = (state["v"] / (1 - beta2**t)).sqrt() + per_layer(self.eps, params, axes)
+        return size, state["m"] / (1 - beta1**t) / size + per_layer(self.decay, params, axes) * params
+
+    def preconditioner(self, state: State, params: Tensor, grad: Tensor) -> Preconditioner | None:
+        """Return P = (1 − beta1ᵗ) (√v̂ + eps)/τ with τ = ‖w‖/‖u‖ of the means and weights as they are.
+
+        A step takes lr τ decay · w away besides. Held still, that bends by τ decay (1 + beta1)/(1 − beta1): where
+        H is k P, a layer oscillates from lr k (1 − beta1)/(1 + beta1) + lr τ decay = 2 on.
+        """
+        t, axes, beta1 = int(state["step"]), params.dim(), per_layer(self.beta1, params, params.dim())
+        if not t:
+            return None
+        size, u = self._divided(state, params, axes)
+        ratio = trust(params, u, axes)
+        scale = (ratio / ((1 - beta1**t) * size)).sqrt()
+        bends = per_layer(self.decay, params, axes) * (1 + beta1) / (1 - beta1)
+        return Preconditioner(lambda v: scale * v, ratio * bends)

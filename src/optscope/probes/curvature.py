@@ -21,9 +21,10 @@ from optscope.evidence.records import Metric
 from optscope.optim.rule import Rule
 from optscope.probes import lanczos
 from optscope.probes.hessian import GaussNewton, Hessian, Preconditioned, SymmetricOperator
+from optscope.probes.live import adaptive, preconditioner
 from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
-from optscope.probes.rule_in_use import adaptive, preconditioner, rule_in_use, threshold
+from optscope.probes.rule_in_use import rule_in_use, threshold
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +89,12 @@ class TopEigenvalues(CurvatureProbe):
 
 @dataclass(frozen=True, repr=False)
 class PreconditionedSharpness(CurvatureProbe):
-    """Measure the largest eigenvalue of D⁻¹ᐟ² H D⁻¹ᐟ² with the preconditioner D of the live Adam, AdamW or RMSProp.
+    """Measure the largest eigenvalue of P⁻¹ᐟ² H P⁻¹ᐟ² + C with the preconditioner P of the live optimiser.
+
+    P is diagonal for Adam, AdamW and RMSProp, Shampoo's and SOAP's in their present basis, and for LARS and LAMB
+    that of their present trust ratios, LARS's of the gradient over the probe's examples (`live.preconditioner`).
+    C is 0, but for LARS and LAMB with decay: what that bends. The threshold is that of the rule's momentum while P
+    stands still.
 
     Adam's edge of stability lies where it meets "preconditioned threshold", 38/lr at beta1 = 0.9 (Cohen et al.
     2022, arXiv 2207.14484). Errors and arrays as in `TopEigenvalues`. Before the first step there is no
@@ -112,11 +118,12 @@ class PreconditionedSharpness(CurvatureProbe):
 
     def measure(self, subject: Subject) -> Reading:
         """Run Lanczos on the preconditioned Hessian."""
-        diagonal = preconditioner(subject.snapshot, subject.trained)
-        if diagonal is None:
-            return Reading({})
         matrix = self.matrix(subject)
-        found = _search(self, subject, Preconditioned(matrix, diagonal), matrix.gradient() * diagonal.rsqrt(), 1,
+        gradient = matrix.gradient()
+        held = preconditioner(subject.snapshot, subject.trained, gradient)
+        if held is None:
+            return Reading({})
+        found = _search(self, subject, Preconditioned(matrix, held), held.root(gradient), 1,
                         "preconditioned sharpness")
         return _reading(found, "preconditioned sharpness", "preconditioned threshold",
                         _threshold(rule_in_use(subject.snapshot), subject.snapshot.step))

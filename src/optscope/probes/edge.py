@@ -13,9 +13,10 @@ from optscope.optim.combinator import bare
 from optscope.optim.norm import Steepest
 from optscope.optim.rule import Rule
 from optscope.probes.curvature import CurvatureProbe, PreconditionedSharpness, TopEigenvalues
+from optscope.probes.live import adaptive, live_mean
 from optscope.probes.own_norm import reach
 from optscope.probes.probe import Reading, Subject, Value
-from optscope.probes.rule_in_use import adaptive, live_mean, rule_in_use
+from optscope.probes.rule_in_use import rule_in_use
 from optscope.theory import stability
 
 STARTS = 4
@@ -27,8 +28,9 @@ class EdgeOfStability(CurvatureProbe):
     """Measure the sharpness of the training loss, and how near it is to what the rule in use can bear.
 
     "sharpness" is the largest eigenvalue of the Hessian H, for every rule. "sharpness met" is that of the matrix
-    whose size decides whether the rule is stable: H for SGD and its momenta, D⁻¹ᐟ² H D⁻¹ᐟ² for Adam, AdamW and
-    RMSProp with their live preconditioner D. No more than "sharpness met limit" is likely (for 99 starts in 100).
+    whose size decides whether the rule is stable: H for SGD and its momenta, P⁻¹ᐟ² H P⁻¹ᐟ² for Adam, AdamW,
+    RMSProp, Shampoo, SOAP, LARS and LAMB with their live preconditioner P (`PreconditionedSharpness`). No more than
+    "sharpness met limit" is likely (for 99 starts in 100).
 
     Rules with steps of a length of their own (`Steepest.ball`: SignSGD and Lion l∞, NormalizedSGD l2 of each block,
     Muon the spectral norm of each matrix; ByKind what its first part has, in the layers of that part) meet the

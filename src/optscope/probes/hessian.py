@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError, nearest
+from optscope.optim.preconditioner import Preconditioner
 from optscope.probes.at_weights import AtWeights, Call, Chunk, check_depends, chunks, grad, grads, seen
 from optscope.tasks.mean_loss import check_mean
 from optscope.tasks.task import Loss
@@ -65,25 +66,18 @@ class SymmetricOperator(ABC):
 
 
 class Preconditioned(SymmetricOperator):
-    """The operator D^(-1/2) A D^(-1/2) for a positive diagonal D, given as a vector `(P,)`.
+    """The operator P^(-1/2) A P^(-1/2) + C for a preconditioner P and its shift C.
 
-    Its eigenvalues are those of D^(-1) A: the curvature as a rule with steps D^(-1) g meets it
+    Without C its eigenvalues are those of P^(-1) A: the curvature as a rule with steps P^(-1) g meets it
     (Cohen et al. 2022, arXiv 2207.14484).
-
-    Raises:
-        UserError: when the diagonal has another shape or is not positive.
     """
 
-    def __init__(self, operator: SymmetricOperator, diagonal: Tensor) -> None:
-        super().__init__(operator.layout, diagonal.to(operator.dtype))
-        if diagonal.shape != (operator.size,) or not bool((diagonal > 0).all()):
-            raise UserError(f"a preconditioner must hold {operator.size} positive numbers; got shape "
-                            f"{tuple(diagonal.shape)} with smallest number {float(diagonal.min()):g}")
-        self._operator = operator
-        self._scale = diagonal.rsqrt().to(operator.dtype)
+    def __init__(self, operator: SymmetricOperator, preconditioner: Preconditioner) -> None:
+        super().__init__(operator.layout, torch.empty(0, dtype=operator.dtype, device=operator.device))
+        self._operator, self._held = operator, preconditioner
 
     def _product(self, vector: Tensor) -> Tensor:
-        return self._scale * self._operator(self._scale * vector)
+        return self._held.root(self._operator(self._held.root(vector))) + self._held.shift * vector
 
 
 class _Graph(ABC):

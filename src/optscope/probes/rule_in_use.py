@@ -1,9 +1,9 @@
-"""What a live optimiser is as a rule: its learning rate now, its stability threshold, its preconditioner."""
+"""What a live optimiser is as a rule: its learning rate now, and its stability threshold."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.combinator import bare
@@ -19,20 +18,19 @@ from optscope.optim.momentum import Momentum
 from optscope.optim.rule import Hyper, Rule
 from optscope.optim.schedules import Decayed
 from optscope.optim.sgd import SGD
+from optscope.optim.shampoo import SOAP, Shampoo
 from optscope.optim.torch_bridge import RuleOptimizer
+from optscope.optim.trust_ratio import LAMB, LARS
 from optscope.tasks.snapshot import Snapshot
 from optscope.theory import stability
-
-SECOND_MOMENTS = ("v", "max_exp_avg_sq", "exp_avg_sq", "square_avg")
-"""Where rules and torch's optimisers keep the running mean of the squared gradient."""
 
 
 def threshold(rule: Rule, step: int = 0) -> float:
     """Return the largest stable eigenvalue of the Hessian of the loss under a rule, after `step` steps.
 
-    For Adam, AdamW and RMSProp it is that of the preconditioned Hessian D⁻¹ᐟ² H D⁻¹ᐟ², with D held still. With L2
-    regularisation, H is the Hessian of the loss without its penalty, whose curvature is a shift under SGD and
-    Momentum. Formulas: `optscope.theory.stability`.
+    For rules with a preconditioner P it is that of P⁻¹ᐟ² H P⁻¹ᐟ² with P held still, and for LARS and LAMB of that
+    and what their decay bends (`PreconditionedSharpness`). With L2 regularisation, H is the Hessian of the loss
+    without its penalty, whose curvature is a shift under SGD and Momentum. Formulas: `optscope.theory.stability`.
 
     >>> threshold(SGD(lr=0.1)), round(threshold(Adam(lr=0.001)))
     (20.0, 38000)
@@ -43,11 +41,11 @@ def threshold(rule: Rule, step: int = 0) -> float:
     inner, factor, decay = bare(rule, step)
     if factor == 0:
         return math.inf
-    plain = _plain_threshold(inner.with_(lr=factor * _one(inner.lr)) if factor != 1 else inner)
+    plain = _plain_threshold(inner.with_(lr=factor * one(inner.lr)) if factor != 1 else inner)
     if plain is None:
         raise UserError(f"no stability threshold is known for {rule!r}; there is one for SGD, Momentum, Adam, "
-                        "AdamW and RMSProp, also inside Scheduled and Rounded, and for SGD and Momentum inside "
-                        "Decayed")
+                        "AdamW, RMSProp, Shampoo, SOAP, LARS and LAMB, also inside Scheduled and Rounded, and for "
+                        "SGD and Momentum inside Decayed")
     if decay and not isinstance(inner, (SGD, Momentum)):  # the penalty's curvature is then preconditioned
         raise UserError(f"no stability threshold is known for {rule!r}: L2 regularisation has one with SGD and "
                         "Momentum; with Adam, use AdamW")
@@ -58,13 +56,19 @@ def _plain_threshold(rule: Rule) -> float | None:
     """Return the threshold of a rule that wraps no other, if one is known."""
     if isinstance(rule, SGD):
         form = stability.nesterov if rule.nesterov else stability.heavy_ball
-        return form(_one(rule.lr), _one(rule.momentum))
+        return form(one(rule.lr), one(rule.momentum))
     if isinstance(rule, Momentum):
-        return stability.averaged(_one(rule.lr), _one(rule.beta))
+        return stability.averaged(one(rule.lr), one(rule.beta))
     if isinstance(rule, Adam):
-        return stability.averaged(_one(rule.lr), _one(rule.beta1),
-                                  _one(rule.decay if isinstance(rule, AdamW) else 0.0))
-    return stability.gradient_descent(_one(rule.lr)) if isinstance(rule, RMSProp) else None
+        return stability.averaged(one(rule.lr), one(rule.beta1),
+                                  one(rule.decay if isinstance(rule, AdamW) else 0.0))
+    if isinstance(rule, LARS):
+        return stability.heavy_ball(one(rule.lr), one(rule.momentum))
+    if isinstance(rule, SOAP):
+        return stability.averaged(one(rule.lr), one(rule.beta1), one(rule.decay))
+    if isinstance(rule, LAMB):
+        return stability.averaged(one(rule.lr), one(rule.beta1))
+    return stability.gradient_descent(one(rule.lr)) if isinstance(rule, (RMSProp, Shampoo)) else None
 
 
 def rule_in_use(snapshot: Snapshot) -> Rule | None:
@@ -120,70 +124,12 @@ def _from_torch(kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> 
     return Decayed(rule, decay) if rule is not None and decay else rule
 
 
-def adaptive(rule: Rule | None) -> Adam | RMSProp | None:
-    """Return the rule inside schedules, decay and rounding when it divides by a second moment, else None."""
-    inner = None if rule is None else bare(rule)[0]
-    return inner if isinstance(inner, (Adam, RMSProp)) else None
-
-
-def preconditioner(snapshot: Snapshot, trained: Collection[str]) -> Tensor | None:
-    """Return the diagonal D by which an adaptive rule divides the gradient, `(P,)`, or None before its first step.
-
-        RMSProp: D = √v + eps        Adam: D = (1 − beta1ᵗ) (√(v/(1 − beta2ᵗ)) + eps)
-
-    The first factor is the bias correction of Adam's momentum (arXiv 2207.14484). P runs over the `trained`
-    parameters in the model's order. One that never had a gradient,
-    not even 0, does not move: its D is infinite (RMSProp counts no steps, so that it is eps there, where H is 0).
+def one(value: Hyper) -> float:
+    """Return a hyperparameter's number.
 
     Raises:
-        UserError: without a live optimiser, or when it is not Adam, AdamW or RMSProp, or keeps no second moment.
+        UserError: when there are several.
     """
-    rule = adaptive(rule_in_use(snapshot))
-    if snapshot.optimizer is None or rule is None:
-        got = type(snapshot.optimizer).__name__ if snapshot.optimizer else f"no optimiser, and {snapshot.rule!r}"
-        raise UserError("preconditioned sharpness needs the live Adam, AdamW or RMSProp that trains the model, "
-                        f"with one set of numbers; got {got}: measure TopEigenvalues instead")
-    weights = {name: p for name, p in snapshot.model.named_parameters() if name in trained}
-    states = {name: _innermost(snapshot.optimizer.state.get(p, {})) for name, p in weights.items()}
-    counts = {name: torch.as_tensor(state["step"]) for name, state in states.items() if "step" in state}
-    steps = dict(zip(counts, to_floats(*counts.values()), strict=True))
-    diagonal = torch.cat([_diagonal(rule, name, state, steps.get(name, 0.0)).reshape(-1) if state
-                          else torch.full_like(weights[name].detach(), math.inf).reshape(-1)
-                          for name, state in states.items()])
-    return None if bool(torch.isinf(diagonal).all()) else diagonal
-
-
-def live_mean(snapshot: Snapshot, trained: Collection[str], like: Tensor) -> Tensor | None:
-    """Return the live optimiser's mean of gradients "m", `(P,)`, 0 where there was no step; None without one."""
-    if snapshot.optimizer is None:
-        return None
-    parts = [_innermost(snapshot.optimizer.state.get(p, {})).get("m", torch.zeros_like(p)).reshape(-1)
-             for name, p in snapshot.model.named_parameters() if name in trained]
-    return torch.cat(parts).to(like)
-
-
-def _innermost(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    while "rule" in state:  # a combinator's state holds its rule's
-        state = state["rule"]
-    return state
-
-
-def _diagonal(rule: Adam | RMSProp, name: str, state: Mapping[str, Any], t: float) -> Tensor:
-    moment: Tensor | None = next((state[key] for key in SECOND_MOMENTS if key in state), None)
-    if moment is None:
-        raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}: measure TopEigenvalues "
-                        "instead")
-    moment = moment.detach()
-    if isinstance(rule, RMSProp):
-        return moment.sqrt() + _one(rule.eps)
-    beta1, beta2 = _one(rule.beta1), _one(rule.beta2)
-    if t == 0:
-        return torch.full_like(moment, math.inf)
-    diagonal: Tensor = (1 - beta1**t) * ((moment / (1 - beta2**t)).sqrt() + _one(rule.eps))
-    return diagonal
-
-
-def _one(value: Hyper) -> float:
     if isinstance(value, tuple):
         raise UserError(f"a stability threshold needs one number a hyperparameter; got {value}: make one rule each")
     return float(value)
