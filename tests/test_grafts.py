@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from optscope.analyses.grafts import graft_matrix, length_earns_more, two_way
+from optscope import lab
+from optscope.analyses.grafts import WHOSE, graft_matrix, grafts, length_earns_more, two_way
 from optscope.engine.execute import Inline
+from optscope.engine.plan import Plan
+from optscope.engine.training import Training
 from optscope.errors import UserError
 from optscope.evidence.records import Metric, Record, Records
-from optscope.lab import compare
-from optscope.optim import SGD, Adam, Graft, Players, SignSGD
+from optscope.lab import Result, compare
+from optscope.optim import SGD, Adam, Graft, NormalizedSGD, Players, SignSGD
 from optscope.probes.coverage import Coverage
 from optscope.probes.embedding import OwnClassifier, Pixels
 from optscope.probes.modes import Modes
+from optscope.protocol.arms import arm_named
 from optscope.protocol.compare import comparison_of
-from optscope.protocol.comparison import Arm
-from optscope.protocol.grafts import graft_arms, graft_name, grafted_rules
+from optscope.protocol.comparison import Arm, check_budgets
+from optscope.protocol.grafts import crossed, graft_arms, graft_name, grafted_per, grafted_rules
 from optscope.protocol.kits import Generators
 from optscope.protocol.search import Grid
-from optscope.protocol.settings import OptimiserSettings, Settings
+from optscope.protocol.settings import OptimiserSettings, Settings, read_settings
+from optscope.protocol.space import Space
 from optscope.report.figures import draw
 from optscope.tasks.game import Normal
 from optscope.tasks.gan import gan
@@ -27,7 +33,7 @@ from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, Perceptron
 from optscope.tasks.images import Digits, LowPass
 from optscope.tasks.mixtures import Ring
 from optscope.tasks.task import Data, Split
-from tiny import TASK
+from tiny import TASK, call
 
 RULES = (Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.2))), Arm("Adam", Adam(lr=0.01), Grid((0.01, 0.02))))
 RING = gan("ring", Perceptron((2, 8, 2)), Perceptron((2, 8, 1)), Ring(points=256), latent=Normal(2), bounds=None)
@@ -42,6 +48,95 @@ def test_every_length_meets_every_direction():
     assert [rule.lr for rule in found.candidates()] == [0.01, 0.02]
     assert named["SGD"].rule == SGD(lr=0.1)
     assert grafted_rules(arms) == ["SGD", "Adam", "sign"]
+
+
+def heard(monkeypatch, argv):
+    """The settings that a command goes through the door with."""
+    said = []
+
+    def door(task, out, settings, **more):
+        said.append(settings)
+        return Result(Records(), [], "", out)
+    monkeypatch.setattr(lab, "compare", door)
+    assert call(monkeypatch, argv) == 0
+    return said[0]
+
+
+@pytest.mark.parametrize("per", ["layer", "module", "model"])
+def test_lengths_are_taken_over_what_is_asked_for_from_the_command_to_the_report(per, tmp_path, monkeypatch):
+    (tmp_path / "s.toml").write_text(f'graft = "{per}"')
+    comparison = comparison_of(TASK, read_settings(tmp_path / "s.toml", optimisers={"sgd": {}, "adam": {}}))
+    assert [arm.rule for arm in comparison.arms if isinstance(arm.rule, Graft)] == [
+        Graft(SGD(lr=0.1), Adam(lr=0.001), per), Graft(Adam(lr=0.001), SGD(lr=0.1), per)]
+    assert grafted_per(comparison.arms) == per
+    rows = Records(Record("blobs", arm.name, seed, "accuracy", 90.0 + seed) for arm in comparison.arms
+                   for seed in (1, 2))
+    figure, = grafts(comparison, rows).figures
+    assert figure.caption.endswith(f"Lengths are those of {WHOSE[per]} step.")
+    for words in ("digits --graft {}", "--graft={} digits", "digits --graft {} --seeds 1"):
+        assert heard(monkeypatch, f"compare {words.format(per)}").graft == per
+
+
+@pytest.mark.parametrize("words", ["digits --graft", "--graft digits", "digits --graft --seeds 1"])
+def test_a_bare_graft_is_one_of_layers_as_true_is_in_a_file(words, tmp_path, monkeypatch):
+    (tmp_path / "s.toml").write_text("graft = true")
+    assert heard(monkeypatch, f"compare {words}").graft == read_settings(tmp_path / "s.toml").graft == "layer"
+    (tmp_path / "s.toml").write_text("graft = false")
+    assert read_settings(tmp_path / "s.toml").graft is Settings().graft is False
+
+
+def test_a_step_has_the_length_of_the_blocks_that_are_asked_for():
+    """In training, by how far the weights of a layer, a module and the model moved."""
+    moved = {}
+    for per in ("layer", "module", "model"):
+        arms = Arm("SGD", SGD(lr=0.1)), Arm("even", NormalizedSGD(lr=0.01, rms=True))
+        rule = graft_arms(arms, per)[2].rule
+        training = Training(TASK, rule, Plan(1, 32), 1)
+        before = [p.detach().clone() for p in training.model.parameters()]
+        training.advance(1)
+        moved[per] = [(p.detach() - q).double() for p, q in zip(training.model.parameters(), before, strict=True)]
+    sizes = [p.numel() for p in moved["layer"]]
+    lengths = {per: torch.stack([step.norm() for step in steps]) for per, steps in moved.items()}
+    by_hand = 0.01 * torch.tensor(sizes).double().sqrt()
+    for per, blocks in (("layer", 4), ("module", 2), ("model", 1)):
+        found, expected = (each.reshape(blocks, -1).norm(dim=1) for each in (lengths[per], by_hand))
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=0.0)
+    assert (lengths["model"] / by_hand).std() > 0.1
+    assert (lengths["module"] / by_hand).std() > 0.1
+    for step, other in zip(moved["layer"], moved["model"], strict=True):  # of one direction in every layer
+        assert torch.cosine_similarity(step.flatten(), other.flatten(), dim=0) == pytest.approx(1, abs=1e-4)
+
+
+def test_every_ready_arm_is_grafted_on_every_other_at_one_cost():
+    arms = graft_arms([arm_named(name) for name in ("sgd", "sam", "muon", "shampoo", "schedule-free")], "model")
+    check_budgets(arms)
+    named = {arm.name: arm for arm in arms}
+    sam = named["SGD length × SAM direction"]
+    assert (sam.rule.evaluations, [rule.lr for rule in sam.candidates()]) == (2, [0.03, 0.1, 0.3])
+    assert [rule.lr for rule in named["SGD"].candidates()] == [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
+    for arm in arms:
+        assert Training(TASK, arm.rule, Plan(steps=2, batch=32), 1).advance(2)
+
+
+def test_what_is_searched_beside_the_rate_is_the_magnitudes():
+    space = {"momentum": [0.5, 0.9]}
+    drawn = [arm_named(name, trials=4) for name in ("adam", "sam")]
+    named = {arm.name: arm for arm in graft_arms([arm_named("momentum", [0.1], space), *drawn])}
+    found = named["SGD + momentum length × Adam direction"].candidates()
+    assert [(rule.lr, rule.magnitude.momentum) for rule in found] == [(0.1, 0.5), (0.1, 0.9)]
+    dear = named["Adam length × SAM direction"]
+    assert dear.candidates() == [Graft(rule, named["SAM"].rule) for rule in named["Adam"].candidates()[:2]]
+    of_game = Arm("M", Players(generator=SGD(lr=0.1, momentum=0.9), discriminator=SGD(lr=0.1)),
+                  Grid(Space(**{"generator.lr": (0.1, 0.2), "generator.momentum": (0.5,)})))
+    other = Arm("A", Players(generator=Adam(lr=0.1), discriminator=Adam(lr=0.1)))
+    first = graft_arms([of_game, other])[1].candidates()[1].by_name["generator"]
+    assert (first.lr, first.magnitude.momentum) == (0.2, 0.5)
+
+
+def test_ready_grafts_stand_unless_the_matrix_holds_them():
+    assert [arm.name for arm in crossed([arm_named(name) for name in ("sgd", "adam", "graft")])] == ["SGD", "Adam"]
+    kept = crossed([arm_named(name) for name in ("momentum", "adam", "graft", "shampoo")])
+    assert [arm.name for arm in kept] == ["SGD + momentum", "Adam", "Adam length × SGD direction", "Shampoo"]
 
 
 def test_rules_of_games_are_grafted_player_by_player():
@@ -138,6 +233,7 @@ def test_a_classifier_sees_its_own_images_alone(data, seen):
     (lambda: graft_arms(RULES[:1]), "two optimisers or more; got SGD"),
     (lambda: graft_arms((RULES[0], Arm("p", Players(generator=SGD(lr=1.0), discriminator=SGD(lr=1.0))))),
      "graft only on rules of a game"),
+    (lambda: read_settings(None, graft="block"), "^graft must be true, .layer., .module. or .model.; got 'block'"),
 ])
 def test_bad_input(call, words):
     with pytest.raises(UserError, match=words):

@@ -45,7 +45,18 @@ def main() -> None:
     """Run the command; what a user can mend is one sentence and exit code 2, a full disk is 74."""
     started = Path(sys.argv[0]).parts[-2:]
     name = "python -m optscope" if started == ("optscope", "__main__.py") else "optscope"
-    ended(lambda: app(prog_name=name, standalone_mode=False))
+    ended(lambda: app(_whole(sys.argv[1:]), prog_name=name, standalone_mode=False))
+
+
+def _whole(words: list[str]) -> list[str]:
+    """Return the words of a command with the one that a bare --graft stands for.
+
+    >>> _whole(["compare", "--graft", "digits"]), _whole(["compare", "digits", "--graft", "model"])
+    (['compare', '--graft=layer', 'digits'], ['compare', 'digits', '--graft', 'model'])
+    """
+    following = [*words[1:], ""]
+    return ["--graft=layer" if word == "--graft" and after not in ("layer", "module", "model") else word
+            for word, after in zip(words, following, strict=True)]
 
 
 def _command() -> str:
@@ -119,8 +130,9 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
                 help="Draw so many points of each one's range, instead of its grid of learning rates.")] = None,
             widen: Annotated[int | None, typer.Option(
                 help="How often all arms search on while a best learning rate lies at an end (2).")] = None,
-            graft: Annotated[bool | None, typer.Option(
-                "--graft", help="Compare every optimiser's step length on every one's direction.")] = None,
+            graft: Annotated[str | None, typer.Option("--graft", metavar="[layer|module|model]", help=(
+                "Compare every optimiser's step length on every one's direction: that of each layer's step "
+                "(also without a word), each module's, or the whole model's."))] = None,
             margin: Annotated[str | None, typer.Option(
                 help="Within what accuracies count as equal: points, or a share of the error (20%).")] = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,

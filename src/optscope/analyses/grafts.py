@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,11 +14,15 @@ from optscope.evidence.picture import Heatmap
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.stats import mean_interval
 from optscope.evidence.verdicts import greater
+from optscope.optim.sign import Per
 from optscope.protocol.comparison import Comparison
-from optscope.protocol.grafts import graft_name, grafted_rules
+from optscope.protocol.grafts import graft_name, grafted_per, grafted_rules
 from optscope.report.section import Section
 
 Array = NDArray[np.float64]
+
+WHOSE: Mapping[Per, str] = {"layer": "each layer's", "module": "each module's", "model": "the whole model's"}
+"""Whose step has the length that a graft takes."""
 
 
 def grafts(comparison: Comparison, records: Records) -> Section:
@@ -32,10 +36,12 @@ def grafts(comparison: Comparison, records: Records) -> Section:
                   "this comparison", partial(length_earns_more, rules=rules, metric=first.name),
                   "direction explains more", scale="smoke")
     return Section(verdicts=[(claim, claim.judge(final, "desk"))],
-                   figures=[graft_matrix(final, rules, metric) for metric in metrics])
+                   figures=[graft_matrix(final, rules, metric, whose=WHOSE[grafted_per(comparison.arms)])
+                            for metric in metrics])
 
 
-def graft_matrix(records: Records, rules: Sequence[str], metric: Metric, at: float | None = None) -> Heatmap:
+def graft_matrix(records: Records, rules: Sequence[str], metric: Metric, at: float | None = None,
+                 whose: str = WHOSE["layer"]) -> Heatmap:
     """Return the matrix of a metric's means with 95 % intervals: a row a magnitude, a column a direction."""
     found = [[mean_interval(records.values(graft_name(m, d), metric.name, at)) for d in rules] for m in rules]
     values = np.array([[cell.estimate for cell in row] for row in found])
@@ -49,7 +55,7 @@ def graft_matrix(records: Records, rules: Sequence[str], metric: Metric, at: flo
     return Heatmap(f"grafts-{metric.name.replace(' ', '-')}", title, [f"{m}'s length" for m in rules],
                    [f"{d}'s direction" for d in rules], values, metric.unit or metric.name,
                    f"Mean over seeds at tuned learning rates, below it the 95 % t interval{better}. The diagonal "
-                   "holds the rules themselves.", notes)
+                   f"holds the rules themselves. Lengths are those of {whose} step.", notes)
 
 
 def shares(records: Records, rules: Sequence[str], metric: str,

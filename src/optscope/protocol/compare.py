@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from optscope.errors import UserError
 from optscope.evidence.words import listed
-from optscope.optim import Graft
 from optscope.protocol.arms import arm_named
 from optscope.protocol.comparison import Arm, Comparison
-from optscope.protocol.grafts import graft_arms
+from optscope.protocol.grafts import crossed, graft_arms
 from optscope.protocol.kits import kit_of
 from optscope.protocol.settings import Settings
 from optscope.tasks.task import Task
@@ -28,8 +27,8 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     if len(chosen) < 2:
         raise UserError(f"a comparison needs two optimisers or more; got {chosen[0].name} alone: add another, "
                         'for example "sgd" or "adam"')
-    if settings.graft:
-        chosen = graft_arms([arm for arm in chosen if not isinstance(arm.rule, Graft)])
+    if isinstance(settings.graft, str):
+        chosen = graft_arms(crossed(chosen), settings.graft)
     kit, seeds = kit_of(task), tuple(range(1, settings.seeds + 1))
     criterion, validation = kit.judge(task)
     return Comparison(task.name, task, tuple(kit.arm(arm, task) for arm in chosen),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from optscope.engine.average import EMA, SWA
 from optscope.engine.place import Place, devices_of
@@ -15,6 +15,7 @@ from optscope.engine.plan import MOST_STEPS, Plan
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import Metric
 from optscope.optim.schedules import StepDecay
+from optscope.optim.sign import Per
 from optscope.protocol.arms import DEFAULT
 from optscope.protocol.comparison import MOST_ROUNDS
 from optscope.protocol.margin import margin_said
@@ -26,6 +27,15 @@ def _margin(said: float | str | None) -> float | str | None:
     """Return what was said, if it says a margin."""
     margin_said(said, Metric("accuracy", "%"))
     return said
+
+
+def _graft(said: object) -> object:
+    """Return over what lengths are taken: over layers, where it is only said that there are grafts."""
+    if said is True:
+        return "layer"
+    if said is False or said in get_args(Per):
+        return said
+    raise ValueError(f'graft must be true, "layer", "module" or "model"; got {said!r}')
 
 
 class OptimiserSettings(BaseModel):
@@ -52,7 +62,8 @@ class Settings(BaseModel):
     batch: int = Field(default=128, ge=1)
     margin: Annotated[float | str | None, AfterValidator(_margin)] = Field(
         default=None, description="within what accuracies count as equal: points, or a share of the error (20%)")
-    graft: bool = Field(default=False, description="cross every optimiser's step length with every direction")
+    graft: Annotated[bool | Per, BeforeValidator(_graft)] = Field(
+        default=False, description="cross every optimiser's step length, per layer, with every direction")
     examples: int = Field(default=1000, ge=1, description="test examples that attacks look at")
     device: str = Field(default="cpu", description="auto, cpu, cuda, mps, ..., or several: cuda:0,cuda:1")
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
