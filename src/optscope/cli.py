@@ -54,9 +54,9 @@ def _whole(words: list[str]) -> list[str]:
     >>> _whole(["compare", "--graft", "digits"]), _whole(["compare", "digits", "--graft", "model"])
     (['compare', '--graft=layer', 'digits'], ['compare', 'digits', '--graft', 'model'])
     """
-    following = [*words[1:], ""]
-    return ["--graft=layer" if word == "--graft" and after not in ("layer", "module", "model") else word
-            for word, after in zip(words, following, strict=True)]
+    said = ["layer"], ["module"], ["model"]
+    return ["--graft=layer" if word == "--graft" and words[i:i + 1] not in said else word
+            for i, word in enumerate(words, start=1)]
 
 
 def _command() -> str:
