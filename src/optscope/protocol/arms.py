@@ -70,7 +70,7 @@ _READY: dict[str, tuple[str, Rule, tuple[float, float]]] = {
     "ademamix": ("AdEMAMix", AdEMAMix(lr=1e-3), _SMALL),  # AdamW's: Pagliardini et al. 2024, section 4
     "adagrad": ("Adagrad", Adagrad(lr=0.01), _MIDDLE),  # 0.01: the default of torch
     "nadam": ("NAdam", NAdam(lr=2e-3), _SMALL),  # 2e-3: the default of torch
-    "adafactor": ("Adafactor", Adafactor(lr=0.01), _MIDDLE),  # 0.01: Shazeer and Stern 2018, section 9
+    "adafactor": ("Adafactor", Adafactor(lr=0.01), _MIDDLE),  # 0.01: Shazeer and Stern 2018, algorithm 6
     # rho 0.05: Foret et al. 2021, and the middle of the rates of its SGD
     "sam": ("SAM", SAM(SGD(lr=0.03, momentum=0.9)), (0.01, 0.1)),
     "lars": ("LARS", LARS(lr=1.0), (0.1, 30.0)),  # 3 to 30: You et al. 2017, table 3
