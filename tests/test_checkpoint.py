@@ -38,7 +38,7 @@ def trained():
 def test_a_runs_folder_reads_as_the_model_that_training_left(trained, tmp_path):
     Run(TASK, Adam(lr=0.03), PLAN, 3).perform(RunFolder(tmp_path / "run"))
     loaded = load_snapshot(TASK, tmp_path / "run")
-    assert (loaded.seed, loaded.step) == (3, trained.step)
+    assert (loaded.seed, loaded.step, loaded.batch) == (3, trained.step, trained.batch) == (3, trained.step, 16)
     for probe in PROBES:
         assert probe(loaded).values == probe(trained).values
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from optscope import Plan, train
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, AdamW, ByKind, Decayed, Momentum, Muon, NormalizedSGD, Rounded, SignSGD
 from optscope.optim.kinds import layout_of
@@ -206,6 +207,18 @@ def test_batch_sharpness_without_slopes_or_batches_says_so():
         BatchSharpness(batch=9)(snapshot)
     with pytest.raises(UserError, match="whole number"):
         BatchSharpness(batch=0)
+    with pytest.raises(UserError, match="not known in which batches"):
+        BatchSharpness()(snapshot)
+
+
+def test_batch_sharpness_takes_the_batch_of_the_plan():
+    snapshot, _ = quadratic(SGD(0.1), torch.ones(2, 3))
+    task = replace(snapshot.task, model=lambda: nn.Linear(3, 2, bias=False).double())
+    seen, plan = [], Plan(epochs=1, batch=4)
+    done = train(task, SGD(0.1), plan, seed=0, watch=lambda found: seen.append(BatchSharpness()(found)), at=[2])
+    assert seen[0].arrays["batch size"] == 4
+    assert seen[0].arrays["batches"].shape == (4,)
+    assert BatchSharpness()(done.snapshot).values == BatchSharpness(batch=4)(done.snapshot).values
 
 
 def test_a_ball_of_signs_has_no_flat_side():

@@ -23,10 +23,10 @@ from optscope.tasks.tree import Tree, mapped
 def load_snapshot(task: Task, path: str | Path, *, seed: int | None = None) -> Snapshot:
     """Return the model of `task` with the weights saved at `path`.
 
-    `path` is the folder of one run (`runs/<id>` in an output folder), which knows its seed and its steps, or a file
-    that holds a state dict: a .safetensors file, or what `torch.save(model.state_dict(), path)` wrote. `seed` seeds
-    the random numbers of probes; without it, it is the run's, or 0. Adaptive rules' preconditioners are not saved:
-    probes that need a live optimiser are taken during training, by `Watch`.
+    `path` is the folder of one run (`runs/<id>` in an output folder), which knows its seed, its steps and its
+    batch, or a file that holds a state dict: a .safetensors file, or what `torch.save(model.state_dict(), path)`
+    wrote. `seed` seeds the random numbers of probes; without it, it is the run's, or 0. Adaptive rules'
+    preconditioners are not saved: probes that need a live optimiser are taken during training, by `Watch`.
 
     Raises:
         UserError: when there are no such weights, they are another model's, or of another kind of number (whole,
@@ -38,7 +38,7 @@ def load_snapshot(task: Task, path: str | Path, *, seed: int | None = None) -> S
     seed = int(run.get("seed", 0)) if seed is None else seed
     model = fresh_model(task, seed)
     _load(model, weights, f"the weights in {path}", task, own=bool(run))
-    return Snapshot(model, task, seed, run.get("steps"))
+    return Snapshot(model, task, seed, run.get("steps"), batch=run.get("batch"))
 
 
 def check_kept(task: Task, model: nn.Module, seed: int, inputs: Tree | None = None) -> None:

@@ -246,7 +246,8 @@ def _try_probes(task: Task, data: Data, probes: Sequence[Probe], rule: Rule | No
     model = fresh_model(task, SEED)
     for probe in probes:
         for part in (few, data):
-            snapshot = Snapshot(model, replace(task, data=InMemory(part)), SEED, plan.total(data.train.size), rule)
+            snapshot = Snapshot(model, replace(task, data=InMemory(part)), SEED, plan.total(data.train.size), rule,
+                                batch=plan.batch)
             taken = take(probe, snapshot)
             if taken[0].values:
                 break

@@ -190,7 +190,7 @@ class Run:
         return {"status": "ok" if trained.diverged_at is None else "diverged",
                 "diverged_at": trained.diverged_at, "steps": len(trained.losses), "seed": self.seed,
                 "rule": repr(self.rule), "lr": self.rule.lr, "task": self.task.name, "plan": repr(self.plan),
-                "numerics": self.settings.numerics(self.place), "place": repr(self.place),
+                "batch": self.plan.batch, "numerics": self.settings.numerics(self.place), "place": repr(self.place),
                 "train_loss": float(tail.mean()), "metrics": dict(trained.metrics),
                 "parameters": sum(p.numel() for p in trained.snapshot.model.parameters())}
 

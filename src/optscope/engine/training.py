@@ -221,7 +221,7 @@ class Training:
 
     def _snapshot(self, losses: Tensor) -> Snapshot:
         alone = self._sides[0].stepper.optimizer if len(self._sides) == 1 else None
-        return Snapshot(self.model, self.task, self.seed, self.step, self.rule, alone, losses)
+        return Snapshot(self.model, self.task, self.seed, self.step, self.rule, alone, losses, self.plan.batch)
 
     def trained(self) -> Trained:
         """Return what a training that has ended left."""

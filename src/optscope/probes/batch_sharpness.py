@@ -28,43 +28,51 @@ from optscope.theory.stability import batch_edges
 class BatchSharpness(Probe):
     """Measure the mean over batches B of `batch` examples of g_Bᵀ H_B g_B / |g_B|², with its standard error.
 
+    Without `batch` they are as large as those that the model was trained in, which a snapshot of a training knows.
+
     g_B and H_B are gradient and Hessian of the loss of one batch, in eval mode; the examples are shuffled and cut
     into as many batches as there are. Under SGD it settles at about 2/lr, where the full sharpness does not
     (Andreyev and Beneventano 2024, arXiv 2412.20553); with momentum β about the "small-batch edge" 2(1 − β)/lr in
     small batches, and the "large-batch edge" 2(1 + β)/lr in large ones (arXiv 2604.14108). Both are given where the
     rule in use is SGD without Nesterov's momentum, or Momentum; which holds at a batch size has no closed form.
 
-    Arrays: "batch sharpness interval", 95 % (low, high) by Student's t, and "batches", the number of each, `(k,)`.
-    It takes one Hessian product a batch. Give `batch` the plan's.
+    Arrays: "batch sharpness interval", 95 % (low, high) by Student's t, "batches", the number of each, `(k,)`, and
+    "batch size". It takes one Hessian product a batch.
 
     Raises:
-        UserError: unless batch >= 1, and when the examples make fewer than two batches.
+        UserError: unless batch >= 1, when no batch is known, and when the examples make fewer than two batches.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network", "second derivative")
-    batch: int = 32
+    batch: int | None = None
     examples: int | None = field(default=256, kw_only=True)
     split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
-            raise UserError(f"BatchSharpness: batch must be a whole number >= 1; got {self.batch!r}")
+        if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
+            raise UserError("BatchSharpness: batch must be a whole number >= 1, or None for the training's; "
+                            f"got {self.batch!r}")
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Batch sharpness, its error and the two edges."""
-        return (Metric("batch sharpness", "", "neither", f"mean gᵀHg/|g|² over batches of {self.batch} examples"),
+        size = "as in training" if self.batch is None else f"of {self.batch} examples"
+        return (Metric("batch sharpness", "", "neither", f"mean gᵀHg/|g|² over batches {size}"),
                 Metric("batch sharpness error", "", "neither", "standard error over the batches"),
                 Metric("small-batch edge", "", "neither", "2(1 − β)/lr, where it settles in small batches"),
                 Metric("large-batch edge", "", "neither", "2(1 + β)/lr, where it settles in large batches"))
 
     def measure(self, subject: Subject) -> Reading:
         """Take the gradient of each batch, and one Hessian product."""
-        count = len(subject.batch) // self.batch
+        size = self.batch or subject.snapshot.batch
+        if size is None:
+            raise UserError("BatchSharpness: it is not known in which batches this model was trained: write their "
+                            "size, BatchSharpness(batch=32)")
+        count = len(subject.batch) // size
         if count < 2:
-            raise UserError(f"BatchSharpness: its error needs two batches of {self.batch} examples; got "
+            raise UserError(f"BatchSharpness: its error needs two batches of {size} examples; got "
                             f"{len(subject.batch)} examples: raise examples or lower batch")
-        whole = torch.arange(count * self.batch, device=subject.device)
+        whole = torch.arange(count * size, device=subject.device)
         ratios = []
         for batch in shuffled_parts(subject.take(whole), count):  # one Hessian at a time, as each keeps a graph
             hessian = Hessian(subject.model, subject.loss, batch.inputs, batch.targets, parameters=subject.trained,
@@ -80,7 +88,8 @@ class BatchSharpness(Probe):
                                     "batch sharpness error": float(kept.std(ddof=1) / np.sqrt(len(kept)))}
         edges = _edges(rule_in_use(subject.snapshot), subject.snapshot.step or 0)
         values |= dict(zip(("small-batch edge", "large-batch edge"), edges, strict=False))
-        return Reading(values, {"batch sharpness interval": np.array([found.low, found.high]), "batches": each})
+        return Reading(values, {"batch sharpness interval": np.array([found.low, found.high]), "batches": each,
+                                "batch size": np.array(size)})
 
 
 def _edges(rule: Rule | None, step: int) -> tuple[float, ...]:

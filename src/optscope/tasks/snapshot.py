@@ -17,7 +17,7 @@ class Snapshot:
 
     `seed` seeds the randomness of probes, so that arms which share a seed see the same noise. `step` counts
     the steps made; `losses` holds the training loss of each of them, `(step,)`, in games of each player,
-    `(step, players)`.
+    `(step, players)`. `batch` is how many examples a step sees.
     """
 
     model: nn.Module
@@ -27,3 +27,4 @@ class Snapshot:
     rule: Rule | None = None
     optimizer: torch.optim.Optimizer | None = None
     losses: Tensor | None = None
+    batch: int | None = None
