@@ -20,7 +20,7 @@ def test_the_page_is_made_of_its_rows_and_none_crashes():
 @pytest.mark.parametrize("path", ["torch.optim:Muon", "torch.optim:LBFGS", "torch.optim:SparseAdam"])
 def test_a_row_is_what_an_optimiser_does(path):
     def tame(row):
-        """Leave out models on which it diverged here: whether and when is a matter of last bits, so of processors."""
+        """Leave out models on which it diverged: whether and when is a matter of last bits, so of processors."""
         kept = [model for model, said in KNOWN[path]["trained"].items() if "diverges" not in said]
         return row | {"trained": {model: row["trained"][model] for model in kept}}
 

@@ -24,8 +24,8 @@ MOMENTS = 10
 
 def rows(experiment, metric, means, at=None, step=None, wiggle=0.1):
     """Return a row a seed and arm, about the arm's mean, arms moving together but for a little."""
-    return [Record(experiment, arm, seed, metric, mean + wiggle * math.sin(seed) + 0.2 * wiggle * math.cos(seed * k),
-                   at, step) for k, (arm, mean) in enumerate(means.items()) for seed in SEEDS]
+    return [Record(experiment, arm, seed, metric, mean + wiggle * (math.sin(seed) + 0.2 * math.cos(seed * k)), at,
+                   step) for k, (arm, mean) in enumerate(means.items()) for seed in SEEDS]
 
 
 def losses(arm, reaches):
@@ -82,8 +82,8 @@ def test_every_claim_fails_on_the_opposite():
     wrong["C4"] = [r for data in claims.RADII for band in range(10)
                    for r in rows(data, "drop under band noise", {"Muon": 3.0, "AdamW": 1.0}, float(band))]
     for family in ("C5", "C6"):
-        wrong[family] = [Record(r.experiment, turned.get(r.arm, r.arm), r.seed, r.metric, r.value if r.arm != "AdamW"
-                                else r.value + 60, r.at, r.step) for r in wrong[family]]
+        wrong[family] = [Record(r.experiment, turned.get(r.arm, r.arm), r.seed, r.metric,
+                                r.value + 60 * (r.arm == "AdamW"), r.at, r.step) for r in wrong[family]]
     wrong["C7"] = [Record(r.experiment, r.arm, r.seed, r.metric, 5 * r.value, r.at, r.step) for r in wrong["C7"]]
     wrong["C8"] = rows("shakespeare", "loss", LOSS | {"SOAP": 2.4, claims.LENGTH_OF_ADAMW: 2.6,
                                                       claims.LENGTH_OF_SOAP: 1.9}, wiggle=0.01)
@@ -120,5 +120,6 @@ def test_without_records_nothing_is_judged_or_drawn():
 
 def test_pictures_are_drawn_from_the_same_records():
     records = Records(row for part in holding().values() for row in part)
-    names = [figure.name for figure in STUDY.pictures(records.where(experiment=["edge", "cued", "shakespeare"]), {})]
+    drawn = STUDY.pictures(records.where(experiment=["edge", "cued", "shakespeare"]), {})
+    names = [figure.name for figure in drawn]
     assert {"edge", "cued", "losses", "grafts", "ranks"} <= set(names)
