@@ -13,10 +13,14 @@ from torch.nn import functional
 from optscope.optim import (
     LAMB,
     LARS,
+    SAM,
+    SGD,
     SOAP,
+    Adam,
     ByKind,
     Constant,
     Decayed,
+    Graft,
     Lion,
     Muon,
     NormalizedSGD,
@@ -238,3 +242,28 @@ def test_where_nothing_was_divided_yet_there_is_the_sharpness_alone(rule):
         assert set(EdgeOfStability()(trained(rule, steps)[0]).values) == {"sharpness"}
     assert set(EdgeOfStability()(replace(trained(rule)[0], optimizer=None)).values) == {"sharpness"}
     assert set(EdgeOfStability()(trained(Decayed(rule, 0.1))[0]).values) == {"sharpness"}
+
+
+@pytest.mark.parametrize(("rule", "says"), [
+    (Graft(Adam(0.1), SGD(0.1)), "no stability threshold is known for Graft"),
+    (ByKind(biases=Shampoo(0.1), rest=SAM(SGD(0.1))), "no stability threshold is known for ByKind"),
+    (Decayed(LARS(0.1), 0.1), "no stability threshold is known for LARS with L2 regularisation"),
+    (Decayed(Lion(0.1), 0.1), "no stability threshold is known for Lion with L2 regularisation"),
+    (None, "no rule is known"),
+], ids=repr)
+def test_a_rule_without_a_threshold_says_so(rule, says):
+    snapshot, _ = trained(SGD(0.1))
+    reading = EdgeOfStability()(replace(snapshot, optimizer=None, rule=rule))
+    assert says in reading.silence
+    assert set(reading.values) == {"sharpness"}
+
+
+def test_a_rule_whose_threshold_is_its_live_optimisers_says_where_to_take_it():
+    for rule in (Lion(0.1), SOAP(0.1), LAMB(0.1), ByKind(matrices=Muon(0.1), rest=SGD(0.1))):
+        snapshot, _ = trained(SGD(0.1))
+        silence = EdgeOfStability()(replace(snapshot, optimizer=None, rule=rule)).silence
+        assert silence.endswith("of its live optimiser: take it during training, Watch(EdgeOfStability())")
+    other = torch.optim.NAdam(snapshot.model.parameters())
+    assert "for NAdam as it is set" in EdgeOfStability()(replace(snapshot, optimizer=other)).silence
+    assert not EdgeOfStability()(trained(LAMB(0.1))[0]).silence
+    assert not EdgeOfStability()(trained(LAMB(0.1), steps=0)[0]).silence  # there will be one

@@ -75,10 +75,10 @@ def edge_of_stability(comparison: Comparison, records: Records) -> Picture | Non
     return Picture("edge-of-stability", f"Sharpness over stability threshold at the end: {listed(ends)}", panels,
                    "What decides stability: the largest eigenvalue of the Hessian of the training loss for plain "
                    "rules, of the preconditioned one for adaptive rules, and for rules with steps of a length of "
-                   "their own the largest dᵀHd found in the ball of their norm, their momentum left out: heights "
-                   "compare within a panel only. Above the dashed line the rule is unstable on the quadratic model "
-                   "of the loss; the line moves with the learning rate and, for the last, with the gradient. Mean "
-                   "over seeds with 95 % t intervals; each eigenvalue to 5 %. Rules without a known "
+                   "their own the largest dᵀHd found in the ball of their norm: heights compare within a panel "
+                   "only. Above the dashed line the rule, its scales held still, is unstable on the quadratic "
+                   "model of the loss; the line moves with the learning rate and, for the last, with the "
+                   "gradient. Mean over seeds with 95 % t intervals; each eigenvalue to 5 %. Rules without a known "
                    "threshold are left out.")
 
 

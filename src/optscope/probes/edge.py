@@ -9,6 +9,7 @@ import torch
 from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.evidence.records import Metric
+from optscope.optim.by_kind import ByKind
 from optscope.optim.combinator import bare
 from optscope.optim.norm import Steepest
 from optscope.optim.rule import Rule
@@ -43,7 +44,7 @@ class EdgeOfStability(CurvatureProbe):
     Above the "stability threshold" the rule is unstable on the quadratic model of the loss
     (`rule_in_use.threshold`); "sharpness / threshold" can be compared between rules, and 1 is the edge of
     stability (Cohen et al. 2021, arXiv 2103.00065; 2022, arXiv 2207.14484). For rules without a known threshold,
-    and adaptive ones before their first step, there is the sharpness alone.
+    which the reading's silence names, and adaptive ones before their first step, there is the sharpness alone.
 
     A bias in front of a batch normalisation has a slope of about 0 in training, so Adam's D is about eps there; in
     eval mode, with running statistics, the loss does bend in it. "sharpness met" is then right as it is defined,
@@ -88,7 +89,8 @@ class EdgeOfStability(CurvatureProbe):
         met = {"sharpness met": found[name], "sharpness met limit": found[f"{name} limit"],
                "stability threshold": found[limit], "sharpness / threshold": found[f"{name} / threshold"],
                } if limit in found else {}
-        return Reading({"sharpness": values["sharpness"], **met}, memory=memory)
+        return Reading({"sharpness": values["sharpness"], **met}, memory=memory,
+                       silence="" if met else _refusal(rule, subject.snapshot.optimizer))
 
     def _own_norm(self, subject: Subject, rule: Rule, plain: Reading) -> Reading:
         """Return the sharpness in the rule's norm, as `TopEigenvalues` would, or nothing where it has no norm."""
@@ -129,3 +131,20 @@ def _steepest(rule: Rule, step: int) -> tuple[Steepest, float, float, float, flo
     except (UserError, TypeError):  # one rule a member
         return None
     return inner, factor * lr, used, kept, shrunk
+
+
+def _refusal(rule: Rule | None, live: torch.optim.Optimizer | None) -> str:
+    """Return why there is no threshold; nothing where there will be one after a step."""
+    if rule is None:
+        return (f"no stability threshold is known for {type(live).__name__} as it is set" if live else
+                "there is no stability threshold, as no rule is known by which the model is trained")
+    try:
+        inner, _, decay = bare(rule)
+    except UserError as error:
+        return str(error)
+    kind = type(inner).__name__
+    known = adaptive(inner) or isinstance(inner.parts[0][1] if isinstance(inner, ByKind) else inner, Steepest)
+    if decay or not known:
+        return f"no stability threshold is known for {kind}{' with L2 regularisation' if decay else ''}"
+    return "" if live else (f"the stability threshold of {kind} is that of its live optimiser: take it during "
+                            "training, Watch(EdgeOfStability())")
