@@ -12,6 +12,7 @@ from optscope.analyses.examples import right
 from optscope.analyses.grafts import grafts
 from optscope.analyses.headline import nothing_to_compare
 from optscope.analyses.momentum import momentum
+from optscope.analyses.spectra import spectra
 from optscope.analyses.target import target
 from optscope.engine.store import Store
 from optscope.evidence.records import Records
@@ -30,7 +31,8 @@ def usual(settings: Settings, store: Store) -> tuple[Analysis, ...]:
     """Return the analyses of a comparison under such settings, in the order of the report."""
     return (*((grafts,) if settings.graft else ()), reservations, fairness,
             Differences(settings.margin, partial(right, store=store)), measured, accuracies, rounding, measures,
-            axes, training, target, edge, partial(momentum, margin=settings.margin))
+            axes, training, target, edge, partial(spectra, store=store),
+            partial(momentum, margin=settings.margin))
 
 
 def of_a_study(comparison: Comparison, records: Records) -> Section:

@@ -98,9 +98,7 @@ class Run:
     @cached_property
     def readings(self) -> tuple[str, ...]:
         """The names of what is read, first by `probes`, then by `watch`."""
-        return (*map(probe_id, self.probes),
-                *(digest({"watched": probe_id(w.probe), "moments": w.moments, "log": w.logarithmic})
-                  for w in self.watch))
+        return (*map(probe_id, self.probes), *map(watch_id, self.watch))
 
     @cached_property
     def users(self) -> Mapping[str, str]:
@@ -269,3 +267,8 @@ class Call:
 def probe_id(probe: Probe) -> str:
     """Return the digest of a probe's settings and of the code that measures."""
     return named(probe).digest
+
+
+def watch_id(watch: Watch) -> str:
+    """Return the digest of a probe that is watched and of when it is taken."""
+    return digest({"watched": probe_id(watch.probe), "moments": watch.moments, "log": watch.logarithmic})

@@ -14,9 +14,10 @@ from optscope.devices import to_numpy
 from optscope.evidence.records import Metric
 from optscope.optim.rates import set_mode
 from optscope.probes.at_weights import AtWeights, mean_gradient
-from optscope.probes.geometry import BATCH, ranks, singular_values
+from optscope.probes.geometry import BATCH
 from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject, check_examples, portion_of
+from optscope.probes.singular import ranks, singular_values, spectra
 from optscope.tasks.unchanged import unchanged
 
 PARTS = ("gradient", "sign", "whitening", "memory")
@@ -38,7 +39,7 @@ class StepAnatomy(Probe):
 
     It needs the live optimiser: `Watch(StepAnatomy())`. Nothing is read without one, and no memory of a rule
     that takes several gradients. Arrays: "layers" and for each "layer shares" of the four, "matrices" and
-    their "stable ranks".
+    their "stable ranks", and of each the step's "singular values of NAME", descending.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network",)
@@ -77,12 +78,14 @@ class StepAnatomy(Probe):
                   if not (still and name == "memory")}
         matrices = [(name, s.flatten(1)) for name, s in zip(names, step, strict=True) if s.dim() > 1]
         full = np.array([min(s.shape) for _, s in matrices])
-        pairs = np.array([ranks(singular_values(s).cpu()) for _, s in matrices]).reshape(-1, 2)
+        singular = [singular_values(s).cpu() for _, s in matrices]
+        pairs = np.array([ranks(part) for part in singular]).reshape(-1, 2)
         if len(matrices):
             stable, effective = 100 * pairs.T / full
             values |= {"step stable rank": float(stable.mean()), "step effective rank": float(effective.mean())}
         return Reading(values, {"layers": np.array(names), "layer shares": to_numpy(100 * found[:, :4]),
-                                "matrices": np.array([name for name, _ in matrices]), "stable ranks": pairs[:, 0]})
+                                "matrices": np.array([name for name, _ in matrices]), "stable ranks": pairs[:, 0],
+                                **spectra([name for name, _ in matrices], singular)})
 
 
 def _stepped(subject: Subject, optimizer: torch.optim.Optimizer, names: list[str], *,

@@ -19,6 +19,7 @@ from optscope.probes.at_weights import AtWeights, mean_gradient
 from optscope.probes.needs import Need, missing
 from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples, portion_of
 from optscope.probes.rule_in_use import rule_in_use
+from optscope.probes.singular import ranks, singular_values, spectra
 from optscope.tasks.fresh import fresh_model
 from optscope.tasks.tree import leaves
 from optscope.vector import Layout
@@ -50,7 +51,8 @@ class Geometry(Probe):
     "distance from initialisation" is |w - w₀|₂, for models that training made: their snapshot knows its step. No
     examples are used. Arrays: "layers", their names, and for each "layer weight norms", "layer effective densities"
     and "layer near-zero weights" (both in percent) and "layer distances from initialisation"; "matrices", their
-    names, and for each "stable ranks" and "effective ranks" (in dimensions, not percent).
+    names, and for each "stable ranks" and "effective ranks" (in dimensions, not percent), and of each the "singular
+    values of NAME", descending.
 
     Raises:
         UserError: for a model without parameters.
@@ -211,29 +213,6 @@ def near_zero(weights: Tensor) -> Tensor:
     return weights.abs() <= NEAR_ZERO * weights.abs().max()
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """Return the singular values of `(rows, columns)`, ascending and in float64, from the smaller Gram matrix.
-
-    Each is right to about 1e-8 of the largest, as the Gram matrix squares them.
-    """
-    wide = matrix.double() if matrix.shape[0] <= matrix.shape[1] else matrix.double().T
-    squares: Tensor = torch.linalg.eigvalsh(wide @ wide.T)
-    return squares.clamp(min=0).sqrt()
-
-
-def ranks(singular: Tensor) -> tuple[float, float]:
-    """Return the stable rank Σσ²/max σ² and the effective rank exp(entropy of σ/Σσ); 0 and 0 without a σ > 0.
-
-    >>> ranks(torch.tensor([2.0, 2.0, 0.0]))
-    (2.0, 2.0)
-    """
-    largest = float(singular.max())
-    if largest == 0:
-        return 0.0, 0.0
-    shares = singular / singular.sum()
-    return float((singular / largest).square().sum()), float(torch.special.entr(shares).sum().exp())
-
-
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     layers = {name: p.detach() for name, p in model.named_parameters()}
     if not layers:
@@ -261,12 +240,12 @@ def _ranks(layers: Mapping[str, Tensor]) -> _Part:
     if not matrices:
         return {}, {}
     full = np.array([min(w.shape) for w in matrices.values()])
-    singular = torch.cat([singular_values(w) for w in matrices.values()]).cpu()
-    found = np.array([ranks(part) for part in singular.split(full.tolist())])
-    stable, effective = found.T
+    singular = torch.cat([singular_values(w) for w in matrices.values()]).cpu().split(full.tolist())
+    stable, effective = np.array([ranks(part) for part in singular]).T
     return ({"stable rank": float(np.mean(100 * stable / full)),
              "effective rank": float(np.mean(100 * effective / full))},
-            {"matrices": np.array(list(matrices)), "stable ranks": stable, "effective ranks": effective})
+            {"matrices": np.array(list(matrices)), "stable ranks": stable, "effective ranks": effective}
+            | spectra(matrices, singular))
 
 
 def _distances(subject: Subject, layers: Mapping[str, Tensor]) -> _Part:
