@@ -65,7 +65,9 @@ from optscope.optim import (
     SignSGD,
     StepDecay,
 )
+from optscope.optim.muon import orthogonalized
 from optscope.optim.rates import Rates
+from optscope.optim.symmetric import symmetric
 from optscope.optim.torch_bridge import optimizer_for
 from optscope.vector import Layout
 
@@ -691,6 +693,42 @@ def test_muon_in_bfloat16_is_torchs_to_its_rounding(length, nesterov):
     assert float((ours - theirs).norm()) < 2**-7 * moved  # products of many matrices at once round otherwise
     exact = run_optimizer(rule.with_(precision=None).optimizer, start, steps=3)
     assert float((exact - theirs).norm()) > float((ours - theirs).norm())
+
+
+SPECTRA = {"even": torch.ones, "power": lambda k: 1 / torch.arange(1, k + 1),
+           "one": lambda k: 1e-3 + torch.eye(k)[0], "rank": lambda k: (torch.arange(k) < k / 4).float(),
+           "decay": lambda k: torch.logspace(0, -8, k)}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40), (256, 300)])
+def test_newton_schulz_in_float32_is_as_exact_as_plain_iterations(shape, spectrum):
+    """Against the polynomial of singular values in float64; long matrices go in pairs, large ones by halves."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    draw, k = torch.Generator().manual_seed(0), min(shape)
+    u, v = (torch.linalg.qr(torch.randn(n, k, generator=draw).double()).Q for n in shape)
+    given = (u * SPECTRA[spectrum](k).double() @ v.T).float()
+    left, s, right = torch.linalg.svd(given.double(), full_matrices=False)
+    s, plain = s / s.norm(), given / given.norm()
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+        gram = plain @ plain.T
+        plain = a * plain + (b * gram + c * gram @ gram) @ plain
+    error, allowed = (float((x - left * s @ right).norm() / s.norm()) for x in (orthogonalized(given), plain))
+    assert error < max(1.3 * allowed, 4e-6)
+    assert torch.equal(orthogonalized(torch.stack([given, 2 * given]))[1], orthogonalized(given))
+
+
+@pytest.mark.parametrize("n", [130, 192, 200])
+def test_half_a_symmetric_product_is_all_of_it(n, monkeypatch):
+    x = torch.randn(2, n, 700, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    out = x.new_empty(2, n, n)
+    for a, b in ((x, x.mT), (x.mT.contiguous().mT, x.mT)):
+        torch.testing.assert_close(symmetric(a, b, out), x @ x.mT, rtol=0, atol=1e-11)
+    gram = out / n
+    monkeypatch.setattr("optscope.optim.symmetric.LARGE", 0)
+    symmetric(gram, gram, out, alpha=0.5, beta=-2.0)
+    torch.testing.assert_close(out, 0.5 * gram @ gram - 2 * gram, rtol=0, atol=1e-11)
 
 
 def test_muon_refuses_vectors_by_name():
