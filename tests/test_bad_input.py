@@ -143,11 +143,11 @@ CONFIGS = [
 ]
 TASKS = [
     made("a loss for each example", "T = task(loss=lambda a, b: functional.cross_entropy(a, b, reduction='none'))",
-         "task: the loss must be one number", "(32,)", "mean over the batch"),
+         "T: the loss must be one number", "(32,)", "mean over the batch"),
     made("a detached loss", "T = task(loss=lambda a, b: functional.cross_entropy(a.detach(), b))",
          "does not depend on the model's parameters"),
     made("a loss that raises", "T = task(loss=lambda a, b: a.nothing)",
-         "task: the loss refused the model's outputs", "AttributeError"),
+         "T: the loss refused the model's outputs", "AttributeError"),
     made("an infinite loss", "T = task(loss=lambda a, b: a.detach().sum() / 0)",
          "loss of a fresh model is", "finite"),
     made("two passes differ", "T = task(Sampling)", "two passes of the same inputs differ", "self.training"),

@@ -32,8 +32,9 @@ def names(wish: Asked) -> list[str]:
 
 
 def test_a_list_is_the_optimisers_and_a_path_the_folder_in_any_order():
-    for given, words in (((["sgd", MINE], "out"), {}), (("out", ["sgd", MINE]), {}),
-                         ((["sgd", MINE],), {"out": "out"}), ((Path("out"),), {"arms": ["sgd", MINE]})):
+    two = ["sgd", MINE]
+    for given, words in (((two, "out"), {}), (("out", two), {}), ((two,), {"out": "out"}),
+                         ((Path("out"),), {"arms": two})):
         wish = asked(given, words.get("arms", ()), words.get("out"), None, {"seeds": 3})
         assert names(wish) == ["SGD", "mine"]
         assert wish.out == Path("out")

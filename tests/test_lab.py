@@ -57,7 +57,10 @@ def test_a_comparison_leaves_a_report_and_the_same_verdicts_anywhere(tmp_path):
     assert "12 epochs of 6 steps on 16 examples each make 72 steps; 96 examples for training, 96 examples" in page
     assert results[0].failures == ()
     assert results[0].summary == results[1].summary
-    assert results[0].summary.startswith("SGD against Adam: SGD's accuracy ")
+    choice, difference = results[0].summary.splitlines()
+    assert choice.startswith("No choice yet: 2 seeds can show no difference, whatever the runs give; it takes 6")
+    assert difference.startswith("SGD against Adam: SGD's accuracy ")
+    assert re.search(r"<h2 class=\"finding\">0 of \d+ differences to SGD are shown</h2>", page)
     assert (a / "verdicts.json").read_bytes() == (b / "verdicts.json").read_bytes()
     verdicts = json.loads((a / "verdicts.json").read_text())
     assert [v["claim"] for v in verdicts] == [claim.id for claim, _ in results[0].verdicts]
@@ -77,7 +80,8 @@ def test_a_comparison_in_which_every_rate_diverges_is_a_report_that_says_so(tmp_
     text = (tmp_path / "out" / "report.md").read_text()
     assert "every learning rate tried for wild diverged or failed; the smallest (1e+28) stands for it" in text
     assert "2 of 2 runs of wild diverged or failed" in text
-    assert result.summary.startswith("SGD against wild: wild diverged or failed on 2 of 2 seeds")
+    assert result.summary.splitlines()[0] == "Take SGD. Leave wild: it diverged or failed on 2 of 2 seeds."
+    assert result.summary.splitlines()[1].startswith("SGD against wild: wild diverged or failed on 2 of 2 seeds")
     assert {v.outcome for _, v in result.verdicts} <= {"undecided"}
     assert result.failures == ()
 
@@ -151,7 +155,8 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     assert call(monkeypatch, line) == 0
     first = capsys.readouterr()
     assert first.out.splitlines()[-1] == "report: out/report.html"
-    assert first.out.startswith("SGD against Adam: ")
+    assert first.out.startswith("No choice yet: 2 seeds")
+    assert first.out.splitlines()[1].startswith("SGD against Adam: ")
     assert "tuning: 4 runs to do" in first.err
     assert "training and measuring: 4 of 16 runs are there already" in first.err
     page = (tmp_path / "out" / "report.md").read_text()
@@ -172,7 +177,7 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
 
     assert call(monkeypatch, "report out") == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[-3:] == [first.out.splitlines()[0], "every number: out/summary.csv", "report: out/report.html"]
+    assert told[-4:] == [*first.out.splitlines()[:2], "every number: out/summary.csv", "report: out/report.html"]
     assert told[0].startswith("F1    ")
     with (tmp_path / "out" / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))

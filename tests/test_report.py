@@ -408,7 +408,7 @@ def _path(page: Page, index: int) -> tuple[int, ...]:
 
 def test_sections_come_in_the_order_of_a_decision(page):
     found = [page.text_of(i) for i in page.all("h2")]
-    assert found == ["Answer", "Read this first", "Claims and verdicts", "What to do next", "Figures",
+    assert found == ["Answer", "Read this first", "What to do next", "Figures", "Claims and verdicts",
                      "Tables", "Protocol", "Reproduce", "Every run"]
 
 

@@ -211,19 +211,18 @@ class Done:
 
         `rows` are shown run by run; `known` was told before the work began, and `left_out` is the study's.
         """
-        results = self.results
+        results, answer = self.results, "\n".join([*found.sentences, *found.details])
         around = environment(self.seconds, results.records, self.place) | dict(about or {})
         write_csv(results.records, self.store.folder / "summary.csv")
         write_parquet(results.records, self.store.folder / "summary.parquet")
         write_atomically(self.store.folder / "run.json", to_json(
-            {"command": command, "answer": "\n".join(found.sentences), **around}))
+            {"command": command, "answer": answer, **around}))
         document = Document(
             title, question, "\n".join(found.sentences),
             [*left_out, *together(results.failures), *results.inapplicable, *found.warnings, *known],
             found.verdicts, scale, next_steps, found.figures, found.tables, found.checks, around, command,
-            runs_table(rows) if rows is not None else None)
-        return Result(results.records, found.verdicts, document.verdict_sentence,
-                      write(document, self.store.folder), results.failures)
+            runs_table(rows) if rows is not None else None, found.summaries, found.openers, found.details)
+        return Result(results.records, found.verdicts, answer, write(document, self.store.folder), results.failures)
 
 
 def environment(seconds: float, records: Records, place: Place) -> dict[str, object]:

@@ -15,7 +15,7 @@ from optscope.evidence.records import Records
 from optscope.evidence.stats import smallest_p
 from optscope.evidence.words import listed
 from optscope.protocol.comparison import Comparison
-from optscope.protocol.rehearse import planned
+from optscope.protocol.rehearse import count_of, planned
 from optscope.report.section import Check, Section
 
 
@@ -67,11 +67,11 @@ def failed_checks(comparison: Comparison, records: Records) -> list[str]:
     found = []
     probes = (*comparison.probes, *comparison.described, *comparison.watched)
     for metric in (m for probe in probes for m in probe.metrics if m.unit == "check"):
-        for arm in comparison.arms:
-            failed = len(records.where(arm=arm.name, metric=metric.name, phase="final", value=0.0).seeds(arm.name))
-            if failed:
-                found.append(f'{comparison.name}: the check "{metric.name}" fails for {failed} '
-                             f"model{'s' * (failed != 1)} of {arm.name}: {metric.text}.")
+        failed = {arm.name: len(records.where(arm=arm.name, metric=metric.name, phase="final", value=0.0)
+                                .seeds(arm.name)) for arm in comparison.arms}
+        said = listed(f"{count_of(n, 'model')} of {arm}" for arm, n in failed.items() if n)
+        if said:
+            found.append(f'{comparison.name}: the check "{metric.name}" fails for {said}: {metric.text}.')
     return found
 
 

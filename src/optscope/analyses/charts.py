@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from optscope.analyses.findings import CLEAN, Place, places, primary
+from optscope.analyses.findings import CLEAN, Finding, Place, places, primary
 from optscope.analyses.tuning import learning_rates
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Metric, Records
@@ -140,11 +140,12 @@ def measures(comparison: Comparison, records: Records) -> Section:
                                     "Mean over seeds with 95 % t intervals.")])
 
 
-def axes(comparison: Comparison, records: Records) -> Section:
-    """Return every metric that has an axis along it."""
-    final, arms = _final(comparison, records), _arms(comparison)
+def axes(comparison: Comparison, records: Records, judge: Callable[[Comparison, Records], Sequence[Finding]],
+         ) -> Section:
+    """Return every metric that has an axis along it; `judge` finds what is shown of differences."""
+    final, arms, found = _final(comparison, records), _arms(comparison), judge(comparison, records)
     return Section(figures=[
-        Picture(p.metric.name.replace(" ", "-"), _leader(final, p, arms), [along_axis(final, p.metric, arms)],
+        Picture(p.metric.name.replace(" ", "-"), _shown(p, arms[0], found), [along_axis(final, p.metric, arms)],
                 "Mean over seeds with 95 % t intervals."
                 + (f" {p.metric.text[:1].upper()}{p.metric.text[1:]}." if p.metric.text else ""))
         for p in places(comparison, records.where(experiment=comparison.name)) if p.at is not None])
@@ -176,14 +177,11 @@ def _percent(comparison: Comparison, records: Records) -> list[Place]:
     return [p for p in places(comparison, records.where(experiment=comparison.name)) if p.metric.unit == "%"]
 
 
-def _leader(records: Records, place: Place, arms: Sequence[str]) -> str:
-    """Return a title that says which arm's mean is best at a place."""
-    means = {arm: mean_interval(records.values(arm, place.metric.name, place.at)).estimate for arm in arms}
-    sign = 1 if place.metric.better == "higher" else -1
-    finite = {arm: mean for arm, mean in means.items() if np.isfinite(mean)}
+def _shown(place: Place, first: str, found: Sequence[Finding]) -> str:
+    """Return a title that says which arms are shown to differ from the first at a place, and crowns nobody else."""
     title = f"{place.metric.name[:1].upper()}{place.metric.name[1:]} over {place.metric.axis}"
-    if not finite:
-        return title
-    best = max(finite, key=lambda arm: sign * finite[arm])
-    side = "highest" if sign > 0 else "lowest"
-    return f"{title}: {side} mean at {place.at:g} is {best}'s ({finite[best]:.1f} {place.metric.unit})"
+    said = [f"{f.arm} is {'better' if f.lead == f.arm else 'worse'}" for f in found
+            if f.lead and f.place == place and f.verdict.outcome == "holds" and not f.drowned]
+    if said:
+        return f"{title}: at {place.at:g}, {listed(said)} than {first}"
+    return f"{title}: at {place.at:g} no difference to {first} is shown"

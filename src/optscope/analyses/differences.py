@@ -1,4 +1,4 @@
-"""What differs between arms: the claims on every metric, the answer that they come to, and the numbers behind."""
+"""What differs between arms: the claims on every metric, the choice that they come to, and the numbers behind."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from optscope.analyses.choice import RULE, choice
 from optscope.analyses.examples import Right
-from optscope.analyses.findings import findings
+from optscope.analyses.findings import Finding, findings
 from optscope.analyses.headline import ORDER, headline
+from optscope.analyses.scorecard import scorecard
 from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import ALPHA, FEWEST
 from optscope.evidence.records import Records
@@ -18,7 +20,7 @@ from optscope.report.section import Check, Section
 from optscope.report.tables import metric_table
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Differences:
     """The analysis that answers a comparison: see `optscope.analyses.findings.findings`.
 
@@ -27,15 +29,28 @@ class Differences:
 
     margin: float | str | None
     right: Callable[[Comparison, Records], Right]
+    _last: tuple[Comparison, Records, list[Finding]] | None = None
+
+    def found(self, comparison: Comparison, records: Records) -> list[Finding]:
+        """Return the findings of a comparison, which are found once for all that is said of it."""
+        if self._last is None or self._last[0] is not comparison or self._last[1] is not records:
+            self._last = (comparison, records,
+                          findings(comparison, records, self.margin, self.right(comparison, records)))
+        return self._last[2]
 
     def __call__(self, comparison: Comparison, records: Records) -> Section:
-        """Return the answer, a line an arm, every claim, and which tests judge them."""
-        found = findings(comparison, records, self.margin, self.right(comparison, records))
+        """Return the choice, all at a glance, a line an arm, every claim, and which tests judge them."""
+        found = self.found(comparison, records)
         checks = [Check(f"{comparison.name}: one test a claim, its p corrected", True,
                         judged_by(comparison, [each.verdict for each in found])),
+                  Check(f"{comparison.name}: the choice follows a fixed rule", True, RULE),
                   Check(f"{comparison.name}: the answer has a fixed order", True, ORDER)]
-        answer = headline(comparison, records, found)
-        return Section([answer] if answer else [], [(each.claim, each.verdict) for each in found], checks=checks)
+        if not found:
+            return Section(checks=checks)
+        table, card = scorecard(comparison, records, found)
+        return Section([choice(comparison, records, found)], [(each.claim, each.verdict) for each in found],
+                       checks=checks, summaries=[table], openers=[card],
+                       details=headline(comparison, records, found).splitlines())
 
 
 def measured(comparison: Comparison, records: Records) -> Section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -65,7 +66,8 @@ class Finding:
 
     `lead` is the better arm of the two ("" where the claim is that they are equal), `rounding_floor` what rounding
     alone does to their difference, `examples` the difference (first − other) with the interval that the number of
-    test examples leaves, where that is known.
+    test examples leaves, where that is known; `margin` is within what the two count as equal, its mean over pairs
+    (nan where the claim is of a difference).
     """
 
     claim: Claim
@@ -75,6 +77,7 @@ class Finding:
     lead: str
     rounding_floor: RoundingFloor
     examples: Interval | None = None
+    margin: float = math.nan
 
     @property
     def drowned(self) -> bool:
@@ -141,7 +144,8 @@ def _equal(records: Records, place: Place, first: str, other: str, margin: Margi
                           "error is no margin.", found.estimate, found.low, found.high, found.n)
     text = f"{first} and {other} reach the same {place.text} (within {margin.text(place.metric)})"
     return Finding(_claim(text, "a difference that is shown to lie outside the margin"), verdict, place, other, "",
-                   rounding_floor(records, first, other, place.metric.name, place.at))
+                   rounding_floor(records, first, other, place.metric.name, place.at),
+                   margin=float(within[paired].mean()) if paired.any() else math.nan)
 
 
 def _better(records: Records, place: Place, first: str, other: str) -> Finding:

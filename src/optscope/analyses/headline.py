@@ -97,10 +97,15 @@ def _on_examples(equal: Finding, better: Finding) -> str:
     return f" (not by {spread.n} test examples: on others {spread.low:+.3g} to {spread.high:+.3g})"
 
 
-def _lost(records: Records, comparison: Comparison, arm: str) -> list[str]:
+def lost(records: Records, comparison: Comparison, arm: str) -> tuple[int, int]:
+    """Return on how many seeds an arm diverged or failed, and of how many."""
     rows = records.where(experiment=comparison.name, phase="final", arm=arm)
-    bad = {row.seed for row in rows if row.status != "ok"}
-    return [f"{arm} diverged or failed on {len(bad)} of {len(rows.seeds(arm))} seeds"] if bad else []
+    return len({row.seed for row in rows if row.status != "ok"}), len(rows.seeds(arm))
+
+
+def _lost(records: Records, comparison: Comparison, arm: str) -> list[str]:
+    bad, total = lost(records, comparison, arm)
+    return [f"{arm} diverged or failed on {bad} of {total} seeds"] if bad else []
 
 
 def _amount(finding: Finding) -> str:

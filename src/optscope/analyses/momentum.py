@@ -16,7 +16,7 @@ from optscope.report.section import Section
 def momentum(comparison: Comparison, records: Records, margin: float | str | None = None) -> Section:
     """Return what `earned` says."""
     said = earned(comparison, records, margin)
-    return Section([said] if said else [])
+    return Section(details=[said] if said else [])
 
 
 def earned(comparison: Comparison, records: Records, margin: float | str | None = None) -> str:

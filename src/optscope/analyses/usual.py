@@ -29,10 +29,10 @@ ALWAYS: tuple[Analysis, ...] = (reservations, fairness, training)
 
 def usual(settings: Settings, store: Store) -> tuple[Analysis, ...]:
     """Return the analyses of a comparison under such settings, in the order of the report."""
-    return (*((grafts,) if settings.graft else ()), reservations, fairness,
-            Differences(settings.margin, partial(right, store=store)), measured, accuracies, rounding, measures,
-            axes, training, target, edge, partial(spectra, store=store),
-            partial(momentum, margin=settings.margin))
+    differences = Differences(settings.margin, partial(right, store=store))
+    return (*((grafts,) if settings.graft else ()), reservations, fairness, differences, measured, accuracies,
+            rounding, measures, partial(axes, judge=differences.found), training, target, edge,
+            partial(spectra, store=store), partial(momentum, margin=settings.margin))
 
 
 def of_a_study(comparison: Comparison, records: Records) -> Section:

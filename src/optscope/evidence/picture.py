@@ -88,4 +88,32 @@ class Heatmap:
     notes: Sequence[Sequence[str]] = ()
 
 
-Figure = Picture | ImageGrid | Heatmap
+@dataclass(frozen=True)
+class Quality:
+    """One thing that arms are held against: a mean with its interval an arm, and what is shown of each.
+
+    `shown` says of each arm whether it is "better" or "worse" than the first ("" where nothing is shown). Within
+    `floor` of the first arm's mean a difference is no more than rounding.
+    """
+
+    name: str
+    estimates: Sequence[float]
+    lows: Sequence[float]
+    highs: Sequence[float]
+    shown: Sequence[str]
+    higher_is_better: bool = True
+    floor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """A figure of many qualities at a glance: a panel each, in which every arm is a mark on a line of its own."""
+
+    name: str
+    title: str
+    arms: Sequence[str]
+    qualities: Sequence[Quality]
+    caption: str = ""
+
+
+Figure = Picture | ImageGrid | Heatmap | Scorecard

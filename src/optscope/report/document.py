@@ -15,8 +15,9 @@ from optscope.report.tables import Table
 class Document:
     """Everything a report says, in the order in which it says it.
 
-    `verdict_sentence` is the answer, with its interval; a line break in it starts another. `warnings` are
-    what a reader must know before believing it. `verdicts` were judged at `scale`, where there are several.
+    `verdict_sentence` is the answer; a line break in it starts another. `summaries` and `openers` show it at a
+    glance, `details` are its lines in full. `warnings` are what a reader must know before believing it. `verdicts`
+    were judged at `scale`, where there are several.
     """
 
     title: str
@@ -32,3 +33,6 @@ class Document:
     environment: Mapping[str, object] = field(default_factory=dict)
     command: str = ""
     runs_table: Table | None = None
+    summaries: Sequence[Table] = ()
+    openers: Sequence[Figure] = ()
+    details: Sequence[str] = ()

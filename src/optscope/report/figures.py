@@ -12,14 +12,15 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Picture
+from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Picture, Scorecard
 from optscope.evidence.words import listed
 from optscope.report.grids import draw_images, draw_matrix
 from optscope.report.panels import draw_picture
+from optscope.report.scorecard import draw_scorecard
 from optscope.report.style import SETTINGS, Styles, clean
 from optscope.report.svg import headed, serialise
 
-WIDTH = 9.0  # inches, shown at 100 px each
+WIDTH, NARROW = 9.0, 4.2  # inches, shown at 100 px each
 
 
 def draw(figure: Figure, path: str | Path | None = None, styles: Styles | None = None) -> str:
@@ -41,7 +42,7 @@ def draw(figure: Figure, path: str | Path | None = None, styles: Styles | None =
     return svg
 
 
-def plain(figure: Figure, styles: Styles | None = None) -> str:
+def plain(figure: Figure, styles: Styles | None = None, width: float = WIDTH) -> str:
     """Return a figure as SVG without its title, for a page that sets the title itself."""
     styles = styles or Styles.of([figure])
     # Numbers too far apart for the arithmetic of one axis make a poor picture, which is no reason to stop.
@@ -49,7 +50,7 @@ def plain(figure: Figure, styles: Styles | None = None) -> str:
         # Letters which matplotlib's own font lacks are drawn by the reader's fonts all the same.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.06)
-        canvas = Canvas(figsize=(WIDTH, 4.5), layout=layout)
+        canvas = Canvas(figsize=(width, 4.5), layout=layout)
         match figure:
             case Picture():
                 draw_picture(canvas, figure, styles)
@@ -57,6 +58,8 @@ def plain(figure: Figure, styles: Styles | None = None) -> str:
                 draw_images(canvas, figure)
             case Heatmap():
                 draw_matrix(canvas, figure)
+            case Scorecard():
+                draw_scorecard(canvas, figure, styles)
         return serialise(canvas, slug(figure.name), clean(figure.title), alt(figure))
 
 
@@ -85,4 +88,7 @@ def alt(figure: Figure) -> str:
         case Heatmap():
             what = (f"Table of coloured cells{f' in {figure.unit}' if figure.unit else ''}. "
                     f"Rows: {listed(figure.rows)}. Columns: {listed(figure.columns)}")
+        case Scorecard():
+            what = (f"Scorecard of {listed(figure.arms)}, better to the right. A panel each: "
+                    f"{listed(quality.name for quality in figure.qualities)}")
     return " ".join(clean(f"{title}. {what}.").split())

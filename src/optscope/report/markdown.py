@@ -12,32 +12,35 @@ from optscope.report.style import clean
 from optscope.report.tables import Cell, Table, interval, number
 
 
-def markdown(document: Document, figures: Sequence[Figure]) -> str:
-    """Return the report; `figures` are those of the document under the names of their files."""
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(_lines(document, figures))) + "\n"
+def markdown(document: Document) -> str:
+    """Return the report; its figures have the names of their files."""
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(_lines(document))) + "\n"
 
 
-def _lines(document: Document, figures: Sequence[Figure]) -> Iterator[str]:
+def _lines(document: Document) -> Iterator[str]:
     yield f"# {_text(document.title)}\n"
     yield f"*{_text(document.question)}*\n" if document.question.strip() else ""
     for sentence in document.verdict_sentence.splitlines():
         yield f"**{_text(sentence)}**\n" if sentence.strip() else ""
+    for table in document.summaries:
+        yield from _table(table)
+        yield f"{_text(table.note)}\n"
+    yield from _figures(document.openers)
     if any(document.warnings):
         yield "## Read this first\n"
         yield from (f"* {_text(warning)}" for warning in document.warnings if warning.strip())
-    if document.verdicts:
-        yield "\n## Claims and verdicts\n"
-        judged = f"Judged at {document.scale} scale. " if document.scale else ""
-        yield f"{judged}Effects carry 95 % intervals.\n"
-        yield from _table(_claims(document))
     if document.next_steps:
         yield "\n## What to do next\n"
         yield from (f"* {_text(step)}" for step in document.next_steps)
-    if figures:
+    if document.figures:
         yield "\n## Figures\n"
-    for figure in figures:
-        yield f"### {_text(figure.title)}\n\n![{_text(figure.title)}](figures/{figure.name}.svg)\n"
-        yield f"{_text(figure.caption)}\n"
+    yield from _figures(document.figures)
+    if document.verdicts:
+        yield "\n## Claims and verdicts\n"
+        yield from (f"* {_text(line)}" for line in document.details)
+        judged = f"Judged at {document.scale} scale. " if document.scale else ""
+        yield f"\n{judged}Effects carry 95 % intervals.\n"
+        yield from _table(_claims(document))
     if document.tables:
         yield "\n## Tables\n"
     for table in document.tables:
@@ -51,6 +54,12 @@ def _lines(document: Document, figures: Sequence[Figure]) -> Iterator[str]:
     yield "\n## Reproduce\n"
     yield from _code(document.command)
     yield from _table(Table("", ("environment", ""), [(k, str(v)) for k, v in document.environment.items()]))
+
+
+def _figures(figures: Sequence[Figure]) -> Iterator[str]:
+    for figure in figures:
+        yield f"### {_text(figure.title)}\n\n![{_text(figure.title)}](figures/{figure.name}.svg)\n"
+        yield f"{_text(figure.caption)}\n"
 
 
 def _claims(document: Document) -> Table:

@@ -16,10 +16,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from optscope.evidence.picture import Figure
+from optscope.evidence.picture import Figure, Picture, Scorecard
 from optscope.files import write_atomically
 from optscope.report.document import Document
-from optscope.report.figures import alt, plain, slug
+from optscope.report.figures import NARROW, alt, plain, slug
 from optscope.report.markdown import markdown
 from optscope.report.style import Styles, clean
 from optscope.report.svg import headed
@@ -37,6 +37,13 @@ class Drawing:
     svg: str
     alt: str
     tables: Sequence[Table]
+    narrow: str = ""
+    """The figure once more, for a narrow screen, where it is drawn otherwise there."""
+
+    @property
+    def chart(self) -> bool:
+        """Whether its colours may be turned on a dark page: those of images may not."""
+        return isinstance(self.figure, Picture | Scorecard)
 
 
 def render(document: Document) -> str:
@@ -50,7 +57,9 @@ def write(document: Document, folder: str | Path) -> Path:
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawings, styles = _drawings(document)
     _save(folder / "report.html", _page(document, drawings, styles))
-    _save(folder / "report.md", markdown(document, [d.figure for d in drawings]))
+    named = [drawing.figure for drawing in drawings]
+    openers = len(document.openers)
+    _save(folder / "report.md", markdown(replace(document, openers=named[:openers], figures=named[openers:])))
     _save(folder / "verdicts.json", json.dumps(verdict_rows(document), indent=1, ensure_ascii=False,
                                                allow_nan=False) + "\n")
     for drawing in drawings:
@@ -78,25 +87,29 @@ def _save(path: Path, text: str) -> None:
 
 
 def _drawings(document: Document) -> tuple[list[Drawing], Styles]:
-    """Draw all figures in one set of styles; figures of one name are numbered."""
-    styles = Styles.of(document.figures)
+    """Draw all figures, the openers first, in one set of styles; figures of one name are numbered."""
+    figures = [*document.openers, *document.figures]
+    styles = Styles.of(figures)
     taken: set[str] = set()
     drawings = []
-    for figure in document.figures:
+    for figure in figures:
         name, n = slug(figure.name), 1
         while name in taken:
             n += 1
             name = f"{slug(figure.name)}-{n}"
         taken.add(name)
         figure = replace(figure, name=name)
-        drawings.append(Drawing(figure, plain(figure, styles), alt(figure), figure_tables(figure)))
+        drawings.append(Drawing(
+            figure, plain(figure, styles), alt(figure), figure_tables(figure),
+            plain(replace(figure, name=f"{name}-narrow"), styles, NARROW) if isinstance(figure, Scorecard) else ""))
     return drawings, styles
 
 
 def _page(document: Document, drawings: Sequence[Drawing], styles: Styles) -> str:
     tally = Counter(verdict.outcome for _, verdict in document.verdicts)
+    openers = len(document.openers)
     return _templates().get_template("template.html").render(
-        d=document, drawings=drawings, tally=tally, labels=styles.measured)
+        d=document, openers=drawings[:openers], drawings=drawings[openers:], tally=tally, labels=styles.measured)
 
 
 def _templates() -> jinja2.Environment:

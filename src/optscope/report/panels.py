@@ -208,12 +208,12 @@ def _ticks(axes: Axes, panel: Panel, width: float) -> None:
         axes.set_xlim(-0.55, count - 0.45)
     for axis, most in ((axes.xaxis, 5 if width < 4 else 8), (axes.yaxis, 8)):
         if axis.get_scale() == "log":
-            _log_ticks(axis, most)
+            log_ticks(axis, most)
     if width < 4 and not panel.categories and axes.get_xscale() == "linear":
         axes.xaxis.set_major_locator(MaxNLocator(4))  # more labels than that run into each other
 
 
-def _log_ticks(axis: Axis, most: int) -> None:
+def log_ticks(axis: Axis, most: int) -> None:
     """Place ticks at powers of ten, at 1, 2, 5 between few of them, evenly where there is not even one."""
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.picture import Figure
@@ -23,8 +23,9 @@ class Check:
 class Section:
     """What one analysis says of a comparison: lines of the answer, and what they rest on.
 
-    `warnings` are what a reader must know before believing it. An analysis that does not fit returns a section of
-    nothing.
+    `summaries` and `openers` are the table and the picture that show the answer at a glance, `details` its lines
+    in full. `warnings` are what a reader must know before believing it. An analysis that does not fit returns a
+    section of nothing.
     """
 
     sentences: Sequence[str] = ()
@@ -33,15 +34,17 @@ class Section:
     tables: Sequence[Table] = ()
     warnings: Sequence[str] = ()
     checks: Sequence[Check] = ()
+    summaries: Sequence[Table] = ()
+    openers: Sequence[Figure] = ()
+    details: Sequence[str] = ()
 
 
 def joined(sections: Iterable[Section]) -> Section:
     """Return all that the sections say, in their order, as one.
 
-    >>> joined([Section(["a"], warnings=["x"]), Section(), Section(["b"])])
-    Section(sentences=['a', 'b'], verdicts=[], figures=[], tables=[], warnings=['x'], checks=[])
+    >>> found = joined([Section(["a"], warnings=["x"]), Section(), Section(["b"])])
+    >>> found.sentences, found.warnings, found.figures
+    (['a', 'b'], ['x'], [])
     """
     found = list(sections)
-    return Section([s for each in found for s in each.sentences], [v for each in found for v in each.verdicts],
-                   [f for each in found for f in each.figures], [t for each in found for t in each.tables],
-                   [w for each in found for w in each.warnings], [c for each in found for c in each.checks])
+    return Section(*([part for each in found for part in getattr(each, field.name)] for field in fields(Section)))

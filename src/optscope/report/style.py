@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from optscope.evidence.picture import Figure, Picture, Series
+from optscope.evidence.picture import Figure, Picture, Scorecard, Series
 
 Dash = Literal["-"] | tuple[float, tuple[float, ...]]
 
@@ -72,7 +72,10 @@ class Styles:
     def of(cls, figures: Iterable[Figure]) -> Styles:
         """Return the styles for all series of all figures."""
         styles = cls()
-        series = [s for f in figures if isinstance(f, Picture) for panel in f.panels for s in panel.series]
+        given = list(figures)
+        for arm in (arm for f in given if isinstance(f, Scorecard) for arm in f.arms):
+            styles.look(Series(arm, (), ()))
+        series = [s for f in given if isinstance(f, Picture) for panel in f.panels for s in panel.series]
         for one in sorted(series, key=lambda s: s.mark == "theory"):
             styles.look(one)
         return styles

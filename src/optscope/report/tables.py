@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optscope.evidence.paired import SAME
-from optscope.evidence.picture import Figure, Heatmap, Panel, Picture
+from optscope.evidence.picture import Figure, Heatmap, Panel, Picture, Scorecard
 from optscope.evidence.records import Metric, Record, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import Interval, mean_interval, paired_difference
 
 Cell = str | int | float
+_SIGNS = {"better": "\u00a0▲", "worse": "\u00a0▼", "": ""}
 _ARROWS = {"higher": "\u00a0↑", "lower": "\u00a0↓", "neither": ""}
 
 
@@ -120,7 +121,7 @@ def _cell(records: Records, arm: str, metric: str, at: float | None, baseline: s
     if not len(values):
         return "not measured"
     found = mean_interval(_finite(values))
-    text = _plus_minus(found)
+    text = plus_minus(found)
     if baseline and arm != baseline:
         ours, theirs = map(_finite, records.pairs(arm, baseline, metric, at))
         paired = paired_difference(ours, theirs)
@@ -137,7 +138,8 @@ def _difference(found: Interval, least: float) -> str:
             interval(found.estimate, found.low, found.high, signed=True))
 
 
-def _plus_minus(found: Interval) -> str:
+def plus_minus(found: Interval) -> str:
+    """Return a mean ± half of its interval, with how many values were not finite."""
     total = found.n + found.missing
     if not found.n:
         return f"none finite (of {total})"
@@ -190,6 +192,10 @@ def figure_tables(figure: Figure, most: int = 60) -> list[Table]:
             rows = [(label, *map(float, values))
                     for label, values in zip(figure.rows, figure.values, strict=False)]
             return [Table(figure.unit, ("", *figure.columns), rows)]
+        case Scorecard():
+            rows = [(q.name, *(f"{interval(middle, low, high)}{_SIGNS[shown]}" for middle, low, high, shown in
+                               zip(q.estimates, q.lows, q.highs, q.shown, strict=True))) for q in figure.qualities]
+            return [Table("", ("", *figure.arms), rows, "After a number its 95 % interval.")]
     rows = [(label, *map(_brightness, images))
             for label, images in zip(figure.rows, figure.images, strict=False)]
     return [Table("Mean brightness of each image (darkest to brightest)", ("", *figure.columns), rows)]

@@ -1,0 +1,214 @@
+"""Which optimiser to take: the choice follows its rule in every case, and the page opens with it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from optscope.analyses.charts import axes
+from optscope.analyses.choice import choice
+from optscope.analyses.differences import Differences
+from optscope.analyses.findings import findings
+from optscope.analyses.scorecard import scorecard
+from optscope.evidence.picture import Scorecard
+from optscope.evidence.power import power, seeds_to_show, spread_of
+from optscope.evidence.records import Record, Records
+from optscope.evidence.stats import mean_interval
+from optscope.optim import SGD
+from optscope.protocol.comparison import Arm
+from optscope.report.document import Document
+from optscope.report.figures import alt, draw
+from optscope.report.page import render
+from optscope.report.tables import figure_tables
+from test_findings import MEASURED, OF_MANY_LABELS, SEEDS, TWO
+
+PAIR = replace(MEASURED, arms=MEASURED.arms[:2])
+ATTACK = "accuracy under attack (radius 0.5)"
+
+
+def records(shifts, arms=("A", "B"), seeds=SEEDS, spread=0.1):
+    """Records of every metric: seed effects that arms share, plus `shifts[arm, metric]` and little noise."""
+    generator, rows = np.random.default_rng(1), []
+    for metric in (m for probe in MEASURED.probes for m in probe.metrics if m.name not in OF_MANY_LABELS):
+        scale = 0.01 if metric.name == "loss" else 1.0
+        for at in (0.1, 0.5, 1.0) if metric.axis else (None,):
+            common = generator.normal(size=len(seeds)) * 2 + 80
+            for arm in arms:
+                values = common + shifts.get((arm, metric.name), 0.0) / scale
+                values = values + spread * generator.normal(size=len(seeds))
+                rows += [Record("demo", arm, seed, metric.name, scale * float(v), at)
+                         for seed, v in zip(seeds, values, strict=True)]
+    return Records(rows)
+
+
+def said(shifts, of=PAIR, spread=0.1, margin=None, **given):
+    found = records(shifts, [arm.name for arm in of.arms], of.seeds, spread, **given)
+    return choice(of, found, findings(of, found, margin))
+
+
+def test_who_is_more_accurate_is_taken_and_what_the_first_does_better_is_said():
+    text = said({("B", "accuracy"): 5.0, ("B", "accuracy under attack"): -20.0, ("B", "loss"): 0.3})
+    assert re.fullmatch(r"Take B: its accuracy is higher than A's \((4\.9|5|5\.1) points\)\. A is better in loss "
+                        rf"\(0\.\d+ against 1\.\d+\) and {re.escape(ATTACK)} \((19|20) points\)\.", text)
+
+
+def test_of_several_that_are_better_those_shown_to_be_worse_than_another_are_left():
+    arms = replace(MEASURED, arms=(*MEASURED.arms, Arm("D", SGD(lr=0.1))))
+    text = said({("B", "accuracy"): 4.0, ("C", "accuracy"): 8.0, ("D", "accuracy"): -8.0}, of=arms)
+    assert re.fullmatch(r"Take C: its accuracy is higher than A's \([\d.]+ points\), and than that of B\.", text)
+    text = said({("B", "accuracy"): 4.0, ("C", "accuracy"): 4.0}, of=MEASURED, spread=0.8)
+    assert re.fullmatch(r"Take B or C: their accuracy is higher than A's \([\d.]+ to [\d.]+ points\); between them "
+                        r"no difference in it is shown\.", text)
+
+
+def test_the_first_is_taken_where_all_others_are_worse():
+    text = said({("B", "accuracy"): -5.0, ("C", "accuracy"): -9.0, ("B", "loss"): -0.3, ("C", "loss"): -0.4},
+                of=MEASURED)
+    assert re.fullmatch(r"Take A: its accuracy is higher than that of B \([\d.]+ points\), that of C \([\d.]+ "
+                        r"points\)\. B and C are better in loss \([\d.]+ to [\d.]+ against [\d.]+\)\.", text)
+
+
+@pytest.mark.parametrize(("shift", "text"), [
+    (20.0, r"Take B: accuracy is equal within 1\.5 points, and B is better than A in {attack} \(\d+ points\)\."),
+    (-20.0, r"Take A: accuracy is equal within 1\.5 points, and it is better than B in {attack} \(\d+ points\)\."),
+    (0.0, r"No difference between A and B matters: accuracy is equal within 1\.5 points, and nothing else differs "
+          r"that 8 seeds can show\. Take whichever is cheaper\.")])
+def test_equals_are_told_apart_by_what_else_is_shown(shift, text):
+    found = said({("B", "accuracy under attack"): shift}, margin=1.5)
+    assert re.fullmatch(text.format(attack=re.escape(ATTACK)), found)
+
+
+def test_equals_that_each_have_something_are_a_choice_by_what_matters():
+    text = said({("B", "accuracy under attack"): 20.0, ("B", "loss"): 0.5}, margin=1.5)
+    assert re.fullmatch(r"Choose between A and B by what matters to you: accuracy is equal within 1\.5 points, but "
+                        rf"B is better in {re.escape(ATTACK)} \(\d+ points\); A is better in loss \(.*\)\.", text)
+
+
+def test_what_is_not_shown_is_not_advised_and_the_seeds_that_would_show_it_are_said():
+    text = said({}, spread=3.0)
+    found = re.fullmatch(r"No difference in accuracy between A and B is shown, nor that they are equal; about "
+                         r"(\d+) seeds would show one of 1\.5 points in 4 of 5 cases\. Take whichever is cheaper, "
+                         r"or run more seeds\.", text)
+    assert found
+    assert len(SEEDS) < int(found[1]) < 400
+    few = said({("B", "accuracy"): 30.0}, of=replace(PAIR, seeds=(1, 2, 3)))
+    assert few.startswith("No choice yet: 3 seeds can show no difference, whatever the runs give; it takes 6")
+
+
+def test_an_arm_that_was_lost_is_left_and_a_lost_first_is_no_baseline():
+    found = records({})
+    for arm, text in (("B", r"Take A\. Leave B: it diverged or failed on 2 of 8 seeds\."),
+                      ("A", r"No choice: A, which .*, diverged or failed on 2 of 8 seeds: put another first\.")):
+        lost = Records([*(r for r in found if r.arm != arm or r.seed > 2),
+                        *(Record("demo", arm, s, "loss", np.nan, status="diverged") for s in (1, 2))])
+        assert re.fullmatch(text, choice(PAIR, lost, findings(PAIR, lost)))
+
+
+def test_a_difference_that_rounding_can_make_is_none():
+    final = records({("B", "accuracy"): 0.5})
+    twins = [replace(row, phase="twin", rule=f"k = {k}", value=row.value + sign * 3)
+             for row in final if row.seed <= 2 for k, sign in ((3, 1), (5, -1))]
+    whole = final + Records(twins)
+    judged = findings(TWO, whole, margin=0.1)
+    assert any(f.lead and f.verdict.outcome == "holds" and f.drowned and f.place.text == "accuracy" for f in judged)
+    assert not choice(TWO, whole, judged).startswith("Take B")
+
+
+def test_what_other_examples_may_take_back_is_said():
+    found = records({("B", "accuracy"): 5.0})
+    right = {arm: {seed: np.arange(40) >= wrong for seed in SEEDS} for arm, wrong in (("A", 3), ("B", 1))}
+    text = choice(PAIR, found, findings(PAIR, found, right=right))
+    assert "points). 40 test examples are too few to show it for others drawn alike." in text
+
+
+# The power of the t test
+
+def test_the_seeds_that_show_a_difference_are_those_that_do_so_in_four_of_five_simulations():
+    generator = np.random.default_rng(0)
+    for effect, alpha in ((0.8, 0.05), (1.5, 0.01)):
+        n = seeds_to_show(1.0, effect, alpha)
+        shown = []
+        for _ in range(4000):
+            found = mean_interval(generator.normal(effect, 1.0, n), 1 - alpha)
+            shown.append(found.low > 0)
+        assert np.mean(shown) == pytest.approx(power(n, effect, alpha), abs=0.025)
+        assert power(n, effect, alpha) >= 0.8 > power(n - 1, effect, alpha)
+    values = generator.normal(size=9)
+    found = mean_interval(values)
+    assert spread_of(found.low, found.high, 9) == pytest.approx(values.std(ddof=1))
+
+
+# The scorecard
+
+SHIFTS = {("B", "accuracy"): 5.0, ("B", "accuracy under attack"): -20.0}
+
+
+def test_the_scorecard_holds_the_means_and_what_is_shown_of_each():
+    found = records(SHIFTS)
+    table, card = scorecard(PAIR, found, findings(PAIR, found, margin=1.5))
+    assert [quality.name for quality in card.qualities] == ["accuracy [%]", "loss", "calibration error [points]",
+                                                            f"{ATTACK} [%]"]
+    by = {quality.name: quality for quality in card.qualities}
+    expected = mean_interval(found.values("B", "accuracy"))
+    assert (by["accuracy [%]"].estimates[1], by["accuracy [%]"].lows[1]) == (expected.estimate, expected.low)
+    assert [quality.shown[1] for quality in card.qualities] == ["better", "", "", "worse"]
+    assert {quality.shown[0] for quality in card.qualities} == {""}
+    assert [quality.higher_is_better for quality in card.qualities] == [True, False, False, True]
+    assert card.title == "2 of 4 differences to A are shown: 1 better, 1 worse"
+    assert table.header == ("", "A", "B")
+    assert table.rows[0][0] == "accuracy [%]\u00a0↑"
+    signs = [row[2].partition("\u00a0")[2] for row in table.rows]
+    assert signs == ["▲", "", "", "▼"]
+    equal = findings(PAIR, records({}), margin=1.5)
+    assert scorecard(PAIR, records({}), equal)[0].rows[0][2].endswith("\u00a0=")
+
+
+def test_a_scorecard_is_drawn_better_to_the_right_and_told_in_words_and_numbers():
+    found = records(SHIFTS)
+    _, card = scorecard(PAIR, found, findings(PAIR, found))
+    assert "Scorecard of A, B, better to the right. A panel each: accuracy [%]" in alt(card)
+    rows = figure_tables(card)[0].rows
+    assert rows[0][2].endswith("\u00a0▲")
+    assert rows[3][2].endswith("\u00a0▼")
+    lower = replace(card, qualities=[replace(card.qualities[0], higher_is_better=False)])
+    one = replace(card, qualities=[card.qualities[0]])
+    for figure, sign in ((one, 1), (lower, -1)):
+        a, b = (_mark(draw(figure), series) for series in (0, 1))
+        assert sign * (b - a) > 0  # B has the larger accuracy
+
+
+def _mark(svg, series):
+    group = re.search(rf'<g data-series="{series}">(?:<path[^>]*/>)?<defs>(.*?)</g></g>', svg)
+    return float(re.search(r'<use [^>]*x="([\d.]+)"', group[1])[1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300, -1e300])
+def test_a_scorecard_with_holes_is_drawn(bad):
+    found = records(SHIFTS)
+    _, card = scorecard(PAIR, found, findings(PAIR, found))
+    quality = replace(card.qualities[0], estimates=[bad, 1.0], lows=[bad, bad], highs=[bad, 1.5])
+    assert draw(Scorecard("s", "t", card.arms, [quality])).startswith("<svg")
+    assert draw(Scorecard("s", "t", card.arms, [])).startswith("<svg")
+
+
+def test_the_page_opens_with_the_choice_the_table_and_the_scorecard_and_claims_come_after_figures():
+    found = records(SHIFTS)
+    section = Differences(1.5, lambda comparison, records: {})(PAIR, found)
+    assert len(section.sentences) == 1
+    page = render(Document("t", "q", section.sentences[0], ["mind this"], section.verdicts, figures=[],
+                           summaries=section.summaries, openers=section.openers, details=section.details))
+    order = [page.index(part) for part in ("Take B", "Read first</a>: 1 reservation.", "accuracy [%]",
+                                           'id="fig-scorecard"', "mind this", 'id="claims"', "A against B:")]
+    assert order == sorted(order)
+    assert page.count('class="narrow"') == 1  # drawn once more for phones
+
+
+def test_a_title_crowns_nobody_where_no_difference_is_shown():
+    def title(shift):
+        found = records({("B", "accuracy under attack"): shift}, spread=1.0)
+        return axes(PAIR, found, lambda comparison, records: findings(comparison, records)).figures[0].title
+    assert title(0.1) == "Accuracy under attack over radius: at 0.5 no difference to A is shown"
+    assert title(-9.0) == "Accuracy under attack over radius: at 0.5, B is worse than A"
