@@ -344,9 +344,10 @@ def test_gauss_newton_instead():
 
 def diagonal(snapshot: Snapshot) -> Tensor | None:
     """The diagonal of a preconditioner, from what it makes of ones."""
-    names = trained_names(snapshot)
-    ones = torch.ones(sum(p.numel() for name, p in snapshot.model.named_parameters() if name in names))
-    held = preconditioner(snapshot, names, ones)
+    named = dict(snapshot.model.named_parameters())
+    layout = Layout.of({name: named[name] for name in trained_names(snapshot)})
+    ones = torch.ones(layout.size)
+    held = preconditioner(snapshot, layout, ones)
     return None if held is None else held.root(ones) ** -2
 
 

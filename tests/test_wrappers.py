@@ -154,10 +154,15 @@ def test_a_parameter_that_no_step_has_moved_has_an_infinite_preconditioner(rule)
     optimizer = rule.optimizer(model.parameters())
     model.weight.grad, model.bias.grad = torch.ones_like(model.weight), None
     optimizer.step()
-    found = preconditioner(Snapshot(model, None, optimizer=optimizer), ["weight", "bias"], torch.ones(3))
+    snapshot = Snapshot(model, None, optimizer=optimizer)
+    both, bias = Layout.of(dict(model.named_parameters())), Layout.of({"bias": model.bias})
+    found = preconditioner(snapshot, both, torch.ones(3))
     assert (found.root(torch.ones(3)) == 0).tolist() == [False, False, True]
-    assert preconditioner(Snapshot(model, None, optimizer=optimizer), ["bias"], torch.ones(1)) is None
+    assert preconditioner(snapshot, bias, torch.ones(1)) is None
     model.bias.grad = torch.zeros(1)  # as flat as it is here, the next gradient moves it
     optimizer.step()
-    found = preconditioner(Snapshot(model, None, optimizer=optimizer), ["bias"], torch.ones(1))
-    assert found.root(torch.ones(1)).item() > 1e3
+    assert preconditioner(snapshot, bias, torch.ones(1)).root(torch.ones(1)).item() > 1e3
+    state = optimizer.state[model.bias]
+    state.get("rule", state)["v"].fill_(float("nan"))
+    with pytest.raises(UserError, match="positive numbers; got nan"):
+        preconditioner(snapshot, both, torch.ones(3))

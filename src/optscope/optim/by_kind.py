@@ -141,7 +141,7 @@ class ByKind(Combinator):
             found.setdefault((claims[0], plain), []).append(number)
         return found
 
-    def _rules(self, layout: Layout) -> Iterator[tuple[str, Rule, list[int], Layout]]:
+    def rules_in(self, layout: Layout) -> Iterator[tuple[str, Rule, list[int], Layout]]:
         """Yield of each part that claims layers its name in states, its rule, their numbers and their layout."""
         for (i, plain), numbers in self.split(layout).items():
             yield f"{i}{'' if plain else ' decayed'}", self._rule(i, plain), numbers, layout.take(numbers)
@@ -159,7 +159,7 @@ class ByKind(Combinator):
             if part != "rest" and not any(_claims(part, layer) for layer in layout.layers):
                 raise UserError(f"ByKind: {part} claims no parameter of this model, which has "
                                 f"{', '.join(dict.fromkeys(layout.kinds))}: leave that part away")
-        for _, rule, _, own in self._rules(layout):
+        for _, rule, _, own in self.rules_in(layout):
             rule.check_layers(own)
 
     def mixture(self) -> Mixture:
@@ -169,7 +169,7 @@ class ByKind(Combinator):
 
     def ball(self, layout: Layout) -> Ball | None:
         """Return the ball of the first part's steps, if there is one, where the layers of others stand still."""
-        for _, rule, numbers, own in self._rules(layout):
+        for _, rule, numbers, own in self.rules_in(layout):
             if rule == self.parts[0][1] and isinstance(rule, Steepest) and (ball := rule.ball(own)) is not None:
                 radii = dict(zip(numbers, ball.radii, strict=True))
                 blocks = dict(zip(numbers, ball.blocks, strict=True))
@@ -181,13 +181,13 @@ class ByKind(Combinator):
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the parts' states."""
         return {name: rule.init(params[..., layout.columns(numbers, params.device)], own)
-                for name, rule, numbers, own in self._rules(layout)}
+                for name, rule, numbers, own in self.rules_in(layout)}
 
     def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
              scale: float = 1.0) -> tuple[Tensor, State]:
         """Return every part's step in its place, and all new states."""
         gradient, step, states = known(gradient, params), torch.empty_like(params), {}
-        for name, rule, numbers, own in self._rules(layout):
+        for name, rule, numbers, own in self.rules_in(layout):
             where = layout.columns(numbers, params.device)
             mine = params[..., where]
 
@@ -200,7 +200,7 @@ class ByKind(Combinator):
     def evaluated(self, state: State, params: Tensor, layout: Layout) -> Tensor:
         """Return the weights that every part stands for."""
         found = params.clone()
-        for name, rule, numbers, own in self._rules(layout):
+        for name, rule, numbers, own in self.rules_in(layout):
             where = layout.columns(numbers, params.device)
             found[..., where] = rule.evaluated(state[name], params[..., where], own)
         return found

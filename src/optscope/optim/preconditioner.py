@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
@@ -9,7 +10,6 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from optscope.errors import UserError
 from optscope.optim.rule import State
 from optscope.vector import Layout
 
@@ -30,15 +30,13 @@ class Preconditioner:
 
     @classmethod
     def diagonal(cls, numbers: Tensor) -> Self:
-        """Return the P with these on its diagonal.
-
-        Raises:
-            UserError: when one of them is not positive.
-        """
-        if not bool((numbers > 0).all()):
-            raise UserError(f"a preconditioner must hold positive numbers; got {float(numbers.min()):g}")
+        """Return the P with these positive numbers on its diagonal."""
         scale = numbers.rsqrt()
         return cls(lambda v: scale.to(v.dtype) * v)
+
+    def times(self, factor: float) -> Self:
+        """Return that of `factor` · P, with C/`factor`: all that is met is so many times smaller."""
+        return type(self)(lambda v: self.root(v) / math.sqrt(factor), self.shift / factor)
 
     @classmethod
     def joined(cls, layout: Layout, parts: Sequence[Self | None], like: Tensor) -> Self:

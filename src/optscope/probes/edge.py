@@ -30,8 +30,8 @@ class EdgeOfStability(CurvatureProbe):
 
     "sharpness" is the largest eigenvalue of the Hessian H, for every rule. "sharpness met" is that of the matrix
     whose size decides whether the rule is stable: H for SGD and its momenta, P⁻¹ᐟ² H P⁻¹ᐟ² for Adam, AdamW,
-    RMSProp, Shampoo, SOAP, LARS and LAMB with their live preconditioner P (`PreconditionedSharpness`). No more than
-    "sharpness met limit" is likely (for 99 starts in 100).
+    RMSProp, Shampoo, SOAP, LARS, LAMB and ByKind of such rules with their live preconditioner P
+    (`PreconditionedSharpness`). No more than "sharpness met limit" is likely (for 99 starts in 100).
 
     Rules with steps of a length of their own (`Steepest.ball`: SignSGD and Lion l∞, NormalizedSGD l2 of each block,
     Muon the spectral norm of each matrix; ByKind what its first part has, in the layers of that part) meet the
@@ -100,7 +100,7 @@ class EdgeOfStability(CurvatureProbe):
         inner, lr, used, kept, shrunk = steepest
         matrix = self.matrix(subject)
         gradient, top = matrix.gradient(), plain.memory["sharpness"]
-        mean = live_mean(subject.snapshot, subject.trained, gradient) if used else gradient
+        mean = live_mean(subject.snapshot, matrix.layout, gradient) if used else gradient
         ball = inner.ball(matrix.layout)
         if ball is None or mean is None:
             return Reading({})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, RMSProp
+from optscope.optim.by_kind import ByKind
 from optscope.optim.combinator import bare
 from optscope.optim.preconditioner import Preconditioner, Preconditions
 from optscope.optim.rule import Rule, State
-from optscope.probes.rule_in_use import one, rule_in_use
+from optscope.probes.rule_in_use import bounded, one, present, rule_in_use, threshold
 from optscope.tasks.snapshot import Snapshot
 from optscope.vector import Layout
 
@@ -23,53 +24,94 @@ SECOND_MOMENTS = ("v", "max_exp_avg_sq", "exp_avg_sq", "square_avg")
 
 
 def adaptive(rule: Rule | None) -> Rule | None:
-    """Return the rule inside schedules, decay and rounding when it divides by a preconditioner, else None."""
+    """Return the rule inside schedules, decay and rounding when it divides by a preconditioner, else None.
+
+    `ByKind` does, if each of its parts has a threshold.
+    """
     inner = None if rule is None else bare(rule)[0]
+    if isinstance(inner, ByKind):
+        return inner if bounded(inner) else None
     return inner if isinstance(inner, (Adam, RMSProp, Preconditions)) else None
 
 
-def preconditioner(snapshot: Snapshot, trained: Collection[str], gradient: Tensor) -> Preconditioner | None:
+def preconditioner(snapshot: Snapshot, layout: Layout, gradient: Tensor) -> Preconditioner | None:
     """Return the P by which an adaptive rule divides the gradient, or None before its first step.
 
         RMSProp: P = √v + eps        Adam: P = (1 − beta1ᵗ) (√(v/(1 − beta2ᵗ)) + eps)         on the diagonal
 
     The first factor is the bias correction of Adam's momentum (arXiv 2207.14484). Shampoo, SOAP, LARS and LAMB say
-    theirs for each layer, LARS that of this gradient `(P,)`. It is of flat vectors `(P,)` over the `trained`
-    parameters in the model's order. One that never had a gradient, not even 0, does not move: its P is infinite
-    (RMSProp counts no steps, so that it is eps there, where H is 0).
+    theirs for each layer, LARS that of this gradient `(P,)`. P acts on flat vectors of the layers of `layout`. One
+    that never had a gradient, not even 0, does not move: its P is infinite (RMSProp counts no steps, so that it is
+    eps there, where H is 0).
+
+    Under `ByKind` a part's P (the identity for SGD and Momentum) is multiplied by its threshold T over that of the
+    first part. So one number tells of all: on a quadratic growth sets in where every part changes its sign a step,
+    which for a part is where its rows of H w are T P w. (At any other point of the unit circle the imaginary parts
+    of what the parts ask of wᵀHw have one sign.)
 
     Raises:
         UserError: without a live optimiser, when it is none of these, or keeps no second moment.
     """
-    rule = adaptive(rule_in_use(snapshot))
-    if snapshot.optimizer is None or rule is None:
-        got = type(snapshot.optimizer).__name__ if snapshot.optimizer else f"no optimiser, and {snapshot.rule!r}"
-        raise UserError("preconditioned sharpness needs the live Adam, AdamW, RMSProp, Shampoo, SOAP, LARS or LAMB "
-                        f"that trains the model, with one set of numbers; got {got}: measure TopEigenvalues "
-                        "instead")
-    weights = _weights(snapshot, trained)
-    states = {name: _state(snapshot.optimizer, p) for name, p in weights.items()}
+    rule, optimizer = rule_in_use(snapshot), snapshot.optimizer
+    inner = adaptive(rule)
+    if optimizer is None or rule is None or inner is None:
+        got = type(optimizer).__name__ if optimizer else f"no optimiser, and {snapshot.rule!r}"
+        raise UserError("preconditioned sharpness needs the live Adam, AdamW, RMSProp, Shampoo, SOAP, LARS, LAMB "
+                        "or ByKind of these that trains the model, with one set of numbers; got "
+                        f"{got}: measure TopEigenvalues instead")
+    named, grads = dict(snapshot.model.named_parameters()), layout.views(gradient)
+    layers = [(name, named[name].detach(), _state(optimizer, named[name]), g)
+              for name, g in zip(layout.names, grads, strict=True)]
+    parts: list[Preconditioner | None] = [None] * len(layers)
+    for own, numbers, share in _shares(rule, snapshot.step or 0, layout):
+        found = _parts(own, [layers[i] for i in numbers])
+        if not any(found) or share == 0:
+            return None
+        for i, part in zip(numbers, found, strict=True):
+            parts[i] = part if part is None or share == 1 else part.times(share)
+    return Preconditioner.joined(layout, parts, gradient)
+
+
+def _shares(rule: Rule, step: int, layout: Layout) -> Iterator[tuple[Rule, Sequence[int], float]]:
+    """Yield each rule in use, the numbers of its layers, and its threshold over that of the whole rule."""
+    inner = bare(rule, step)[0]
+    if not isinstance(inner, ByKind):
+        yield inner, range(len(layout.names)), 1.0
+        return
+    now = present(rule, step)[0]
+    now = now if isinstance(now, ByKind) else inner  # while the rate is 0, shares are those of rates to come
+    for _, own, numbers, _ in now.rules_in(layout):
+        yield bare(own, step)[0], numbers, threshold(own, step) / threshold(now, step)
+
+
+_Layer = tuple[str, Tensor, State, Tensor]
+"""Name, weights, state and gradient."""
+
+
+def _parts(rule: Rule, layers: Sequence[_Layer]) -> list[Preconditioner | None]:
+    """Return a rule's P of each layer, None for an infinite one."""
     if isinstance(rule, Preconditions):
-        layout = Layout.of(weights)
-        parts = [rule.preconditioner(state, p.detach(), g) if state else None for p, state, g in zip(
-            weights.values(), states.values(), layout.views(gradient), strict=True)]
-        return None if all(part is None for part in parts) else Preconditioner.joined(layout, parts, gradient)
-    assert isinstance(rule, (Adam, RMSProp))
-    numbers = _diagonal(rule, weights, states)
-    return None if bool(torch.isinf(numbers).all()) else Preconditioner.diagonal(numbers)
+        return [rule.preconditioner(state, p, g) if state else None for _, p, state, g in layers]
+    if not isinstance(rule, (Adam, RMSProp)):
+        return [Preconditioner(torch.clone)] * len(layers)
+    counts = {name: torch.as_tensor(state["step"]) for name, _, state, _ in layers if "step" in state}
+    steps = dict(zip(counts, to_floats(*counts.values()), strict=True))
+    found = [_diagonal(rule, name, state, steps.get(name, 0.0)) if state else torch.full_like(p, math.inf)
+             for name, p, state, _ in layers]
+    smallest = to_floats(torch.stack([d.min() for d in found if d.numel()]).min())[0]
+    if not smallest > 0:
+        raise UserError(f"a preconditioner must hold positive numbers; got {smallest:g}")
+    return [None if math.isinf(smallest) else Preconditioner.diagonal(d) for d in found]
 
 
-def live_mean(snapshot: Snapshot, trained: Collection[str], like: Tensor) -> Tensor | None:
+def live_mean(snapshot: Snapshot, layout: Layout, like: Tensor) -> Tensor | None:
     """Return the live optimiser's mean of gradients "m", `(P,)`, 0 where there was no step; None without one."""
     if snapshot.optimizer is None:
         return None
-    parts = [_state(snapshot.optimizer, p).get("m", torch.zeros_like(p)).reshape(-1)
-             for p in _weights(snapshot, trained).values()]
+    named = dict(snapshot.model.named_parameters())
+    parts = [_state(snapshot.optimizer, named[name]).get("m", torch.zeros_like(named[name])).reshape(-1)
+             for name in layout.names]
     return torch.cat(parts).to(like)
-
-
-def _weights(snapshot: Snapshot, trained: Collection[str]) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in snapshot.model.named_parameters() if name in trained}
 
 
 def _state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> State:
@@ -80,15 +122,7 @@ def _state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> State:
     return state
 
 
-def _diagonal(rule: Adam | RMSProp, weights: Mapping[str, Tensor], states: Mapping[str, State]) -> Tensor:
-    counts = {name: torch.as_tensor(state["step"]) for name, state in states.items() if "step" in state}
-    steps = dict(zip(counts, to_floats(*counts.values()), strict=True))
-    return torch.cat([_layer_diagonal(rule, name, state, steps.get(name, 0.0)).reshape(-1) if state
-                      else torch.full_like(weights[name].detach(), math.inf).reshape(-1)
-                      for name, state in states.items()])
-
-
-def _layer_diagonal(rule: Adam | RMSProp, name: str, state: State, t: float) -> Tensor:
+def _diagonal(rule: Adam | RMSProp, name: str, state: State, t: float) -> Tensor:
     moment: Tensor | None = next((state[key] for key in SECOND_MOMENTS if key in state), None)
     if moment is None:
         raise UserError(f"the optimiser keeps no second moment for the parameter {name!r}: measure TopEigenvalues "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
+from optscope.optim.by_kind import ByKind
 from optscope.optim.combinator import bare
 from optscope.optim.momentum import Momentum
 from optscope.optim.rule import Hyper, Rule
@@ -29,7 +30,8 @@ def threshold(rule: Rule, step: int = 0) -> float:
     """Return the largest stable eigenvalue of the Hessian of the loss under a rule, after `step` steps.
 
     For rules with a preconditioner P it is that of P⁻¹ᐟ² H P⁻¹ᐟ² with P held still, and for LARS and LAMB of that
-    and what their decay bends (`PreconditionedSharpness`). With L2 regularisation, H is the Hessian of the loss
+    and what their decay bends (`PreconditionedSharpness`). `ByKind`, if every part has one, has that of its first
+    part, by which the P of the others is measured. With L2 regularisation, H is the Hessian of the loss
     without its penalty, whose curvature is a shift under SGD and Momentum. Formulas: `optscope.theory.stability`.
 
     >>> threshold(SGD(lr=0.1)), round(threshold(Adam(lr=0.001)))
@@ -38,10 +40,10 @@ def threshold(rule: Rule, step: int = 0) -> float:
     Raises:
         UserError: when no threshold is known in closed form, or the rule holds several learning rates.
     """
-    inner, factor, decay = bare(rule, step)
-    if factor == 0:
+    inner, decay = present(rule, step)
+    if inner is None:
         return math.inf
-    plain = _plain_threshold(inner.with_(lr=factor * one(inner.lr)) if factor != 1 else inner)
+    plain = _plain_threshold(inner, step)
     if plain is None:
         raise UserError(f"no stability threshold is known for {rule!r}; there is one for SGD, Momentum, Adam, "
                         "AdamW, RMSProp, Shampoo, SOAP, LARS and LAMB, also inside Scheduled and Rounded, and for "
@@ -52,8 +54,28 @@ def threshold(rule: Rule, step: int = 0) -> float:
     return plain - decay
 
 
-def _plain_threshold(rule: Rule) -> float | None:
-    """Return the threshold of a rule that wraps no other, if one is known."""
+def present(rule: Rule, step: int) -> tuple[Rule | None, float]:
+    """Return the rule inside all wrappers at its rate after `step` steps, None if that is 0; and its L2 decay."""
+    inner, factor, decay = bare(rule, step)
+    if factor == 0:
+        return None, decay
+    return inner.with_(lr=factor * one(inner.lr)) if factor != 1 else inner, decay
+
+
+def bounded(rule: Rule) -> bool:
+    """Return whether a stability threshold is known."""
+    try:
+        threshold(rule)
+    except UserError:
+        return False
+    return True
+
+
+def _plain_threshold(rule: Rule, step: int) -> float | None:
+    """Return the threshold of a rule that no wrapper holds, if one is known; of `ByKind` its first part's."""
+    if isinstance(rule, ByKind):
+        found = [threshold(part, step) for part in rule.held()]
+        return found[0] if min(found) > 0 else None
     if isinstance(rule, SGD):
         form = stability.nesterov if rule.nesterov else stability.heavy_ball
         return form(one(rule.lr), one(rule.momentum))
