@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from optscope import lab
+from optscope.analyses.families import answered
 from optscope.engine.execute import Inline
 from optscope.engine.executor import Outcome
 from optscope.engine.plan import Plan
@@ -255,9 +256,11 @@ def test_claims_have_names_of_their_own_a_family_and_say_what_would_refute_them(
 def test_the_answer_says_of_every_family_what_holds():
     outcomes = {"C1 cifar10 Adam": "holds", "C1 cifar10 RMSProp": "fails", "C5": "undecided"}
     found = [(c, Verdict(outcomes[c.id], "It was.")) for c in STUDY.claims if c.id in outcomes]
-    assert STUDY.answer(found) == [
-        f"C1. {STUDY.families['C1']}: holds (cifar10 Adam); fails (cifar10 RMSProp).",
-        f"C5. {STUDY.families['C5']}: undecided."]
+    section = answered(STUDY, found, "desk")
+    assert section.sentences == ["Of 3 claims 1 hold, 1 fail (C1 cifar10 RMSProp) and 1 are undecided at desk "
+                                 "scale."]
+    assert section.summaries[0].rows == [(f"C1. {STUDY.families['C1']}", "1", "1: cifar10 RMSProp", ""),
+                                         (f"C5. {STUDY.families['C5']}", "", "", "1")]
 
 
 @pytest.mark.parametrize("scale", list(STUDY.costs))

@@ -421,6 +421,25 @@ def test_verdicts_are_words_with_effect_interval_and_sample(page):
     assert "0.100 [0.050, 0.150]n = 8, p = 0.008" in said
 
 
+def test_what_was_found_of_a_claim_folds_away_and_every_claim_can_be_linked_to(page):
+    rows = [i for i in page.all("tr") if page.tags[i][1].get("id", "").startswith("claim-")]
+    assert [page.tags[i][1]["id"] for i in rows] == ["claim-1", "claim-2", "claim-3"]
+    found = [i for i in page.all("tr") if page.tags[i][1].get("class") == "found"]
+    for i in found:
+        details = next(j for j in page.all("details") if j > i)
+        assert page.text_of(i) == page.text_of(details) != ""
+    assert "What would refute it: plain" in page.text_of(found[0])
+    assert "What refutes it: plain" in page.text_of(found[1])
+
+
+def test_a_table_without_rows_is_left_out():
+    empty = Table("nothing here", ["a"], [])
+    shown = render(Document("t", "q", "v", tables=[empty], summaries=[empty]))
+    assert "nothing here" not in shown
+    assert 'id="tables"' not in shown
+    assert "seldom" in render(Document("t", "q", "v", tables=[empty, Table("seldom", ["a"], [["b"]])]))
+
+
 def _colours(css: str) -> dict[str, str]:
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css))
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from optscope.analyses import rounding_levels
 from optscope.analyses.caveats import next_steps, together
+from optscope.analyses.families import answered
 from optscope.analyses.usual import of_a_study, said, usual
 from optscope.engine.execute import Local
 from optscope.engine.executor import Executor
@@ -187,12 +188,10 @@ def _done(out: str | Path, holds: str, experiments: Sequence[Experiment], execut
 
 
 def _judged(study: Study, results: Results, scale: Scale) -> Section:
-    """Return what a study itself says: its answer, its claims, its pictures."""
-    verdicts = study.judge(results.records, scale)
-    counts = {o: sum(v.outcome == o for _, v in verdicts) for o in ("holds", "fails", "undecided")}
-    summary = (f"Of {len(verdicts)} claims {counts['holds']} hold, {counts['fails']} fail and "
-               f"{counts['undecided']} are undecided at {scale} scale.")
-    return Section([summary, *study.answer(verdicts)], verdicts, study.pictures(results.records, results.arrays))
+    """Return what a study says: its answer and its first picture, its claims, its other pictures."""
+    pictures = study.pictures(results.records, results.arrays)
+    return replace(answered(study, study.judge(results.records, scale), scale),
+                   openers=pictures[:1], figures=pictures[1:])
 
 
 @dataclass(frozen=True)

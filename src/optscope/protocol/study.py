@@ -83,16 +83,6 @@ class Study:
         """Return every claim with its verdict at a scale."""
         return [(claim, claim.judge(records, scale)) for claim in self.claims]
 
-    def answer(self, verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
-        """Return one line a family of claims: what it is about, and which of its members hold, fail, are open."""
-        members: dict[str, dict[str, list[str]]] = {}
-        for claim, verdict in verdicts:
-            family, _, member = claim.id.partition(" ")
-            members.setdefault(family, {}).setdefault(verdict.outcome, []).append(member)
-        return [f"{family}. {self.families[family]}: " + "; ".join(
-            outcome + (f" ({', '.join(names)})" if any(names) else "") for outcome, names in found.items()) + "."
-            for family, found in members.items()]
-
 
 def check_scale(scale: str, study: Study) -> Scale:
     """Return `scale` if the study has it.
