@@ -719,6 +719,18 @@ def test_newton_schulz_in_float32_is_as_exact_as_plain_iterations(shape, spectru
     assert torch.equal(orthogonalized(torch.stack([given, 2 * given]))[1], orthogonalized(given))
 
 
+@pytest.mark.parametrize("rule", [Muon(lr=0.05, decay=0.1), SOAP(lr=0.01, decay=0.1, every=2, largest=200),
+                                  Shampoo(lr=0.05, eps=0.1, every=2)], ids=repr)
+def test_in_place_path_equals_pure_path_of_large_matrices(rule):
+    """Of which it takes half of each symmetric product, wide and tall."""
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in ((130, 600), (600, 130))]
+    layout = Layout.of(start)
+    pure = run_pure(rule, layout.flatten(start), layout, steps=4)
+    assert (pure - layout.flatten(start)).abs().max() > 1e-3
+    torch.testing.assert_close(run_optimizer(rule.optimizer, start, steps=4), pure, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("n", [130, 192, 200])
 def test_half_a_symmetric_product_is_all_of_it(n, monkeypatch):
     x = torch.randn(2, n, 700, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -727,8 +739,9 @@ def test_half_a_symmetric_product_is_all_of_it(n, monkeypatch):
         torch.testing.assert_close(symmetric(a, b, out), x @ x.mT, rtol=0, atol=1e-11)
     gram = out / n
     monkeypatch.setattr("optscope.optim.symmetric.LARGE", 0)
-    symmetric(gram, gram, out, alpha=0.5, beta=-2.0)
-    torch.testing.assert_close(out, 0.5 * gram @ gram - 2 * gram, rtol=0, atol=1e-11)
+    expected = 0.5 * gram @ gram - 2 * gram
+    torch.testing.assert_close(symmetric(gram, gram, out, gram, alpha=0.5, beta=-2.0), expected, rtol=0, atol=1e-11)
+    torch.testing.assert_close(symmetric(x, x.mT, gram, gram, alpha=0.5, beta=n), x @ x.mT * 1.5, rtol=0, atol=1e-9)
 
 
 def test_muon_refuses_vectors_by_name():

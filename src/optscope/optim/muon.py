@@ -58,11 +58,11 @@ def orthogonalize_(x: Tensor, iterations: int) -> Tensor:
     y, (gram, q, third) = torch.empty_like(x), x.new_empty(3, len(x), short, short)
     for i in range(iterations - pairs):
         symmetric(*((x, x.mT) if wide else (x.mT, x)), gram)
-        symmetric(gram, gram, q, alpha=C, beta=B)
+        symmetric(gram, gram, q, gram, alpha=C, beta=B)
         if i >= iterations - 2 * pairs:
             plus_diagonal(q, A)
             symmetric(q, symmetric(gram, q, third), gram)  # of the iteration after
-            plus_diagonal(symmetric(gram, gram, third, alpha=C, beta=B), A)
+            plus_diagonal(symmetric(gram, gram, third, gram, alpha=C, beta=B), A)
             torch.bmm(*((symmetric(third, q, gram), x) if wide else (x, symmetric(third, q, gram))), out=y)
         else:  # a X apart from the rest rounds less
             torch.baddbmm(x, *((q, x) if wide else (x, q)), beta=A, out=y)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from optscope.errors import UserError
+from optscope.optim.combinator import Room
+from optscope.optim.fused import adam_
 from optscope.optim.muon import matrix_shape
 from optscope.optim.per_layer import PerLayer, per_layer
 from optscope.optim.preconditioner import Preconditioner
 from optscope.optim.rule import Hyper, State, check_hyper
+from optscope.optim.symmetric import symmetric
 
 
 def as_matrix(layer: Tensor, axes: int) -> Tensor:
@@ -85,6 +89,31 @@ class Shampoo(PerLayer):
         return Preconditioner(lambda v: (left @ as_matrix(v, v.dim()) @ right).reshape(v.shape))
 
 
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the step in place, with half of each symmetric product."""
+        rate: float = self.lr * scale  # type: ignore[operator]
+        for target, grad, state in zip(targets, grads, states, strict=True):
+            if grad.dim() < 2:
+                target.addcdiv_(grad, state["s"].addcmul_(grad, grad).sqrt(), value=-rate)
+                continue
+            g, due = as_matrix(grad, grad.dim()), int(state["step"]) % self.every == 0
+            _add_products_(state, g, alpha=1.0, beta=1.0)
+            state["step"] += 1
+            if due:
+                state.update({f"{side} root": fourth_root(state[side]) for side in ("left", "right")})
+            along = state["left root"] @ g @ state["right root"]
+            target.add_(along.view(target.shape), alpha=-rate)
+
+
+def _add_products_(state: State, matrix: Tensor, *, alpha: float, beta: float) -> None:
+    """Add alpha times a matrix's products with itself to beta times those in a state, of sides that have one."""
+    for side in ("left", "right"):
+        if side in state:
+            x, product = (matrix if side == "left" else matrix.mT).unsqueeze(0), state[side].unsqueeze(0)
+            symmetric(x, x.mT, product, product, alpha=alpha, beta=beta)
+
+
 def fourth_root(matrix: Tensor) -> Tensor:
     """Return the inverse fourth root of positive matrices `(..., n, n)`; none counts as below rounding."""
     values, vectors = torch.linalg.eigh(matrix)
@@ -140,7 +169,8 @@ class SOAP(PerLayer):
 
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return zero moments, the steps made, and zero products and bases of the sides that are rotated."""
-        state = {"m": torch.zeros_like(params), "v": torch.zeros_like(params), "step": torch.tensor(-1.0)}
+        m, v = (torch.zeros_like(params, memory_format=torch.contiguous_format) for _ in range(2))
+        state = {"m": m, "v": v, "step": torch.tensor(-1.0)}
         if axes > 1:
             matrix = as_matrix(params, axes)
             for side, n in zip(("left", "right"), matrix.shape[-2:], strict=True):
@@ -172,23 +202,51 @@ class SOAP(PerLayer):
         scale = ((1 - beta1**t) * ((state["v"] / (1 - beta2**t)).sqrt() + eps)).rsqrt()
         return Preconditioner(lambda v: _rotated(scale * _rotated(v, state, axes), state, axes, back=True))
 
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the step in place: Adam's fused kernel between two rotations, and half of each symmetric product."""
+        rate: float = self.lr * scale  # type: ignore[operator]
+        room = Room()
+        for target, grad, state, param in zip(targets, grads, states, params, strict=True):
+            t, g = int(state["step"]) + 1, as_matrix(grad, grad.dim()) if grad.dim() > 1 else grad
+            g = g.contiguous()  # as the moments are, which the kernel goes through side by side
+            if t > 0:
+                free = room.like([g, g])
+                turned = _rotate_(g, state, free)
+                step = free[0].zero_()
+                adam_([step], [turned], [state["m"].view(g.shape)], [state["v"].view(g.shape)],
+                      [g.new_full((), t - 1, dtype=torch.float32)], lr=rate, beta1=self.beta1, beta2=self.beta2,  # type: ignore[arg-type]
+                      eps=self.eps, decay=0.0)  # type: ignore[arg-type]
+                if self.decay:
+                    target.add_(param, alpha=-rate * self.decay)  # type: ignore[operator]
+                free.reverse()
+                target.add_(_rotate_(step, state, free, back=True).view(target.shape))
+            state["step"] += 1
+            _add_products_(state, g, alpha=1 - self.beta2, beta=self.beta2)  # type: ignore[operator, arg-type]
+            state.update(self._rebased(state, grad.dim()))
+
     def _turned(self, grad: Tensor, state: State, axes: int) -> State:
         """Return the state with the gradient in its products, and new bases if it is time."""
         if axes < 2:
             return state
-        g, t, old = as_matrix(grad, axes), int(state["step"]), dict(state)
-        beta = per_layer(self.beta2, grad, 2)
+        g, beta = as_matrix(grad, axes), per_layer(self.beta2, grad, 2)
         for side, x in (("left", g), ("right", g.mT)):
-            if side not in state:
-                continue
-            state[side] = beta * state[side] + (1 - beta) * (x @ x.mT)
-            if t == 0:
-                state[f"{side} basis"] = torch.linalg.eigh(state[side]).eigenvectors.flip(-1)
-            elif t % self.every == 0:
-                state |= _next_basis(side, state, axes)
-        if t and t % self.every == 0:
-            state["m"] = _rotated(_rotated(state["m"], old, axes, back=True), state, axes)
-        return state
+            if side in state:
+                state[side] = beta * state[side] + (1 - beta) * (x @ x.mT)
+        return {**state, **self._rebased(state, axes)}
+
+    def _rebased(self, state: State, axes: int) -> State:
+        """Return what changes of a state with new products, if it is time: the bases, and the moments in them."""
+        t, sides = int(state["step"]), [side for side in ("left", "right") if side in state]
+        if not sides or t % self.every:
+            return {}
+        if t == 0:
+            return {f"{side} basis": torch.linalg.eigh(state[side]).eigenvectors.flip(-1) for side in sides}
+        after = dict(state)
+        for side in sides:
+            after |= _next_basis(side, after, axes)
+        after["m"] = _rotated(_rotated(state["m"], state, axes, back=True), after, axes)
+        return {name: after[name] for name in ("m", "v", *(f"{side} basis" for side in sides))}
 
 
 def _rotated(layer: Tensor, state: State, axes: int, *, back: bool = False) -> Tensor:
@@ -203,11 +261,22 @@ def _rotated(layer: Tensor, state: State, axes: int, *, back: bool = False) -> T
     return x.reshape(layer.shape)
 
 
+def _rotate_(matrix: Tensor, state: State, free: list[Tensor], *, back: bool = False) -> Tensor:
+    """Return `_rotated` of a matrix in one of two others, `free`, of which the first is free afterwards too."""
+    for side in ("left", "right"):
+        if side in state:
+            basis = state[f"{side} basis"] if back == (side == "left") else state[f"{side} basis"].mT
+            matrix = torch.mm(*((basis, matrix) if side == "left" else (matrix, basis)), out=free[0])
+            free.reverse()
+    return matrix
+
+
 def _next_basis(side: str, state: State, axes: int) -> State:
     """Return a side's basis after a step of orthogonal iteration, and the squares in the order of its columns."""
-    product, basis, axis = state[side], state[f"{side} basis"], -2 if side == "left" else -1
-    order = (basis * (product @ basis)).sum(-2).argsort(dim=-1, descending=True)
-    columns = torch.take_along_dim(basis, order.unsqueeze(-2), -1)
+    basis, axis = state[f"{side} basis"], -2 if side == "left" else -1
+    moved = state[side] @ basis
+    order = (basis * moved).sum(-2).argsort(dim=-1, descending=True)
     v = as_matrix(state["v"], axes)
     v = torch.take_along_dim(v, order.unsqueeze(-1) if axis == -2 else order.unsqueeze(-2), axis)
-    return {f"{side} basis": torch.linalg.qr(product @ columns).Q, "v": v.reshape(state["v"].shape)}
+    moved = torch.take_along_dim(moved, order.unsqueeze(-2), -1)
+    return {f"{side} basis": torch.linalg.qr(moved).Q, "v": v.reshape(state["v"].shape)}
