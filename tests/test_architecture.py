@@ -36,7 +36,7 @@ SEES = {
                "optscope.tasks.fresh", "optscope.tasks.snapshot", "optscope.tasks.unchanged",
                "optscope.tasks.trained_loss", "optscope.probes.probe"},
 }
-WITHOUT_TORCH = ("errors", "files", "evidence", "theory", "report")
+WITHOUT_TORCH = ("errors", "files", "pace", "status", "following", "evidence", "theory", "report")
 MODULE_LINES, FUNCTION_LINES = 320, 60
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "misc"}
 ERRORS_THAT_SAY_NOTHING = {"Exception", "BaseException", "NotImplementedError"}

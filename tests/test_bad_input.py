@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -262,7 +263,7 @@ def test_a_folder_in_use_is_left_alone(place, monkeypatch, capsys):
     write(place, {"my_task.py": TASK_FILE + "T = task()"})
     with Store(place / "out").locked():
         assert call(monkeypatch, COMPARE) == 2
-    assert f"out is in use by process {os.getpid()}: wait for it" in capsys.readouterr().err
+    assert f"out is in use by process {os.getpid()} on {platform.node()}: wait for it" in capsys.readouterr().err
     assert not list(place.rglob("result.json"))
 
 

@@ -1,10 +1,11 @@
-"""The command: list, show, run, compare, rounding, advise, report, data.
+"""The command: list, show, run, compare, rounding, advise, status, report, data.
 
 Torch is imported only by commands that need it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -188,12 +189,41 @@ def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.p
 
 
 @app.command()
+def status(folder: Annotated[Path, typer.Argument(help="A folder in which a command works, or has worked.")],
+           watch: Annotated[bool, typer.Option("--watch", help="Go on until that command ends.")] = False,
+           as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a time.")] = False) -> None:
+    """Say how the work in a folder goes: runs done, running, failed, time left, the best so far of every arm."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from optscope.files import to_line
+    from optscope.following import followed
+    from optscope.status import Status
+
+    def tell(found: Status) -> None:
+        say(to_line(found.told()).decode().rstrip("\n") if as_json else str(found))
+
+    states = followed(folder)
+    if not watch:
+        tell(next(states))
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # who looks on may leave: the work is another process's
+        if as_json or not OUT.is_terminal:
+            for found in states:
+                tell(found)
+        else:
+            with Live(console=OUT, auto_refresh=False) as live:
+                for found in states:
+                    live.update(Text(str(found)), refresh=True)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")]) -> None:
     """Say again where a folder's report is and what it found."""
     from optscope.files import read_json
+    from optscope.following import check_is_ours
 
-    if not (folder / "optscope.json").is_file():
-        raise UserError(f"{folder} is not a folder that optscope made: give the --out of a run or compare")
+    check_is_ours(folder)
     if (folder / "verdicts.json").is_file():
         verdicts = read_json(folder / "verdicts.json")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -75,17 +76,22 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            name = owner.read_text(errors="replace").strip() if owner.is_file() else "?"
+            try:
+                name = owner.read_text(errors="replace").strip()
+            except OSError:  # it has just ended
+                name = "?"
             raise UserError(f"{self.folder} is in use by process {name}: "
                             "wait for it, or give --out another folder") from error
         try:
-            owner.write_text(str(os.getpid()))
+            owner.write_text(f"{os.getpid()} on {platform.node()}")
             for place in ("", "data", "figures"):
                 _sweep(self.folder / place)
             for run in (self.folder / "runs").iterdir():
                 _sweep(run)
             yield
         finally:
+            with contextlib.suppress(OSError):  # gone, or of a disk that may not be written any more
+                owner.unlink()  # who looks in from outside knows by it that the command has ended
             lock.release()
 
     def add_uses(self, uses: Iterable[Use]) -> None:

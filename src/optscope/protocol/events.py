@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from optscope.engine.executor import Outcome
 from optscope.engine.rows import Use
 from optscope.files import Lines, to_line
+from optscope.pace import outlook, rate
 
 SCHEMA = 1
 """The version of what `EventFile` writes, which stands in each of its lines."""
@@ -26,11 +27,17 @@ class Said:
 
 @dataclass(frozen=True)
 class Named:
-    """A stage was named: it has `total` jobs, of which `done` were finished before."""
+    """A stage was named: it has `total` jobs, of which `done` were finished before.
+
+    `runs` are the names of all of them, and `criteria` say of comparisons by which metric their learning rates are
+    chosen, and whether "lower" or "higher" is better.
+    """
 
     stage: str
     total: int
     done: int
+    runs: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    criteria: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -87,26 +94,25 @@ class Tally:
 
     stage: str = ""
     total: int = 0
-    before: int = 0
     done: int = 0
     problems: int = 0
     start: float = field(default_factory=time.monotonic)
+    ends: list[float] = field(default_factory=list)
 
     def hear(self, event: Event) -> None:
         """Count a job that ended; a stage that is named starts anew."""
         if isinstance(event, Named):
-            self.stage, self.total, self.before, self.done = event.stage, event.total, event.done, event.done
-            self.problems, self.start = 0, time.monotonic()
+            self.stage, self.total, self.done = event.stage, event.total, event.done
+            self.problems, self.start, self.ends = 0, time.monotonic(), []
         elif isinstance(event, Ended):
             self.done += 1
+            self.ends.append(time.monotonic())
             self.problems += event.outcome.status != "ok"
 
     def outlook(self) -> str:
         """Return the rate, the time left, and how many jobs gave no good result."""
-        each = (time.monotonic() - self.start) / max(1, self.done - self.before)
-        left = each * (self.total - self.done)
         problems = f", {self.problems} diverged or failed" if self.problems else ""
-        return f"{60 / max(each, 1e-9):.0f} runs/min, {left / 60:.1f} min left{problems}"
+        return outlook(rate(self.ends, self.start, time.monotonic()), self.total - self.done) + problems
 
 
 class EventFile:

@@ -21,7 +21,7 @@ from optscope.engine.run_folder import Contents
 from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.evidence.records import Record, Records
-from optscope.protocol.comparison import Experiment, Job
+from optscope.protocol.comparison import Comparison, Experiment, Job
 from optscope.protocol.events import Ended, Event, EventFile, Listener, Moment, Named, Started
 
 
@@ -149,7 +149,9 @@ class Session:
         self.store.check_is_there()
         self.store.add_uses(self._uses)
         tuning = any(job.use.phase == "tune" for job in todo)
-        yield Named("tuning" if tuning else "training and measuring", len(unique), len(unique) - len(todo))
+        yield Named("tuning" if tuning else "training and measuring", len(unique), len(unique) - len(todo),
+                    tuple(unique), {e.name: (e.criterion.metric, e.criterion.better) for e in self.experiments
+                                    if isinstance(e, Comparison)})
         with closing(self.executor.run([job.work for job in todo], self.store.folder / "runs")) as reports:
             for report in reports:
                 self.store.check_is_there()
