@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from torch import nn
 
-from optscope.analyses.spectra import MOST, kept, spectra
+from optscope.analyses.spectra import MOST, _series, kept, spectra
 from optscope.engine.execute import Inline
 from optscope.engine.plan import Plan
 from optscope.engine.run import watch_id
@@ -83,8 +84,12 @@ def test_a_comparison_draws_the_mean_spectra_of_its_final_weights_and_last_steps
         runs = list(dict.fromkeys(row.run for row in final.where(arm=arm)))
         for panel in weights.panels:
             series = next(s for s in panel.series if s.label == arm)
-            expected = np.mean([by_numpy(store.run_folder(run).weights()[panel.title]) for run in runs], 0)
+            each = np.array([by_numpy(store.run_folder(run).weights()[panel.title]) for run in runs])
+            expected = np.sqrt(each[0] * each[1])
+            half = scipy.stats.t.ppf(0.975, 1) * np.abs(np.log(each[0] / each[1])) / 2
             np.testing.assert_allclose(series.y, expected, rtol=1e-6)
+            np.testing.assert_allclose(series.high, expected * np.exp(half), rtol=1e-6)
+            np.testing.assert_allclose(series.low, expected * np.exp(-half), rtol=1e-6)
             assert list(series.x) == list(range(1, len(expected) + 1))
         rank = np.mean([row.value for row in final.where(arm=arm, metric="effective rank")])
         assert f"{arm} {rank:.2g} %" in weights.title
@@ -103,6 +108,12 @@ def test_of_several_moments_the_last_counts(done):
         arrays = store.run_folder(run).reading_arrays(reading)
         assert np.array_equal(values, arrays["singular values of 0.weight at 6"])
         assert not np.array_equal(values, arrays["singular values of 0.weight at 3"])
+
+
+def test_a_seed_whose_matrix_is_zero_has_no_spectrum():
+    one, zero = np.array([2.0, 1e-9]), np.zeros(2)
+    assert (_series("a", [one, zero]).x, _series("a", [one, zero]).y) == ([1], pytest.approx([2.0]))
+    assert _series("a", [zero]).y == []
 
 
 def test_what_was_not_measured_or_did_not_end_is_not_drawn(done):
@@ -141,4 +152,7 @@ def test_a_report_has_the_spectra_of_weights(tmp_path):
     chosen = {"sgd": OptimiserSettings(lr=[0.1]), "adam": OptimiserSettings(lr=[0.01])}
     result = compare(TASK, tmp_path / "out", executor=Inline(),
                      settings=Settings(optimisers=chosen, seeds=2, epochs=8, batch=16, examples=20))
-    assert "Singular values of the trained weights: effective rank SGD" in result.report.read_text()
+    page = result.report.read_text()
+    assert "Singular values of the trained weights: effective rank SGD" in page
+    assert "Singular values of the next step at the end: step effective rank SGD" in page
+    assert not result.failures

@@ -65,8 +65,7 @@ def together(failures: Sequence[str]) -> list[str]:
 def failed_checks(comparison: Comparison, records: Records) -> list[str]:
     """Return a sentence for every check of a probe (unit "check": 1 holds, 0 fails) that some models fail."""
     found = []
-    probes = (*comparison.probes, *comparison.described, *comparison.watched)
-    for metric in (m for probe in probes for m in probe.metrics if m.unit == "check"):
+    for metric in (m for probe in comparison.taken for m in probe.metrics if m.unit == "check"):
         failed = {arm.name: len(records.where(arm=arm.name, metric=metric.name, phase="final", value=0.0)
                                 .seeds(arm.name)) for arm in comparison.arms}
         said = listed(f"{count_of(n, 'model')} of {arm}" for arm, n in failed.items() if n)

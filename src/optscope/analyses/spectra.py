@@ -1,4 +1,4 @@
-"""Spectra: the singular values of every matrix that training left, and of the last step on it, arm by arm."""
+"""Spectra: the singular values of every matrix that training left, and of the next step on it, arm by arm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from optscope.engine.run import probe_id, watch_id
 from optscope.engine.store import Store
-from optscope.engine.watch import Watch
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval
@@ -30,13 +29,13 @@ Spectra = Mapping[str, Sequence[NDArray[np.float64]]]
 
 
 def spectra(comparison: Comparison, records: Records, store: Store) -> Section:
-    """Return the spectra of the trained weights and of the last steps, of those that were measured."""
+    """Return the spectra of trained weights, and of the steps that would come next, where they were measured."""
     taken = [(probe, probe_id(probe)) for probe in (*comparison.probes, *comparison.described)]
-    taken += [(probe, watch_id(Watch(probe, comparison.moments))) for probe in comparison.watched]
+    taken += [(watch.probe, watch_id(watch)) for watch in comparison.watches]
     figures = []
     for kind, name, title, rank in (
             (Geometry, "weight-spectra", "Singular values of the trained weights", "effective rank"),
-            (StepAnatomy, "step-spectra", "Singular values of the last step", "step effective rank")):
+            (StepAnatomy, "step-spectra", "Singular values of the next step at the end", "step effective rank")):
         for reading in [reading for probe, reading in taken if isinstance(probe, kind)][:1]:
             found = {arm.name: kept(comparison, records, store, arm.name, reading) for arm in comparison.arms}
             figures += [_picture(found, name, f"{title}: {_ranks_said(comparison, records, rank)}")
@@ -74,13 +73,15 @@ def _picture(found: Mapping[str, Spectra], name: str, title: str) -> Picture:
         matrices[i], log_y=True) for i in at]
     some = f" Of {len(matrices)} matrices {MOST}, evenly from the first to the last." * (len(matrices) > MOST)
     return Picture(name, title, panels, "Kernels of convolutions count as matrices (out, rest). Of a steep curve "
-                   "few directions matter, of a level one, as Muon's steps have it, all alike. Mean over seeds "
-                   f"with 95 % t intervals; what is below a millionth of a matrix's largest is left out.{some}")
+                   "few directions matter, of a level one, as Muon's steps have it, all alike. Geometric "
+                   "means over seeds, with t intervals of 95 %; what is below a millionth of a matrix's largest is "
+                   f"left out.{some}")
 
 
 def _series(arm: str, seeds: Sequence[NDArray[np.float64]]) -> Series:
-    values = np.stack(seeds)
-    found = [mean_interval(column) for column in values.T]
-    drawn = [f for f in found if f.estimate >= LEAST * found[0].estimate > 0]
-    return Series(arm, list(range(1, len(drawn) + 1)), [f.estimate for f in drawn], [f.low for f in drawn],
-                  [f.high for f in drawn])
+    """Return the geometric mean over seeds of each singular value, with the t interval of its logarithm."""
+    logs = np.log([np.maximum(values, LEAST * values[0]) for values in seeds if values[0] > 0] or [[np.nan]])
+    found = [mean_interval(column) for column in logs.T]
+    drawn = [f for f in found if f.estimate > found[0].estimate + np.log(LEAST)]
+    mean, low, high = ([float(np.exp(getattr(f, name))) for f in drawn] for name in ("estimate", "low", "high"))
+    return Series(arm, list(range(1, len(drawn) + 1)), mean, low, high)

@@ -36,7 +36,7 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
                       seeds, tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
                       criterion, watched=kit.watched(chosen), described=kit.describing(task, settings.examples),
                       twin_seeds=seeds[:settings.twin_seeds] if kit.twins else (), validation=validation,
-                      place=settings.place, widen=settings.widen)
+                      place=settings.place, widen=settings.widen, at_end=kit.at_end())
 
 
 def question(comparison: Comparison) -> str:

@@ -97,10 +97,10 @@ class Comparison:
     for rates beside their best (`Search.further`), so that budgets stay equal. Then every arm is trained on
     `seeds`, and `probes` measure the result (on the test part, if they do not say otherwise), and so do
     `described`, of which no difference is tested: what they find is shown. `watched` are taken during training, at
-    as many `moments` as `validation`, with the live optimiser. On `twin_seeds` every arm is trained and measured
-    twice more, with its steps rounded otherwise: what then differs, rounding alone has done (arms in `single` have
-    no such twins). Large models need not keep their weights: to add a probe then trains again. All runs are done at
-    `place`.
+    as many `moments` as `validation`, with the live optimiser, and `at_end` once, after the last step. On
+    `twin_seeds` every arm is trained and measured twice more, with its steps rounded otherwise: what then differs,
+    rounding alone has done (arms in `single` have no such twins). Large models need not keep their weights: to add
+    a probe then trains again. All runs are done at `place`.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, a criterion that
@@ -125,6 +125,7 @@ class Comparison:
     validation: Probe = VALIDATION
     place: Place = CPU
     widen: int = 0
+    at_end: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -133,7 +134,7 @@ class Comparison:
             raise UserError(f"arms need different names, at least one; got {', '.join(double) or 'none'}"
                             + (" more than once" if double else ""))
         measured: dict[str, Probe] = {}
-        for probe in (*self.probes, *self.described, *self.watched):
+        for probe in self.taken:
             for metric in probe.metrics:
                 if metric.name in measured:
                     raise UserError(f'two probes cannot both measure "{metric.name}", as {measured[metric.name]} '
@@ -159,6 +160,17 @@ class Comparison:
                 raise UserError(f"a search goes on along learning rates, and {arm.name} searches only "
                                 f'{", ".join(arm.search.space.names)}: add "lr" to its space, or give widen=0')
         check_budgets(self.arms)
+
+    @property
+    def taken(self) -> tuple[Probe, ...]:
+        """Every probe that is taken of the final runs, but for validation."""
+        return (*self.probes, *self.described, *self.watched, *self.at_end)
+
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """What is taken of the final runs with the live optimiser, and when."""
+        return (*(Watch(probe, self.moments) for probe in (self.validation, *self.watched)),
+                *(Watch(probe, 1) for probe in self.at_end))
 
     @looked_at_once()
     def jobs(self, records: Records) -> list[Job]:
@@ -242,23 +254,22 @@ class Comparison:
     def measured(self, records: Records) -> tuple[list[Metric], Records]:
         """Return every metric of the trained models, checks of probes apart, and its final records.
 
-        Metrics of `watched` probes are those of the last step: their records look like those of the others.
+        Metrics of `watched` probes and those `at_end` are of the last step: their records look like the others'.
         """
         mine = records.where(experiment=self.name, phase="final")
-        watched = {metric.name for probe in self.watched for metric in probe.metrics}
+        watched = {metric.name for probe in (*self.watched, *self.at_end) for metric in probe.metrics}
         last = {row.run: row.step for row in sorted(mine, key=lambda row: row.step or 0)
                 if row.metric in watched and row.step is not None}
         rows = Records(row if row.step is None else replace(row, step=None) for row in mine
                        if row.step is None or (row.metric in watched and row.step == last[row.run]))
-        found = [metric for probe in (*self.probes, *self.described, *self.watched) for metric in probe.metrics
+        found = [metric for probe in self.taken for metric in probe.metrics
                  if metric.unit != "check" and rows.where(metric=metric.name)]
         return found, rows
 
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task
         probes = (self.validation,) if phase == "tune" else (*self.probes, *self.described)
-        watched = (self.validation, *self.watched) if phase == "final" else ()
-        watch = tuple(Watch(probe, self.moments) for probe in watched)
+        watch = self.watches if phase == "final" else ()
         run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights, place=self.place)
         use = Use(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings, arm.factors)
         return Job(run, use)

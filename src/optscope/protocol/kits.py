@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from optscope.optim import Players, PolarSGD
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.anatomy import StepAnatomy
 from optscope.probes.attack import PGD
 from optscope.probes.chance import Chance
 from optscope.probes.coverage import Coverage
@@ -57,6 +58,10 @@ class Kit(ABC):
         """Return the probes that are taken during training."""
         return ()
 
+    def at_end(self) -> tuple[Probe, ...]:
+        """Return the probes that are taken after the last step, with the live optimiser."""
+        return ()
+
     @abstractmethod
     def left_out(self, task: Task) -> list[str]:
         """Return a sentence for each kind of measurement that `probes` leaves out of a task."""
@@ -103,6 +108,10 @@ class Predictors(Kit):
         """Return the edge of stability, and of polar descent whether it follows its flow."""
         polar = any(isinstance(arm.rule, PolarSGD) for arm in arms)
         return (EdgeOfStability(), PolarDrift()) if polar else (EdgeOfStability(),)
+
+    def at_end(self) -> tuple[Probe, ...]:
+        """Return what the next step would be made of."""
+        return (StepAnatomy(),)
 
     def left_out(self, task: Task) -> list[str]:
         """Return why attacks, noise, bands or Lipschitz bounds are not measured."""

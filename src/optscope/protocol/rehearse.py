@@ -49,7 +49,8 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
     single: dict[str, str] = {}
     for task, arms in by_task.values():
         found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, comparison.plan,
-                         (comparison.validation, *comparison.probes, *comparison.described), comparison.watched,
+                         (comparison.validation, *comparison.probes, *comparison.described),
+                         (*comparison.watched, *comparison.at_end),
                          (lambda rule: Rounded(rule, TWINS[0])) if comparison.twin_seeds else None,
                          comparison.place)
         _check_validation(comparison, task, found)
@@ -61,9 +62,10 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
         single |= found.single
     known += [f"{probe!r} is left out: of an untrained model, {why}" for probe, why in broken.items()]
     known += [f"{arm} has no rounding twins: {why}" for arm, why in single.items()]
-    probes, described, watched = (tuple(probe for probe in probes if probe not in broken) for probes in (
-        comparison.probes, comparison.described, comparison.watched))
-    left = replace(comparison, probes=probes, described=described, watched=watched, single=tuple(single))
+    probes, described, watched, at_end = (tuple(probe for probe in probes if probe not in broken) for probes in (
+        comparison.probes, comparison.described, comparison.watched, comparison.at_end))
+    left = replace(comparison, probes=probes, described=described, watched=watched, at_end=at_end,
+                   single=tuple(single))
     return Rehearsed(left, list(dict.fromkeys(known)), list(dict.fromkeys(before)))
 
 
