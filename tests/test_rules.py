@@ -604,10 +604,11 @@ def test_in_place_path_equals_pure_path(rule, dtype, atol):
     torch.testing.assert_close(run_optimizer(made(rule), start), pure, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("rule", [SignSGD(lr=0.01), Lion(lr=0.01, decay=0.1)], ids=repr)
-def test_signs_are_the_same_in_chunks(rule, monkeypatch):
+@pytest.mark.parametrize("rule", [SignSGD(lr=0.01), Lion(lr=0.01, decay=0.1), AdEMAMix(lr=0.01, decay=0.1),
+                                  NAdam(lr=0.01, decay=0.1), Adagrad(lr=0.01)], ids=repr)
+def test_steps_are_the_same_in_chunks(rule, monkeypatch):
     whole = run_optimizer(rule.optimizer, tensors())
-    monkeypatch.setattr("optscope.optim.sign.CHUNK", 5)
+    monkeypatch.setattr("optscope.optim.pieces.CHUNK", 5)
     assert torch.equal(run_optimizer(rule.optimizer, tensors()), whole)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optscope.errors import UserError
 from optscope.optim.per_layer import PerLayer, per_layer
+from optscope.optim.pieces import chunks
 from optscope.optim.rule import Hyper, State, check_hyper
 
 
@@ -41,6 +44,15 @@ class Adagrad(PerLayer):
         """Return −lr · g / (√s + eps) and the new sum."""
         s = state["s"] + grad.square()
         return -per_layer(self.lr, grad, axes) * grad / (s.sqrt() + per_layer(self.eps, grad, axes)), {"s": s}
+
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the step in place, a chunk at a time."""
+        rate: float = self.lr * scale  # type: ignore[operator]
+        for target, grad, state in zip(targets, grads, states, strict=True):
+            for t, g, s in chunks(target, grad, state["s"]):
+                t.addcdiv_(g, s.addcmul_(g, g).sqrt().add_(self.eps), value=-rate)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,16 +91,36 @@ class NAdam(PerLayer):
         """Return the step and the new moments."""
         beta1, beta2 = (per_layer(value, grad, axes) for value in (self.beta1, self.beta2))
         t = int(state["step"]) + 1
-        now, ahead = (1 - 0.5 * 0.96 ** (each * self.psi) for each in (t, t + 1))
-        product = float(state["product"]) * now
+        of_grad, of_mean, product = self._shares(beta1, t, float(state["product"]))
         m = beta1 * state["m"] + (1 - beta1) * grad
         v = beta2 * state["v"] + (1 - beta2) * grad.square()
-        looking = ((1 - beta1 * now) / (1 - beta1**t * product) * grad
-                   + beta1 * ahead / (1 - beta1 ** (t + 1) * (product * ahead)) * m)
+        looking = of_grad * grad + of_mean * m
         scaled = looking / ((v / (1 - beta2**t)).sqrt() + per_layer(self.eps, grad, axes))
         step = -per_layer(self.lr, grad, axes) * (scaled + per_layer(self.decay, grad, axes) * params)
         return step, {"m": m, "v": v, "step": state["step"] + 1,
                       "product": torch.tensor(product, dtype=torch.float64)}
+
+    def _shares(self, beta1: Any, t: int, product: float) -> tuple[Any, Any, float]:
+        """Return what u takes of g and of m at step t, and the new factor of π."""
+        now, ahead = (1 - 0.5 * 0.96 ** (each * self.psi) for each in (t, t + 1))
+        product *= now
+        return ((1 - beta1 * now) / (1 - beta1**t * product),
+                beta1 * ahead / (1 - beta1 ** (t + 1) * (product * ahead)), product)
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the step in place, a chunk at a time."""
+        rate, decay = self.lr * scale, self.decay  # type: ignore[operator]
+        for target, grad, state, param in zip(targets, grads, states, params, strict=True):
+            t = int(state["step"].add_(1))
+            of_grad, of_mean, product = self._shares(self.beta1, t, float(state["product"]))
+            state["product"].fill_(product)
+            for w, g, m, v, p in chunks(target, grad, state["m"], state["v"], param):
+                m.lerp_(g, 1 - self.beta1)  # type: ignore[operator]
+                size = _size_(v, g, self.beta2, self.eps, t)  # type: ignore[arg-type]
+                if decay:
+                    w.add_(p, alpha=-rate * decay)  # type: ignore[operator]
+                w.addcdiv_(g, size, value=-rate * of_grad).addcdiv_(m, size, value=-rate * of_mean)
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,3 +180,24 @@ class AdEMAMix(PerLayer):
         scaled = (m / (1 - self.beta1**t) + alpha * slow) / size
         step = -per_layer(self.lr, grad, axes) * (scaled + per_layer(self.decay, grad, axes) * params)
         return step, {"m": m, "slow": slow, "v": v, "step": state["step"] + 1}
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the step in place, a chunk at a time."""
+        rate, decay = self.lr * scale, self.decay  # type: ignore[operator]
+        for target, grad, state, param in zip(targets, grads, states, params, strict=True):
+            t = int(state["step"].add_(1))
+            alpha, beta3 = self.slow(t)
+            for w, g, m, slow, v, p in chunks(target, grad, state["m"], state["slow"], state["v"], param):
+                m.lerp_(g, 1 - self.beta1)
+                slow.lerp_(g, 1 - beta3)
+                size = _size_(v, g, self.beta2, self.eps, t)  # type: ignore[arg-type]
+                if decay:
+                    w.add_(p, alpha=-rate * decay)  # type: ignore[operator]
+                w.addcdiv_(m, size, value=-rate / (1 - self.beta1**t)).addcdiv_(slow, size, value=-rate * alpha)
+
+
+def _size_(v: Tensor, grad: Tensor, beta2: float, eps: float, t: int) -> Tensor:
+    """Average the gradient's square in `v`, in place, and return √(v/(1 − beta2ᵗ)) + eps after step t."""
+    v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    return v.sqrt().mul_((1 - beta2**t) ** -0.5).add_(eps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,30 +177,6 @@ def portions(params: Sequence[Tensor], *rules: Rule) -> list[list[int]]:
         found[-1].append(i)
         held += p.numel()
     return found
-
-
-class Room:
-    """Memory for what a portion needs, taken again by the next: fresh pages cost more than arithmetic in them."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-
-    def like(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return tensors shaped and laid out like others, with any numbers in them; what it gave before is void."""
-        starts = [0, *itertools.accumulate(-(-t.numel() // LINE) * LINE for t in tensors)]
-        return [self._of(t, start, starts[-1]) for t, start in zip(tensors, starts, strict=False)]
-
-    def _of(self, tensor: Tensor, start: int, size: int) -> Tensor:
-        if not tensor.is_contiguous():
-            return torch.empty_like(tensor)
-        key = tensor.dtype, tensor.device
-        if key not in self._held or self._held[key].numel() < size:
-            self._held[key] = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-        return self._held[key][start:start + tensor.numel()].view(tensor.shape)
-
-
-LINE = 16
-"""Numbers at whose multiples a tensor begins in a room, as vector instructions like it."""
 
 
 def stepped(rule: Rule, grads: Sequence[Tensor] | Slopes, states: Sequence[State], params: Sequence[Tensor],

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optscope.optim.combinator import Combinator, Room, known, portions, stepped
+from optscope.optim.combinator import Combinator, known, portions, stepped
+from optscope.optim.pieces import Room
 from optscope.optim.rule import Gradient, Rule, Slopes, State
 from optscope.optim.sign import Per, block_norms, check_per, norms_of, safe_inverse, shared
 from optscope.vector import Layout

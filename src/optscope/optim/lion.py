@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from optscope.optim.norm import Ball, Mixture, linf_ball
+from optscope.optim.pieces import chunks
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
-from optscope.optim.sign import chunks
 from optscope.vector import Layout
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.combinator import Combinator, Room, advance, portions, stepped
+from optscope.optim.combinator import Combinator, advance, portions, stepped
+from optscope.optim.pieces import Room
 from optscope.optim.rule import Gradient, Hyper, Rule, Slopes, State, check_hyper, per_member
 from optscope.vector import Layout
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.optim.combinator import Room
 from optscope.optim.fused import adam_
 from optscope.optim.muon import matrix_shape
 from optscope.optim.per_layer import PerLayer, per_layer
+from optscope.optim.pieces import Room
 from optscope.optim.preconditioner import Preconditioner
 from optscope.optim.rule import Hyper, State, check_hyper
 from optscope.optim.symmetric import symmetric

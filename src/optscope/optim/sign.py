@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optscope.errors import UserError, nearest
 from optscope.optim.norm import Ball, Mixture, l2_ball, linf_ball
+from optscope.optim.pieces import chunks
 from optscope.optim.rule import Fused, Hyper, State, check_hyper, per_member
 from optscope.vector import Layout
 
@@ -21,9 +22,6 @@ Per = Literal["layer", "module", "model"]
 In place, where tensors have no names, those that are handed over together are one module: `Rule.optimizer_of`
 makes a param group of each.
 """
-
-CHUNK = 1 << 18
-"""Numbers whose signs are held at once: 1 MB of float32 stays in a cache, and in the process."""
 
 
 def check_per(owner: str, per: object) -> None:
@@ -176,10 +174,3 @@ def norms_of(tensors: Sequence[Tensor]) -> Tensor:
 def shared(norms: Tensor, per: Per) -> Tensor:
     """Return for each tensor, `(n,)`, its own norm or (unless per="layer") that of all of them together."""
     return norms if per == "layer" else torch.linalg.vector_norm(norms).expand(len(norms))
-
-
-def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield matching pieces of tensors of one shape; whole when small, or when they do not lie in memory alike."""
-    if tensors[0].numel() > CHUNK and all(t.is_contiguous() for t in tensors):
-        return zip(*(t.view(-1).split(CHUNK) for t in tensors), strict=True)
-    return iter([tensors])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from optscope.optim.fused import adam_
 from optscope.optim.per_layer import PerLayer, layer_norm, per_layer
+from optscope.optim.pieces import Room
 from optscope.optim.preconditioner import Preconditioner
 from optscope.optim.rule import Hyper, State, check_hyper
 
@@ -57,6 +60,20 @@ class LARS(PerLayer):
             grad = grad + per_layer(self.decay, grad, axes) * params
         m = per_layer(self.momentum, grad, axes) * state["m"] + local * grad
         return -per_layer(self.lr, grad, axes) * m, {"m": m}
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the step in place."""
+        momentum: float = self.momentum  # type: ignore[assignment]
+        for target, grad, state, param in zip(targets, grads, states, params, strict=True):
+            local, m = self._local(param, grad, param.dim()), state["m"].mul_(momentum)
+            if isinstance(local, Tensor):
+                m.addcmul_(grad, local)
+                if self.decay:
+                    m.addcmul_(param, local, value=self.decay)
+            else:
+                m.add_(grad)
+            target.add_(m, alpha=-self.lr * scale)  # type: ignore[operator]
 
     def _local(self, params: Tensor, grad: Tensor, axes: int) -> Tensor | float:
         """Return λ."""
@@ -110,6 +127,24 @@ class LAMB(PerLayer):
                  "v": beta2 * state["v"] + (1 - beta2) * grad.square(), "step": state["step"] + 1}
         _, u = self._divided(after, params, axes)
         return -per_layer(self.lr, grad, axes) * trust(params, u, axes) * u, after
+
+    def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
+                  params: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Add the step in place, Adam's by torch's fused kernel in room of its own."""
+        rate: float = self.lr * scale  # type: ignore[operator]
+        room = Room()
+        for target, grad, state, param in zip(targets, grads, states, params, strict=True):
+            (along,) = room.like([param])
+            counts = grad.new_full((), int(state["step"]), dtype=torch.float32)  # where the kernel wants them
+            adam_([along.zero_()], [grad], [state["m"]], [state["v"]], [counts], lr=1.0, beta1=self.beta1,  # type: ignore[arg-type]
+                  beta2=self.beta2, eps=self.eps, decay=0.0)  # type: ignore[arg-type]
+            state["step"].add_(1)
+            if self.decay:
+                along.add_(param, alpha=-self.decay)  # type: ignore[operator]
+            if param.dim() > 1:
+                target.addcmul_(along, trust(param, along, param.dim()).reshape(()), value=rate)
+            else:
+                target.add_(along, alpha=rate)
 
     def _divided(self, state: State, params: Tensor, axes: int) -> tuple[Tensor, Tensor]:
         """Return √v̂ + eps, and u."""
