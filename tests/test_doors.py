@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,13 +15,16 @@ from optscope import lab
 from optscope.engine.execute import Inline
 from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Verdict
-from optscope.evidence.records import Records
-from optscope.lab import Result
+from optscope.evidence.picture import Panel, Picture, Series
+from optscope.evidence.records import Record, Records
 from optscope.optim import SGD
 from optscope.protocol.asked import Asked, asked
 from optscope.protocol.comparison import Arm
 from optscope.protocol.events import Quiet
 from optscope.protocol.settings import Settings
+from optscope.report.document import Document
+from optscope.report.tables import Table
+from optscope.result import Result
 from optscope.tasks.task import Task
 from tiny import TASK, call
 
@@ -78,13 +82,52 @@ def test_the_shortest_call_compares_tells_of_it_and_shows_itself_in_ten_lines(tm
     assert lines[-1] == "report: runs/compare-task/report.html"
 
 
-def test_a_result_of_many_arms_is_no_longer():
+def result_of(lines=2, **given):
     claim = Claim("F1", "a", "b", lambda records: Verdict("holds", ""), "c")
-    result = Result(Records(), [(claim, Verdict("holds", "")), (claim, Verdict("fails", ""))],
-                    "\n".join(f"line {i}" for i in range(40)), Path("report.html"), ("one failed",))
-    lines = repr(result).splitlines()
+    document = Document("t", "q", "choice", verdicts=[(claim, Verdict("holds", "")), (claim, Verdict("fails", ""))],
+                        details=[f"line {i}" for i in range(lines - 1)], **given)
+    return Result(Records([Record("demo", "SGD", 1, "loss", 0.5, factors={"keep": 3})]), document,
+                  Path("report.html"), ("one failed",))
+
+
+def test_a_result_of_many_arms_is_no_longer():
+    lines = repr(result_of(lines=40)).splitlines()
     assert len(lines) == 10
-    assert lines[-3:] == ["...", "2 claims: 1 holds, 1 fails; 0 records; 1 failures", "report: report.html"]
+    assert lines[-3:] == ["...", "2 claims: 1 holds, 1 fails; 1 records; 1 failures", "report: report.html"]
+
+
+def test_a_result_shows_itself_in_a_notebook():
+    shown = result_of(summaries=[Table("", ("", "SGD"), [("loss", "0.5")])])._repr_html_()
+    assert "<strong>choice</strong>" in shown
+    assert "<th>SGD</th>" in shown
+    assert "<code>report.html</code>" in shown
+
+
+def test_a_result_gives_its_numbers_to_whatever_makes_tables(monkeypatch):
+    result = result_of()
+    for there, expected in ((("polars",), "polars"), (("pandas", "polars"), "pandas"), ((), "")):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, there=there: name if name in there else None)
+        for name in there:
+            monkeypatch.setitem(sys.modules, name, SimpleNamespace(
+                DataFrame=lambda columns, name=name: (name, columns)))
+        if expected:
+            assert result.table() == (expected, result.records.columns())
+            assert result.table()[1]["keep"] == [3]
+        else:
+            with pytest.raises(UserError, match="a table needs pandas or polars, and neither is there"):
+                result.table()
+
+
+def test_a_result_gives_its_figures_to_matplotlib(tmp_path):
+    line = Series("SGD", [0, 1], [0.9, 0.4])
+    result = result_of(openers=[Picture("Over time", "It falls", [Panel("step", "loss", [line])])])
+    figure = result.figure("over-time")
+    (axes,) = figure.axes
+    assert axes.get_lines()[0].get_ydata().tolist() == [0.9, 0.4]
+    assert figure.get_suptitle() == "It falls"
+    figure.savefig(tmp_path / "a.png")
+    with pytest.raises(UserError, match='no figure "over-tine"; did you mean "over-time"'):
+        result.figure("over-tine")
 
 
 def test_in_a_notebook_progress_is_a_line_and_elsewhere_a_bar(monkeypatch):

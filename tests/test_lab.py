@@ -180,6 +180,10 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     told = capsys.readouterr().out.splitlines()
     assert told[-4:] == [*first.out.splitlines()[:2], "every number: out/summary.csv", "report: out/report.html"]
     assert told[0].startswith("F1    ")
+    assert call(monkeypatch, "report out --json") == 0
+    held = json.loads(capsys.readouterr().out)
+    assert held["answer"] + held["details"] == first.out.splitlines()[:2]
+    assert held["title"] == "Which optimiser for parabola?"
     with (tmp_path / "out" / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["metric"] for row in rows} >= {"loss", "learning rate", "training loss"}

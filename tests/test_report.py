@@ -25,7 +25,9 @@ from optscope.evidence.records import Metric, Record, Records
 from optscope.report.document import Check, Document
 from optscope.report.drawable import MOST_POINTS, Points, thin
 from optscope.report.figures import draw, plain, slug
-from optscope.report.page import render, verdict_rows, write
+from optscope.report.inline import inline
+from optscope.report.manifest import manifest, verdict_rows
+from optscope.report.page import render, write
 from optscope.report.style import Styles
 from optscope.report.tables import Table, figure_tables, interval, metric_table, number, runs_table
 
@@ -348,7 +350,7 @@ def test_the_page_loads_nothing_and_runs_one_known_script(name, request):
                 assert not re.search(r"url\((?!#)", value)
     assert not {name for name, *_ in page.tags} & {"iframe", "object", "embed", "form", "base", "img"}
     policy, = (a["content"] for t, a, _ in page.tags if a.get("http-equiv") == "Content-Security-Policy")
-    script, = page.all("script")
+    script, = (i for i in page.all("script") if page.tags[i][1].get("type") != "application/json")
     digest = base64.b64encode(hashlib.sha256(page.text_of(script).encode()).digest()).decode()
     assert "default-src 'none'" in policy
     assert f"script-src 'sha256-{digest}';" in policy
@@ -481,8 +483,10 @@ def test_write_leaves_the_page_its_twin_the_verdicts_and_the_figures(tmp_path):
     path = write(Document("t", "q", "v", verdicts=document().verdicts, figures=same), tmp_path / "a" / "b")
     assert path == tmp_path / "a" / "b" / "report.html"
     files = sorted(str(f.relative_to(path.parent)) for f in tmp_path.rglob("*") if f.is_file())
-    assert files == ["figures/fall-2.svg", "figures/fall.svg", "figures/up.svg", "report.html", "report.md",
-                     "verdicts.json"]
+    assert files == ["figures/fall-2.svg", "figures/fall.svg", "figures/up.svg", "report.html", "report.json",
+                     "report.md", "verdicts.json"]
+    for figure in json.loads((path.parent / "report.json").read_text())["figures"]:
+        assert (path.parent / figure["file"]).is_file()
     assert (path.parent / "report.md").read_text().count("](figures/fall-2.svg)") == 1
     for svg in path.parent.glob("figures/*.svg"):
         Page(svg.read_text(encoding="utf-8"))
@@ -496,6 +500,41 @@ def test_verdicts_json_has_the_agreed_form(folder):
     assert rows[0] == {"claim": "C1", "text": "plain", "source": "plain", "outcome": "holds", "effect": 0.1,
                        "low": 0.05, "high": 0.15, "n": 8, "p": 0.0078, "test": "", "scale": "desk", "note": "plain"}
     assert rows[2]["effect"] is rows[2]["p"] is None
+
+
+@pytest.mark.parametrize("name", ["folder", "hostile_folder"])
+def test_the_page_holds_the_report_as_json_which_is_that_of_its_file(name, request):
+    found = request.getfixturevalue(name)
+    page = Page((found / "report.html").read_text(encoding="utf-8"))
+    held, = (i for i in page.all("script") if page.tags[i][1].get("id") == "manifest")
+    said = json.loads(page.text_of(held), parse_constant=pytest.fail)
+    assert said == json.loads((found / "report.json").read_text(encoding="utf-8"))
+    text = HOSTILE if name == "hostile_folder" else ""
+    assert said["schema"] == 1
+    assert said["verdicts"] == verdict_rows(document(text))
+    assert said["answer"] == [said["title"]] * 2 != []
+    assert [figure["name"] for figure in said["figures"]][1:] == ["lines", "grid", "heat"]
+    assert said["environment"]["threads"] == 1
+
+
+def test_numbers_that_json_does_not_know_are_none():
+    rows = [["a", 1, 0.5, math.nan, math.inf, np.float64(2.5), np.int64(3)]]
+    table = manifest(Document("t", "q", "v", summaries=[Table("", ["x"], rows)]))["summary"][0]
+    assert table["rows"] == [["a", 1, 0.5, None, None, 2.5, 3]]
+    json.dumps(table, allow_nan=False)
+
+
+def test_a_notebook_shows_the_answer_at_a_glance_and_no_markup_of_users():
+    shown = [inline(replace(document(text), summaries=document(text).tables, openers=[picture(f"SGD{text}")]), text)
+             for text in ("path", HOSTILE)]
+    tags = [[(tag, sorted(a)) for tag, a, path in Page(each).tags if "svg" not in path] for each in shown]
+    assert tags[0] == tags[1]
+    assert "<script" not in shown[1].lower()
+    assert "<style" not in shown[1].lower()
+    plainly = Page(shown[0])
+    assert plainly.text_of(plainly.all("h3")[0]) == "path"
+    assert "1 reservation: see the report." in shown[0]
+    assert shown[0].count("<svg") == 1
 
 
 def test_markdown_takes_no_markup_from_users(hostile_folder):

@@ -218,12 +218,20 @@ def status(folder: Annotated[Path, typer.Argument(help="A folder in which a comm
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")]) -> None:
+def report(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")],
+           as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
+           ) -> None:
     """Say again where a folder's report is and what it found."""
     from optscope.files import read_json
     from optscope.following import check_is_ours
 
     check_is_ours(folder)
+    if as_json:
+        if not (folder / "report.json").is_file():
+            raise UserError(f"{folder} has no report.json: run the command that made it again, which repeats no "
+                            "finished run")
+        say((folder / "report.json").read_text(encoding="utf-8").strip())
+        return
     if (folder / "verdicts.json").is_file():
         verdicts = read_json(folder / "verdicts.json")
         try:

@@ -26,7 +26,7 @@ from optscope.engine.once import looked_at_once
 from optscope.engine.place import CPU, Place
 from optscope.engine.store import Store
 from optscope.errors import UserError
-from optscope.evidence.claims import Claim, Scale, Verdict
+from optscope.evidence.claims import Scale
 from optscope.evidence.columns import write_csv, write_parquet
 from optscope.evidence.records import Records
 from optscope.files import to_json, write_atomically
@@ -48,31 +48,9 @@ from optscope.report.figures import slug
 from optscope.report.page import write
 from optscope.report.section import Section, joined
 from optscope.report.tables import runs_table
+from optscope.result import Result
 from optscope.tasks.check import check_task
 from optscope.tasks.task import UNNAMED, Task
-
-ANSWER_LINES = 7
-"""So many lines of the answer are shown of a result."""
-
-
-@dataclass(frozen=True, repr=False)
-class Result:
-    """What a door leaves: every number, every verdict, and the path of the page that shows them."""
-
-    records: Records
-    verdicts: Sequence[tuple[Claim, Verdict]]
-    summary: str
-    report: Path
-    failures: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        """Return the answer, how many claims hold, and where the page is, in ten lines at most."""
-        outcomes = [verdict.outcome for _, verdict in self.verdicts]
-        counts = ", ".join(f"{outcomes.count(o)} {o}" for o in ("holds", "fails", "undecided") if o in outcomes)
-        lines = self.summary.splitlines()
-        return "\n".join([*lines[:ANSWER_LINES], *(["..."] if len(lines) > ANSWER_LINES else []),
-                          f"{len(outcomes)} claims: {counts or 'none'}; {len(self.records)} records; "
-                          f"{len(self.failures)} failures", f"report: {self.report}"])
 
 
 @formerly(engine="executor")
@@ -221,7 +199,7 @@ class Done:
             [*left_out, *together(results.failures), *results.inapplicable, *found.warnings, *known],
             found.verdicts, scale, next_steps, found.figures, found.tables, found.checks, around, command,
             runs_table(rows) if rows is not None else None, found.summaries, found.openers, found.details)
-        return Result(results.records, found.verdicts, answer, write(document, self.store.folder), results.failures)
+        return Result(results.records, document, write(document, self.store.folder), results.failures)
 
 
 def environment(seconds: float, records: Records, place: Place) -> dict[str, object]:

@@ -23,7 +23,7 @@ from optscope.files import DamagedError, names_in, read_json, set_aside, to_json
 
 MARKER = "optscope.json"
 WRITTEN = {"runs", "data", "figures", "entries.json", "events.jsonl", LEDGER, "index.sqlite", "index.sqlite-wal",
-           "index.sqlite-shm", "report.html", "report.md", "verdicts.json", "summary.csv",
+           "index.sqlite-shm", "report.html", "report.md", "report.json", "verdicts.json", "summary.csv",
            "summary.parquet", "run.json"}
 """What may lie in an output folder, for a reader to see."""
 

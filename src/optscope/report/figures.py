@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -44,23 +46,42 @@ def draw(figure: Figure, path: str | Path | None = None, styles: Styles | None =
 
 def plain(figure: Figure, styles: Styles | None = None, width: float = WIDTH) -> str:
     """Return a figure as SVG without its title, for a page that sets the title itself."""
-    styles = styles or Styles.of([figure])
+    with _alike():
+        return serialise(_canvas(figure, styles or Styles.of([figure]), width), slug(figure.name),
+                         clean(figure.title), alt(figure))
+
+
+def drawn(figure: Figure) -> Canvas:
+    """Return a figure with its title as matplotlib's own."""
+    with _alike():
+        canvas = _canvas(figure, Styles.of([figure]), WIDTH)
+        canvas.suptitle(clean(figure.title), fontsize=11, wrap=True)
+    return canvas
+
+
+@contextmanager
+def _alike() -> Iterator[None]:
+    """Draw as every figure is drawn, whatever the user's own settings are."""
     # Numbers too far apart for the arithmetic of one axis make a poor picture, which is no reason to stop.
     with mpl.style.context(["default", SETTINGS]), np.errstate(all="ignore"), warnings.catch_warnings():
         # Letters which matplotlib's own font lacks are drawn by the reader's fonts all the same.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.06)
-        canvas = Canvas(figsize=(width, 4.5), layout=layout)
-        match figure:
-            case Picture():
-                draw_picture(canvas, figure, styles)
-            case ImageGrid():
-                draw_images(canvas, figure)
-            case Heatmap():
-                draw_matrix(canvas, figure)
-            case Scorecard():
-                draw_scorecard(canvas, figure, styles)
-        return serialise(canvas, slug(figure.name), clean(figure.title), alt(figure))
+        yield
+
+
+def _canvas(figure: Figure, styles: Styles, width: float) -> Canvas:
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.06)
+    canvas = Canvas(figsize=(width, 4.5), layout=layout)
+    match figure:
+        case Picture():
+            draw_picture(canvas, figure, styles)
+        case ImageGrid():
+            draw_images(canvas, figure)
+        case Heatmap():
+            draw_matrix(canvas, figure)
+        case Scorecard():
+            draw_scorecard(canvas, figure, styles)
+    return canvas
 
 
 def slug(name: str) -> str:

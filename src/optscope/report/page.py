@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -20,6 +19,7 @@ from optscope.evidence.picture import Figure, Picture, Scorecard
 from optscope.files import write_atomically
 from optscope.report.document import Document
 from optscope.report.figures import NARROW, alt, plain, slug
+from optscope.report.manifest import as_json, manifest, verdict_rows
 from optscope.report.markdown import markdown
 from optscope.report.style import Styles, clean
 from optscope.report.svg import headed
@@ -52,14 +52,14 @@ def render(document: Document) -> str:
 
 
 def write(document: Document, folder: str | Path) -> Path:
-    """Write `report.html`, `report.md`, `verdicts.json` and `figures/*.svg`; return the path of the page."""
+    """Write `report.html`, `.md` and `.json`, `verdicts.json` and `figures/*.svg`; return the path of the page."""
     folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawings, styles = _drawings(document)
     _save(folder / "report.html", _page(document, drawings, styles))
-    named = [drawing.figure for drawing in drawings]
-    openers = len(document.openers)
-    _save(folder / "report.md", markdown(replace(document, openers=named[:openers], figures=named[openers:])))
+    named = _named(document, drawings)
+    _save(folder / "report.md", markdown(named))
+    _save(folder / "report.json", as_json(manifest(named)) + "\n")
     _save(folder / "verdicts.json", json.dumps(verdict_rows(document), indent=1, ensure_ascii=False,
                                                allow_nan=False) + "\n")
     for drawing in drawings:
@@ -68,18 +68,10 @@ def write(document: Document, folder: str | Path) -> Path:
     return folder / "report.html"
 
 
-def verdict_rows(document: Document) -> list[dict[str, Any]]:
-    """Return the verdicts as plain data; numbers a test has no use for are None."""
-    return [{"claim": clean(claim.id), "text": clean(claim.text), "source": clean(claim.source),
-             "outcome": verdict.outcome,
-             **{name: _or_none(getattr(verdict, name)) for name in ("effect", "low", "high")},
-             "n": int(verdict.n), "p": _or_none(verdict.p), "test": verdict.test, "scale": document.scale,
-             "note": clean(verdict.note)}
-            for claim, verdict in document.verdicts]
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _named(document: Document, drawings: Sequence[Drawing]) -> Document:
+    """Return the document with figures under the names of their files."""
+    figures, openers = [drawing.figure for drawing in drawings], len(document.openers)
+    return replace(document, openers=figures[:openers], figures=figures[openers:])
 
 
 def _save(path: Path, text: str) -> None:
@@ -109,7 +101,8 @@ def _page(document: Document, drawings: Sequence[Drawing], styles: Styles) -> st
     tally = Counter(verdict.outcome for _, verdict in document.verdicts)
     openers = len(document.openers)
     return _templates().get_template("template.html").render(
-        d=document, openers=drawings[:openers], drawings=drawings[openers:], tally=tally, labels=styles.measured)
+        d=document, openers=drawings[:openers], drawings=drawings[openers:], tally=tally, labels=styles.measured,
+        manifest=as_json(manifest(_named(document, drawings))))
 
 
 def _templates() -> jinja2.Environment:
