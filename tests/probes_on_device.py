@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import kinds_of_tasks
-from optscope.optim import LAMB, LARS, SGD, SOAP, Adam, Lion, Shampoo, SignSGD
+from optscope.optim import LAMB, LARS, SGD, SOAP, Adam, Graft, Lion, Shampoo, SignSGD
 from optscope.optim.foreign import Foreign
 from optscope.optim.polar import PolarSGD
 from optscope.probes.accuracy import Accuracy, Checkpoint
@@ -143,6 +143,7 @@ SET = [
     *(("cnn", ADAM, probe) for probe in (*INPUTS, *CURVATURE, *WEIGHTS, *SPECTRA, *ROBUST)),
     *(("mlp", PLAIN, probe) for probe in (*INPUTS, TopEigenvalues(), *WEIGHTS)),
     *(("mlp", rule(lr=0.01), EdgeOfStability()) for rule in (SignSGD, Lion, Shampoo, SOAP, LARS, LAMB)),
+    ("mlp", Graft(Adam(lr=0.01), Shampoo(lr=1.0)), EdgeOfStability()),
     *(("mlp", Foreign("torch.optim:NAdam"), probe) for probe in (FirstStep(), TopEigenvalues(rel=0.1))),
     *(("transformer", ADAM, probe) for probe in (*INPUTS, TopEigenvalues(rel=0.1), RobustAccuracy("l2", 0.5))),
     *(("words", ADAM, probe) for probe in (Accuracy(), Chance(), Margin(), TopEigenvalues(rel=0.1), *WEIGHTS)),

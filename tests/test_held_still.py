@@ -21,7 +21,6 @@ from optscope.optim import (
     ByKind,
     Constant,
     Decayed,
-    Graft,
     Lion,
     Momentum,
     Muon,
@@ -292,7 +291,7 @@ def test_where_nothing_was_divided_yet_there_is_the_sharpness_alone(rule):
 
 
 @pytest.mark.parametrize(("rule", "says"), [
-    (Graft(Adam(0.1), SGD(0.1)), "no stability threshold is known for Graft"),
+    (SAM(SGD(0.1)), "no stability threshold is known for SAM"),
     (ByKind(biases=Shampoo(0.1), rest=SAM(SGD(0.1))), "no stability threshold is known for ByKind"),
     (Decayed(LARS(0.1), 0.1), "no stability threshold is known for LARS with L2 regularisation"),
     (Decayed(Lion(0.1), 0.1), "no stability threshold is known for Lion with L2 regularisation"),

@@ -103,7 +103,7 @@ def test_adaptive_rules_are_found_inside(inner, names):
         assert threshold(rule) == pytest.approx(threshold(inner) * (2 if "scheduled" in names else 1))
 
 
-@pytest.mark.parametrize("rule", [Graft(SGD(lr=0.1), Adam(lr=0.1)), SVAG(SGD(lr=0.1), 2),
+@pytest.mark.parametrize("rule", [Graft(SGD(lr=0.1), Adam(lr=0.1), per="model"), SVAG(SGD(lr=0.1), 2),
                                   Players(one=SGD(lr=0.1), other=SGD(lr=0.1))], ids=repr)
 @pytest.mark.parametrize("names", NESTINGS[:4], ids="+".join)
 def test_rules_of_several_parts_are_refused_alike(rule, names):

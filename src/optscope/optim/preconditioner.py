@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
@@ -34,9 +33,9 @@ class Preconditioner:
         scale = numbers.rsqrt()
         return cls(lambda v: scale.to(v.dtype) * v)
 
-    def times(self, factor: float) -> Self:
+    def times(self, factor: float | Tensor) -> Self:
         """Return that of `factor` · P, with C/`factor`: all that is met is so many times smaller."""
-        return type(self)(lambda v: self.root(v) / math.sqrt(factor), self.shift / factor)
+        return type(self)(lambda v: self.root(v) / factor**0.5, self.shift / factor)
 
     @classmethod
     def joined(cls, layout: Layout, parts: Sequence[Self | None], like: Tensor) -> Self:

@@ -94,7 +94,7 @@ class PreconditionedSharpness(CurvatureProbe):
     P is diagonal for Adam, AdamW and RMSProp, Shampoo's and SOAP's in their present basis, and for LARS and LAMB
     that of their present trust ratios, LARS's of the gradient over the probe's examples (`live.preconditioner`).
     C is 0, but for LARS and LAMB with decay: what that bends. The threshold is that of the rule's momentum while P
-    stands still. `ByKind` has a P if each of its parts has a threshold.
+    stands still. `ByKind` has a P if each of its parts has a threshold, `Graft` if its direction has.
 
     Adam's edge of stability lies where it meets "preconditioned threshold", 38/lr at beta1 = 0.9 (Cohen et al.
     2022, arXiv 2207.14484). Errors and arrays as in `TopEigenvalues`. Before the first step there is no

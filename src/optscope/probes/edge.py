@@ -30,7 +30,7 @@ class EdgeOfStability(CurvatureProbe):
 
     "sharpness" is the largest eigenvalue of the Hessian H, for every rule. "sharpness met" is that of the matrix
     whose size decides whether the rule is stable: H for SGD and its momenta, P⁻¹ᐟ² H P⁻¹ᐟ² for Adam, AdamW,
-    RMSProp, Shampoo, SOAP, LARS, LAMB and ByKind of such rules with their live preconditioner P
+    RMSProp, Shampoo, SOAP, LARS, LAMB, and ByKind and Graft of such rules, with their live preconditioner P
     (`PreconditionedSharpness`). No more than "sharpness met limit" is likely (for 99 starts in 100).
 
     Rules with steps of a length of their own (`Steepest.ball`: SignSGD and Lion l∞, NormalizedSGD l2 of each block,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 
@@ -13,8 +14,10 @@ from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, RMSProp
 from optscope.optim.by_kind import ByKind
 from optscope.optim.combinator import bare
+from optscope.optim.graft import Graft
 from optscope.optim.preconditioner import Preconditioner, Preconditions
 from optscope.optim.rule import Rule, State
+from optscope.optim.sign import norms_of, safe_inverse
 from optscope.probes.rule_in_use import bounded, one, present, rule_in_use, threshold
 from optscope.tasks.snapshot import Snapshot
 from optscope.vector import Layout
@@ -26,10 +29,10 @@ SECOND_MOMENTS = ("v", "max_exp_avg_sq", "exp_avg_sq", "square_avg")
 def adaptive(rule: Rule | None) -> Rule | None:
     """Return the rule inside schedules, decay and rounding when it divides by a preconditioner, else None.
 
-    `ByKind` does, if each of its parts has a threshold.
+    `ByKind` does, if each of its parts has a threshold, and `Graft`, if its direction has one.
     """
     inner = None if rule is None else bare(rule)[0]
-    if isinstance(inner, ByKind):
+    if isinstance(inner, (ByKind, Graft)):
         return inner if bounded(inner) else None
     return inner if isinstance(inner, (Adam, RMSProp, Preconditions)) else None
 
@@ -48,6 +51,8 @@ def preconditioner(snapshot: Snapshot, layout: Layout, gradient: Tensor) -> Prec
     first part. So one number tells of all: on a quadratic growth sets in where every part changes its sign a step,
     which for a part is where its rows of H w are T P w. (At any other point of the unit circle the imaginary parts
     of what the parts ask of wᵀHw have one sign.)
+
+    `Graft` has its direction's P over ‖M‖/‖D‖ of each layer, the lengths of both rules' steps from this gradient.
 
     Raises:
         UserError: without a live optimiser, when it is none of these, or keeps no second moment.
@@ -74,14 +79,12 @@ def preconditioner(snapshot: Snapshot, layout: Layout, gradient: Tensor) -> Prec
 
 def _shares(rule: Rule, step: int, layout: Layout) -> Iterator[tuple[Rule, Sequence[int], float]]:
     """Yield each rule in use, the numbers of its layers, and its threshold over that of the whole rule."""
-    inner = bare(rule, step)[0]
-    if not isinstance(inner, ByKind):
-        yield inner, range(len(layout.names)), 1.0
+    now = present(rule, step)[0] or bare(rule)[0]  # while the rate is 0, shares are those of rates to come
+    if not isinstance(now, ByKind):
+        yield now, range(len(layout.names)), 1.0
         return
-    now = present(rule, step)[0]
-    now = now if isinstance(now, ByKind) else inner  # while the rate is 0, shares are those of rates to come
     for _, own, numbers, _ in now.rules_in(layout):
-        yield bare(own, step)[0], numbers, threshold(own, step) / threshold(now, step)
+        yield present(own, step)[0] or bare(own)[0], numbers, threshold(own, step) / threshold(now, step)
 
 
 _Layer = tuple[str, Tensor, State, Tensor]
@@ -90,6 +93,8 @@ _Layer = tuple[str, Tensor, State, Tensor]
 
 def _parts(rule: Rule, layers: Sequence[_Layer]) -> list[Preconditioner | None]:
     """Return a rule's P of each layer, None for an infinite one."""
+    if isinstance(rule, Graft):
+        return _grafted(rule, layers)
     if isinstance(rule, Preconditions):
         return [rule.preconditioner(state, p, g) if state else None for _, p, state, g in layers]
     if not isinstance(rule, (Adam, RMSProp)):
@@ -104,6 +109,21 @@ def _parts(rule: Rule, layers: Sequence[_Layer]) -> list[Preconditioner | None]:
     return [None if math.isinf(smallest) else Preconditioner.diagonal(d) for d in found]
 
 
+def _grafted(rule: Graft, layers: Sequence[_Layer]) -> list[Preconditioner | None]:
+    if not all(state for _, _, state, _ in layers):
+        return [None] * len(layers)
+    params, grads = [p for _, p, _, _ in layers], [g for *_, g in layers]
+    lengths = []
+    for part, name in ((rule.magnitude, "magnitude"), (rule.direction, "direction")):
+        steps = [torch.zeros_like(p) for p in params]
+        part.add_step_(steps, grads, copy.deepcopy([state[name] for _, _, state, _ in layers]), params)
+        lengths.append(norms_of(steps))
+    shrunk = (lengths[0] * safe_inverse(lengths[1])).reciprocal().unbind()
+    found = _parts(bare(rule.direction)[0], [(name, p, _innermost(state["direction"]), g)
+                                             for name, p, state, g in layers])
+    return [None if part is None else part.times(factor) for part, factor in zip(found, shrunk, strict=True)]
+
+
 def live_mean(snapshot: Snapshot, layout: Layout, like: Tensor) -> Tensor | None:
     """Return the live optimiser's mean of gradients "m", `(P,)`, 0 where there was no step; None without one."""
     if snapshot.optimizer is None:
@@ -115,9 +135,12 @@ def live_mean(snapshot: Snapshot, layout: Layout, like: Tensor) -> Tensor | None
 
 
 def _state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> State:
-    """Return what is remembered of a parameter: a combinator's state holds its rule's."""
-    state: State = optimizer.state.get(parameter, {})
-    while "rule" in state:
+    """Return what is remembered of a parameter."""
+    return _innermost(optimizer.state.get(parameter, {}))
+
+
+def _innermost(state: State) -> State:
+    while "rule" in state:  # a combinator's state holds its rule's
         state = state["rule"]
     return state
 

@@ -15,6 +15,7 @@ from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
 from optscope.optim.by_kind import ByKind
 from optscope.optim.combinator import bare
+from optscope.optim.graft import Graft
 from optscope.optim.momentum import Momentum
 from optscope.optim.rule import Hyper, Rule
 from optscope.optim.schedules import Decayed
@@ -31,8 +32,9 @@ def threshold(rule: Rule, step: int = 0) -> float:
 
     For rules with a preconditioner P it is that of P⁻¹ᐟ² H P⁻¹ᐟ² with P held still, and for LARS and LAMB of that
     and what their decay bends (`PreconditionedSharpness`). `ByKind`, if every part has one, has that of its first
-    part, by which the P of the others is measured. With L2 regularisation, H is the Hessian of the loss
-    without its penalty, whose curvature is a shift under SGD and Momentum. Formulas: `optscope.theory.stability`.
+    part, by which the P of the others is measured; `Graft` over layers has its direction's, if that has no decay.
+    With L2 regularisation, H is the Hessian of the loss without its penalty, whose curvature is a shift under SGD
+    and Momentum. Formulas: `optscope.theory.stability`.
 
     >>> threshold(SGD(lr=0.1)), round(threshold(Adam(lr=0.001)))
     (20.0, 38000)
@@ -76,6 +78,10 @@ def _plain_threshold(rule: Rule, step: int) -> float | None:
     if isinstance(rule, ByKind):
         found = [threshold(part, step) for part in rule.held()]
         return found[0] if min(found) > 0 else None
+    if isinstance(rule, Graft):
+        inner, _, decay = bare(rule.direction)
+        plain = not (decay or getattr(inner, "decay", 0.0) or isinstance(inner, (ByKind, Graft)))
+        return threshold(rule.direction, step) if plain and rule.per == "layer" and not rule.asks else None
     if isinstance(rule, SGD):
         form = stability.nesterov if rule.nesterov else stability.heavy_ball
         return form(one(rule.lr), one(rule.momentum))
