@@ -13,6 +13,7 @@ from torch import nn
 
 from optscope import load_snapshot
 from optscope.engine.checkpoint import check_kept
+from optscope.engine.misfit import renamed
 from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.engine.run_folder import RunFolder
@@ -224,3 +225,34 @@ def test_a_model_that_takes_its_shape_from_the_data_comes_back(tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
     found = load_snapshot(replace(TASK, model=make), tmp_path / "model.pt").model
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+# Weights that nearly fit
+
+def test_a_checkpoint_that_nearly_fits_is_told_the_line_that_mends_it(trained, tmp_path):
+    state = trained.model.state_dict()
+    torch.save({"epoch": 3, "model": state}, tmp_path / "nested.pt")
+    torch.save({f"net.{name}": value for name, value in state.items()}, tmp_path / "prefixed.pt")
+    (tmp_path / "pretrained").mkdir()
+    save_file(state, tmp_path / "pretrained" / "model.safetensors")
+    for name, says in (("nested.pt", r'there is one under "model": torch\.save\(torch\.load\(path\)\["model"\], '),
+                       ("prefixed.pt", r'its names begin with "net\.", which those of the model do not: save'),
+                       ("pretrained", r"it is a folder: give its file .*pretrained/model\.safetensors")):
+        with pytest.raises(UserError, match=says):
+            load_snapshot(TASK, tmp_path / name)
+    torch.save(torch.load(tmp_path / "nested.pt")["model"], tmp_path / "nested.pt")
+    torch.save({k.removeprefix("net."): v for k, v in torch.load(tmp_path / "prefixed.pt").items()},
+               tmp_path / "prefixed.pt")
+    for name in ("nested.pt", "prefixed.pt", "pretrained/model.safetensors"):
+        assert PROBES[0](load_snapshot(TASK, tmp_path / name, seed=3)).values == PROBES[0](trained).values
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(["a", "c"], ["a", "b"]), (["net.a", "other.b"], ["a", "b"]),
+                                               (["neta"], ["a"]), ([], [])])
+def test_names_that_differ_otherwise_are_not_said_to_lack_a_prefix(there, wanted):
+    assert renamed(dict.fromkeys(there, 1), wanted) == ""
+
+
+def test_the_shortest_prefix_that_mends_is_found():
+    assert renamed({"a.b.w": 1, "a.b.v": 2}, ["w", "v"]).startswith('its names begin with "a.b."')
+    assert renamed({"a.b.w": 1}, ["b.w"]).startswith('its names begin with "a.",')

@@ -24,7 +24,7 @@ from optscope.probes.probe import Probe, Reading
 from optscope.protocol.compare import comparison_of
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.kits import Predictors
-from optscope.protocol.rehearse import planned, rehearsed
+from optscope.protocol.rehearse import planned, rehearsed, trainings
 from optscope.protocol.search import Grid
 from optscope.protocol.settings import OptimiserSettings, Settings
 from optscope.tasks.check import check_task
@@ -253,9 +253,24 @@ def test_a_plan_is_told_and_a_short_one_said():
     assert words in short.before[0]
     long = rehearsed(Comparison("c", given, arms, Plan(30, 32), (Accuracy(),), (1,)))
     assert long.known == []
-    assert long.before == ["c: 30 epochs of 10 steps on 32 examples each make 300 steps"]
+    assert long.before == ["c: 30 epochs of 10 steps on 32 examples each make 300 steps",
+                           "c: 2 trainings: 2 that are compared"]
     assert "a batch of 999 was asked for; there are 320" in rehearsed(
         Comparison("c", given, arms, Plan(30, 999), (Accuracy(),), (1,))).known[0]
+
+
+def test_the_trainings_are_told_beforehand_and_are_those_that_are_done():
+    rates = {"sgd": OptimiserSettings(lr=[0.1, 0.2]), "adam": OptimiserSettings(lr=[0.01, 0.02])}
+    tiny = Settings(seeds=3, epochs=1, twin_seeds=2, tuning_seeds=2, examples=8, widen=0, optimisers=rates)
+    given = comparison_of(TASK, tiny)
+    assert trainings(given) == ("22 trainings: 8 to choose learning rates; 6 that are compared; "
+                                "8 with steps rounded otherwise")
+    assert f"blobs: {trainings(given)}" in rehearsed(given).before
+    assert len(given.jobs(Records())) == 8
+    fixed = replace(given, arms=tuple(replace(arm, search=None) for arm in given.arms), twin_seeds=(), widen=2)
+    assert trainings(fixed) == "6 trainings: 6 that are compared"
+    assert len(fixed.jobs(Records())) == 6
+    assert "8 to choose learning rates, and more while a best rate lies" in trainings(replace(given, widen=1))
 
 
 def test_a_refused_arm_leaves_no_folder_and_a_report_says_what_is_not_measured(tmp_path):

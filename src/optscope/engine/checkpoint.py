@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from optscope.engine.misfit import in_folder, renamed, within
 from optscope.engine.run_folder import RunFolder
 from optscope.engine.weights import from_files, load_into, to_files
 from optscope.errors import UserError
@@ -80,7 +81,7 @@ def _load(model: nn.Module, weights: Mapping[str, Any], whose: str, task: Task, 
     try:
         load_into(model, weights, own=own)
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = renamed(weights, model.state_dict()) or " ".join(str(error).split())
         raise UserError(f"{whose} are not those of the model of {task.name!r}: {reason}") from error
 
 
@@ -126,8 +127,9 @@ def _same_outputs(task: Task, model: nn.Module, other: nn.Module, inputs: Tree) 
 
 def _state_dict(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise UserError(f"no weights at {path}: give a run's folder (out/runs/<id>), a .safetensors file, or one "
-                        "written by torch.save(model.state_dict(), path)")
+        raise UserError(f"no weights at {path}: " + (in_folder(path) or (
+            "give a run's folder (out/runs/<id>), a .safetensors file, or one written by "
+            "torch.save(model.state_dict(), path)")))
     try:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # of bytes that are no checkpoint, the unpickler raises whatever they lead it to
@@ -136,6 +138,6 @@ def _state_dict(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping) or not any(isinstance(value, Tensor) for value in found.values()) or not all(
             value is None or isinstance(value, Tensor) or str(name).endswith("_extra_state")
             for name, value in found.items()):
-        raise UserError(f"{path} must hold a state dict, tensors by name; got {type(found).__name__}: write it by "
-                        "torch.save(model.state_dict(), path)")
+        raise UserError(f"{path} must hold a state dict, tensors by name; got {type(found).__name__}: "
+                        + (within(found) or "write it by torch.save(model.state_dict(), path)"))
     return found

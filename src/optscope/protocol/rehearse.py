@@ -60,6 +60,7 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
         known += [*(f"{comparison.name}: {short}" for short in _short(task, comparison.plan)), *found.said]
         broken |= found.broken
         single |= found.single
+    before.append(f"{comparison.name}: {trainings(replace(comparison, single=tuple(single)))}")
     known += [f"{probe!r} is left out: of an untrained model, {why}" for probe, why in broken.items()]
     known += [f"{arm} has no rounding twins: {why}" for arm, why in single.items()]
     probes, described, watched, at_end = (tuple(probe for probe in probes if probe not in broken) for probes in (
@@ -104,6 +105,17 @@ def planned(task: Task, plan: Plan) -> str:
     waiting = f"; {left} of {examples} examples, others each time, are left out of an epoch" if left else ""
     return (f"{count_of(plan.epochs, 'epoch')} of {count_of(each, 'step')} on {batch} examples each make "
             f"{count_of(plan.total(examples), 'step')}{waiting}")
+
+
+def trainings(comparison: Comparison) -> str:
+    """Return how many trainings a comparison takes, and what each is for."""
+    choosing = sum(len(arm.candidates()) for arm in comparison.arms) * len(comparison.tuning_seeds)
+    compared = len(comparison.arms) * len(comparison.seeds)
+    twins = (len(comparison.arms) - len(comparison.single)) * len(comparison.twin_seeds) * len(TWINS)
+    more = ", and more while a best rate lies at an end" if choosing and comparison.widen else ""
+    parts = [f"{choosing} to choose learning rates{more}" * bool(choosing), f"{compared} that are compared",
+             f"{twins} with steps rounded otherwise" * bool(twins)]
+    return f"{count_of(choosing + compared + twins, 'training')}: {'; '.join(part for part in parts if part)}"
 
 
 def _short(task: Task, plan: Plan) -> list[str]:
