@@ -186,7 +186,7 @@ def test_a_rule_of_two_gradients_gets_half_as_many_more():
     said = fairness(given, records).checks[0]
     assert said.met
     steps = PLAN.total(TASK.data().train.size)
-    assert f"{6 * steps} for choosing, {steps} (SGD), {2 * steps} (SAM) in each training" in said.note
+    assert f"{6 * steps} for choosing, {steps} (SGD); {2 * steps} (SAM) in each training" in said.note
 
 
 def test_drawn_points_go_on_by_half_a_decade_and_keep_what_else_was_best():

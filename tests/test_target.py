@@ -11,7 +11,7 @@ import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optscope.analyses.target import aim, ratio, reached, readings, target
+from optscope.analyses.target import aim, costs, ratio, reached, readings, target
 from optscope.engine.execute import Inline
 from optscope.engine.plan import Plan
 from optscope.engine.store import Store
@@ -164,6 +164,16 @@ def test_the_table_and_the_figure_say_the_rule_the_resolution_and_what_was_found
     assert (series.y, series.low, series.high) == ([0.375, 1.25], [0.25, 0.75], [0.5, 1.25])
     assert figure.panels[0].categories == ["B", "C"]
     assert "steps / steps of A" in draw(figure)
+    priced = Records(Record("demo", arm, seed, "CPU seconds a step", price * (1 + 0.1 * (seed == 8)))
+                     for arm, price in (("A", 0.01), ("B", 0.04), ("C", 0.02)) for seed in SEEDS)
+    timed, = target(DEMO, watched(A=a, B=b, C=c) + priced).tables
+    assert [(row[3], row[5]) for row in timed.rows] == [
+        ("0.4 [0.4, 0.4]", ""), ("0.6 [0.4, 0.8]", "1.5 [1, 2]"), ("never [0.6, never]", "2.5 [1.5, 2.5]")]
+    assert [row[:3] + row[4:5] + row[6:] for row in timed.rows] == list(table.rows)
+    assert timed.header[3:6] == ("CPU seconds, median", "steps by A's, median", "CPU seconds by A's")
+    assert "CPU seconds are steps by" in timed.note
+    some = target(DEMO, watched(A=a, B=b, C=c) + priced.where(arm=["A", "B"])).tables[0]
+    assert some == table
     alone = target(replace(DEMO, arms=DEMO.arms[:1]), watched(A=a))
     assert (len(alone.tables), alone.figures) == (1, [])
 
@@ -182,7 +192,11 @@ def test_a_comparison_that_trains_agrees_with_a_plain_reading_of_its_curves(tmp_
     assert all(step < 48 for step in expected["fast"].values())
     table, = target(given, records).tables
     assert table.rows[1][1] == "3 of 3"
-    assert table.rows[1][4] == "3, 0, 0"
+    assert table.rows[1][6] == "3, 0, 0"
+    cost = costs(given, records)
+    whole = {arm: [Store(tmp_path).run_folder(row.run).result()["cpu_seconds"] for row in
+                   records.where(arm=arm, metric="seconds")] for arm in cost}
+    assert all(0 < 48 * cost[arm] <= max(each) for arm, each in whole.items())
 
 
 def test_a_report_has_the_section(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 import subprocess
@@ -245,6 +246,30 @@ def test_what_cannot_be_saved_says_so_once_and_trains_on(tmp_path, task, rule, w
     undisturbed = train(task, rule, PLAN, 1)
     assert equal(trained.losses, undisturbed.losses)
     assert equal(trained.snapshot.model.state_dict(), undisturbed.snapshot.model.state_dict())
+
+
+def test_the_cost_of_a_step_leaves_looks_and_trials_of_states_out(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    class Ticking(Training):
+        """Two seconds a step, and a hundred a look."""
+
+        def advance(self, until, *, seconds=math.inf):
+            before = self.step
+            going = super().advance(until, seconds=seconds)
+            clock[0] += 2.0 * (self.step - before)
+            return going
+
+        def looked_at(self):
+            clock[0] += 100.0
+            return super().looked_at()
+    monkeypatch.setattr(observing.time, "process_time", lambda: clock[0])
+    watch = {Watch(Accuracy(split="validation"), 3): "x"}
+    observed = Observed(lambda: Ticking(TASK, SGD(lr=0.1), PLAN, 1), watch, RunFolder(tmp_path / "run"), "x", 0)
+    assert observed.cost() == {}
+    observed.run()
+    assert observed.cost() == {"cpu_seconds_a_step": 2.0}
+    assert observed.spent()["cpu_seconds"] > 300
 
 
 def test_a_reader_is_told_once_what_was_not_saved(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from optscope.protocol.comparison import Comparison
 from optscope.protocol.rehearse import count_of
 from optscope.report.section import Section
 from optscope.report.tables import Table, number
+
+TIMED = ("CPU seconds are steps by the CPU seconds of an arm's step, the median over its runs: what a process "
+         "spends on its steps alone. Other runs on the machine lengthen that by what they take of its caches.")
+UNTIMED = "Seconds are not compared: those of a run hold its measurements, and runs share the machine."
 
 Reached = Mapping[str, Mapping[int, float]]
 """Arm and seed to a step: inf where the target was never reached, nan where the run failed and says nothing."""
@@ -34,7 +39,7 @@ def target(comparison: Comparison, records: Records) -> Section:
         return Section()
     found = {arm.name: reached(comparison, records, arm.name, goal) for arm in comparison.arms}
     moments = [int(step) for step in rows.levels("step")]
-    return Section(tables=[_table(comparison, found, moments, goal)],
+    return Section(tables=[_table(comparison, found, moments, goal, costs(comparison, records))],
                    figures=[_ratios(comparison, found, moments, goal)] if len(found) > 1 else [])
 
 
@@ -89,20 +94,38 @@ def ratio(found: Reached, arm: str, first: str, moments: Sequence[int]) -> Inter
     return median_interval(ours / theirs)
 
 
-def _table(comparison: Comparison, found: Reached, moments: Sequence[int], goal: float) -> Table:
+def costs(comparison: Comparison, records: Records) -> dict[str, float]:
+    """Return the CPU seconds of a step of every arm, the median over its runs; nothing unless all have it."""
+    mine = records.where(experiment=comparison.name, phase="final", status="ok", metric="CPU seconds a step")
+    found = {arm.name: [row.value for row in mine.where(arm=arm.name)] for arm in comparison.arms}
+    return {arm: statistics.median(values) for arm, values in found.items()} if all(found.values()) else {}
+
+
+def _table(comparison: Comparison, found: Reached, moments: Sequence[int], goal: float,
+           cost: Mapping[str, float]) -> Table:
     first, *others = found
-    tests = [sooner_test(*_paired(found, arm, first)) for arm in others]
-    rows = [(arm, _share(found[arm]), _steps(median_interval(list(found[arm].values()))), *compared)
-            for arm, compared in zip(found, [("", "", ""), *(
-                (_times(ratio(found, arm, first, moments)), _order(*_paired(found, arm, first)),
-                 f"{p:.2g} ({test.test})" if math.isfinite(p) else "")
-                for arm, test, p in zip(others, tests, holm([t.p for t in tests]), strict=True))], strict=True)]
+    tests = {arm: sooner_test(*_paired(found, arm, first)) for arm in others}
+    adjusted = dict(zip(others, holm([test.p for test in tests.values()]), strict=True))
+    rows = []
+    for arm in found:
+        steps, times = median_interval(list(found[arm].values())), ratio(found, arm, first, moments)
+        row = [arm, _share(found[arm]), _steps(steps), *([_steps(_scaled(steps, cost[arm]))] if cost else [])]
+        if arm != first:
+            row += [_times(times), *([_times(_scaled(times, cost[arm] / cost[first]))] if cost else []),
+                    _order(*_paired(found, arm, first)),
+                    f"{adjusted[arm]:.2g} ({tests[arm].test})" if math.isfinite(adjusted[arm]) else ""]
+        rows.append(tuple(row + [""] * (3 + bool(cost)) * (arm == first)))
     return Table(f"Steps to the target: {_goal_said(comparison, goal)}",
-                 ("arm", "runs that reached it", "steps, median", f"ratio to {first}'s, median",
-                  f"sooner, alike, later than {first}", "p"), rows, _note(comparison, moments))
+                 ("arm", "runs that reached it", "steps, median", *(["CPU seconds, median"] if cost else []),
+                  f"steps by {first}'s, median", *([f"CPU seconds by {first}'s"] if cost else []),
+                  f"sooner, alike, later than {first}", "p"), rows, _note(comparison, moments, bool(cost)))
 
 
-def _note(comparison: Comparison, moments: Sequence[int]) -> str:
+def _scaled(found: Interval, factor: float) -> Interval:
+    return replace(found, **{name: factor * getattr(found, name) for name in ("estimate", "low", "high")})
+
+
+def _note(comparison: Comparison, moments: Sequence[int], timed: bool) -> str:
     first = comparison.arms[0].name
     dear = ", ".join(f"{arm.name} {arm.rule.evaluations}" for arm in comparison.arms if arm.rule.evaluations > 1)
     return (f"The rule of the target was fixed before the runs: {first}'s mean over seeds at the end, which about "
@@ -111,8 +134,7 @@ def _note(comparison: Comparison, moments: Sequence[int]) -> str:
             "before, counts as later than all that did, and in ratios as one that does at step "
             f"{_beyond(moments)}. p is that of the paired test on the steps (where a run never got there of the "
             "exact sign test, which knows their order alone), Holm-corrected over this table and apart from the "
-            f"claims.{f' Gradients a step: {dear}, else 1.' if dear else ''} Seconds are not compared: those of a "
-            "run hold its measurements, and runs share the machine.")
+            f"claims.{f' Gradients a step: {dear}, else 1.' if dear else ''} {TIMED if timed else UNTIMED}")
 
 
 def _resolution(moments: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -80,6 +81,7 @@ class Observed(Generic[T]):
         self.unsaved = ""
         self._looked = -1
         self._spent, self._tried = (0.0, 0.0), False
+        self._stepping, self._stepped = 0.0, 0
         self._start = time.perf_counter(), time.process_time()
         self._saved_at, self._cost = time.monotonic(), 0.0
         self._resume()
@@ -88,10 +90,10 @@ class Observed(Generic[T]):
         """Train to the end, or to where numbers are no longer finite, and look at every moment of the watchers."""
         training, moments = self.training, {w: w.steps(self.training.total) for w in self._watch}
         for moment in sorted({training.total}.union(*moments.values())):
-            while training.step < moment and training.advance(moment, seconds=self._left()):
+            while training.step < moment and self._advance(moment, self._left()):
                 if training.step < moment:
                     self._save(moment)
-            if training.diverged_at is not None or not training.advance(moment):
+            if training.diverged_at is not None or not self._advance(moment):
                 break
             if moment > self._looked and self._watch:
                 self._look({w for w, steps in moments.items() if moment in steps})
@@ -103,6 +105,17 @@ class Observed(Generic[T]):
         """Return the seconds that it took so far, before a kill included."""
         wall, cpu = time.perf_counter() - self._start[0], time.process_time() - self._start[1]
         return {"seconds": self._spent[0] + wall, "cpu_seconds": self._spent[1] + cpu}
+
+    def cost(self) -> dict[str, float]:
+        """Return the CPU seconds of a step, looks and files apart, over those that this process made."""
+        return {"cpu_seconds_a_step": self._stepping / self._stepped} if self._stepped else {}
+
+    def _advance(self, moment: int, seconds: float = math.inf) -> bool:
+        start, before = time.process_time(), self.training.step
+        going = self.training.advance(moment, seconds=seconds)
+        self._stepping += time.process_time() - start
+        self._stepped += self.training.step - before
+        return going
 
     def _look(self, watchers: set[Watch]) -> None:
         values: dict[str, Any] = {}

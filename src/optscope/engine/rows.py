@@ -11,7 +11,8 @@ from optscope.engine.run_folder import Contents, unpacked
 from optscope.errors import UserError
 from optscope.evidence.records import NO_FACTORS, Factor, Phase, Record
 
-SUMMARY = {"learning rate": "lr", "seconds": "seconds", "training loss": "train_loss"}
+SUMMARY = {"learning rate": "lr", "seconds": "seconds", "CPU seconds a step": "cpu_seconds_a_step",
+           "training loss": "train_loss"}
 """Records made from the summary of every run, and where they stand in it."""
 
 

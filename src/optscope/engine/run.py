@@ -177,8 +177,9 @@ class Run:
         if not folder.has_result() or not folder.has_weights():
             series = {name: trace.cpu().numpy() for name, trace in trained.traces.items()}
             told = {"unsaved": observed.unsaved, "uncompiled": observed.training.uncompiled}
+            cost = observed.cost() if self.place.device == "cpu" else {}  # elsewhere the CPU hands out work alone
             folder.write_result(
-                self._summary(trained) | observed.spent() | told,
+                self._summary(trained) | observed.spent() | cost | told,
                 {"losses": trained.losses.cpu().numpy(), **series}, trained.snapshot.model.state_dict())
         folder.drop_state()
         return list(observed.errors.values())
