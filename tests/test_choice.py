@@ -158,7 +158,7 @@ def test_the_scorecard_holds_the_means_and_what_is_shown_of_each():
     assert {quality.shown[0] for quality in card.qualities} == {""}
     assert [quality.higher_is_better for quality in card.qualities] == [True, False, False, True]
     assert card.title == "2 of 4 differences to A are shown: 1 better, 1 worse"
-    assert table.header == ("", "A", "B")
+    assert table.header == ("quality", "A", "B")
     assert table.rows[0][0] == "accuracy [%]\u00a0↑"
     signs = [row[2].partition("\u00a0")[2] for row in table.rows]
     assert signs == ["▲", "", "", "▼"]

@@ -434,6 +434,17 @@ def test_what_was_found_of_a_claim_folds_away_and_every_claim_can_be_linked_to(p
     assert "What refutes it: plain" in page.text_of(found[1])
 
 
+def test_headings_and_buttons_have_words_where_series_and_columns_have_none():
+    nameless = picture("")
+    shown = Page(render(Document("t", "q", "v", figures=[nameless, picture(), *figures()],
+                                 tables=[Table("", ["", "a"], [["b", "c"]])])))
+    for tag in ("th", "button", "h1", "h2", "h3", "summary", "a"):
+        assert shown.all(tag) or tag == "a"
+        assert all(shown.text_of(i).strip() for i in shown.all(tag)), tag
+    one = render(Document("t", "q", "v", figures=[nameless, picture()]))
+    assert 'class="chips"' not in one  # a single name is nothing to choose from
+
+
 def test_a_table_without_rows_is_left_out():
     empty = Table("nothing here", ["a"], [])
     shown = render(Document("t", "q", "v", tables=[empty], summaries=[empty]))

@@ -16,6 +16,7 @@ from optscope.evidence.records import Records
 from optscope.evidence.verdicts import MISSING_MOST, greater, holm_corrected
 from optscope.evidence.words import listed
 from optscope.protocol.comparison import Comparison
+from optscope.report.tables import number
 
 RULE = ("whoever is shown to be better than the first optimiser in accuracy (the loss where there is none), and "
         "not equal within the margin, is taken, but for those shown to be worse than another of them (paired tests "
@@ -225,10 +226,10 @@ def _side(finding: Finding) -> str:
 def _span(numbers: Sequence[float], digits: int = 2) -> str:
     """Return the least and the largest of some numbers, or the one that they print as.
 
-    >>> _span([13.4, 4.96]), _span([3.62, 3.64])
-    ('5 to 13', '3.6')
+    >>> _span([13.4, 4.96]), _span([3.62, 3.64]), _span([1.24e16])
+    ('5 to 13', '3.6', '1.2e16')
     """
-    ends = dict.fromkeys(f"{end:.{digits}g}" for end in (min(numbers), max(numbers)))
+    ends = dict.fromkeys(number(end, digits) for end in (min(numbers), max(numbers)))
     return " to ".join(ends)
 
 

@@ -38,7 +38,7 @@ def _table(records: Records, shown: Sequence[Place], arms: Sequence[str], found:
             cells.append((plus_minus(found_of) if found_of.n + found_of.missing else "not measured")
                          + f"\u00a0{sign}" * bool(sign))
         rows.append((f"{_named(place)}\u00a0{'↑' if place.metric.better == 'higher' else '↓'}", *cells))
-    return Table("", ("", *arms), rows, "Mean over seeds ± half of the 95 % t interval. Against "
+    return Table("", ("quality", *arms), rows, "Mean over seeds ± half of the 95 % t interval. Against "
                  f"{arms[0]}: {BETTER} shown better, {WORSE} shown worse, {EQUAL} shown equal within the margin, "
                  f"{DROWNED} less than rounding alone can do; no sign: nothing is shown. ↑ higher is better, "
                  "↓ lower is better.")
@@ -71,9 +71,10 @@ def _picture(records: Records, shown: Sequence[Place], arms: Sequence[str], foun
             _named(place), [i.estimate for i in intervals], [i.low for i in intervals],
             [i.high for i in intervals], [said.get((arm, place), "") for arm in arms],
             place.metric.better == "higher", max((f for f in floors if np.isfinite(f)), default=0.0)))
-    better, worse = (sum(each == word for each in said.values()) for word in ("better", "worse"))
-    title = f"{better + worse} of {len(others) * len(shown)} differences to {first} are shown"
-    title += f": {better} better, {worse} worse" if better + worse else ""
+    counts = {word: sum(each == word for each in said.values()) for word in ("better", "worse")}
+    title = f"{sum(counts.values())} of {len(others) * len(shown)} differences to {first} are shown"
+    told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    title += f": {told}" if told else ""
     more = f" The first {DRAWN} of {len(shown)} qualities." if len(shown) > DRAWN else ""
     return Scorecard("scorecard", title, arms, qualities,
                      "Mean over seeds with 95 % t intervals; in every panel better is to the right. A full mark: "

@@ -195,7 +195,7 @@ def figure_tables(figure: Figure, most: int = 60) -> list[Table]:
         case Scorecard():
             rows = [(q.name, *(f"{interval(middle, low, high)}{_SIGNS[shown]}" for middle, low, high, shown in
                                zip(q.estimates, q.lows, q.highs, q.shown, strict=True))) for q in figure.qualities]
-            return [Table("", ("", *figure.arms), rows, "After a number its 95 % interval.")]
+            return [Table("", ("quality", *figure.arms), rows, "After a number its 95 % interval.")]
     rows = [(label, *map(_brightness, images))
             for label, images in zip(figure.rows, figure.images, strict=False)]
     return [Table("Mean brightness of each image (darkest to brightest)", ("", *figure.columns), rows)]
