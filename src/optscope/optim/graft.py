@@ -59,9 +59,13 @@ class Graft(Combinator):
         return step * outside, {"magnitude": m_state, "direction": d_state}
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
-        """Return the in-place states of both parts."""
+        """Return the in-place states of both parts; where norms join layers, with "scratch", room for a step."""
         parts = zip(self.magnitude.begin(params, layout), self.direction.begin(params, layout), strict=True)
-        return [{"magnitude": m, "direction": d} for m, d in parts]
+        states: list[State] = [{"magnitude": m, "direction": d} for m, d in parts]
+        if self.per != "layer":
+            for state, p in zip(states, params, strict=True):
+                state["scratch"] = torch.zeros_like(p)
+        return states
 
     def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],
               scale: float = 1.0) -> None:
@@ -72,15 +76,19 @@ class Graft(Combinator):
         grads: Sequence[Tensor] | Slopes = slopes if self.asks else slopes()
         room = Room()
 
-        def made(rule: Rule, name: str, factor: float, numbers: list[int]) -> Sequence[Tensor]:
-            given = grads if callable(grads) else [grads[i] for i in numbers]
-            there = [params[i] for i in numbers]
-            return stepped(rule, given, [states[i][name] for i in numbers], there, factor, room.like(there))
+        def made(rule: Rule, name: str, factor: float, some: list[int], steps: list[Tensor]) -> Sequence[Tensor]:
+            given = grads if callable(grads) else [grads[i] for i in some]
+            return stepped(rule, given, [states[i][name] for i in some], [params[i] for i in some], factor, steps)
 
         for some in several:
-            lengths = torch.cat([norms_of(made(self.magnitude, "magnitude", inside, [some[i] for i in part]))
-                                 for part in portions([params[i] for i in some], self.magnitude)])
-            d = made(self.direction, "direction", turning, some)  # where the magnitude's step was
-            factors = shared(lengths, self.per) * safe_inverse(shared(norms_of(d), self.per))
+            lengths = []
+            for part in portions([params[i] for i in some], self.magnitude):
+                mine = [some[i] for i in part]
+                m = made(self.magnitude, "magnitude", inside, mine, room.like([params[i] for i in mine]))
+                lengths.append(norms_of(m))
+            kept = (room.like([params[i] for i in some]) if self.per == "layer"  # where the magnitude's step was
+                    else [states[i]["scratch"] for i in some])
+            d = made(self.direction, "direction", turning, some, kept)
+            factors = shared(torch.cat(lengths), self.per) * safe_inverse(shared(norms_of(d), self.per))
             for i, step, factor in zip(some, d, factors.unbind(), strict=True):
                 targets[i].addcmul_(step, factor, value=outside)
