@@ -26,6 +26,9 @@ Batch = Annotated[int | None, typer.Option("--batch", help="Examples a step (128
 Device = Annotated[str | None, typer.Option("--device", help=(
     "Where to train: auto, cpu, cuda, mps, ..., or several: cuda:0,cuda:1."))]
 
+Pool = Annotated[str | None, typer.Option("--executor", metavar="PLACE", help=(
+    "Who does the runs: dask://HOST:PORT, or my_cluster.py:NAME, a function that returns an executor."))]
+
 
 def _version(asked: bool) -> None:
     """Say the version, and end."""
@@ -100,20 +103,21 @@ def show(study: str) -> None:
 
 @app.command()
 def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long or paper.")] = "desk",
-        out: Out = None, slots: Slots = 0, device: Device = None) -> None:
+        out: Out = None, slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
     """Run a paper's study and write its report; the same command again continues."""
     found = _study(study)
-    from optscope.engine.execute import Local
     from optscope.lab import run_study
     from optscope.progress import Display
+    from optscope.protocol.pools import executor_at
     from optscope.protocol.settings import Settings
     from optscope.protocol.study import check_scale
 
     known = check_scale(scale, found)
     say(f"{found.name} at {known} scale: {found.costs[known]}", ERR)
     settings = Settings(device=device or "cpu")
-    result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", listener=Display(ERR),
-                       executor=Local(slots, settings.devices), command=_command(), place=settings.place)
+    with executor_at(executor, slots, settings.devices) as chosen:
+        result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", listener=Display(ERR),
+                           executor=chosen, command=_command(), place=settings.place)
     for claim, verdict in result.verdicts:
         say(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}")
     _close(result)
@@ -137,11 +141,11 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
             margin: Annotated[str | None, typer.Option(
                 help="Within what accuracies count as equal: points, or a share of the error (20%).")] = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
-            slots: Slots = 0, device: Device = None) -> None:
+            slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
     from optscope.lab import compare as door
 
-    _open(door, "compare", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, steps=steps,
+    _open(door, "compare", task, out, optimiser, config, slots, executor, seeds=seeds, epochs=epochs, steps=steps,
           batch=batch, trials=trials, widen=widen, graft=graft, margin=margin, device=device)
 
 
@@ -153,14 +157,14 @@ def rounding(task: Annotated[str, typer.Argument(help="A task's name, or my_task
              epochs: Annotated[int | None, typer.Option(help="Passes over the training data (30).")] = None,
              batch: Batch = None,
              config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
-             slots: Slots = 0, device: Device = None) -> None:
+             slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
     """Find at which learning rates training is decided by rounding; the same command again continues."""
     from optscope.lab import rounding as door
 
     if config is None:
         optimiser, seeds = optimiser or ["sgd", "adam"], seeds or 5
-    _open(door, "rounding", task, out, optimiser, config, slots, seeds=seeds, epochs=epochs, batch=batch,
-          device=device)
+    _open(door, "rounding", task, out, optimiser, config, slots, executor, seeds=seeds, epochs=epochs,
+          batch=batch, device=device)
 
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -266,10 +270,10 @@ def _slug(place: str) -> str:
 
 
 def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[str] | None, config: Path | None,
-          slots: int, **overrides: Any) -> None:
+          slots: int, executor: str | None, **overrides: Any) -> None:
     """Read the settings of a command, go through its door, and say what came of it."""
-    from optscope.engine.execute import Local
     from optscope.progress import Display
+    from optscope.protocol.pools import executor_at
     from optscope.protocol.resolve import task_at
     from optscope.protocol.settings import read_settings
 
@@ -280,8 +284,10 @@ def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[st
     settings = read_settings(config, optimisers=chosen, **overrides)
     place, start = out or Path("runs") / f"{name}-{_slug(task)}", Path.cwd()
     found = task_at(task)
-    result = door(found, place if Path.cwd() == start else start / place, settings=settings,  # it may change folder
-                  executor=Local(slots, settings.devices), listener=Display(ERR), command=_command())
+    place = place if Path.cwd() == start else start / place  # the task's file may change folder
+    with executor_at(executor, slots, settings.devices) as chosen_executor:
+        result = door(found, place, settings=settings, executor=chosen_executor, listener=Display(ERR),
+                      command=_command())
     say(result.summary)
     _close(result)
 

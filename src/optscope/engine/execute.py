@@ -20,6 +20,7 @@ from optscope.engine.data_files import DataFiles
 from optscope.engine.executor import Begun, Outcome, Report
 from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
+from optscope.engine.naming import other_source
 from optscope.engine.numerics import THREAD_VARIABLES, THREADS
 from optscope.engine.origin import users_folders
 from optscope.engine.place import MemoryShortError
@@ -31,8 +32,8 @@ from optscope.errors import DISK_ERRORS, UserError, first_words
 TRIES = 3
 """How often a run whose worker dies is started before it is given up as lost."""
 
-PROGRAM = ("optscope.engine.execute", "optscope.optim", "optscope.probes.accuracy", "optscope.tasks.catalog")
-"""The modules that, with all they import, train and measure."""
+PROGRAM = ("optscope.engine.execute", "optscope.engine.run", "optscope.tasks.catalog")
+"""The modules that, with all they name, train and measure; rules and probes are looked at run by run."""
 
 _ENVIRONMENT = {name: str(THREADS) for name in THREAD_VARIABLES}
 
@@ -215,8 +216,7 @@ def packed(things: object, data: DataFiles) -> bytes:
 def perform_there(sent: bytes, folder: Path, program: str, beside: int = 1) -> Outcome:
     """Do one piece of work in a worker, one of `beside` on its device, by the program that named the work."""
     if source_digest(*PROGRAM) != program:
-        raise UserError(f"the source of optscope in {Path(__file__).parent.parent} was edited during this "
-                        "command: run it again, so that all runs are made by the same program")
+        raise other_source()
     try:
         work = pickle.loads(sent)
     except UserError:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+import threading
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,9 +16,15 @@ from optscope.engine.execute import PROGRAM, is_of_disk, packed, perform_there
 from optscope.engine.executor import Begun, Outcome, Report
 from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
-from optscope.engine.run import Work
+from optscope.engine.origin import users_folders
+from optscope.engine.run import Run, Work
 from optscope.errors import UserError, first_words
+from optscope.files import names_in
 
+PATIENCE = 60.0
+"""Seconds after which what a worker has written must be seen here: a shared disk may lag so far behind."""
+
+_alone = threading.Lock()
 
 @dataclass(frozen=True)
 class Futures:
@@ -24,6 +34,7 @@ class Futures:
             compare(task, "runs/mine", executor=Futures(pool))
 
     Work that gets no answer, since its worker died or the pool broke, is lost, and tried again by the next command.
+    That work has begun its worker says by a file of the run, for pools on other machines know it late, or never.
     Closed early, it withdraws what has not begun and waits for what has: nobody writes to the folder afterwards.
     Who has made the pool ends it.
 
@@ -46,6 +57,7 @@ class Futures:
         """
         if not works:
             return
+        folder = folder.absolute()  # a worker elsewhere stands in another one
         folder.mkdir(parents=True, exist_ok=True)
         data, program = DataFiles(folder.parent / "data"), source_digest(*PROGRAM)
         packed(list(works), data)  # together, so that what they share is looked at once
@@ -53,11 +65,11 @@ class Futures:
         begun: set[Future[Outcome]] = set()
         try:
             for work in works:
-                waiting[self._submit(packed(work, data), folder, program)] = work, Tail(folder, work.id)
+                waiting[self._submit(work, packed(work, data), folder, program)] = work, Tail(folder, work.id)
             while waiting:
                 done = wait(waiting, timeout=PACE, return_when=FIRST_COMPLETED).done
                 for future, (work, tail) in list(waiting.items()):
-                    if future not in begun and (future.running() or future in done):
+                    if future not in begun and (future in done or tail.has_begun()):
                         begun.add(future)
                         yield Begun(work.id)
                     if future in begun:
@@ -65,18 +77,63 @@ class Futures:
                 for future in done:
                     work, tail = waiting.pop(future)
                     tail.close()
-                    yield _outcome(work, future, folder.absolute())
+                    outcome = _outcome(work, future, folder)
+                    _check_seen(work, outcome, folder)
+                    yield outcome
         finally:
-            wait([future for future in waiting if not future.cancel()])
+            wait([future for future, (_, tail) in waiting.items() if tail.has_begun() or not _withdrawn(future)])
             for _, tail in waiting.values():
                 tail.close()
 
-    def _submit(self, sent: bytes, folder: Path, program: str) -> Future[Outcome]:
+    def _submit(self, work: Work, sent: bytes, folder: Path, program: str) -> Future[Outcome]:
         try:
-            return self.pool.submit(perform_there, sent, folder.absolute(), program)
+            return self.pool.submit(perform_afar, sent, work.id, folder, program, sorted(users_folders.get()))
         except RuntimeError as error:  # it was shut down, or has broken
             raise UserError(f"{type(self.pool).__name__} takes no work ({first_words(error)}): give Futures a pool "
                             "that is open, and run the same command again") from error
+
+
+def _withdrawn(future: Future[Outcome]) -> bool:
+    """Return whether work could be withdrawn."""
+    try:
+        return future.cancel()
+    except NotImplementedError:  # Parsl's cannot
+        return False
+
+
+def perform_afar(sent: bytes, run: str, folder: Path, program: str, path: Sequence[str]) -> Outcome:
+    """Do one piece of work in a process that others have started, where modules lie on `path` besides.
+
+    Trainings of one process wait for each other, for they would share torch's settings and random numbers.
+
+    Raises:
+        UserError: when the folder is not seen here, or the program is not the one that named the work.
+    """
+    with _alone:
+        if not folder.is_dir():
+            raise UserError(f"the output folder {folder.parent} is not there on {platform.node()}: workers must "
+                            "see it by the same path, as on a shared disk")
+        Tail(folder, run).begin()
+        sys.path += [place for place in path if place not in sys.path]
+        return perform_there(sent, folder, program)
+
+
+def _check_seen(work: Work, outcome: Outcome, folder: Path) -> None:
+    """Wait until what a worker has written is seen here.
+
+    Raises:
+        UserError: when it is not, after a minute.
+    """
+    if outcome.status not in ("ok", "diverged"):
+        return
+    readings = work.readings if isinstance(work, Run) and outcome.status == "ok" else ()
+    expected = {"result.json", *(f"probe-{reading}.json" for reading in readings)}
+    end = time.monotonic() + PATIENCE
+    while not expected <= names_in(folder / work.id):
+        if time.monotonic() > end:
+            raise UserError(f"a worker has done the run {work.id}, and its files are not in {folder}: workers must "
+                            "see the output folder by the same path, as on a shared disk")
+        time.sleep(PACE)
 
 
 def _outcome(work: Work, future: Future[Outcome], folder: Path) -> Outcome:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from optscope.engine.executor import Look
 from optscope.engine.run_folder import LOOKS
+from optscope.files import names_in
 
 PACE = 0.5
 """Seconds between two times that looks are gathered."""
@@ -37,6 +38,15 @@ class Tail:
         for line in filter(None, whole.split(b"\n")):
             step, values = json.loads(line)
             yield Look(self._run, step, {metric: float(value) for metric, value in values.items()})
+
+    def begin(self) -> None:
+        """Make the file, empty: so a worker elsewhere says that it has begun."""
+        self._path.parent.mkdir(exist_ok=True)
+        self._path.touch()
+
+    def has_begun(self) -> bool:
+        """Return whether its worker has begun the run, by the folder's list: a shared disk remembers absences."""
+        return self._path.name in names_in(self._path.parent)
 
     def close(self) -> None:
         """Remove the file: the run has ended, or its worker has died and begins anew."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from optscope.engine.identity import Account, digest
@@ -64,6 +66,21 @@ def task_here(task: Task) -> tuple[Named, Data | None]:
         return _named_task(replace(task, data=partial(_nothing, *_sources(task.data)))), None
     data = None if _is_settled(task.data) else _tried(lambda: load(task))
     return _named_task(task, data), data if isinstance(data, Data) else None
+
+
+def own_digest(found: Named) -> str:
+    """Return the digest of a part in which nothing is the user's, or "".
+
+    Code that Python generates for named tuples lies in modules of its own, and counts as nobody's.
+    """
+    return "" if any(not label.startswith("namedtuple_") for label in found.users) else found.digest
+
+
+def other_source() -> UserError:
+    """Return what is said where optscope's source does other things than where the work was named."""
+    return UserError(f"the source of optscope in {Path(__file__).parent.parent} on {platform.node()} was edited "
+                     "during this command, or is another version's: run it again, so that all runs are made by the "
+                     "same program")
 
 
 def check_same(name: str, here: Iterable[Named], users: Mapping[str, str]) -> None:

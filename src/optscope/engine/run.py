@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from optscope.devices import forked
 from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import describe, digest
-from optscope.engine.naming import agree, check_same, load, named, named_task, task_here
+from optscope.engine.naming import agree, check_same, load, named, named_task, other_source, own_digest, task_here
 from optscope.engine.numerics import TorchSettings, check_numerics
 from optscope.engine.observed import Observed
 from optscope.engine.place import CPU, Place
@@ -109,6 +109,11 @@ class Run:
         agree(found)
         return found
 
+    @cached_property
+    def ours(self) -> tuple[str, ...]:
+        """Digests of its plan, rule and probes, as far as nothing in them is the user's."""
+        return tuple(map(own_digest, map(named, (self.plan, *self._parts))))
+
     @property
     def _parts(self) -> tuple[object, ...]:
         return (self.rule, *self.probes, *(w.probe for w in self.watch))
@@ -116,19 +121,22 @@ class Run:
     def __getstate__(self) -> dict[str, Any]:
         """Take the identities along: a worker may not have what they are made of. The settings come first."""
         first = {"settings": self.settings, "id": self.id, "readings": self.readings, "users": self.users,
-                 "numerics": self.numerics}
+                 "ours": self.ours, "numerics": self.numerics}
         return first | {name: value for name, value in vars(self).items() if name != "_data"}
 
     def verify(self) -> None:
         """Raise unless the task, rule and probes that this process has loaded are those that named the run.
 
         Raises:
-            UserError: naming what is not the same.
+            UserError: naming what is not the same, of optscope's own only that something is not.
         """
         check_numerics(self.task.name, self.settings.numerics(self.place), self.numerics)
         with self.settings.hold(self.place):
+            here = list(map(named, (self.plan, *self._parts)))
+            if any(own_digest(mine) != theirs for mine, theirs in zip(here, self.ours, strict=True) if theirs):
+                raise other_source()
             task, vars(self)["_data"] = task_here(self.task)
-            check_same(self.task.name, (task, *map(named, self._parts)), self.users)
+            check_same(self.task.name, (task, *here), self.users)
 
     def perform(self, folder: RunFolder) -> str:
         """Train unless that is done, then take the probes that are not.
