@@ -117,9 +117,9 @@ SIZES: dict[Scale, Size] = {
     "desk": Size(
         _clothes(FashionMNIST(10_000, 5_000, 10_000, embedded=False), 20, Ensemble(), 400),
         Images(Task("cifar10", ResNet(8, width=8), CIFAR10(10_000, 2_000, 10_000), augment=FlipCrop(pad=4)),
-               Plan(6, 128, Cosine()), 0.01, SHORTER, 200, (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255)),
+               Plan(5, 128, Cosine()), 0.01, SHORTER, 200, (0.1, 0.2, 0.3), (1 / 255, 2 / 255, 4 / 255)),
         _cued(FashionMNIST(10_000, 5_000, 10_000, embedded=False), 10),
-        _text(CharTransformer(64), 600, 20), Plan(800, 800), 20, 8),
+        _text(CharTransformer(64), 400, 20), Plan(800, 800), 20, 8),
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images, no tuning and no text; every claim stays "
