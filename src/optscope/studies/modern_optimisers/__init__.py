@@ -104,7 +104,7 @@ def _cued(data: FashionMNIST, epochs: int) -> tuple[Task, Plan]:
 
 def _text(model: CharTransformer, steps: int, moments: int) -> tuple[Task, Plan, int]:
     task = Task("shakespeare", model, Shakespeare(length=model.length), cross_entropy, "regression", bounds=None)
-    return task, Plan(steps=steps, batch=32, schedule=Cosine(warmup=0.05)), moments
+    return task, Plan(steps=steps, batch=16, schedule=Cosine(warmup=0.05)), moments
 
 
 def _few(arms: Sequence[Arm]) -> tuple[Arm, ...]:
