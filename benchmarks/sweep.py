@@ -94,7 +94,7 @@ def ours(name: str) -> list[float]:
     task = Task(name, model(name), FashionMNIST(IMAGES, 500, TESTED))
     sweep = Comparison("sweep", task, arms, Plan(EPOCHS, BATCH), (Accuracy(),), SEEDS, moments=1)
     with tempfile.TemporaryDirectory() as folder:
-        records = run_experiments([sweep], Store(folder), Local(), Quiet()).records
+        records = run_experiments([sweep], Store(Path(folder)), Local(), Quiet()).records
     return [float(value) for arm in arms for value in records.values(arm.name, "accuracy")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -375,3 +376,18 @@ def test_sparse_gradients_are_refused():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(UserError, match="sparse=False"):
         optimizer.step()
+
+
+def test_training_does_not_load_the_compiler():
+    """It would cost every process of a sweep a second, for nothing: torch loads it to be left alone by it."""
+    program = """if True:
+        import sys
+        from optscope.engine.plan import Plan
+        from optscope.engine.training import Training
+        from optscope.optim import SGD, Adam, ByKind
+        from optscope.tasks.catalog import task_named
+        for rule in (SGD(lr=0.1, momentum=0.9), ByKind(matrices=Adam(lr=1e-3), rest=SGD(lr=0.1))):
+            Training(task_named("fashion-mnist"), rule, Plan(steps=2), 1).advance(2)
+        print("torch._dynamo" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -107,7 +108,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise UserError(f"a param group has {name!r}, which {kind} would ignore; "
                                 f"it has {', '.join(sorted(known))}")
         self._rule_of(param_group)  # raises what there is to raise
-        super().add_param_group(param_group)
+        # Torch's own is wrapped so that its compiler leaves it alone, for which the compiler is loaded: a second.
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     @overload
     def step(self, closure: None = None) -> None: ...
