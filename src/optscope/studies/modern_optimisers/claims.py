@@ -11,6 +11,7 @@ from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval
 from optscope.evidence.verdicts import all_of, equivalent, greater, within
+from optscope.protocol.grafts import graft_name
 
 Array = NDArray[np.float64]
 
@@ -31,7 +32,7 @@ KEPT = 0.5
 """A graft that keeps this share of a gain earns it."""
 SOONER = 0.9
 """A share of the steps that is fewer steps."""
-LENGTH_OF_ADAMW, LENGTH_OF_SOAP = "AdamW length, SOAP direction", "SOAP length, AdamW direction"
+LENGTH_OF_ADAMW, LENGTH_OF_SOAP = graft_name("AdamW", "SOAP"), graft_name("SOAP", "AdamW")
 OTHERS = ("Adam", "AdamW", "Muon", "SOAP", "Lion", "Schedule-free")
 
 
