@@ -80,7 +80,7 @@ def _bands(records: Records, data: str) -> Picture:
     def total(arm: str) -> float:
         return sum(_mean(records, arm, BANDS.name, band) for band in range(1, 10))
     arms = _arms(records)
-    said = ", ".join(f"{arm} {total(arm):.0f}" for arm in sorted(arms, key=total))
+    said = ", ".join(f"{arm} {round(total(arm))}" for arm in sorted(arms, key=total)).replace(" -", " −")
     return Picture(f"bands-{data}", f"{data}: accuracy lost to noise in bands 1 to 9, summed: {said} points",
                    [along_axis(records, BANDS, arms)],
                    f"Each band holds a tenth of the DCT coefficients; band 0 is the lowest. {MEAN}")
