@@ -633,7 +633,7 @@ def test_combinators_step_the_same_in_portions(rule, monkeypatch):
     (SGD(lr=0.05, momentum=0.9, nesterov=True),
      lambda p: T.SGD(p, lr=0.05, momentum=0.9, nesterov=True, fused=True)),
     (SGD(lr=0.05), lambda p: T.SGD(p, lr=0.05, fused=True)),
-], ids=repr)
+], ids=["AdamW", "Nesterov", "SGD"])
 def test_fused_kernels_have_torchs_bits_in_several_precisions(rule, twin):
     start = [t.to(dtype) for dtype in (torch.float32, torch.float64) for t in tensors()]
     assert torch.equal(run_optimizer(rule.optimizer, start), run_optimizer(twin, start))
