@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +20,14 @@ torch.set_num_threads(1)
 # No deadline: on a shared machine the clock says nothing about the code.
 hypothesis.settings.register_profile("optscope", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("optscope")
+
+
+@pytest.fixture(autouse=True)
+def same_path() -> Iterator[None]:
+    """Files of tasks put their folder on the path of modules, where the next test must not find it."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture
