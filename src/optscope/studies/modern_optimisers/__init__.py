@@ -10,7 +10,7 @@ sooner. Here all are asked of seven optimisers, tuned alike on the same budgets 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch.nn.functional import cross_entropy
 
@@ -90,7 +90,7 @@ class Size:
     seeds: int
     arms: tuple[Arm, ...] = ARMS
     widen: tuple[int, int] = (2, 1)
-    epochs: tuple[int, ...] = field(default=EPOCHS)
+    epochs: tuple[int, ...] = EPOCHS
 
 
 def _clothes(data: FashionMNIST, epochs: int, attack: Attack, examples: int) -> Images:
