@@ -1,0 +1,9 @@
+"""The command: run, compare, rounding, advise, list, show, status, report, data.
+
+Torch is imported only by commands that need it.
+"""
+
+from optscope.cli import look, work
+from optscope.cli.app import main
+
+__all__ = ["look", "main", "work"]

@@ -1,0 +1,115 @@
+"""Commands that train nothing: what there is, how a folder stands, what it found, and data as published."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from optscope.cli.app import app, study_of
+from optscope.endings import OUT, say
+from optscope.errors import UserError
+
+
+@app.command("list")
+def list_() -> None:
+    """List studies, tasks and optimisers by name."""
+    from optscope.protocol.arms import NAMES
+    from optscope.studies import STUDIES
+    from optscope.tasks.catalog import TASKS
+
+    OUT.print("[bold]studies[/bold]")
+    for name in STUDIES:
+        study = study_of(name)
+        OUT.print(f"  {name:<22} {study.paper.title} (arXiv {study.paper.arxiv})", highlight=False)
+    OUT.print(f"[bold]tasks[/bold]       {', '.join(TASKS)}, or my_task.py:NAME", highlight=False)
+    OUT.print(f"[bold]optimisers[/bold]  {', '.join(NAMES)}, or module:Class", highlight=False)
+
+
+@app.command()
+def show(study: str) -> None:
+    """Show a study: its question, claims, scales and what they cost."""
+    found = study_of(study)
+    OUT.print(f"[bold]{found.paper.title}[/bold]\n{found.paper.authors}, {found.paper.venue}, "
+               f"arXiv {found.paper.arxiv}\n", highlight=False)
+    for text in (found.question, found.reproduced, found.left_out):
+        OUT.print(text + "\n", highlight=False)
+    for claim in found.claims:
+        OUT.print(f"[bold]{claim.id}[/bold] {claim.text} ({claim.source})", highlight=False)
+    OUT.print()
+    for scale, cost in found.costs.items():
+        OUT.print(f"--scale {scale:<6} {cost}", highlight=False)
+
+
+@app.command()
+def status(folder: Annotated[Path, typer.Argument(help="A folder in which a command works, or has worked.")],
+           watch: Annotated[bool, typer.Option("--watch", help="Go on until that command ends.")] = False,
+           as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a time.")] = False) -> None:
+    """Say how the work in a folder goes: runs done, running, failed, time left, the best so far of every arm."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from optscope.files import to_line
+    from optscope.following import followed
+    from optscope.status import Status
+
+    def tell(found: Status) -> None:
+        say(to_line(found.told()).decode().rstrip("\n") if as_json else str(found))
+
+    states = followed(folder)
+    if not watch:
+        tell(next(states))
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # who looks on may leave: the work is another process's
+        if as_json or not OUT.is_terminal:
+            for found in states:
+                tell(found)
+        else:
+            with Live(console=OUT, auto_refresh=False) as live:
+                for found in states:
+                    live.update(Text(str(found)), refresh=True)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")],
+           as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
+           ) -> None:
+    """Say again where a folder's report is and what it found."""
+    from optscope.files import read_json
+    from optscope.following import check_is_ours
+
+    check_is_ours(folder)
+    if as_json:
+        if not (folder / "report.json").is_file():
+            raise UserError(f"{folder} has no report.json: run the command that made it again, which repeats no "
+                            "finished run")
+        say((folder / "report.json").read_text(encoding="utf-8").strip())
+        return
+    if (folder / "verdicts.json").is_file():
+        verdicts = read_json(folder / "verdicts.json")
+        try:
+            lines = [f"{verdict['claim']:<5} {verdict['outcome']:<10} {verdict['text']}" for verdict in verdicts]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'verdicts.json'} is not what optscope writes there: run the command that "
+                            "made it again") from error
+        for line in lines:
+            say(line)
+    if (folder / "run.json").is_file():
+        made = read_json(folder / "run.json")
+        if isinstance(made, dict) and made.get("answer"):
+            say(str(made["answer"]))
+    if (folder / "summary.csv").is_file():
+        say(f"every number: {folder / 'summary.csv'}")
+    page = folder / "report.html"
+    say(f"report: {page}" if page.is_file() else "no report yet: the command that made the folder continues")
+
+
+@app.command()
+def data(name: Annotated[str, typer.Argument(
+        help="Its name, such as fashion-mnist; a wrong one names all.")]) -> None:
+    """Fetch a data set, as it was published."""
+    from optscope.tasks.sources import fetch
+
+    say(f"{name}: {fetch(name)}")
