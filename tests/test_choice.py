@@ -26,7 +26,7 @@ from optscope.report.tables import figure_tables
 from test_findings import MEASURED, OF_MANY_LABELS, SEEDS, TWO
 
 PAIR = replace(MEASURED, arms=MEASURED.arms[:2])
-ATTACK = "accuracy under attack (radius 0.5)"
+ATTACK, PLACE = "accuracy under attack at radius 0.5", "accuracy under attack (radius 0.5)"
 
 
 def records(shifts, arms=("A", "B"), seeds=SEEDS, spread=0.1):
@@ -51,8 +51,8 @@ def said(shifts, of=PAIR, spread=0.1, margin=None, **given):
 
 def test_who_is_more_accurate_is_taken_and_what_the_first_does_better_is_said():
     text = said({("B", "accuracy"): 5.0, ("B", "accuracy under attack"): -20.0, ("B", "loss"): 0.3})
-    assert re.fullmatch(r"Take B: its accuracy is higher than A's \((4\.9|5|5\.1) points\)\. A is better in loss "
-                        rf"\(0\.\d+ against 1\.\d+\) and {re.escape(ATTACK)} \((19|20) points\)\.", text)
+    assert re.fullmatch(r"Take B: its accuracy is higher than A's \((4\.9|5|5\.1) points\)\. A is better in "
+                        rf"{re.escape(ATTACK)} \((19|20) points\) and loss \(0\.\d+ against 1\.\d+\)\.", text)
 
 
 def test_of_several_that_are_better_those_shown_to_be_worse_than_another_are_left():
@@ -83,8 +83,23 @@ def test_equals_are_told_apart_by_what_else_is_shown(shift, text):
 
 def test_equals_that_each_have_something_are_a_choice_by_what_matters():
     text = said({("B", "accuracy under attack"): 20.0, ("B", "loss"): 0.5}, margin=1.5)
-    assert re.fullmatch(r"Choose between A and B by what matters to you: accuracy is equal within 1\.5 points, but "
-                        rf"B is better in {re.escape(ATTACK)} \(\d+ points\); A is better in loss \(.*\)\.", text)
+    assert re.fullmatch(r"Choose between A and B by what matters to you: accuracy is equal within 1\.5 points\.\n"
+                        rf"B is better than A in {re.escape(ATTACK)} \(\d+ points\); "
+                        r"A is better in loss \(.*\)\.", text)
+
+
+def test_of_several_equals_those_that_are_better_in_nothing_are_left():
+    of = replace(MEASURED, arms=(*MEASURED.arms, Arm("D", SGD(lr=0.1))))
+    torn, worse = {("B", "accuracy under attack"): 20.0, ("B", "loss"): 0.5}, ("accuracy under attack", "loss")
+    text = said({**torn, ("C", worse[0]): -9.0, ("D", worse[0]): -20.0, ("D", worse[1]): 0.5}, of=of, margin=1.5)
+    first, of_b, of_rest = text.splitlines()
+    assert first == "Choose between A and B by what matters to you: accuracy is equal within 1.5 points."
+    assert of_b.startswith(f"B is better than A in {ATTACK} (")
+    assert re.fullmatch(r"Leave C and D, shown to be better in nothing: A is better in "
+                        rf"{re.escape(ATTACK)} \((8\.9|9|9\.1) to \d+ points\)\.", of_rest)
+    text = said({("C", worse[0]): -9.0, ("D", worse[0]): -9.0}, of=of, margin=1.5)
+    assert text.splitlines()[0] == "Choose between A and B by cost: accuracy is equal within 1.5 points."
+    assert text.splitlines()[1].startswith("Leave C and D, ")
 
 
 def test_what_is_not_shown_is_not_advised_and_the_seeds_that_would_show_it_are_said():
@@ -150,7 +165,7 @@ def test_the_scorecard_holds_the_means_and_what_is_shown_of_each():
     found = records(SHIFTS)
     table, card = scorecard(PAIR, found, findings(PAIR, found, margin=1.5))
     assert [quality.name for quality in card.qualities] == ["accuracy [%]", "loss", "calibration error [points]",
-                                                            f"{ATTACK} [%]"]
+                                                            f"{PLACE} [%]"]
     by = {quality.name: quality for quality in card.qualities}
     expected = mean_interval(found.values("B", "accuracy"))
     assert (by["accuracy [%]"].estimates[1], by["accuracy [%]"].lows[1]) == (expected.estimate, expected.low)

@@ -21,7 +21,8 @@ from optscope.report.tables import number
 RULE = ("whoever is shown to be better than the first optimiser in accuracy (the loss where there is none), and "
         "not equal within the margin, is taken, but for those shown to be worse than another of them (paired tests "
         "of all pairs, Holm-corrected); where nobody is, those shown to be equal are told apart by what else is "
-        "shown; a difference that rounding alone can make counts for nothing")
+        "shown, differences in points first and the largest of them first; a difference that rounding alone can "
+        "make counts for nothing")
 """The rule of the choice."""
 MOST_SEEDS = 1000
 """More seeds than that nobody is told to run."""
@@ -56,7 +57,7 @@ class Standing:
         mine = [f for f in found if f.arm == arm]
         equal = next((f for f in mine if not f.lead), None)
         rest = [f for f in mine if f.lead and not (equal and f.place == equal.place)]
-        shown = [f for f in rest if f.verdict.outcome == "holds" and not f.drowned]
+        shown = sorted((f for f in rest if f.verdict.outcome == "holds" and not f.drowned), key=_weight)
         return cls(arm, equal, next((f for f in mine if f.lead and equal and f.place == equal.place), None),
                    [f for f in shown if f.lead == arm], [f for f in shown if f.lead != arm])
 
@@ -125,7 +126,7 @@ class _Words:
         one = len(arms) == 1
         text = (f"Take {_either([s.arm for s in arms])}: {'its' if one else 'their'} {gaps[0].place.text} is "
                 f"{_side(gaps[0])} than {self.first}'s ({self._size(gaps)})")
-        text += f", and than {_row([f'that of {s.arm}' for s in beaten], len(beaten))}" if beaten and one else ""
+        text += f", and than {_row([f'that of {s.arm}' for s in beaten])}" if beaten and one else ""
         text += "." if one else "; between them no difference in it is shown."
         return text + _of_examples(gaps) + self._back(self.first, [s.losses for s in arms])
 
@@ -134,34 +135,44 @@ class _Words:
         gaps = [s.differs for s in arms if s.differs]
         text = (f"Take {self.first}: its {gaps[0].place.text} is {_side(gaps[0])} than "
                 f"{listed(f'that of {s.arm} ({self._size([f])})' for s, f in zip(arms, gaps, strict=True))}.")
-        others = _row([s.arm for s in arms], len(arms))
+        others = _row([s.arm for s in arms])
         return text + _of_examples(gaps) + self._back(others, [s.gains for s in arms])
 
     def peers(self, arms: Sequence[Standing]) -> str:
         """Say of those that are equal, or of which nothing comes first, what else tells them from the first."""
         equal = arms[0].equal
-        names = listed(s.arm for s in arms)
         margin = max((s.equal.margin for s in arms if s.equal), default=math.nan)
         unit = f" {equal.place.difference_unit}" if equal and equal.place.difference_unit else ""
         alike = f"{equal.place.text} is equal within {margin:.2g}{unit}" if equal else ""
         gainers = [s for s in arms if s.gains and not s.losses]
         losers = [s for s in arms if s.losses and not s.gains]
+        torn = [s for s in arms if s.losses and s.gains]
         if gainers:
             each = "; ".join(f"{s.arm} is better than {self.first} in {self._amounts(s.gains)}" for s in gainers)
-            return f"Take {_either([s.arm for s in gainers])}: {f'{alike}, and ' if alike else ''}{each}."
+            text = f"Take {_either([s.arm for s in gainers])}: {f'{alike}, and ' if alike else ''}{each}."
+            return "\n".join([text, *self._left(losers)])
         if len(losers) == len(arms):
             each = "; ".join(f"it is better than {s.arm} in {self._amounts(s.losses)}" for s in arms)
             return f"Take {self.first}: {f'{alike}, and ' if alike else ''}{each}."
-        apart = [f"{who} is better{f' than {whom}' if len(arms) > 1 else ''} in {self._amounts(what)}"
-                 for s in arms for who, whom, what in ((s.arm, self.first, s.gains), (self.first, s.arm, s.losses))
-                 if what]
-        both = f"{self.first} and {names}"
-        if apart:
-            return (f"Choose between {both} by what matters to you{f': {alike}, but ' if alike else ': '}"
-                    f"{'; '.join(apart)}.")
+        if torn or losers:
+            kept = [s for s in arms if s not in losers]
+            lines = [f"{s.arm} is better than {self.first} in {self._amounts(s.gains)}; {self.first} is better in "
+                    f"{self._amounts(s.losses)}." for s in torn]
+            return "\n".join([f"Choose between {_row([self.first, *(s.arm for s in kept)])} by "
+                              f"{'what matters to you' if torn else 'cost'}{f': {alike}' if alike else ''}.",
+                              *lines, *self._left(losers)])
+        both = _row([self.first, *(s.arm for s in arms)])
         return (f"No difference between {both} matters: {alike}, and nothing else differs that {self.seeds} seeds "
                 "can show. Take whichever is cheaper." if alike else
                 f"No difference between {both} is shown by {self.seeds} seeds. Take whichever is cheaper.")
+
+    def _left(self, arms: Sequence[Standing]) -> list[str]:
+        """Say of those that are shown to be worse in something, and better in nothing, that they may be left."""
+        if not arms:
+            return []
+        names = _row([s.arm for s in arms])
+        back = self._back(self.first, [s.losses for s in arms]) or f" {self.first} is better in something of each."
+        return [f"Leave {names}, shown to be better in nothing:{back}"]
 
     def open(self, arms: Sequence[Standing], alone: bool) -> str:
         """Say of those that are neither shown equal nor different what would show it, and what else is shown."""
@@ -190,13 +201,13 @@ class _Words:
 
     def _amounts(self, found: Sequence[Finding]) -> str:
         """Say by how much one is better in what is shown, at most so many of it."""
-        return _row([f"{f.place.text} ({self._size([f])})" for f in found], SHOWN)
+        return _row([f"{_called(f.place)} ({self._size([f])})" for f in found], SHOWN)
 
     def _back(self, who: str, found: Sequence[Sequence[Finding]]) -> str:
         """Say what all of the other side are shown to be worse in."""
         shared = [f.place for f in found[0] if all(any(g.place == f.place for g in each) for each in found[1:])]
         sizes = [(place, [f for each in found for f in each if f.place == place]) for place in shared]
-        said = _row([f"{place.text} ({self._size(each)})" for place, each in sizes], SHOWN) if sizes else ""
+        said = _row([f"{_called(place)} ({self._size(each)})" for place, each in sizes], SHOWN) if sizes else ""
         return f" {who} {'are' if ' and ' in who else 'is'} better in {said}." if said else ""
 
     def _size(self, found: Sequence[Finding]) -> str:
@@ -217,6 +228,17 @@ def _of_examples(gaps: Sequence[Finding]) -> str:
     """Say that the number of test examples takes back what is shown over seeds."""
     open_ = [f.examples.n for f in gaps if f.examples is not None and f.examples.low <= 0 <= f.examples.high]
     return f" {min(open_)} test examples are too few to show it for others drawn alike." if open_ else ""
+
+
+def _weight(finding: Finding) -> tuple[bool, float]:
+    """Return where a finding stands in a sentence: before others in points, the largest first."""
+    points = finding.place.difference_unit == "points"
+    return not points, -abs(finding.verdict.effect) if points else 0.0
+
+
+def _called(place: Place) -> str:
+    """Return what a place is called where a number in brackets follows."""
+    return place.metric.name + ("" if place.at is None else f" at {place.metric.axis} {place.at:g}")
 
 
 def _side(finding: Finding) -> str:
@@ -242,11 +264,12 @@ def _either(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _row(parts: Sequence[str], most: int) -> str:
-    """Return parts of a sentence in a row, at most so many.
+def _row(parts: Sequence[str], most: int | None = None) -> str:
+    """Return parts of a sentence in a row, all or at most so many.
 
     >>> _row(["a", "b"], 3), _row(["a", "b", "c", "d"], 2)
     ('a and b', 'a, b and 2 more')
     """
-    shown = [*parts[:most], *([f"{len(parts) - most} more"] if len(parts) > most else [])]
+    rest = len(parts[most:]) if most else 0
+    shown = [*parts[:most], *([f"{rest} more"] if rest else [])]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
