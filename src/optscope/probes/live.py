@@ -61,9 +61,9 @@ def preconditioner(snapshot: Snapshot, layout: Layout, gradient: Tensor) -> Prec
     inner = adaptive(rule)
     if optimizer is None or rule is None or inner is None:
         got = type(optimizer).__name__ if optimizer else f"no optimiser, and {snapshot.rule!r}"
-        raise UserError("preconditioned sharpness needs the live Adam, AdamW, RMSProp, Shampoo, SOAP, LARS, LAMB "
-                        "or ByKind of these that trains the model, with one set of numbers; got "
-                        f"{got}: measure TopEigenvalues instead")
+        raise UserError("preconditioned sharpness needs the live Adam, AdamW, RMSProp, Shampoo, SOAP, LARS, LAMB, "
+                        "ByKind of these or Graft in the direction of one that trains the model, with one set of "
+                        f"numbers; got {got}: measure TopEigenvalues instead")
     named, grads = dict(snapshot.model.named_parameters()), layout.views(gradient)
     layers = [(name, named[name].detach(), _state(optimizer, named[name]), g)
               for name, g in zip(layout.names, grads, strict=True)]

@@ -48,8 +48,9 @@ def threshold(rule: Rule, step: int = 0) -> float:
     plain = _plain_threshold(inner, step)
     if plain is None:
         raise UserError(f"no stability threshold is known for {rule!r}; there is one for SGD, Momentum, Adam, "
-                        "AdamW, RMSProp, Shampoo, SOAP, LARS and LAMB, also inside Scheduled and Rounded, and for "
-                        "SGD and Momentum inside Decayed")
+                        "AdamW, RMSProp, Shampoo, SOAP, LARS and LAMB, for ByKind of these and Graft over layers "
+                        "in the direction of one without decay, also inside Scheduled and Rounded, and for SGD and "
+                        "Momentum inside Decayed")
     if decay and not isinstance(inner, (SGD, Momentum)):  # the penalty's curvature is then preconditioned
         raise UserError(f"no stability threshold is known for {rule!r}: L2 regularisation has one with SGD and "
                         "Momentum; with Adam, use AdamW")
