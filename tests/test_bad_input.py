@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from optscope import cli, lab
+from optscope import lab
+from optscope.cli.app import app
 from optscope.engine.store import Store
 from optscope.errors import UserError
 from tiny import call
@@ -269,7 +270,7 @@ def test_a_folder_in_use_is_left_alone(place, monkeypatch, capsys):
 
 # Help, and what is not a user's to mend
 
-@pytest.mark.parametrize("name", ["", *(c.name or c.callback.__name__ for c in cli.app.registered_commands)])
+@pytest.mark.parametrize("name", ["", *(c.name or c.callback.__name__ for c in app.registered_commands)])
 def test_help(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     assert call(monkeypatch, f"{name} --help") == 0
