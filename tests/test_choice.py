@@ -12,6 +12,7 @@ from optscope.analyses.charts import axes
 from optscope.analyses.choice import choice
 from optscope.analyses.differences import Differences
 from optscope.analyses.findings import findings
+from optscope.analyses.joined import claims
 from optscope.analyses.scorecard import scorecard
 from optscope.evidence.picture import Scorecard
 from optscope.evidence.power import power, seeds_to_show, spread_of
@@ -227,3 +228,35 @@ def test_a_title_crowns_nobody_where_no_difference_is_shown():
         return axes(PAIR, found, lambda comparison, records: findings(comparison, records)).figures[0].title
     assert title(0.1) == "Accuracy under attack over radius: at 0.5 no difference to A is shown"
     assert title(-9.0) == "Accuracy under attack over radius: at 0.5, B is worse than A"
+
+
+# One claim a difference
+
+@pytest.mark.parametrize(("shift", "spread", "margin", "said", "outcome"), [
+    (0.0, 0.1, 1.5, "equal", "holds"), (0.9, 0.1, 1.5, "equal", "holds"), (5.0, 0.1, 1.5, "better", "holds"),
+    (-5.0, 0.1, 1.5, "worse", "holds"), (0.0, 9.0, 1.5, "not shown", "undecided")])
+def test_equality_and_difference_are_two_tests_and_one_row(shift, spread, margin, said, outcome):
+    rows = records({("B", "accuracy"): shift}, spread=spread)
+    found = findings(PAIR, rows, margin)
+    told = claims(found, "A")
+    assert len(found) == len(told) + 1
+    assert [claim.id for claim, _ in told] == [f"F{i}" for i in range(1, len(told) + 1)]
+    assert not any("accuracy" in claim.text and "attack" not in claim.text for claim, _ in told[1:])
+    claim, verdict = told[0]
+    assert claim.text == "B against A: accuracy (equal within 1.5 points)"
+    assert (verdict.said, verdict.outcome) == (said, outcome)
+    assert ("A difference is shown as well" in verdict.note) == (shift == 0.9)
+    gaps = np.subtract(*rows.pairs("B", "A", "accuracy"))
+    assert verdict.effect == pytest.approx(gaps.mean())
+    assert verdict.low < gaps.mean() < verdict.high
+    assert (verdict.least, verdict.most) == pytest.approx((-1.5, 1.5))
+    equal, differs = (f.verdict for f in found if f.place.text == "accuracy")
+    assert verdict.p == (equal if said == "equal" else differs).p
+
+
+def test_of_a_loss_less_is_better_and_a_row_says_so():
+    rows = Records(row for row in records({("B", "loss"): 0.5}) if row.metric != "accuracy")
+    claim, verdict = claims(findings(PAIR, rows), "A")[0]
+    assert claim.text.startswith("B against A: loss (equal within ")
+    assert verdict.said == "worse"
+    assert verdict.effect > 0

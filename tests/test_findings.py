@@ -118,7 +118,6 @@ def test_a_planted_gap_is_found_with_the_right_lead_and_size_and_lower_is_turned
         assert b.claim.text == f"A has {side} {metric}{place} than B"
         assert c.claim.text == f"C has {side} {metric}{place} than A"
         assert c.claim.falsified == "a difference that is shown to be on the other side of 0, in favour of A"
-    assert [f.claim.id for f in found] == [f"F{i}" for i in range(1, len(found) + 1)]
     assert {f.verdict.outcome for f in found if f.place.metric.name == "calibration error"} == {"undecided"}
 
 
@@ -304,8 +303,8 @@ def test_the_protocol_names_examples_steps_and_the_test_and_what_an_exact_one_co
     assert f"2 epochs of {n[0] // 32} steps on 32 examples each make {2 * (n[0] // 32)} steps" in rule.note
     assert judged_by(TWO, verdicts) == (
         "Student's t test on paired seeds, which takes differences for normal; p are Holm-corrected over all 4 "
-        "claims; intervals are of single claims, over seeds; an exact test of 8 seeds could show as much")  # 4/128
+        "tests; intervals are of single tests, over seeds; an exact test of 8 seeds could show as much")  # 4/128
     many = judged_by(MEASURED, verdicts * 4)
-    assert "whose p is 0.0078 at least, could show nothing among so many claims (it takes 10 seeds)" in many
+    assert "whose p is 0.0078 at least, could show nothing among so many tests (it takes 10 seeds)" in many
     few = judged_by(replace(TWO, seeds=(1, 2, 3)), verdicts)
     assert few.startswith("the exact sign-flip test on paired seeds, whose p is 0.25 at least")

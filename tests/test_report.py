@@ -25,6 +25,7 @@ from optscope.evidence.records import Metric, Record, Records
 from optscope.report.document import Check, Document
 from optscope.report.drawable import MOST_POINTS, Points, thin
 from optscope.report.figures import draw, plain, slug
+from optscope.report.forest import forest
 from optscope.report.inline import inline
 from optscope.report.manifest import manifest, verdict_rows
 from optscope.report.page import render, write
@@ -434,6 +435,81 @@ def test_what_was_found_of_a_claim_folds_away_and_every_claim_can_be_linked_to(p
     assert "What refutes it: plain" in page.text_of(found[1])
 
 
+def judged(least, most, effect, low, high, unit=""):
+    return Verdict("holds", "", effect, low, high, 8, least=least, most=most, unit=unit)
+
+
+def drawn(*verdicts, family="C1"):
+    """Return the rows of a forest of one family."""
+    claims = [Claim(f"{family} {i}", "t", "s", lambda rows: verdicts[0], "f") for i in range(len(verdicts))]
+    found, = forest(Document("t", "q", "v", verdicts=list(zip(claims, verdicts, strict=True)),
+                             families={family: "a", "C9": "no claim is of it"}))
+    return found.rows
+
+
+inf, nan = math.inf, math.nan
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.floats(-1e3, 1e3), st.floats(1e-6, 1e3), st.booleans())
+def test_a_bar_of_the_forest_lies_in_the_tint_exactly_if_the_interval_lies_where_the_claim_holds(
+        bound, width, effect, half, turned):
+    low, high = effect - half, effect + half
+    cases = ((-inf, bound) if turned else (bound, inf), (bound - width, bound + width))
+    for least, most in cases:
+        row, = drawn(judged(least, most, effect, low, high))
+        assert 0 <= row.low <= row.effect <= row.high <= 100
+        inside = row.least + 1e-9 < row.low and row.high < row.most - 1e-9
+        outside = row.high < row.least - 1e-9 or row.low > row.most + 1e-9
+        assert not inside or (least <= low and high <= most)
+        assert not outside or high < least or low > most
+        if (least < low and high < most) and not inside:  # a hair from the bound
+            assert min(abs(row.low - row.least), abs(row.high - row.most)) < 1e-6
+    one, = drawn(judged(*cases[0], effect, low, high))
+    assert one.least == pytest.approx(50)
+    assert one.most == 100
+
+
+def test_rows_of_a_family_share_a_scale_where_they_ask_for_the_same_and_can_be_seen_so():
+    small, large = judged(0, inf, 1, 0.5, 1.5, "points"), judged(0, inf, 4, 3, 5, "points")
+    a, b = drawn(small, large)
+    assert b.effect - 50 == pytest.approx(4 * (a.effect - 50))
+    alone, other = drawn(small, judged(0, inf, 4, 3, 5, "nats"))
+    assert alone.effect - 50 == pytest.approx(46 / 1.5)
+    assert other.effect == b.effect
+    first, far = drawn(small, judged(0, inf, 1e4, 9e3, 1.1e4, "points"))
+    assert first.effect == alone.effect
+    assert far.high == pytest.approx(96)
+
+
+@pytest.mark.parametrize(("verdict", "text", "asked"), [
+    (judged(-1.5, 1.5, 0.97, 0.85, 1.09, "points"), "0.97 [0.85, 1.09] points", "within ±1.5"),
+    (judged(-inf, 0.05, 2e-6, nan, nan), "2e−6", "≤ 0.05"),
+    (judged(0.5, inf, inf, 3, inf), "∞ [3, ∞]", "≥ 0.5"),
+    (judged(0.8, 1.05, 0.97, 0.96, 0.98), "0.970 [0.960, 0.980]", "0.8 to 1.05"),
+    (judged(-inf, inf, nan, nan, nan), "not measured", ""),
+    (Verdict("holds", "2 of 2 hold, 2 needed: [holds] a. [holds] b."), "in parts", "")])
+def test_a_row_of_the_forest_says_what_was_found_and_asked_whatever_there_is(verdict, text, asked):
+    row, = drawn(verdict)
+    assert (row.text, row.asked) == (text, asked)
+    shown = render(Document("t", "q", "v", verdicts=[(Claim("C1", "t", "s", lambda r: verdict, "f"), verdict)],
+                            families={"C1": "words"}))
+    assert 'href="#claim-1"' in shown
+    assert "nan%" not in shown
+    assert "inf%" not in shown
+
+
+def test_optimisers_look_the_same_in_every_report_and_others_take_what_is_left():
+    def looks(*labels):
+        panel = Panel("x", "y", [Series(label, [0], [0]) for label in labels])
+        styles = Styles.of([Picture("p", "t", [panel])])
+        return {label: styles.look(Series(label, [], [])) for label in labels}
+    one, other = looks("mine", "Adam", "SGD", "yours"), looks("SGD", "Lion", "Adam")
+    for name in ("SGD", "Adam"):
+        assert (one[name].colour, one[name].marker) == (other[name].colour, other[name].marker)
+    assert [one[name].index for name in one] == [0, 1, 2, 3]
+    assert len({look.colour for look in one.values()}) == 4
+
+
 def test_headings_and_buttons_have_words_where_series_and_columns_have_none():
     nameless = picture("")
     shown = Page(render(Document("t", "q", "v", figures=[nameless, picture(), *figures()],
@@ -507,9 +583,11 @@ def test_verdicts_json_has_the_agreed_form(folder):
     rows = json.loads((folder / "verdicts.json").read_text(), parse_constant=pytest.fail)
     assert rows == verdict_rows(document())
     assert [list(row) for row in rows] == [
-        ["claim", "text", "source", "outcome", "effect", "low", "high", "n", "p", "test", "scale", "note"]] * 3
+        ["claim", "text", "source", "outcome", "effect", "low", "high", "n", "p", "test", "scale", "note", "said",
+         "unit", "least", "most"]] * 3
     assert rows[0] == {"claim": "C1", "text": "plain", "source": "plain", "outcome": "holds", "effect": 0.1,
-                       "low": 0.05, "high": 0.15, "n": 8, "p": 0.0078, "test": "", "scale": "desk", "note": "plain"}
+                       "low": 0.05, "high": 0.15, "n": 8, "p": 0.0078, "test": "", "scale": "desk", "note": "plain",
+                       "said": "holds", "unit": "", "least": None, "most": None}
     assert rows[2]["effect"] is rows[2]["p"] is None
 
 

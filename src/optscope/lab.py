@@ -198,7 +198,8 @@ class Done:
             title, question, "\n".join(found.sentences),
             [*left_out, *together(results.failures), *results.inapplicable, *found.warnings, *known],
             found.verdicts, scale, next_steps, found.figures, found.tables, found.checks, around, command,
-            runs_table(rows) if rows is not None else None, found.summaries, found.openers, found.details)
+            runs_table(rows) if rows is not None else None, found.summaries, found.openers, found.details,
+            dict(found.families))
         return Result(results.records, document, write(document, self.store.folder), results.failures)
 
 

@@ -10,6 +10,7 @@ from optscope.analyses.choice import RULE, choice
 from optscope.analyses.examples import Right
 from optscope.analyses.findings import Finding, findings
 from optscope.analyses.headline import ORDER, headline
+from optscope.analyses.joined import claims
 from optscope.analyses.scorecard import scorecard
 from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import ALPHA, FEWEST
@@ -41,14 +42,14 @@ class Differences:
     def __call__(self, comparison: Comparison, records: Records) -> Section:
         """Return the choice, all at a glance, a line an arm, every claim, and which tests judge them."""
         found = self.found(comparison, records)
-        checks = [Check(f"{comparison.name}: one test a claim, its p corrected", True,
+        checks = [Check(f"{comparison.name}: one test an answer, its p corrected", True,
                         judged_by(comparison, [each.verdict for each in found])),
                   Check(f"{comparison.name}: the choice follows a fixed rule", True, RULE),
                   Check(f"{comparison.name}: the answer has a fixed order", True, ORDER)]
         if not found:
             return Section(checks=checks)
         table, card = scorecard(comparison, records, found)
-        return Section([choice(comparison, records, found)], [(each.claim, each.verdict) for each in found],
+        return Section([choice(comparison, records, found)], claims(found, comparison.arms[0].name),
                        checks=checks, summaries=[table], openers=[card],
                        details=headline(comparison, records, found).splitlines())
 
@@ -62,11 +63,11 @@ def measured(comparison: Comparison, records: Records) -> Section:
 def judged_by(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
     """Return which test judges claims, what it takes for granted, and what an exact one could have shown."""
     n, family = len(comparison.seeds), max(1, sum(not math.isnan(verdict.p) for verdict in verdicts))
-    common = f"p are Holm-corrected over all {family} claims; intervals are of single claims, over seeds"
+    common = f"p are Holm-corrected over all {family} tests; intervals are of single tests, over seeds"
     if n < FEWEST:
         return f"the exact sign-flip test on paired seeds, whose p is {smallest_p(n):.2g} at least; {common}"
     least = smallest_p(n) * family
     exact = (f"an exact test of {n} seeds, whose p is {smallest_p(n):.2g} at least, could show nothing among so "
-             f"many claims (it takes {seeds_needed(family)} seeds), so what is shown rests on that"
+             f"many tests (it takes {seeds_needed(family)} seeds), so what is shown rests on that"
              if least > ALPHA else f"an exact test of {n} seeds could show as much")
     return f"Student's t test on paired seeds, which takes differences for normal; {common}; {exact}"

@@ -102,8 +102,7 @@ def findings(comparison: Comparison, records: Records, margin: float | str | Non
     better = [_better(mine, place, first, other) for place in shown for other in others]
     found = [_sized(f, first, right or {}) for f in (*equal, *better)]
     corrected = holm_corrected([f.verdict for f in found])
-    found = [_floored(replace(f, verdict=verdict)) for f, verdict in zip(found, corrected, strict=True)]
-    return [replace(f, claim=replace(f.claim, id=f"F{i}")) for i, f in enumerate(found, start=1)]
+    return [_floored(replace(f, verdict=verdict)) for f, verdict in zip(found, corrected, strict=True)]
 
 
 def _floored(finding: Finding) -> Finding:

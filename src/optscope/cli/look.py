@@ -90,8 +90,9 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
     if (folder / "verdicts.json").is_file():
         verdicts = read_json(folder / "verdicts.json")
         try:
-            lines = [f"{verdict['claim']:<5} {verdict['outcome']:<10} {verdict['text']}" for verdict in verdicts]
-        except (KeyError, TypeError, ValueError) as error:
+            lines = [f"{each['claim']:<5} {each.get('said', each['outcome']):<10} {each['text']}"
+                     for each in verdicts]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / 'verdicts.json'} is not what optscope writes there: run the command that "
                             "made it again") from error
         for line in lines:

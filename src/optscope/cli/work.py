@@ -30,7 +30,7 @@ def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long o
         result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", listener=Display(ERR),
                            executor=chosen, command=command(), place=settings.place)
     for claim, verdict in result.verdicts:
-        say(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}")
+        say(f"{claim.id:<5} {verdict.word:<10} {claim.text}")
     close(result)
 
 

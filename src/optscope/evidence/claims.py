@@ -18,7 +18,9 @@ SCALES: tuple[Scale, ...] = ("smoke", "desk", "long", "paper")
 class Verdict:
     """What a test found: the outcome, the effect with its 95 % interval, n, p, the test's name, and one sentence.
 
-    Numbers that a test has no use for are nan. `p` is that of `test`, corrected where its name says so.
+    Numbers that a test has no use for are nan. `p` is that of `test`, corrected where its name says so. The claim
+    is that the effect, in `unit`, lies between `least` and `most`: one of them is infinite where there is one
+    bound, both where the test knows none. `said` is the outcome in a word of the claim's own, where it has one.
     """
 
     outcome: Outcome
@@ -29,6 +31,15 @@ class Verdict:
     n: int = 0
     p: float = math.nan
     test: str = ""
+    least: float = -math.inf
+    most: float = math.inf
+    unit: str = ""
+    said: str = ""
+
+    @property
+    def word(self) -> str:
+        """The outcome as it is read."""
+        return self.said or self.outcome
 
 
 @dataclass(frozen=True)

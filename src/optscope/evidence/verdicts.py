@@ -47,7 +47,8 @@ def greater(a: ArrayLike, b: ArrayLike, margin: float = 0.0, what: str = "differ
     weak = f"{found.n} pairs can never reach p < {ALPHA}, it takes {FEWEST}" if found.n < FEWEST else ""
     note = _sentence(f"{what}: {_signed(found.estimate, unit)} ({shown}), {side} {_plain(margin, unit)}",
                      _too_little(found), _gaps(found), weak)
-    return Verdict(outcome, note, found.estimate, found.low, found.high, found.n, tested.p, tested.test)
+    return Verdict(outcome, note, found.estimate, found.low, found.high, found.n, tested.p, tested.test,
+                   least=margin, unit=unit)
 
 
 def equivalent(a: ArrayLike, b: ArrayLike, margin: ArrayLike, what: str = "difference",
@@ -77,9 +78,10 @@ def equivalent(a: ArrayLike, b: ArrayLike, margin: ArrayLike, what: str = "diffe
     p, test = (outside.p, outside.test) if apart else (tost.p, f"two one-sided {tost.test}s")
     side = {"holds": "within", "fails": "outside", "undecided": "neither shown within nor outside"}[outcome]
     interval = _bounds(wide, 95) if apart else _bounds(tost.interval, 90)
+    reach = float(margins.mean())
     note = _sentence(f"{what}: {_signed(wide.estimate, unit)} ({interval}, {wide.n} pairs, {test} p = {p:.2g}), "
-                     f"{side} ±{_plain(float(margins.mean()), unit)}", reason, _gaps(wide))
-    return Verdict(outcome, note, wide.estimate, wide.low, wide.high, wide.n, p, test)
+                     f"{side} ±{_plain(reach, unit)}", reason, _gaps(wide))
+    return Verdict(outcome, note, wide.estimate, wide.low, wide.high, wide.n, p, test, -reach, reach, unit)
 
 
 def within(value: float | Interval, low: float = -math.inf, high: float = math.inf, what: str = "value",
@@ -106,10 +108,12 @@ def within(value: float | Interval, low: float = -math.inf, high: float = math.i
     asked = (f"at most {_plain(high, unit)}" if low == -math.inf else f"at least {_plain(low, unit)}"
              if high == math.inf else f"within {low:.4g} to {_plain(high, unit)}")
     if not isinstance(value, Interval):
-        return Verdict(outcome, _sentence(f"{what}: {_plain(value, unit)}, {side}{asked}"), value)
+        return Verdict(outcome, _sentence(f"{what}: {_plain(value, unit)}, {side}{asked}"), value,
+                       least=low, most=high, unit=unit)
     shown = f"{_plain(found.estimate, unit)} ({_bounds(found, 95)}, n = {found.n})"
     note = _sentence(f"{what}: {shown}, {side}{asked}", reason, _gaps(found))
-    return Verdict("undecided" if reason else outcome, note, found.estimate, found.low, found.high, found.n)
+    return Verdict("undecided" if reason else outcome, note, found.estimate, found.low, found.high, found.n,
+                   least=low, most=high, unit=unit)
 
 
 def close(value: float, expected: float, tolerance: float, what: str = "value", unit: str = "") -> Verdict:
@@ -125,7 +129,8 @@ def close(value: float, expected: float, tolerance: float, what: str = "value", 
     off = abs(value - expected)
     note = _sentence(f"{what}: {value:.6g}{_suffix(unit)}, off the expected {expected:.6g} by {off:.2g}, "
                      f"tolerance {tolerance:.2g}")
-    return Verdict("holds" if off <= tolerance else "fails", note, value)
+    return Verdict("holds" if off <= tolerance else "fails", note, value, least=expected - tolerance,
+                   most=expected + tolerance, unit=unit)
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
@@ -150,6 +155,12 @@ def at_least_k(verdicts: Sequence[Verdict], k: int) -> Verdict:
     outcome: Outcome = ("holds" if 0 < k <= holding
                         else "fails" if len(verdicts) - failing < k <= len(verdicts) else "undecided")
     return _combined(verdicts, outcome, k)
+
+
+def shown_by(combined: Verdict, part: Verdict) -> Verdict:
+    """Return a combined verdict with the numbers of one of its parts: what it was asked of, and what was found."""
+    return replace(combined, effect=part.effect, low=part.low, high=part.high, n=part.n,
+                   least=part.least, most=part.most, unit=part.unit)
 
 
 def holm_corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -17,7 +17,8 @@ class Document:
 
     `verdict_sentence` is the answer; a line break in it starts another. `summaries` and `openers` show it at a
     glance, `details` are its lines in full. `warnings` are what a reader must know before believing it. `verdicts`
-    were judged at `scale`, where there are several.
+    were judged at `scale`, where there are several; `families` says what those are about whose ids share the first
+    word.
     """
 
     title: str
@@ -36,3 +37,4 @@ class Document:
     summaries: Sequence[Table] = ()
     openers: Sequence[Figure] = ()
     details: Sequence[str] = ()
+    families: Mapping[str, str] = field(default_factory=dict)

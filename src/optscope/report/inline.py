@@ -6,6 +6,7 @@ from markupsafe import Markup, escape
 
 from optscope.report.document import Document
 from optscope.report.figures import plain
+from optscope.report.forest import glance
 from optscope.report.style import clean
 from optscope.report.tables import Table, number
 
@@ -21,7 +22,7 @@ def inline(document: Document, path: str = "") -> str:
     count = sum(bool(warning.strip()) for warning in document.warnings)
     if count:
         parts.append(Markup("<p>{} reservation{}: see the report.</p>").format(count, "s" * (count != 1)))
-    parts += [_table(table) for table in document.summaries if table.rows]
+    parts += [_table(table) for table in glance(document) if table.rows]
     parts += [Markup('<div style="background:#fff;max-width:900px;overflow-x:auto">{}</div>').format(
         Markup(plain(figure))) for figure in document.openers[:1]]
     if path:

@@ -11,6 +11,7 @@ import numpy as np
 
 from optscope.evidence.picture import Figure
 from optscope.report.document import Document
+from optscope.report.forest import glance
 from optscope.report.style import clean
 from optscope.report.tables import Table
 
@@ -25,7 +26,7 @@ def manifest(document: Document) -> dict[str, Any]:
         "answer": [clean(line) for line in document.verdict_sentence.splitlines() if line.strip()],
         "details": [clean(line) for line in document.details],
         "reservations": [clean(warning) for warning in document.warnings if warning.strip()],
-        "scale": document.scale, "summary": [_table(table) for table in document.summaries],
+        "scale": document.scale, "summary": [_table(table) for table in glance(document)],
         "verdicts": verdict_rows(document),
         "figures": [_figure(figure) for figure in (*document.openers, *document.figures)],
         "protocol": [{"text": clean(check.text), "met": bool(check.met), "note": clean(check.note)}
@@ -36,12 +37,13 @@ def manifest(document: Document) -> dict[str, Any]:
 
 
 def verdict_rows(document: Document) -> list[dict[str, Any]]:
-    """Return the verdicts as plain data; numbers a test has no use for are None."""
+    """Return the verdicts as plain data; numbers a test has no use for, and bounds it has not, are None."""
     return [{"claim": clean(claim.id), "text": clean(claim.text), "source": clean(claim.source),
              "outcome": verdict.outcome,
              **{name: _value(float(getattr(verdict, name))) for name in ("effect", "low", "high")},
              "n": int(verdict.n), "p": _value(float(verdict.p)), "test": verdict.test, "scale": document.scale,
-             "note": clean(verdict.note)}
+             "note": clean(verdict.note), "said": verdict.word, "unit": clean(verdict.unit),
+             **{name: _value(float(getattr(verdict, name))) for name in ("least", "most")}}
             for claim, verdict in document.verdicts]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from optscope.evidence.picture import Figure
 from optscope.report.document import Document
+from optscope.report.forest import glance
 from optscope.report.style import clean
 from optscope.report.tables import Cell, Table, interval, number
 
@@ -22,7 +23,7 @@ def _lines(document: Document) -> Iterator[str]:
     yield f"*{_text(document.question)}*\n" if document.question.strip() else ""
     for sentence in document.verdict_sentence.splitlines():
         yield f"**{_text(sentence)}**\n" if sentence.strip() else ""
-    for table in document.summaries:
+    for table in glance(document):
         yield from _table(table)
         yield f"{_text(table.note)}\n"
     yield from _figures(document.openers)
@@ -63,7 +64,7 @@ def _figures(figures: Sequence[Figure]) -> Iterator[str]:
 
 
 def _claims(document: Document) -> Table:
-    rows = [(claim.id, claim.text, claim.source, v.outcome,
+    rows = [(claim.id, claim.text, claim.source, v.word,
              "" if math.isnan(v.effect) else interval(v.effect, v.low, v.high), v.n,
              "" if math.isnan(v.p) else number(v.p, 2), v.note) for claim, v in document.verdicts]
     return Table("", ("claim", "sentence", "source", "verdict", "effect", "n", "p", "found"), rows)

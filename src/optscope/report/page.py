@@ -15,16 +15,20 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from optscope.evidence.claims import Outcome
 from optscope.evidence.picture import Figure, Picture, Scorecard
 from optscope.files import write_atomically
 from optscope.report.document import Document
 from optscope.report.figures import NARROW, alt, plain, slug
+from optscope.report.forest import forest
 from optscope.report.manifest import as_json, manifest, verdict_rows
 from optscope.report.markdown import markdown
 from optscope.report.style import Styles, clean
 from optscope.report.svg import headed
 from optscope.report.tables import Table, figure_tables, interval, number
 
+OUTCOMES: Sequence[Outcome] = ("holds", "fails", "undecided")
+"""In what order verdicts are counted."""
 REFUTED = {"holds": "What would refute it", "fails": "What refutes it", "undecided": "What would refute it"}
 """What stands before the result that refutes a claim."""
 
@@ -98,10 +102,12 @@ def _drawings(document: Document) -> tuple[list[Drawing], Styles]:
 
 
 def _page(document: Document, drawings: Sequence[Drawing], styles: Styles) -> str:
-    tally = Counter(verdict.outcome for _, verdict in document.verdicts)
+    tally = Counter((verdict.outcome, verdict.word) for _, verdict in document.verdicts)
     openers = len(document.openers)
     return _templates().get_template("template.html").render(
-        d=document, openers=drawings[:openers], drawings=drawings[openers:], tally=tally, labels=styles.measured,
+        d=document, openers=drawings[:openers], drawings=drawings[openers:], labels=styles.measured,
+        tally=sorted(tally.items(), key=lambda each: OUTCOMES.index(each[0][0])), forest=forest(document),
+        joined=any(verdict.said for _, verdict in document.verdicts),
         manifest=as_json(manifest(_named(document, drawings))))
 
 

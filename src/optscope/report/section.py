@@ -24,7 +24,8 @@ class Section:
     """What one analysis says of a comparison: lines of the answer, and what they rest on.
 
     `summaries` and `openers` are the table and the picture that show the answer at a glance, `details` its lines
-    in full. `warnings` are what a reader must know before believing it. An analysis that does not fit returns a
+    in full. `families` says of claims whose ids share the first word what they are about, where there are such.
+    `warnings` are what a reader must know before believing it. An analysis that does not fit returns a
     section of nothing.
     """
 
@@ -37,6 +38,7 @@ class Section:
     summaries: Sequence[Table] = ()
     openers: Sequence[Figure] = ()
     details: Sequence[str] = ()
+    families: Sequence[tuple[str, str]] = ()
 
 
 def joined(sections: Iterable[Section]) -> Section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES: tuple[Dash, ...] = ("-", (0, (7, 1.5)), (0, (7, 1.5, 1.5, 1.5)), (0, (12, 1.5, 3, 1.5)))
 THEORY_DASH: Dash = (0, (3, 2))
 THEORY_GREYS = ("#222222", "#6B6B6B", "#9A9A9A")
+KNOWN = ("sgd", "adam", "rmsprop", "adamw", "muon", "lion", "soap")
+"""Optimisers that look the same in every report, each in its own of the seven colours."""
 
 # Text that would be read as mathematics, and every setting of the user's own matplotlibrc, are overruled, so
 # that a figure depends on its data alone.
@@ -59,23 +62,25 @@ class Style:
 
 @dataclass
 class Styles:
-    """The look of every label of a report, handed out in order of first appearance.
+    """The look of every label of a report.
 
-    A theory takes the colour of the measured label it names ("theory, SGD" that of "SGD"), so that a
-    prediction sits visibly on what it predicts, and is grey when it names none.
+    Optimisers that many reports hold have a look of their own; others get what is left, colours first, in order of
+    first appearance. A theory takes the colour of the measured label it names ("theory, SGD" that of "SGD"), so
+    that a prediction sits visibly on what it predicts, and is grey when it names none.
     """
 
     measured: dict[str, Style] = field(default_factory=dict)
     theories: dict[str, Style] = field(default_factory=dict)
+    reserved: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, figures: Iterable[Figure]) -> Styles:
         """Return the styles for all series of all figures."""
-        styles = cls()
-        given = list(figures)
-        for arm in (arm for f in given if isinstance(f, Scorecard) for arm in f.arms):
-            styles.look(Series(arm, (), ()))
-        series = [s for f in given if isinstance(f, Picture) for panel in f.panels for s in panel.series]
+        styles, given = cls(), list(figures)
+        arms = [Series(arm, (), ()) for f in given if isinstance(f, Scorecard) for arm in f.arms]
+        series = arms + [s for f in given if isinstance(f, Picture) for panel in f.panels for s in panel.series]
+        taken = {s.label for s in series if s.mark != "theory" and s.label.lower() in KNOWN}
+        styles.reserved = {KNOWN.index(label.lower()) for label in taken}
         for one in sorted(series, key=lambda s: s.mark == "theory"):
             styles.look(one)
         return styles
@@ -87,10 +92,17 @@ class Styles:
                 self.theories[series.label] = self._theory(series.label)
             return self.theories[series.label]
         if series.label not in self.measured:
-            i = len(self.measured)
-            self.measured[series.label] = Style(i, COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)],
-                                                DASHES[i % len(DASHES)])
+            i = self._free(series.label.lower())
+            self.reserved.add(i)
+            self.measured[series.label] = Style(len(self.measured), COLOURS[i % len(COLOURS)],
+                                                MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
         return self.measured[series.label]
+
+    def _free(self, name: str) -> int:
+        """Return which look a label gets: its own, or the first that nobody has."""
+        if name in KNOWN:
+            return KNOWN.index(name)
+        return next(i for i in itertools.count() if i not in self.reserved)
 
     def _theory(self, label: str) -> Style:
         named = [m for m in self.measured if m and re.search(rf"(?<!\w){re.escape(m)}(?!\w)", label)]

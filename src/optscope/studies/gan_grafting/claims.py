@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from optscope.analyses.grafts import length_earns_more
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Factor, Records
 from optscope.evidence.stats import mean_interval, median_interval, wilson
-from optscope.evidence.verdicts import all_of, at_least_k, equivalent, greater, holm_corrected, within
+from optscope.evidence.verdicts import all_of, at_least_k, equivalent, greater, holm_corrected, shown_by, within
 from optscope.protocol.grafts import graft_name
 from optscope.studies.gan_grafting.calculations import grid_of
 from optscope.theory.gan_modes import TwoModes
@@ -94,7 +94,7 @@ class SomeNormalisedNoWorse:
         parts = [Better(self.experiment, arm, ADAM, -self.margin)(records) for arm in (ROOT, MODEL)]
         best = max(parts, key=lambda part: part.effect if np.isfinite(part.effect) else -np.inf)
         both = at_least_k(holm_corrected(parts), 1)
-        return replace(both, effect=best.effect, low=best.low, high=best.high, n=best.n)
+        return shown_by(both, best)
 
 
 def gain(records: Records, experiment: str, arm: str, other: str) -> tuple[Array, Array, str]:
@@ -146,7 +146,7 @@ def normalised_finds_both(records: Records) -> Verdict:
                             what=f"share of the pairs of rates at which nSGDA found both modes, mean over seeds, "
                                  f"d = {d}"))
     least = min(parts, key=lambda part: part.effect if np.isfinite(part.effect) else np.inf)
-    return replace(all_of(parts), effect=least.effect, low=least.low, high=least.high, n=least.n)
+    return shown_by(all_of(parts), least)
 
 
 def plain_collapses_when_fitted(records: Records) -> Verdict:
@@ -164,7 +164,7 @@ def plain_collapses_when_fitted(records: Records) -> Verdict:
     worst = within(float(often.min()) if len(often) else np.nan, low=0.5,
                    what=f"share of seeds without both modes then, at the least collapsed of the {len(often)} pairs "
                         "at which D fitted on most seeds")
-    return replace(all_of([whole, worst]), effect=whole.effect, low=whole.low, high=whole.high, n=whole.n)
+    return shown_by(all_of([whole, worst]), whole)
 
 
 def plain_never_recovers(records: Records) -> Verdict:
@@ -203,7 +203,7 @@ def who_learns_first(records: Records) -> Verdict:
                   for g, d in np.nan_to_num(both, nan=np.inf, posinf=np.inf)]
         parts.append(within(median_interval(ratios), low=low, high=high,
                             what=f"{kind}: steps until G had moved / until D had fitted, median"))
-    return replace(all_of(parts), effect=parts[0].effect, low=parts[0].low, high=parts[0].high, n=parts[0].n)
+    return shown_by(all_of(parts), parts[0])
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def classifier_is_different(records: Records) -> Verdict:
     parts = [equivalent(*_with_diverged(mine, arm, ADAM, "accuracy", CHANCE), ACCURACY_MARGIN, unit="points",
                         what=f"test accuracy, {arm} − Adam") for arm in (SGDA, ADA, DIR)]
     worst = max(parts, key=lambda part: abs(part.effect) if np.isfinite(part.effect) else -1)
-    return replace(all_of(parts), effect=worst.effect, low=worst.low, high=worst.high, n=worst.n)
+    return shown_by(all_of(parts), worst)
 
 
 def length_earns(records: Records) -> Verdict:

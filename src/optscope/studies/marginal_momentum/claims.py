@@ -11,7 +11,7 @@ import numpy as np
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, rank_correlation, wilson
-from optscope.evidence.verdicts import all_of, equivalent, greater, holm_corrected, within
+from optscope.evidence.verdicts import all_of, equivalent, greater, holm_corrected, shown_by, within
 from optscope.studies.marginal_momentum.finetuning import (
     CALM_FINE,
     CHARACTERS,
@@ -164,7 +164,7 @@ class Meet:
                                    what=f"accuracy at level {last}, momentum 0.9 − SGD"),
                  within(mean_interval(slopes(list(gaps.values()), list(gaps))), high=0.0, unit="points",
                         what="slope of that gap, a doubling of the level")]
-        both = replace(all_of(parts), effect=first.effect, low=first.low, high=first.high)
+        both = shown_by(all_of(parts), first)
         if float(np.nanmean(gaps[1][1])) < 2 * CHANCE:
             both = replace(both, note=f"{both.note} At level 1 SGD does not train at all, so its runs are not in "
                                       "one basin with momentum's.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval
-from optscope.evidence.verdicts import all_of, equivalent, greater, within
+from optscope.evidence.verdicts import all_of, equivalent, greater, shown_by, within
 from optscope.protocol.grafts import graft_name
 
 Array = NDArray[np.float64]
@@ -141,7 +141,7 @@ def averaged_equal(records: Records) -> Verdict:
     clean = equivalent(*free, EQUAL, what="clean accuracy, Schedule-free − averaged AdamW", unit="points")
     robust = equivalent(*mean, AS_ROBUST, what=f"{ATTACK} ({RADII['fashion-mnist']:g}), Schedule-free − averaged "
                         "AdamW", unit="points")
-    return replace(all_of([clean, robust]), effect=robust.effect, low=robust.low, high=robust.high, n=robust.n)
+    return shown_by(all_of([clean, robust]), robust)
 
 
 def _both(records: Records, metric: str) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ from optscope.evidence.claims import Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import BOOTSTRAP_LEAST, Interval, bootstrap_interval, mean_interval, wilson
 from optscope.evidence.variance import deviation_ratio, spread_ratio
-from optscope.evidence.verdicts import all_of, close, greater, within
+from optscope.evidence.verdicts import all_of, close, greater, shown_by, within
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -65,7 +65,7 @@ def rounding_spreads_like_seeds(records: Records) -> Verdict:
         return exact
     again = within(bootstrap_interval(found, _ratio_of_deviations), low=COMPARABLE,
                    what="the same, bootstrap over seeds")
-    return replace(all_of([exact, again]), effect=exact.effect, low=exact.low, high=exact.high, n=exact.n)
+    return shown_by(all_of([exact, again]), exact)
 
 
 def _ratio_of_deviations(rows: Array) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -11,7 +11,16 @@ from scipy.stats import spearmanr
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, median_interval
-from optscope.evidence.verdicts import all_of, at_least_k, close, equivalent, greater, holm_corrected, within
+from optscope.evidence.verdicts import (
+    all_of,
+    at_least_k,
+    close,
+    equivalent,
+    greater,
+    holm_corrected,
+    shown_by,
+    within,
+)
 
 MARGIN = 1.5
 """Clean accuracies within this many points are equal (C1)."""
@@ -51,7 +60,7 @@ class MoreRobust:
                         what=f"{metric} ({at:.3g}), SGD − {self.arm}") for metric, at in PLACES[self.experiment]]
         both = all_of([clean, at_least_k(holm_corrected(gaps), 2)])
         attack = gaps[1]
-        return replace(both, effect=attack.effect, low=attack.low, high=attack.high, n=attack.n)
+        return shown_by(both, attack)
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class LowestBand:
         gaps = [greater(lowest, mine.values("SGD", "drop under band noise", band), unit="points",
                         what=f"SGD's drop in band 0 − in band {band}") for band in range(1, 10)]
         least = min(gaps, key=lambda gap: gap.effect)
-        return replace(all_of(gaps), effect=least.effect, low=least.low, high=least.high, n=least.n)
+        return shown_by(all_of(gaps), least)
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,7 @@ class SpectrumFalls:
         slope = within(found.get("slope of log energy along the diagonal", np.nan), high=0.0,
                        what="slope of log energy along the diagonal, a frequency")
         line = within(found.get("R² of the exponential", np.nan), low=0.9, what="R² of that line")
-        return replace(all_of([slope, line]), effect=line.effect)
+        return shown_by(all_of([slope, line]), line)
 
 
 def _claims() -> tuple[Claim, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optscope.evidence.claims import Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval, median_interval, rank_correlation, wilson
-from optscope.evidence.verdicts import all_of, close, within
+from optscope.evidence.verdicts import all_of, close, shown_by, within
 
 Array = NDArray[np.float64]
 
@@ -84,7 +84,7 @@ class LessError:
                         what=f"L = {self.depth}, {share:g} of the threshold: log10 of polar over plain error")
                  for share in (0.2, 0.6)]
         unfinished = records.where(experiment=self.experiment, metric="unfinished", value=1.0)
-        verdict = replace(all_of(parts), effect=parts[0].effect, low=parts[0].low, high=parts[0].high, n=parts[0].n)
+        verdict = shown_by(all_of(parts), parts[0])
         if not unfinished:
             return verdict
         count = len(unfinished.where(depth=self.depth))
@@ -229,7 +229,7 @@ class PlainNeedsSmallStarts:
         parts = [within(median_interval(large), low=NEAR, what=f"L = {self.depth}: plain E/Q, a fifth of the "
                         "threshold"),
                  within(median_interval(small), high=NEAR, what=f"L = {self.depth}: plain E/Q from α = 1e-8")]
-        return replace(all_of(parts), effect=parts[0].effect, low=parts[0].low, high=parts[0].high, n=parts[0].n)
+        return shown_by(all_of(parts), parts[0])
 
 
 @dataclass(frozen=True)
