@@ -7,7 +7,6 @@ import math
 import pickle
 import random
 import sqlite3
-import sys
 
 import pytest
 
@@ -163,14 +162,6 @@ def test_sqlite_has_a_column_a_factor():
     assert found == [(1, 30.125), (2, 30.25)]
     assert database.execute("select count(*) from records where k is null").fetchone() == (len(SOME) - 1,)
     database.close()
-
-
-def test_without_pyarrow_nothing_is_written_and_nothing_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "summary.parquet").write_text("of an earlier run")
-    write_parquet(SOME, tmp_path / "summary.parquet")
-    assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr() == ("", "")
 
 
 def test_parquet_holds_the_same_columns(tmp_path):

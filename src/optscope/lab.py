@@ -27,7 +27,7 @@ from optscope.engine.place import CPU, Place
 from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.evidence.claims import Scale
-from optscope.evidence.columns import write_csv, write_parquet
+from optscope.evidence.columns import write_csv
 from optscope.evidence.records import Records
 from optscope.files import to_json, write_atomically
 from optscope.former import formerly
@@ -191,7 +191,6 @@ class Done:
         results, answer = self.results, "\n".join([*found.sentences, *found.details])
         around = environment(self.seconds, results.records, self.place) | dict(about or {})
         write_csv(results.records, self.store.folder / "summary.csv")
-        write_parquet(results.records, self.store.folder / "summary.parquet")
         write_atomically(self.store.folder / "run.json", to_json(
             {"command": command, "answer": answer, **around}))
         document = Document(

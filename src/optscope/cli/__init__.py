@@ -1,4 +1,4 @@
-"""The command: run, compare, rounding, advise, list, show, status, report, data.
+"""The command: run, compare, rounding, advise, list, show, status, report, export, data.
 
 Torch is imported only by commands that need it.
 """

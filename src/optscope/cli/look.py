@@ -1,4 +1,4 @@
-"""Commands that train nothing: what there is, how a folder stands, what it found, and data as published."""
+"""Commands that train nothing: what there is, how a folder stands, what it found, also for other tools; data."""
 
 from __future__ import annotations
 
@@ -105,6 +105,18 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
         say(f"every number: {folder / 'summary.csv'}")
     page = folder / "report.html"
     say(f"report: {page}" if page.is_file() else "no report yet: the command that made the folder continues")
+
+
+@app.command()
+def export(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")],
+           to: Annotated[str, typer.Option("--to", help="parquet, tensorboard, wandb, mlflow or trackio.")],
+           out: Annotated[Path, typer.Option("--out", help="The new file or folder.")]) -> None:
+    """Write every number and every curve of a folder for another tool; nothing leaves this machine."""
+    from optscope.exports import export as written
+    from optscope.following import check_is_ours
+
+    check_is_ours(folder)
+    say(f"to look at it: {written(folder, to, out)}")
 
 
 @app.command()

@@ -25,7 +25,7 @@ MARKER = "optscope.json"
 WRITTEN = {"runs", "data", "figures", "entries.json", "events.jsonl", LEDGER, "index.sqlite", "index.sqlite-wal",
            "index.sqlite-shm", "report.html", "report.md", "report.json", "verdicts.json", "summary.csv",
            "summary.parquet", "run.json"}
-"""What may lie in an output folder, for a reader to see."""
+"""What may lie in an output folder, for a reader to see; parquet is of an older version."""
 
 
 class Store:

@@ -101,13 +101,10 @@ def sqlite_bytes(records: Records, version: int) -> bytes:
 
 
 def write_parquet(records: Records, path: Path) -> None:
-    """Write records to a parquet file where pyarrow is installed (optscope[parquet]); elsewhere there is none."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        path.unlink(missing_ok=True)  # one of other records would be taken for these
-        return
+    """Write records to a parquet file, by pyarrow (optscope[parquet])."""
+    import pyarrow
+    from pyarrow import parquet
+
     kinds: dict[str, Any] = {**dict.fromkeys(FIELDS, pyarrow.string()), "seed": pyarrow.int64(),
                              "step": pyarrow.int64(), "value": pyarrow.float64(), "at": pyarrow.float64()}
     table = records.columns()
