@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
-import signal
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from optscope.engine.data_files import DataFiles
 from optscope.engine.executor import Begun, Outcome, Report
+from optscope.engine.fork_server import FORKS, at_hand
 from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
 from optscope.engine.naming import other_source
-from optscope.engine.numerics import THREAD_VARIABLES, THREADS
-from optscope.engine.origin import users_folders
 from optscope.engine.place import MemoryShortError
 from optscope.engine.run import ProbesError, Work
 from optscope.engine.run_folder import RunFolder, gone
 from optscope.engine.watch import describe_error
+from optscope.engine.workers import DiedError, Worker
 from optscope.errors import DISK_ERRORS, UserError, first_words
 
 TRIES = 3
@@ -34,8 +31,6 @@ TRIES = 3
 
 PROGRAM = ("optscope.engine.execute", "optscope.engine.run", "optscope.tasks.catalog")
 """The modules that, with all they name, train and measure; rules and probes are looked at run by run."""
-
-_ENVIRONMENT = {name: str(THREADS) for name in THREAD_VARIABLES}
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,6 @@ class Local:
     def run(self, works: Sequence[Work], folder: Path) -> Generator[Report, None, None]:
         """Do every piece of work in a worker; one whose worker dies is tried again, at most three times."""
         import loky
-        from loky.process_executor import BrokenProcessPool
 
         if not works:
             return
@@ -79,45 +73,37 @@ class Local:
         packed(list(works), data)  # together, so that what they share is looked at once
         program = source_digest(*PROGRAM)
         places = self._places(works, loky.cpu_count())
-        slots: list[Any] = [_start_slot(place) for place in places]
         waiting = [(work, 1) for work in reversed(works)]
-        running: dict[Future[Outcome], tuple[int, Work, int, Tail]] = {}
-        try:
-            idle = list(range(len(slots)))
-            while waiting or running:
-                while idle and waiting:
-                    slot, (work, attempt) = idle.pop(), waiting.pop()
-                    beside = places.count(places[slot])
-                    with _deaf():
+        running: dict[Connection, tuple[Worker, Work, int, Tail]] = {}
+        with at_hand() as server, contextlib.ExitStack() as ended:
+            idle = [Worker(place, server if FORKS and place == "cpu" else None) for place in places]
+            for worker in idle:
+                ended.callback(worker.end)
+            try:
+                while waiting or running:
+                    while idle and waiting:
+                        worker, (work, attempt) = idle.pop(), waiting.pop()
+                        beside = places.count(worker.device)
+                        answer = worker.give(perform_there, packed(work, data), folder, program, beside)
+                        running[answer] = worker, work, attempt, Tail(folder, work.id)
+                        yield Begun(work.id, attempt)
+                    heard = wait(running, PACE)
+                    for *_, tail in list(running.values()):
+                        yield from tail.new()
+                    for answer in [each for each in running if each in heard]:
+                        worker, work, attempt, tail = running.pop(answer)
+                        idle.append(worker)
+                        tail.close()
                         try:
-                            future = _submit(slots[slot], packed(work, data), folder, program, beside)
-                        except BrokenProcessPool:  # its worker died while it had nothing to do
-                            slots[slot].shutdown(kill_workers=True)
-                            slots[slot] = _start_slot(places[slot])
-                            future = _submit(slots[slot], packed(work, data), folder, program, beside)
-                    running[future] = (slot, work, attempt, Tail(folder, work.id))
-                    yield Begun(work.id, attempt)
-                done = wait(running, timeout=PACE, return_when=FIRST_COMPLETED).done
-                for *_, tail in list(running.values()):
-                    yield from tail.new()
-                for future in done:
-                    slot, work, attempt, tail = running.pop(future)
-                    idle.append(slot)
+                            yield worker.answer()
+                        except DiedError as error:
+                            if attempt < TRIES:
+                                waiting.append((work, attempt + 1))
+                            else:
+                                yield Outcome(work.id, "lost", reason=str(error), tries=attempt)
+            finally:
+                for *_, tail in running.values():
                     tail.close()
-                    try:
-                        yield future.result()
-                    except BrokenProcessPool as error:
-                        slots[slot].shutdown(kill_workers=True)
-                        slots[slot] = _start_slot(places[slot])
-                        if attempt < TRIES:
-                            waiting.append((work, attempt + 1))
-                        else:
-                            yield Outcome(work.id, "lost", reason=str(error).partition("\n")[0], tries=attempt)
-        finally:
-            for executor in slots:
-                executor.shutdown(kill_workers=True)
-            for *_, tail in running.values():
-                tail.close()
 
     def _places(self, works: Sequence[Work], cores: int) -> list[str]:
         """Return the device of every slot, no more of them than there is work."""
@@ -127,55 +113,6 @@ class Local:
             return (devices * (self.slots or 1))[:len(works)]
         threads = max(work.place.threads for work in works)
         return ["cpu"] * min(self.slots or max(1, cores // threads), len(works))
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Start processes that do not hear what is sent to a whole group, as by Ctrl-C: this one ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_slot(device: str) -> Any:
-    from loky.process_executor import ProcessPoolExecutor
-
-    with _deaf():
-        return ProcessPoolExecutor(max_workers=1, env=_ENVIRONMENT, initializer=_start_worker,
-                                   initargs=(os.getpid(), list(sys.path), device))
-
-
-def _submit(slot: Any, sent: bytes, folder: Path, program: str, beside: int) -> Future[Outcome]:
-    """Hand packed work to a slot; its process, which may start now, loads torch before it sees a user's files."""
-    path = list(sys.path)
-    sys.path[:] = [place for place in path if place not in users_folders.get()]
-    try:
-        future: Future[Outcome] = slot.submit(perform_there, sent, folder, program, beside)
-        return future
-    finally:
-        sys.path[:] = path
-
-
-def _start_worker(parent: int, path: list[str], device: str) -> None:
-    """Prepare a worker: one thread, its device, the parent's import path, and an end when the parent is gone."""
-    import torch
-
-    sys.path[:] = path
-    torch.set_num_threads(THREADS)
-    if torch.device(device).index is not None:
-        torch.accelerator.set_device_index(torch.device(device).index)
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def _remade(thing: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -16,9 +16,6 @@ from optscope.errors import UserError
 THREADS = 1
 """Threads a worker starts with; a run uses as many as its place says."""
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""What tells libraries the number of threads when they are loaded."""
-
 
 def _flushes() -> bool:
     """Return whether numbers below the smallest normal one count as 0: torch tells no other way."""

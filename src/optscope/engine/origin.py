@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from optscope.engine.bytecode import block
-from optscope.engine.numerics import THREAD_VARIABLES
+from optscope.engine.fork_server import ENVIRONMENT
 
 Origin = Literal["own", "library", "user"]
 
@@ -125,7 +125,7 @@ def environment(words: Set[str]) -> list[tuple[str, str]]:
     """Return the variables of the environment that code which says these words can read by their names."""
     read = words if words & {"environ", "getenv"} else set()
     return [(word, os.environ[word]) for word in sorted(read)
-            if word in os.environ and word not in THREAD_VARIABLES]
+            if word in os.environ and word not in ENVIRONMENT]
 
 
 def functions_of(kind: type) -> dict[str, types.FunctionType]:
