@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from optscope import load_snapshot
-from optscope.engine.checkpoint import check_kept
-from optscope.engine.misfit import renamed
+from optscope.engine.checkpoint import check_kept, found_at
 from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.engine.run_folder import RunFolder
@@ -55,7 +56,7 @@ def test_a_state_dict_reads_from_either_kind_of_file(trained, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "says"), [
-    ("nowhere.pt", None, "no weights at .*nowhere.pt: give a run's folder"),
+    ("nowhere.pt", None, "no weights at .*nowhere.pt, there is no such file or folder: give a run's folder"),
     ("text.pt", b"hello", "text.pt cannot be read as weights"),
     ("empty.pt", b"", "empty.pt cannot be read as weights"),
     ("text.safetensors", b"hello world", "text.safetensors cannot be read as weights"),
@@ -69,11 +70,8 @@ def test_what_is_no_checkpoint_is_refused(name, content, says, tmp_path):
 
 def test_another_models_weights_are_refused(trained, tmp_path):
     torch.save(trained.model.state_dict(), tmp_path / "model.pt")
-    torch.save({"epoch": 3, "model": trained.model.state_dict()}, tmp_path / "training.pt")
     with pytest.raises(UserError, match=r"are not those of the model of 'blobs': .*size mismatch for 0.weight"):
         load_snapshot(replace(TASK, model=Net(5)), tmp_path / "model.pt")
-    with pytest.raises(UserError, match="must hold a state dict, tensors by name; got dict"):
-        load_snapshot(TASK, tmp_path / "training.pt")
 
 
 # State dicts with more than dense, real tensors
@@ -227,32 +225,102 @@ def test_a_model_that_takes_its_shape_from_the_data_comes_back(tmp_path):
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-# Weights that nearly fit
+# What a model is saved as
 
-def test_a_checkpoint_that_nearly_fits_is_told_the_line_that_mends_it(trained, tmp_path):
+def shard(state, folder):
+    """Write a state dict as two shards with their list, as save_pretrained does of large models."""
+    names = list(state)
+    where = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(where.values()):
+        save_file({name: state[name] for name in names if where[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def prefixed(prefix, state):
+    return {prefix + name: value for name, value in state.items()}
+
+
+SAVED = {
+    "under model": lambda state, path: torch.save({"epoch": 3, "model": state}, path),
+    "under state_dict": lambda state, path: torch.save({"state_dict": state, "optimizer": {"state": {}}}, path),
+    "under model_state_dict": lambda state, path: torch.save({"model_state_dict": state, "loss": 0.1}, path),
+    "module.": lambda state, path: torch.save(prefixed("module.", state), path),
+    "net.": lambda state, path: torch.save(prefixed("net.", state), path),
+    "_orig_mod.": lambda state, path: torch.save(prefixed("_orig_mod.", state), path),
+    "module._orig_mod.": lambda state, path: torch.save(prefixed("module._orig_mod.", state), path),
+    "lightning": lambda state, path: torch.save(
+        {"epoch": 1, "pytorch-lightning_version": "2.5", "hyper_parameters": {"lr": 0.1}, "callbacks": {},
+         "state_dict": {**prefixed("net.", state), "loss.weight": torch.ones(3)}}, path),
+    "save_pretrained": lambda state, path: path.mkdir() or save_file(state, path / "model.safetensors"),
+    "a folder with .bin": lambda state, path: path.mkdir() or torch.save(state, path / "pytorch_model.bin"),
+    "shards": lambda state, path: path.mkdir() or shard(state, path),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_weights_are_found_in_whatever_they_were_saved_as(name, trained, tmp_path):
     state = trained.model.state_dict()
-    torch.save({"epoch": 3, "model": state}, tmp_path / "nested.pt")
-    torch.save({f"net.{name}": value for name, value in state.items()}, tmp_path / "prefixed.pt")
-    (tmp_path / "pretrained").mkdir()
-    save_file(state, tmp_path / "pretrained" / "model.safetensors")
-    for name, says in (("nested.pt", r'there is one under "model": torch\.save\(torch\.load\(path\)\["model"\], '),
-                       ("prefixed.pt", r'its names begin with "net\.", which those of the model do not: save'),
-                       ("pretrained", r"it is a folder: give its file .*pretrained/model\.safetensors")):
-        with pytest.raises(UserError, match=says):
-            load_snapshot(TASK, tmp_path / name)
-    torch.save(torch.load(tmp_path / "nested.pt")["model"], tmp_path / "nested.pt")
-    torch.save({k.removeprefix("net."): v for k, v in torch.load(tmp_path / "prefixed.pt").items()},
-               tmp_path / "prefixed.pt")
-    for name in ("nested.pt", "prefixed.pt", "pretrained/model.safetensors"):
-        assert PROBES[0](load_snapshot(TASK, tmp_path / name, seed=3)).values == PROBES[0](trained).values
+    torch.save(state, tmp_path / "plain.pt")
+    SAVED[name](state, tmp_path / "saved.pt")
+    found, plain = (found_at(TASK, tmp_path / each) for each in ("saved.pt", "plain.pt"))
+    for own, value in state.items():
+        assert torch.equal(found.snapshot.model.state_dict()[own], value)
+    assert found.content == plain.content
+    assert found.beside == (["loss.weight"] if name == "lightning" else [])
 
 
-@pytest.mark.parametrize(("there", "wanted"), [(["a", "c"], ["a", "b"]), (["net.a", "other.b"], ["a", "b"]),
-                                               (["neta"], ["a"]), ([], [])])
-def test_names_that_differ_otherwise_are_not_said_to_lack_a_prefix(there, wanted):
-    assert renamed(dict.fromkeys(there, 1), wanted) == ""
+def test_names_may_lack_the_prefix_that_the_model_has(trained, tmp_path):
+    task = replace(TASK, model=lambda: nn.Sequential(OrderedDict(net=Net()())))
+    torch.save(trained.model.state_dict(), tmp_path / "model.pt")
+    found = load_snapshot(task, tmp_path / "model.pt").model.state_dict()
+    assert all(torch.equal(found[f"net.{name}"], value) for name, value in trained.model.state_dict().items())
 
 
-def test_the_shortest_prefix_that_mends_is_found():
-    assert renamed({"a.b.w": 1, "a.b.v": 2}, ["w", "v"]).startswith('its names begin with "a.b."')
-    assert renamed({"a.b.w": 1}, ["b.w"]).startswith('its names begin with "a.",')
+def test_tied_weights_may_stand_once_as_hugging_face_saves_them(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
+            self.head.weight = self.embed.weight
+    save_file({"embed.weight": torch.ones(2, 3)}, tmp_path / "model.safetensors")
+    model = load_snapshot(replace(TASK, model=Tied), tmp_path / "model.safetensors").model
+    assert torch.equal(model.head.weight, torch.ones(2, 3))
+    assert model.head.weight is model.embed.weight
+
+
+class Harmful:
+    """An object whose unpickling runs code."""
+
+    def __reduce__(self):
+        return _run, ()
+
+
+def _run():
+    raise AssertionError("the code of a file was run")
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    ({"state_dict": {"a": torch.ones(1)}, "harmful": Harmful()}, r"holds an object of \S*_run beside tensors, and"),
+    ({"ema": {"a": torch.ones(1)}}, r'there are some under ema: save one alone, .*load\(path\)\["ema"\]'),
+    ({"epoch": 3}, r"tensors by name, itself or under state_dict, model_state_dict, model; got dict: write it by"),
+    ({"0.weight": torch.ones(8, 2), "0.bias": torch.ones(8), "other": torch.ones(1)},
+     r"the model of 'blobs': missing 2\.bias, 2\.weight; left over other"),
+    ({**prefixed("a.", Net()().state_dict()), **prefixed("b.", Net()().state_dict())}, r"behind a\., b\. alike"),
+    ({f"layer{i}": torch.ones(1) for i in range(6)}, r"left over layer0, layer1, layer2, layer3 and 2 more")])
+def test_what_does_not_fit_is_said_by_name_and_no_code_is_run(content, says, tmp_path):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=says):
+        load_snapshot(TASK, tmp_path / "model.pt")
+
+
+def test_a_folder_without_weights_and_a_list_of_lost_or_foreign_shards_are_refused(trained, tmp_path):
+    with pytest.raises(UserError, match=r"the folder holds no model\.safetensors or pytorch_model\.bin"):
+        load_snapshot(TASK, tmp_path)
+    shard(trained.model.state_dict(), tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"names model-00001-of-00002\.safetensors, which the folder has not"):
+        load_snapshot(TASK, tmp_path)
+    for text in ('{"weight_map": {"a": "../a.safetensors"}}', '{"weight_map": {"a": 3}}', "{}", "no"):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(UserError, match=r"index\.json (names a\.safetensors, which|is no list of shards)"):
+            load_snapshot(TASK, tmp_path)

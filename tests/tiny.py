@@ -14,7 +14,7 @@ from torch import nn
 
 from optscope import cli
 from optscope.engine.executor import Executor, Outcome
-from optscope.engine.run import Work
+from optscope.engine.work import Work
 from optscope.evidence.records import Record, measured
 from optscope.tasks.task import Data, Split, Task
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from optscope.engine.plan import Plan
     from optscope.engine.train import train
     from optscope.errors import UserError
-    from optscope.lab import compare, run_study
+    from optscope.lab import compare, probe, run_study
     from optscope.optim.rule import Rule
     from optscope.probes.probe import Probe
     from optscope.protocol.comparison import Arm
@@ -25,10 +25,10 @@ _HOMES = {"Arm": "protocol.comparison", "Choice": "protocol.space", "Grid": "pro
           "Random": "protocol.search", "Rule": "optim.rule", "Settings": "protocol.settings",
           "Snapshot": "tasks.snapshot", "Space": "protocol.space", "Task": "tasks.task",
           "Uniform": "protocol.space", "UserError": "errors", "compare": "lab", "half_decades": "protocol.space",
-          "load_snapshot": "engine.checkpoint", "run_study": "lab", "train": "engine.train"}
+          "load_snapshot": "engine.checkpoint", "probe": "lab", "run_study": "lab", "train": "engine.train"}
 __all__ = ["Arm", "Choice", "Grid", "Halton", "Log", "Plan", "Probe", "Random", "Rule", "Settings", "Snapshot",
-           "Space", "Task", "Uniform", "UserError", "compare", "half_decades", "load_snapshot", "run_study",
-           "train"]
+           "Space", "Task", "Uniform", "UserError", "compare", "half_decades", "load_snapshot", "probe",
+           "run_study", "train"]
 
 
 def __dir__() -> list[str]:

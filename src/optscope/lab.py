@@ -17,6 +17,7 @@ from rich.console import Console
 from optscope.analyses import rounding_levels
 from optscope.analyses.caveats import next_steps, together
 from optscope.analyses.families import answered
+from optscope.analyses.saved import saved
 from optscope.analyses.usual import of_a_study, said, usual
 from optscope.engine.execute import Local
 from optscope.engine.executor import Executor
@@ -32,6 +33,7 @@ from optscope.evidence.records import Records
 from optscope.files import to_json, write_atomically
 from optscope.former import formerly
 from optscope.notebook import Line
+from optscope.probes.probe import Probe
 from optscope.progress import Display
 from optscope.protocol import rounding_twins
 from optscope.protocol.asked import Given, asked
@@ -39,9 +41,10 @@ from optscope.protocol.compare import arms_of, comparison_of, question
 from optscope.protocol.comparison import Arm, Comparison, Experiment
 from optscope.protocol.events import Listener, Said
 from optscope.protocol.kits import kit_of
+from optscope.protocol.probing import probing_of
 from optscope.protocol.rehearse import rehearsed
 from optscope.protocol.session import Results, run_experiments
-from optscope.protocol.settings import Settings
+from optscope.protocol.settings import Settings, settings_with
 from optscope.protocol.study import Study
 from optscope.report.document import Document
 from optscope.report.figures import slug
@@ -122,6 +125,49 @@ def rounding(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str
     found = rounding_levels.section(chosen, done.results, task, settings.seeds)
     return done.reported(found, known, title=f"Does rounding decide the training of {task.name}?",
                          question=rounding_levels.QUESTION, command=command)
+
+
+@looked_at_once()
+def probe(checkpoints: str | Path | Sequence[str | Path], task: Task, *, probes: Sequence[str | Probe] = (),
+          group: str = "", out: str | Path | None = None, settings: Settings | None = None,
+          executor: Executor | None = None, listener: Listener | None = None, command: str = "",
+          **more: Any) -> Result:
+    """Measure saved models by every probe that fits the task, and write one page about them to a folder.
+
+        probe(["adam-1.pt", "sgd-1.pt", "adam-2.pt", "sgd-2.pt"], task, group="{arm}-{seed}.pt")
+
+    The same call again continues, and takes no reading twice: one is known by weights, task and probe.
+
+    Args:
+        checkpoints: files of weights, or folders of `save_pretrained`, of Accelerate or of a run. No code in them
+            is run.
+        task: what the models were trained for: its model has the names of their weights, its data are looked at.
+        probes: names (`optscope probe --list`) or probes, in place of all that fit.
+        group: how the end of each path says arm and seed: then paired differences over seeds are tested, to the arm
+            that comes first. Without, no difference is.
+        out: the folder; "runs/probe-NAME" without one.
+        settings: `examples`, `margin` and the device are asked of it.
+        executor: where probes are taken; processes on this machine without one.
+        listener: who is told how the work goes.
+        command: what the report says repeats it.
+        **more: settings by name, such as `examples=200`.
+
+    Raises:
+        UserError: when a checkpoint, the task, a probe or the group will not do; before anything is measured.
+    """
+    wish, listener = settings_with(settings, more), listener or display()
+    paths = [Path(each) for each in ([checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints)]
+    folder = out or _usual_folder("probe", task)
+    _check(task)
+    probing, known = probing_of(task, paths, probes, group, wish.examples, wish.place)
+    for sentence in known:
+        listener.hear(Said(sentence))
+    done = _done(folder, f"saved models of {task.name}", [probing], executor, listener, wish.place)
+    records = done.results.records
+    found = saved(probing, records, done.store, wish.margin)
+    return done.reported(found, known, [] if probes else kit_of(task).left_out(task),
+                         title=f"Saved models of {task.name}" if task.name != UNNAMED else "Saved models",
+                         question="what are these models like, beyond their loss?", command=command, rows=records)
 
 
 @formerly(engine="executor")

@@ -14,6 +14,7 @@ from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import smallest_p
 from optscope.evidence.words import listed
+from optscope.protocol.compared import Compared
 from optscope.protocol.comparison import Comparison
 from optscope.protocol.rehearse import count_of, planned
 from optscope.report.section import Check, Section
@@ -62,7 +63,7 @@ def together(failures: Sequence[str]) -> list[str]:
             for reason, runs in alike.items()]
 
 
-def failed_checks(comparison: Comparison, records: Records) -> list[str]:
+def failed_checks(comparison: Compared, records: Records) -> list[str]:
     """Return a sentence for every check of a probe (unit "check": 1 holds, 0 fails) that some models fail."""
     found = []
     for metric in (m for probe in comparison.taken for m in probe.metrics if m.unit == "check"):

@@ -13,6 +13,7 @@ from optscope.evidence.records import Metric, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import mean_interval, paired_difference
 from optscope.evidence.words import listed
+from optscope.protocol.compared import Compared
 from optscope.protocol.comparison import Comparison
 from optscope.report.section import Section
 
@@ -57,7 +58,7 @@ def training_curves(comparison: Comparison, records: Records, metrics: Sequence[
                    "Mean over seeds of the chosen learning rate; bands are 95 % t intervals.")
 
 
-def edge_of_stability(comparison: Comparison, records: Records) -> Picture | None:
+def edge_of_stability(comparison: Compared, records: Records) -> Picture | None:
     """Return the sharpness each rule met and the most it can bear, over time; None where neither is known."""
     mine = records.where(experiment=comparison.name, phase="final")
     panels, ends = [], []
@@ -111,7 +112,7 @@ def floor_picture(records: Records, percent: Sequence[Place], arms: Sequence[str
                    "of two single runs lie that differ in rounding alone, the widest over the arms.")
 
 
-def accuracies(comparison: Comparison, records: Records) -> Section:
+def accuracies(comparison: Compared, records: Records) -> Section:
     """Return the accuracies of every arm, where there are any."""
     final, arms, percent = _final(comparison, records), _arms(comparison), _percent(comparison, records)
     named = [(p.metric, p.at, p.text.replace(" (", "\n(")) for p in percent]
@@ -122,14 +123,14 @@ def accuracies(comparison: Comparison, records: Records) -> Section:
         "because arms share seeds: see the table.")] if percent else [])
 
 
-def rounding(comparison: Comparison, records: Records) -> Section:
+def rounding(comparison: Compared, records: Records) -> Section:
     """Return what rounding alone does to accuracies, where the arms have rounding twins."""
     mine, percent = records.where(experiment=comparison.name), _percent(comparison, records)
     fits = percent and mine.where(phase="twin")
     return Section(figures=[floor_picture(mine, percent, _arms(comparison))] if fits else [])
 
 
-def measures(comparison: Comparison, records: Records) -> Section:
+def measures(comparison: Compared, records: Records) -> Section:
     """Return a panel a metric, of models that have neither accuracy nor loss: what generators make."""
     final, shown = _final(comparison, records), places(comparison, records.where(experiment=comparison.name))
     if primary(shown):
@@ -140,7 +141,7 @@ def measures(comparison: Comparison, records: Records) -> Section:
                                     "Mean over seeds with 95 % t intervals.")])
 
 
-def axes(comparison: Comparison, records: Records, judge: Callable[[Comparison, Records], Sequence[Finding]],
+def axes(comparison: Compared, records: Records, judge: Callable[[Compared, Records], Sequence[Finding]],
          ) -> Section:
     """Return every metric that has an axis along it; `judge` finds what is shown of differences."""
     final, arms, found = _final(comparison, records), _arms(comparison), judge(comparison, records)
@@ -158,21 +159,21 @@ def training(comparison: Comparison, records: Records) -> Section:
     return Section(figures=[learning_rates(comparison, records), training_curves(comparison, records, curves)])
 
 
-def edge(comparison: Comparison, records: Records) -> Section:
+def edge(comparison: Compared, records: Records) -> Section:
     """Return the edge of stability, where sharpness and threshold are known."""
     picture = edge_of_stability(comparison, records)
     return Section(figures=[picture] if picture else [])
 
 
-def _arms(comparison: Comparison) -> list[str]:
+def _arms(comparison: Compared) -> list[str]:
     return [arm.name for arm in comparison.arms]
 
 
-def _final(comparison: Comparison, records: Records) -> Records:
+def _final(comparison: Compared, records: Records) -> Records:
     return records.where(experiment=comparison.name, phase="final")
 
 
-def _percent(comparison: Comparison, records: Records) -> list[Place]:
+def _percent(comparison: Compared, records: Records) -> list[Place]:
     """Return what arms are compared on that is an accuracy."""
     return [p for p in places(comparison, records.where(experiment=comparison.name)) if p.metric.unit == "%"]
 

@@ -15,7 +15,7 @@ from optscope.evidence.power import seeds_to_show, spread_of
 from optscope.evidence.records import Records
 from optscope.evidence.verdicts import MISSING_MOST, greater, holm_corrected
 from optscope.evidence.words import listed
-from optscope.protocol.comparison import Comparison
+from optscope.protocol.compared import Compared
 from optscope.report.tables import number
 
 RULE = ("whoever is shown to be better than the first optimiser in accuracy (the loss where there is none), and "
@@ -62,7 +62,7 @@ class Standing:
                    [f for f in shown if f.lead == arm], [f for f in shown if f.lead != arm])
 
 
-def choice(comparison: Comparison, records: Records, found: Sequence[Finding]) -> str:
+def choice(comparison: Compared, records: Records, found: Sequence[Finding]) -> str:
     """Return which optimiser to take and why, or that no difference matters, or that none is shown."""
     first, *others = [arm.name for arm in comparison.arms]
     gone = {arm: f"{bad} of {total} seeds" for arm in (first, *others)
@@ -76,7 +76,7 @@ def choice(comparison: Comparison, records: Records, found: Sequence[Finding]) -
     return (_chosen(comparison, records, found, standings) + left) if kept else f"Take {first}.{left}"
 
 
-def _chosen(comparison: Comparison, records: Records, found: Sequence[Finding],
+def _chosen(comparison: Compared, records: Records, found: Sequence[Finding],
             standings: Sequence[Standing]) -> str:
     """Return the choice between the first arm and those that were trained on enough of the seeds."""
     first = comparison.arms[0].name

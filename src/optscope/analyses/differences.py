@@ -16,7 +16,7 @@ from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import ALPHA, FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import seeds_needed, smallest_p
-from optscope.protocol.comparison import Comparison
+from optscope.protocol.compared import Compared
 from optscope.report.section import Check, Section
 from optscope.report.tables import metric_table
 
@@ -29,17 +29,17 @@ class Differences:
     """
 
     margin: float | str | None
-    right: Callable[[Comparison, Records], Right]
-    _last: tuple[Comparison, Records, list[Finding]] | None = None
+    right: Callable[[Compared, Records], Right]
+    _last: tuple[Compared, Records, list[Finding]] | None = None
 
-    def found(self, comparison: Comparison, records: Records) -> list[Finding]:
+    def found(self, comparison: Compared, records: Records) -> list[Finding]:
         """Return the findings of a comparison, which are found once for all that is said of it."""
         if self._last is None or self._last[0] is not comparison or self._last[1] is not records:
             self._last = (comparison, records,
                           findings(comparison, records, self.margin, self.right(comparison, records)))
         return self._last[2]
 
-    def __call__(self, comparison: Comparison, records: Records) -> Section:
+    def __call__(self, comparison: Compared, records: Records) -> Section:
         """Return the choice, all at a glance, a line an arm, every claim, and which tests judge them."""
         found = self.found(comparison, records)
         checks = [Check(f"{comparison.name}: one test an answer, its p corrected", True,
@@ -54,13 +54,13 @@ class Differences:
                        details=headline(comparison, records, found).splitlines())
 
 
-def measured(comparison: Comparison, records: Records) -> Section:
+def measured(comparison: Compared, records: Records) -> Section:
     """Return the table of all that was measured on the trained models of a comparison."""
     metrics, found = comparison.measured(records)
     return Section(tables=[metric_table(found, metrics, comparison.arms[0].name)])
 
 
-def judged_by(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
+def judged_by(comparison: Compared, verdicts: Sequence[Verdict]) -> str:
     """Return which test judges claims, what it takes for granted, and what an exact one could have shown."""
     n, family = len(comparison.seeds), max(1, sum(not math.isnan(verdict.p) for verdict in verdicts))
     common = f"p are Holm-corrected over all {family} tests; intervals are of single tests, over seeds"

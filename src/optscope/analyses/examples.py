@@ -7,17 +7,17 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from optscope.engine.run import probe_id
 from optscope.engine.store import Store
+from optscope.engine.work import probe_id
 from optscope.evidence.records import Records
 from optscope.probes.accuracy import Accuracy
-from optscope.protocol.comparison import Comparison
+from optscope.protocol.compared import Compared
 
 Right = Mapping[str, Mapping[int, NDArray[np.bool_]]]
 """Arm and seed to a verdict an example."""
 
 
-def right(comparison: Comparison, records: Records, store: Store) -> Right:
+def right(comparison: Compared, records: Records, store: Store) -> Right:
     """Return the verdicts of a comparison's final models, of those that have them."""
     probe = next((probe for probe in comparison.probes if isinstance(probe, Accuracy)), None)
     found: dict[str, dict[int, NDArray[np.bool_]]] = {}

@@ -15,7 +15,7 @@ from optscope.evidence.records import Metric, Records
 from optscope.evidence.rounding_floor import RoundingFloor, rounding_floor, shows
 from optscope.evidence.stats import Interval, paired_difference
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected
-from optscope.protocol.comparison import Comparison
+from optscope.protocol.compared import Compared
 from optscope.protocol.margin import Margin, margin_said
 
 CLEAN = "accuracy"
@@ -42,7 +42,7 @@ class Place:
         return "points" if self.metric.unit == "%" else self.metric.unit
 
 
-def places(comparison: Comparison, records: Records) -> list[Place]:
+def places(comparison: Compared, records: Records) -> list[Place]:
     """Return what arms are compared on: every metric with a better direction, at its middle coordinate.
 
     Accuracy comes first, or the loss where there is none; the others follow in the order of the probes.
@@ -85,7 +85,7 @@ class Finding:
         return self.rounding_floor.covers(self.verdict.effect)
 
 
-def findings(comparison: Comparison, records: Records, margin: float | str | None = None,
+def findings(comparison: Compared, records: Records, margin: float | str | None = None,
              right: Right | None = None) -> list[Finding]:
     """Return what is said about each arm and the first: the accuracy equal, all else better or worse.
 

@@ -11,14 +11,14 @@ from optscope.analyses.findings import CLEAN, Finding, places
 from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.words import listed
-from optscope.protocol.comparison import Comparison
+from optscope.protocol.compared import Compared
 
 ORDER = ("the accuracy comes first (the loss where there is none), shown or not; then every other difference that "
          "is shown, in the order of the probes")
 """The rule of the answer's order."""
 
 
-def headline(comparison: Comparison, records: Records, found: Sequence[Finding]) -> str:
+def headline(comparison: Compared, records: Records, found: Sequence[Finding]) -> str:
     """Return the answer, a line an arm: the accuracy and its difference, then who is shown to be better at what."""
     first = comparison.arms[0].name
     lines = []
@@ -38,7 +38,7 @@ def headline(comparison: Comparison, records: Records, found: Sequence[Finding])
     return "\n".join(lines)
 
 
-def nothing_to_compare(comparison: Comparison, records: Records) -> str:
+def nothing_to_compare(comparison: Compared, records: Records) -> str:
     """Return why nothing can be compared: all runs failed, or no arm is shown to have learnt; else nothing.
 
     An arm has learnt if at least half of its seeds left a model that passed the test against chance, which an arm
@@ -97,13 +97,13 @@ def _on_examples(equal: Finding, better: Finding) -> str:
     return f" (not by {spread.n} test examples: on others {spread.low:+.3g} to {spread.high:+.3g})"
 
 
-def lost(records: Records, comparison: Comparison, arm: str) -> tuple[int, int]:
+def lost(records: Records, comparison: Compared, arm: str) -> tuple[int, int]:
     """Return on how many seeds an arm diverged or failed, and of how many."""
     rows = records.where(experiment=comparison.name, phase="final", arm=arm)
     return len({row.seed for row in rows if row.status != "ok"}), len(rows.seeds(arm))
 
 
-def _lost(records: Records, comparison: Comparison, arm: str) -> list[str]:
+def _lost(records: Records, comparison: Compared, arm: str) -> list[str]:
     bad, total = lost(records, comparison, arm)
     return [f"{arm} diverged or failed on {bad} of {total} seeds"] if bad else []
 

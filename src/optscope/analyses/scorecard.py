@@ -10,7 +10,7 @@ from optscope.analyses.findings import Finding, Place, places
 from optscope.evidence.picture import Quality, Scorecard
 from optscope.evidence.records import Records
 from optscope.evidence.stats import Interval, mean_interval
-from optscope.protocol.comparison import Comparison
+from optscope.protocol.compared import Compared
 from optscope.report.tables import Table, plus_minus
 
 DRAWN, TABLED = 8, 5
@@ -18,7 +18,7 @@ DRAWN, TABLED = 8, 5
 EQUAL, BETTER, WORSE, DROWNED = "=", "▲", "▼", "≈"
 
 
-def scorecard(comparison: Comparison, records: Records, found: Sequence[Finding]) -> tuple[Table, Scorecard]:
+def scorecard(comparison: Compared, records: Records, found: Sequence[Finding]) -> tuple[Table, Scorecard]:
     """Return the table and the picture of what arms are compared on."""
     mine = records.where(experiment=comparison.name, phase="final")
     shown = places(comparison, mine)
@@ -37,14 +37,15 @@ def _table(records: Records, shown: Sequence[Place], arms: Sequence[str], found:
             sign = signs.get((arm, place), "")
             cells.append((plus_minus(found_of) if found_of.n + found_of.missing else "not measured")
                          + f"\u00a0{sign}" * bool(sign))
-        rows.append((f"{_named(place)}\u00a0{'↑' if place.metric.better == 'higher' else '↓'}", *cells))
+        rows.append((f"{quality_name(place)}\u00a0{'↑' if place.metric.better == 'higher' else '↓'}", *cells))
     return Table("", ("quality", *arms), rows, "Mean over seeds ± half of the 95 % t interval. Against "
                  f"{arms[0]}: {BETTER} shown better, {WORSE} shown worse, {EQUAL} shown equal within the margin, "
                  f"{DROWNED} less than rounding alone can do; no sign: nothing is shown. ↑ higher is better, "
                  "↓ lower is better.")
 
 
-def _named(place: Place) -> str:
+def quality_name(place: Place) -> str:
+    """Return what a quality is called, with its unit."""
     return place.text + (f" [{place.metric.unit}]" if place.metric.unit else "")
 
 
@@ -68,7 +69,7 @@ def _picture(records: Records, shown: Sequence[Place], arms: Sequence[str], foun
         intervals = [_interval(records, arm, place) for arm in arms]
         floors = [f.rounding_floor.value for f in found if f.lead and f.place == place]
         qualities.append(Quality(
-            _named(place), [i.estimate for i in intervals], [i.low for i in intervals],
+            quality_name(place), [i.estimate for i in intervals], [i.low for i in intervals],
             [i.high for i in intervals], [said.get((arm, place), "") for arm in arms],
             place.metric.better == "higher", max((f for f in floors if np.isfinite(f)), default=0.0)))
     counts = {word: sum(each == word for each in said.values()) for word in ("better", "worse")}

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from optscope.engine.run import probe_id, watch_id
 from optscope.engine.store import Store
+from optscope.engine.work import probe_id, watch_id
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval

@@ -1,9 +1,9 @@
-"""The command: run, compare, rounding, advise, list, show, status, report, export, data.
+"""The command: run, compare, rounding, advise, probe, list, show, status, report, export, data.
 
 Torch is imported only by commands that need it.
 """
 
-from optscope.cli import look, work
+from optscope.cli import look, probe, work
 from optscope.cli.app import main
 
-__all__ = ["look", "main", "work"]
+__all__ = ["look", "main", "probe", "work"]

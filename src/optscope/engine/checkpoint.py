@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from optscope.engine.misfit import in_folder, renamed, within
+from optscope.engine.found_weights import misfit, named_as, read_weights
+from optscope.engine.identity import describe, digest
 from optscope.engine.run_folder import RunFolder
 from optscope.engine.weights import from_files, load_into, to_files
 from optscope.errors import UserError
@@ -25,21 +26,46 @@ def load_snapshot(task: Task, path: str | Path, *, seed: int | None = None) -> S
     """Return the model of `task` with the weights saved at `path`.
 
     `path` is the folder of one run (`runs/<id>` in an output folder), which knows its seed, its steps and its
-    batch, or a file that holds a state dict: a .safetensors file, or what `torch.save(model.state_dict(), path)`
-    wrote. `seed` seeds the random numbers of probes; without it, it is the run's, or 0. Adaptive rules'
-    preconditioners are not saved: probes that need a live optimiser are taken during training, by `Watch`.
+    batch, or a file or folder with a state dict in any of the ways that `found_weights` knows: .safetensors,
+    `torch.save`, shards, a training's checkpoint, names with a prefix. No code of a file is run. `seed` seeds the
+    random numbers of probes; without it, it is the run's, or 0. Adaptive rules' preconditioners are not saved:
+    probes that need a live optimiser are taken during training, by `Watch`.
 
     Raises:
         UserError: when there are no such weights, they are another model's, or of another kind of number (whole,
             complex or true-false where the model has real ones, and so on) or too large for the model's type.
     """
+    return found_at(task, path, seed=seed).snapshot
+
+
+@dataclass(frozen=True)
+class Found:
+    """A saved model as a snapshot, its weights as they were found, and names of others `beside` it."""
+
+    snapshot: Snapshot
+    weights: Mapping[str, Any]
+    beside: Sequence[str]
+
+    @property
+    def content(self) -> str:
+        """A digest of the weights, wherever and however they were saved, and of what else a snapshot knows."""
+        return digest([describe(dict(sorted(self.weights.items()))), self.snapshot.seed, self.snapshot.step])
+
+
+def found_at(task: Task, path: str | Path, *, seed: int | None = None) -> Found:
+    """Return what is saved at `path`, as `load_snapshot` finds it.
+
+    Raises:
+        UserError: as `load_snapshot`.
+    """
     folder = RunFolder(Path(path))
     run: Mapping[str, Any] = folder.result() if folder.has_result() else {}
-    weights = folder.weights() if run else _state_dict(folder.path)
     seed = int(run.get("seed", 0)) if seed is None else seed
     model = fresh_model(task, seed)
+    weights, beside = (folder.weights(), []) if run else named_as(
+        read_weights(folder.path), model, folder.path)
     _load(model, weights, f"the weights in {path}", task, own=bool(run))
-    return Snapshot(model, task, seed, run.get("steps"), batch=run.get("batch"))
+    return Found(Snapshot(model, task, seed, run.get("steps"), batch=run.get("batch")), weights, beside)
 
 
 def check_kept(task: Task, model: nn.Module, seed: int, inputs: Tree | None = None) -> None:
@@ -81,7 +107,7 @@ def _load(model: nn.Module, weights: Mapping[str, Any], whose: str, task: Task, 
     try:
         load_into(model, weights, own=own)
     except Exception as error:
-        reason = renamed(weights, model.state_dict()) or " ".join(str(error).split())
+        reason = misfit(weights, model) or " ".join(str(error).split())
         raise UserError(f"{whose} are not those of the model of {task.name!r}: {reason}") from error
 
 
@@ -123,21 +149,3 @@ def _same_outputs(task: Task, model: nn.Module, other: nn.Module, inputs: Tree) 
     rounding = 100 * torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
     scale = float(a.abs().max()) if a.numel() else 0.0
     return torch.allclose(a, b, rtol=0, atol=rounding * scale, equal_nan=True)
-
-
-def _state_dict(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"no weights at {path}: " + (in_folder(path) or (
-            "give a run's folder (out/runs/<id>), a .safetensors file, or one written by "
-            "torch.save(model.state_dict(), path)")))
-    try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # of bytes that are no checkpoint, the unpickler raises whatever they lead it to
-        raise UserError(f"{path} cannot be read as weights ({type(error).__name__}): write it by "
-                        "torch.save(model.state_dict(), path) or safetensors") from error
-    if not isinstance(found, Mapping) or not any(isinstance(value, Tensor) for value in found.values()) or not all(
-            value is None or isinstance(value, Tensor) or str(name).endswith("_extra_state")
-            for name, value in found.items()):
-        raise UserError(f"{path} must hold a state dict, tensors by name; got {type(found).__name__}: "
-                        + (within(found) or "write it by torch.save(model.state_dict(), path)"))
-    return found

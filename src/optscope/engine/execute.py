@@ -20,16 +20,16 @@ from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
 from optscope.engine.naming import other_source
 from optscope.engine.place import MemoryShortError
-from optscope.engine.run import ProbesError, Work
 from optscope.engine.run_folder import RunFolder, gone
 from optscope.engine.watch import describe_error
+from optscope.engine.work import ProbesError, Work
 from optscope.engine.workers import DiedError, Worker
 from optscope.errors import DISK_ERRORS, UserError, first_words
 
 TRIES = 3
 """How often a run whose worker dies is started before it is given up as lost."""
 
-PROGRAM = ("optscope.engine.execute", "optscope.engine.run", "optscope.tasks.catalog")
+PROGRAM = ("optscope.engine.execute", "optscope.engine.run", "optscope.engine.saved", "optscope.tasks.catalog")
 """The modules that, with all they name, train and measure; rules and probes are looked at run by run."""
 
 

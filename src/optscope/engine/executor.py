@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from optscope.engine.run import Work
+from optscope.engine.work import Work
 
 
 @dataclass(frozen=True)

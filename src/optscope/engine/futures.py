@@ -17,7 +17,7 @@ from optscope.engine.executor import Begun, Outcome, Report
 from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
 from optscope.engine.origin import users_folders
-from optscope.engine.run import Run, Work
+from optscope.engine.work import Work
 from optscope.errors import UserError, first_words
 from optscope.files import names_in
 
@@ -126,7 +126,7 @@ def _check_seen(work: Work, outcome: Outcome, folder: Path) -> None:
     """
     if outcome.status not in ("ok", "diverged"):
         return
-    readings = work.readings if isinstance(work, Run) and outcome.status == "ok" else ()
+    readings = work.readings if outcome.status == "ok" else ()
     expected = {"result.json", *(f"probe-{reading}.json" for reading in readings)}
     end = time.monotonic() + PATIENCE
     while not expected <= names_in(folder / work.id):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,45 +17,24 @@ from numpy.typing import NDArray
 from optscope.devices import forked
 from optscope.engine.checkpoint import load_snapshot
 from optscope.engine.identity import describe, digest
-from optscope.engine.naming import agree, check_same, load, named, named_task, other_source, own_digest, task_here
-from optscope.engine.numerics import TorchSettings, check_numerics
+from optscope.engine.naming import check_same, named, named_task
+from optscope.engine.numerics import check_numerics
 from optscope.engine.observed import Observed
 from optscope.engine.place import CPU, Place
 from optscope.engine.plan import EPOCHS, Plan
 from optscope.engine.run_folder import RunFolder, packed
 from optscope.engine.saving import Saving
 from optscope.engine.training import Trained, Training
-from optscope.engine.watch import Watch, take
+from optscope.engine.watch import Watch
+from optscope.engine.work import OnTask, Placed, ProbesError, probe_id, taken, watch_id
 from optscope.evidence.records import NO_FACTORS, Factor, Record, check_factors
 from optscope.optim.rule import Rule
 from optscope.probes.probe import Probe
-from optscope.tasks.task import InMemory, Task
-
-
-class Work(Protocol):
-    """Something that is done once, in a worker, and leaves its results in a folder of its own."""
-
-    @property
-    def id(self) -> str:
-        """What it is known by: 16 hex digits."""
-
-    @property
-    def place(self) -> Place:
-        """Where it is done."""
-
-    def verify(self) -> None:
-        """Raise UserError unless what this process has loaded is what the work was named by."""
-
-    def perform(self, folder: RunFolder) -> str:
-        """Do what is not done yet, write it to `folder`, and return a status: "ok" or "diverged"."""
-
-
-class ProbesError(RuntimeError):
-    """Some probes of a run stopped with errors, which it names; what the others found is kept."""
+from optscope.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(OnTask):
     """Train `task` by `rule` from `seed`, watched by some probes, then take the others.
 
     Measuring changes no bits of the training, so it is no part of the identity: each reading keeps its own
@@ -86,57 +65,14 @@ class Run:
                        "numerics": self.numerics})
 
     @cached_property
-    def numerics(self) -> Mapping[str, str | int]:
-        """What fixed floating-point results, the program apart, where the run was named."""
-        return self.settings.numerics(self.place)
-
-    @cached_property
-    def settings(self) -> TorchSettings:
-        """Torch's settings when the run was named, which hold wherever it is performed."""
-        return TorchSettings()
-
-    @cached_property
     def readings(self) -> tuple[str, ...]:
         """The names of what is read, first by `probes`, then by `watch`."""
         return (*map(probe_id, self.probes), *map(watch_id, self.watch))
 
-    @cached_property
-    def users(self) -> Mapping[str, str]:
-        """Digests of all that is the user's: functions, globals, the fresh model and the data."""
-        found = dict(named_task(self.task).users)
-        for part in self._parts:
-            found |= named(part).users
-        agree(found)
-        return found
-
-    @cached_property
-    def ours(self) -> tuple[str, ...]:
-        """Digests of its plan, rule and probes, as far as nothing in them is the user's."""
-        return tuple(map(own_digest, map(named, (self.plan, *self._parts))))
-
     @property
-    def _parts(self) -> tuple[object, ...]:
-        return (self.rule, *self.probes, *(w.probe for w in self.watch))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Take the identities along: a worker may not have what they are made of. The settings come first."""
-        first = {"settings": self.settings, "id": self.id, "readings": self.readings, "users": self.users,
-                 "ours": self.ours, "numerics": self.numerics}
-        return first | {name: value for name, value in vars(self).items() if name != "_data"}
-
-    def verify(self) -> None:
-        """Raise unless the task, rule and probes that this process has loaded are those that named the run.
-
-        Raises:
-            UserError: naming what is not the same, of optscope's own only that something is not.
-        """
-        check_numerics(self.task.name, self.settings.numerics(self.place), self.numerics)
-        with self.settings.hold(self.place):
-            here = list(map(named, (self.plan, *self._parts)))
-            if any(own_digest(mine) != theirs for mine, theirs in zip(here, self.ours, strict=True) if theirs):
-                raise other_source()
-            task, vars(self)["_data"] = task_here(self.task)
-            check_same(self.task.name, (task, *here), self.users)
+    def parts(self) -> tuple[object, ...]:
+        """Its plan, its rule and all of its probes."""
+        return (self.plan, self.rule, *self.probes, *(w.probe for w in self.watch))
 
     def perform(self, folder: RunFolder) -> str:
         """Train unless that is done, then take the probes that are not.
@@ -153,21 +89,15 @@ class Run:
         trained = folder.has_result()
         if trained and (not missing or folder.result()["status"] != "ok"):
             return str(folder.result()["status"])
-        # Loaded once, and here: data that cannot be had is no reading of a probe.
-        task = dataclasses.replace(self.task, data=InMemory(vars(self).pop("_data", None) or load(self.task)))
-        task = self.place.task(task)
+        task = self.task_here()
         errors: list[str] = []
         if not trained or not folder.has_weights() or any(isinstance(each, Watch) for each in missing):
             errors += self._train(task, folder, {w: name for w, name in missing.items() if isinstance(w, Watch)})
         result = folder.result()
-        if result["status"] == "ok" and any(isinstance(each, Probe) for each in missing):
+        untaken = {each: name for each, name in missing.items() if isinstance(each, Probe)}
+        if result["status"] == "ok" and untaken:
             snapshot = dataclasses.replace(load_snapshot(task, folder.path), rule=self.rule)
-            for probe, name in missing.items():
-                if isinstance(probe, Probe):
-                    reading, silence, error = take(probe, snapshot)
-                    errors += [error] if error else []
-                    if not error:
-                        folder.write_reading(name, repr(probe), [(None, reading)], silence)
+            errors += taken(snapshot, untaken, folder)
         if errors:
             raise ProbesError("; ".join(dict.fromkeys(errors)))
         if not self.keep:
@@ -203,7 +133,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Placed):
     """A result that needs no training of a network: a function at the top of a module, and its arguments.
 
     One that trains all the same takes a parameter `saving` (`optscope.engine.saving.Saving`), and goes on after a
@@ -215,6 +145,7 @@ class Call:
         UserError: when a factor has the name of a column, or is neither a number nor a word.
     """
 
+    readings: ClassVar[tuple[str, ...]] = ()
     function: Callable[..., tuple[list[Record], Mapping[str, NDArray[Any]]]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     factors: Mapping[str, Factor] = field(default_factory=lambda: NO_FACTORS)
@@ -229,16 +160,6 @@ class Call:
         places = [os.fspath(v) for v in self.arguments.values() if isinstance(v, (str, os.PathLike))]
         return digest({"function": named(self.function).digest, "arguments": describe(dict(self.arguments)),
                        "places": places, "numerics": self.numerics})
-
-    @cached_property
-    def numerics(self) -> Mapping[str, str | int]:
-        """What fixed floating-point results, the program apart, where the work was named."""
-        return self.settings.numerics(self.place)
-
-    @cached_property
-    def settings(self) -> TorchSettings:
-        """Torch's settings when the work was named."""
-        return TorchSettings()
 
     @cached_property
     def users(self) -> Mapping[str, str]:
@@ -271,13 +192,3 @@ class Call:
                        "unsaved": saving.unsaved, **packed(rows)}
             folder.write_result(summary, {k: np.asarray(v) for k, v in arrays.items()}, {})
         return "ok"
-
-
-def probe_id(probe: Probe) -> str:
-    """Return the digest of a probe's settings and of the code that measures."""
-    return named(probe).digest
-
-
-def watch_id(watch: Watch) -> str:
-    """Return the digest of a probe that is watched and of when it is taken."""
-    return digest({"watched": probe_id(watch.probe), "moments": watch.moments, "log": watch.logarithmic})

@@ -42,7 +42,7 @@ class StepAnatomy(Probe):
     their "stable ranks", and of each the step's "singular values of NAME", descending.
     """
 
-    needs: ClassVar[tuple[Need, ...]] = ("one network",)
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "live optimiser")
     examples: int | None = field(default=256, kw_only=True)
     split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
 

@@ -104,6 +104,7 @@ class PreconditionedSharpness(CurvatureProbe):
         UserError: unless 0 < rel < 1 and margin > 0, and when the snapshot has no such optimiser.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("one network", "second derivative", "live optimiser")
     rel: float = 1e-3
     margin: float = 0.5
 

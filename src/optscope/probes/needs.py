@@ -15,7 +15,8 @@ from optscope.tasks.examples import Examples
 from optscope.tasks.task import Task
 from optscope.tasks.tree import Batch, leaves
 
-Need = Literal["one network", "labels", "float input", "images", "second derivative", "players", "generator"]
+Need = Literal["one network", "labels", "float input", "images", "second derivative", "players", "generator",
+               "live optimiser"]
 
 
 def _one_network(task: Task, batch: Batch) -> str:
@@ -81,7 +82,8 @@ NEEDS: Mapping[Need, Callable[[Task, Batch], str]] = {
     "one network": _one_network, "labels": _labels, "float input": _float_input, "images": _images,
     # A matter of every operation of model and loss: torch says where it is taken, and `at_weights.grad` says it on.
     "second derivative": lambda task, batch: "",
-    "players": _several_players, "generator": _generator}
+    "players": _several_players, "generator": _generator,
+    "live optimiser": lambda task, batch: ""}  # a matter of the snapshot, of which the reading says what it lacks
 """For each need a function that says in a sentence what a task and its examples lack of it, "" if nothing."""
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from optscope.devices import to_numpy
 from optscope.evidence.records import Metric
 from optscope.optim.polar import stretches
+from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject
 
 TOLERANCE = 0.1
@@ -24,6 +26,8 @@ class PolarDrift(Probe):
     direction by (1 + s)². It is taken during training (`Comparison.watched`); of other optimisers, and afterwards,
     nothing is read. No examples are used. Array: "stretches", of all blocks, in the order of the parameters.
     """
+
+    needs: ClassVar[tuple[Need, ...]] = ("live optimiser",)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

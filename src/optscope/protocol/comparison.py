@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from optscope.engine.once import looked_at_once
 from optscope.engine.place import CPU, Place
 from optscope.engine.plan import Plan
 from optscope.engine.rows import Use
-from optscope.engine.run import Call, Run, Work
+from optscope.engine.run import Call, Run
 from optscope.engine.watch import Watch
+from optscope.engine.work import Work
 from optscope.errors import UserError, nearest
 from optscope.evidence.records import NO_FACTORS, Direction, Factor, Metric, Phase, Records, check_factors
 from optscope.optim.rounding import Rounded
 from optscope.optim.rule import Rule
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.probe import Probe
+from optscope.protocol.compared import last_measured
 from optscope.protocol.search import Search, best_of
 from optscope.protocol.space import check_decay
 from optscope.tasks.task import Task
@@ -256,15 +258,7 @@ class Comparison:
 
         Metrics of `watched` probes and those `at_end` are of the last step: their records look like the others'.
         """
-        mine = records.where(experiment=self.name, phase="final")
-        watched = {metric.name for probe in (*self.watched, *self.at_end) for metric in probe.metrics}
-        last = {row.run: row.step for row in sorted(mine, key=lambda row: row.step or 0)
-                if row.metric in watched and row.step is not None}
-        rows = Records(row if row.step is None else replace(row, step=None) for row in mine
-                       if row.step is None or (row.metric in watched and row.step == last[row.run]))
-        found = [metric for probe in self.taken for metric in probe.metrics
-                 if metric.unit != "check" and rows.where(metric=metric.name)]
-        return found, rows
+        return last_measured(self, (*self.watched, *self.at_end), records)
 
     def _job(self, arm: Arm, rule: Rule, phase: Phase, seed: int) -> Job:
         task = arm.task or self.task

@@ -13,6 +13,7 @@ from optscope.probes.anatomy import StepAnatomy
 from optscope.probes.attack import PGD
 from optscope.probes.chance import Chance
 from optscope.probes.coverage import Coverage
+from optscope.probes.curvature import HessianTrace, TopEigenvalues
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.embedding import GREY, EfficientNetLite0, Embedding, OwnClassifier, Pixels
 from optscope.probes.game_field import Rotation
@@ -52,6 +53,10 @@ class Kit(ABC):
 
     def describing(self, task: Task, examples: int) -> tuple[Probe, ...]:
         """Return cheap probes of what a model is like, in which more is neither better nor worse."""
+        return ()
+
+    def curved(self, task: Task) -> tuple[Probe, ...]:
+        """Return the probes of a saved model that do without the optimiser that is watched in training."""
         return ()
 
     def watched(self, arms: Sequence[Arm]) -> tuple[Probe, ...]:
@@ -103,6 +108,10 @@ class Predictors(Kit):
     def describing(self, task: Task, examples: int) -> tuple[Probe, ...]:
         """Return what tells of chance, margins, weights, steps and noise."""
         return fitting((Chance(), Margin(examples=examples), Geometry(), FirstStep(), GradientNoise()), task)
+
+    def curved(self, task: Task) -> tuple[Probe, ...]:
+        """Return how sharply the training loss bends."""
+        return fitting((TopEigenvalues(), HessianTrace()), task)
 
     def watched(self, arms: Sequence[Arm]) -> tuple[Probe, ...]:
         """Return the edge of stability, and of polar descent whether it follows its flow."""

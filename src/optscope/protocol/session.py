@@ -19,6 +19,7 @@ from optscope.engine.once import looked_at_once
 from optscope.engine.rows import Use, read
 from optscope.engine.run import Run
 from optscope.engine.run_folder import Contents
+from optscope.engine.saved import Saved
 from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.evidence.records import Record, Records
@@ -151,7 +152,8 @@ class Session:
         self.store.check_is_there()
         self.store.add_uses(self._uses)
         tuning = any(job.use.phase == "tune" for job in todo)
-        yield Named("tuning" if tuning else "training and measuring", len(unique), len(unique) - len(todo),
+        trained = "" if all(isinstance(job.work, Saved) for job in jobs) else "training and "
+        yield Named("tuning" if tuning else f"{trained}measuring", len(unique), len(unique) - len(todo),
                     tuple(unique), {e.name: (e.criterion.metric, e.criterion.better) for e in self.experiments
                                     if isinstance(e, Comparison)})
         with closing(self.executor.run([job.work for job in todo], self.store.folder / "runs")) as reports:
@@ -252,6 +254,4 @@ def _merged(jobs: Sequence[Job]) -> dict[str, Job]:
 def is_done(job: Job, contents: Contents) -> bool:
     """Return whether a job has left all its files."""
     result = contents.result()
-    if result is None or not isinstance(job.work, Run) or result["status"] != "ok":
-        return result is not None
-    return all(map(contents.has_reading, job.work.readings))
+    return result is not None and (result["status"] != "ok" or all(map(contents.has_reading, job.work.readings)))
