@@ -17,6 +17,7 @@ from rich.console import Console
 from optscope.analyses import rounding_levels
 from optscope.analyses.caveats import next_steps, together
 from optscope.analyses.families import answered
+from optscope.analyses.outlook import outlooks
 from optscope.analyses.saved import saved
 from optscope.analyses.usual import of_a_study, said, usual
 from optscope.engine.execute import Local
@@ -27,7 +28,7 @@ from optscope.engine.once import looked_at_once
 from optscope.engine.place import CPU, Place
 from optscope.engine.store import Store
 from optscope.errors import UserError
-from optscope.evidence.claims import Scale
+from optscope.evidence.claims import SCALES, Scale
 from optscope.evidence.columns import write_csv
 from optscope.evidence.records import Records
 from optscope.files import to_json, write_atomically
@@ -215,7 +216,8 @@ def _judged(study: Study, results: Results, scale: Scale) -> Section:
     """Return what a study says: its answer and its first picture, its claims, its other pictures."""
     pictures = study.pictures(results.records, results.arrays)
     return replace(answered(study, study.judge(results.records, scale), scale),
-                   openers=pictures[:1], figures=pictures[1:])
+                   openers=pictures[:1], figures=pictures[1:],
+                   tables=[outlooks(study, results.records)] if scale != SCALES[0] else [])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,9 +29,13 @@ def list_() -> None:
 
 
 @app.command()
-def show(study: str) -> None:
+def show(study: str, power: Annotated[Path | None, typer.Option("--power", metavar="FOLDER", help=(
+        "Say of a report of the study what would decide the claims that are undecided."))] = None) -> None:
     """Show a study: its question, claims, scales and what they cost."""
     found = study_of(study)
+    if power:
+        _show_power(found, power)
+        return
     OUT.print(f"[bold]{found.paper.title}[/bold]\n{found.paper.authors}, {found.paper.venue}, "
                f"arXiv {found.paper.arxiv}\n", highlight=False)
     for text in (found.question, found.reproduced, found.left_out):
@@ -41,6 +45,20 @@ def show(study: str) -> None:
     OUT.print()
     for scale, cost in found.costs.items():
         OUT.print(f"--scale {scale:<6} {cost}", highlight=False)
+
+
+def _show_power(study: Any, folder: Path) -> None:
+    """Print what it would take to decide what the report in a folder leaves open."""
+    from rich import box
+    from rich.table import Table
+
+    from optscope.analyses.outlook import outlooks
+
+    found = outlooks(study, study.read(folder / "summary.csv"))
+    shown = Table(*found.header, title=found.title, caption=found.note, box=box.SIMPLE, highlight=False)
+    for row in found.rows:
+        shown.add_row(*map(str, row))
+    OUT.print(shown if found.rows else "No claim is undecided.")
 
 
 @app.command()
@@ -85,7 +103,6 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
         if not (folder / "report.json").is_file():
             raise UserError(f"{folder} has no report.json: run the command that made it again, which repeats no "
                             "finished run")
-        read_json(folder / "report.json")  # damaged, it is no use to a program
         say((folder / "report.json").read_text(encoding="utf-8").strip())
         return
     if (folder / "verdicts.json").is_file():

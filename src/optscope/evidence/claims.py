@@ -21,6 +21,7 @@ class Verdict:
     Numbers that a test has no use for are nan. `p` is that of `test`, corrected where its name says so. The claim
     is that the effect, in `unit`, lies between `least` and `most`: one of them is infinite where there is one
     bound, both where the test knows none. `said` is the outcome in a word of the claim's own, where it has one.
+    The p is one of `tests` that were corrected together; `parts` are the verdicts that this one combines.
     """
 
     outcome: Outcome
@@ -35,6 +36,8 @@ class Verdict:
     most: float = math.inf
     unit: str = ""
     said: str = ""
+    tests: int = 1
+    parts: tuple[Verdict, ...] = ()
 
     @property
     def word(self) -> str:

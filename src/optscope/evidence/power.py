@@ -1,13 +1,19 @@
-"""How many seeds would show a difference: the power of the paired t test."""
+"""How many pairs decide: the power of the paired t test, and what it would take where a verdict is undecided."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from scipy import stats
+from scipy import optimize, stats
 
 from optscope.errors import UserError
-from optscope.evidence.paired import FEWEST
+from optscope.evidence.claims import Verdict
+from optscope.evidence.paired import ALPHA, FEWEST
+
+SHARE = 0.8
+"""Pairs are said to show something when they do so in this share of cases."""
 
 
 def spread_of(low: float, high: float, n: int) -> float:
@@ -29,9 +35,8 @@ def power(n: int, effect: float, alpha: float = 0.05) -> float:
     return 1.0 if math.isnan(found) else found  # so far out that scipy has no number for it
 
 
-def seeds_to_show(spread: float, difference: float, alpha: float = 0.05, most: int = 1000,
-                  share: float = 0.8) -> int | None:
-    """Return the fewest seeds, at least six, that show a difference in a `share` of cases; None beyond `most`.
+def seeds_to_show(spread: float, difference: float, alpha: float = 0.05, most: int = 1000) -> int | None:
+    """Return the fewest seeds, at least six, that show a difference in four of five cases; None beyond `most`.
 
     `spread` is the standard deviation of paired differences; below six pairs no difference can be shown
     (`optscope.evidence.paired`).
@@ -44,10 +49,58 @@ def seeds_to_show(spread: float, difference: float, alpha: float = 0.05, most: i
     """
     if not spread > 0 or not difference > 0:
         raise UserError(f"expected a positive spread and difference, got {spread} and {difference}")
-    low, high = FEWEST, most
-    if power(high, difference / spread, alpha) < share:
+    return _fewest(lambda n: power(n, difference / spread, alpha), most)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What an undecided verdict's n could have shown, and what would decide it.
+
+    `reach` is the distance from a bound of the claim that its n shows in four of five cases, infinite below six
+    pairs. `pairs` decide it in
+    four of five, if the effect and its spread are as found: None beyond `most` that were tried. The claim would
+    then hold (`holds`) or fail.
+    """
+
+    reach: float
+    pairs: int | None
+    holds: bool
+
+
+def outlook(verdict: Verdict, tests: int = 1, most: int = 1000) -> Outlook | None:
+    """Return what it would take to decide a verdict that is one of so many `tests`; None where nobody can tell.
+
+    The 95 % interval is taken for that of a t test over n pairs, whose spread it gives; where it is another's (of a
+    median, a rank correlation, a bootstrap) this is an approximation, in which widths shrink with √n. With d the
+    distance of the effect from a bound, over that spread, a bound is shown to be kept or broken with probability
+    `power(n, d)`; two bounds are kept at least as often as the sum of what is lost at either allows:
+
+        1 − Σ (1 − power(n, d_bound))
+
+    Levels are 5 % in all, 5 % a bound for two one-sided tests, divided by `tests` (Bonferroni, which Holm's method
+    is at least as good as).
+    """
+    spread = spread_of(verdict.low, verdict.high, verdict.n)
+    bounds = [bound for bound in (verdict.least, verdict.most) if math.isfinite(bound)]
+    if not bounds or not spread > 0 or not math.isfinite(verdict.effect):
         return None
-    while low < high:  # power rises with n
+    holds = verdict.least <= verdict.effect <= verdict.most
+    level = (2 * ALPHA if holds and "one-sided" in verdict.test else ALPHA) / tests
+    if not holds:
+        bounds = [min(bounds, key=lambda bound: abs(verdict.effect - bound))]
+    gaps = [abs(verdict.effect - bound) / spread for bound in bounds]
+    reach = (optimize.brentq(lambda gap: power(verdict.n, gap, level) - SHARE, 0.0, 1e4)
+             if verdict.n >= FEWEST else math.inf)
+    return Outlook(spread * float(reach),
+                   _fewest(lambda n: 1 - sum(1 - power(n, gap, level) for gap in gaps), most), holds)
+
+
+def _fewest(shown: Callable[[int], float], most: int) -> int | None:
+    """Return the fewest n, at least six, that show something in four of five cases; `shown` rises with n."""
+    low, high = FEWEST, most
+    if shown(high) < SHARE:
+        return None
+    while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, difference / spread, alpha) >= share else (middle + 1, high)
+        low, high = (low, middle) if shown(middle) >= SHARE else (middle + 1, high)
     return low

@@ -250,6 +250,21 @@ class Records(Sequence[Record]):
                 np.array([b.get(s, math.nan) for s in seeds], dtype=np.float64))
 
 
+class Watched(Records):
+    """Records that note the final runs of which rows are read, one by one, in the set `runs`."""
+
+    def __init__(self, records: Records, runs: set[str]) -> None:
+        super().__init__(records._rows, records._whole)
+        self._plain, self._parts, self.runs = records, records._parts, runs
+
+    def __iter__(self) -> Iterator[Record]:
+        self.runs.update(row.run for row in self._rows if row.phase == "final")
+        return super().__iter__()
+
+    def _at(self, name: str, value: object) -> Records:
+        return Watched(self._plain._at(name, value), self.runs)
+
+
 def _read(row: Record, name: str) -> object:
     """Return what a row has a field or factor at, None where it has not got the factor."""
     return getattr(row, name) if name in FIELDS else row.factors.get(name)

@@ -177,7 +177,7 @@ def holm_corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
         lost = verdict.outcome != "undecided" and p > ALPHA
         note = f"{verdict.note} Holm over {tests} tests: p = {p:.2g}{', so undecided' if lost else ''}."
         return replace(verdict, outcome="undecided" if lost else verdict.outcome, p=p, note=note,
-                       test=f"{verdict.test}, Holm over {tests}")
+                       test=f"{verdict.test}, Holm over {tests}", tests=tests)
 
     return [corrected(verdict, float(p)) for verdict, p in zip(verdicts, adjusted, strict=True)]
 
@@ -205,7 +205,8 @@ def _count(verdicts: Sequence[Verdict], outcome: Outcome) -> int:
 def _combined(verdicts: Sequence[Verdict], outcome: Outcome, needed: int) -> Verdict:
     parts = " ".join(f"[{verdict.outcome}] {verdict.note}" for verdict in verdicts) or "nothing to judge."
     note = f"{_count(verdicts, 'holds')} of {len(verdicts)} hold, {needed} needed: {parts}"
-    return Verdict(outcome, note, n=min((verdict.n for verdict in verdicts if verdict.n), default=0))
+    return Verdict(outcome, note, n=min((verdict.n for verdict in verdicts if verdict.n), default=0),
+                   parts=tuple(verdicts))
 
 
 def _sentence(*clauses: str) -> str:

@@ -1,0 +1,70 @@
+"""What it would take to decide what is undecided: how many pairs, and how long, by the spread that was found."""
+
+from __future__ import annotations
+
+from math import inf, isnan
+
+from optscope.errors import UserError
+from optscope.evidence.claims import Verdict
+from optscope.evidence.power import outlook
+from optscope.evidence.records import Records, Watched
+from optscope.protocol.study import Study
+from optscope.report.tables import Table, interval, number
+
+MOST = 1000
+"""More pairs than that nobody is told to run."""
+
+
+def outlooks(study: Study, records: Records) -> Table:
+    """Return a row for every undecided part of a claim: what its pairs could show, and what would decide it.
+
+    The hours are those of the runs that the claim read, as often as it takes: of one process, tuning left out.
+
+    Raises:
+        UserError: when the records are not the study's.
+    """
+    seconds = {row.run: row.value for row in records.where(metric="seconds")}
+    rows: list[tuple[str, ...]] = []
+    known: set[str] = set()
+    for claim in study.claims:
+        read: set[str] = set()
+        verdict = claim.test(Watched(records, read))
+        known |= read
+        if verdict.outcome == "undecided":
+            spent = sum(seconds.get(run, 0.0) for run in read)
+            rows += [(claim.id, *_row(part, spent)) for part in _open(verdict)]
+    if not known:
+        raise UserError(f"expected the records of {study.name}, got none that its claims read: give the folder of "
+                        "its report")
+    return Table("What would decide what is undecided",
+                 ("claim", "found", "asked", "n", "n shows", "n to decide it", "hours more"), rows,
+                 "In four of five cases: how far from its bounds so many pairs (or cells, or cases) show an "
+                 "effect, if its spread is as found; and how many would decide the claim, if the effect is, too. "
+                 "Hours are of one process.")
+
+
+def _open(verdict: Verdict) -> list[Verdict]:
+    """Return the undecided verdicts that an undecided one is combined of, or itself."""
+    parts = [part for each in verdict.parts if each.outcome == "undecided" for part in _open(each)]
+    return parts or [verdict]
+
+
+def _row(verdict: Verdict, seconds: float) -> tuple[str, ...]:
+    found = outlook(verdict, verdict.tests, MOST)
+    if found is None:
+        return "not measured" if isnan(verdict.effect) else number(verdict.effect, 3), "", "", "", "", ""
+    unit = f" {verdict.unit}" if verdict.unit else ""
+    shown = interval(verdict.effect, verdict.low, verdict.high) + unit
+    reach = f"{number(found.reach, 2)}{unit}" if found.reach < inf else "nothing"
+    if found.pairs is None:
+        return shown, _asked(verdict), str(verdict.n), reach, f"more than {MOST}", ""
+    more = max(0, found.pairs - verdict.n) / verdict.n * seconds / 3600
+    return (shown, _asked(verdict), str(verdict.n), reach,
+            f"{found.pairs} ({'holds' if found.holds else 'fails'})", number(more, 2) if seconds else "not known")
+
+
+def _asked(verdict: Verdict) -> str:
+    """Return between which bounds the claim says the effect lies."""
+    least, most = (number(bound, 3) for bound in (verdict.least, verdict.most))
+    return (f"at most {most}" if verdict.least == -inf else f"at least {least}"
+            if verdict.most == inf else f"{least} to {most}")
