@@ -35,6 +35,13 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, unless it is there, so that after any crash its name is there, too."""
+    if not path.is_dir():
+        path.mkdir(exist_ok=True)
+        _sync_folder(path.parent)
+
+
 def _sync_folder(path: Path) -> None:
     """Force a folder's names to disk, where the system can."""
     if os.name == "nt":
@@ -126,7 +133,11 @@ def read_json(path: Path) -> Any:
         DamagedError: naming the file when it is not JSON.
     """
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        found = json.loads(text)
+        if "\\u" in text:  # half a character can be said so, and is refused by whoever writes or shows it
+            to_line(found)
+        return found
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({error}): run the command that made it again, which sets it "
                            "aside and writes it anew") from error

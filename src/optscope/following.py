@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,15 @@ class Use(NamedTuple):
     rule: str
     run: str
     probes: list[str]
+
+
+def _used(row: Sequence[Any]) -> Use:
+    use = Use(*row[:7])
+    words = (*use[:3], *use[4:6], *use.probes)
+    if not re.fullmatch("[0-9a-f]{16}", use.run) or type(use.seed) is not int or not all(
+            isinstance(word, str) for word in words):
+        raise TypeError("no place of a run")
+    return use
 
 
 class Follower:
@@ -148,8 +158,8 @@ class Follower:
         if stamp != self._entries[0]:
             found = read_json(path)
             try:
-                self._entries = stamp, [Use(*row[:7]) for row in found["entries"]]
-            except (LookupError, TypeError) as error:
+                self._entries = stamp, list(map(_used, found["entries"]))
+            except (LookupError, TypeError, ValueError) as error:
                 raise UserError(f"{path} is not what optscope writes there: run the command that made the "
                                 "folder again") from error
         return self._entries[1]
@@ -171,13 +181,13 @@ class _Told:
     def hear(self, line: bytes) -> None:
         """Take in a line; one that is not of ours is counted."""
         try:
-            said = json.loads(line)
+            said = json.loads(line.decode())
             hear = {"named": self._named, "started": self._started, "moment": self._moment,
                     "ended": self._ended}
             if said["schema"] == SCHEMA and said["event"] in hear:
                 hear[said["event"]](said, datetime.fromisoformat(said["time"]).timestamp())
             self.unread += said["schema"] != SCHEMA
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             self.unread += 1
 
     def under_way(self, run: str, now: float) -> UnderWay:

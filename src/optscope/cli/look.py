@@ -103,6 +103,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run or com
         if not (folder / "report.json").is_file():
             raise UserError(f"{folder} has no report.json: run the command that made it again, which repeats no "
                             "finished run")
+        read_json(folder / "report.json")  # damaged, it is no use to a program
         say((folder / "report.json").read_text(encoding="utf-8").strip())
         return
     if (folder / "verdicts.json").is_file():

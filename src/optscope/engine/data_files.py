@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError
-from optscope.files import set_aside, write_atomically
+from optscope.files import make_folder, set_aside, write_atomically
 from optscope.tasks.mapping import CODES, DAMAGES, arrays_in, metadata
 from optscope.tasks.task import Split
 from optscope.tasks.tree import Tree, leaves
@@ -62,7 +62,7 @@ class DataFiles:
         if path.is_file() and not _holds(path, digest):
             set_aside(path)
         if not path.is_file():
-            self.folder.mkdir(exist_ok=True)
+            make_folder(self.folder)
             write_atomically(path, *_written(split))
         found = path.stat()
         return _Kept(str(path), found.st_size, found.st_mtime_ns)

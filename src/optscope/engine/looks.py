@@ -13,7 +13,7 @@ from pathlib import Path
 
 from optscope.engine.executor import Look
 from optscope.engine.run_folder import LOOKS
-from optscope.files import names_in
+from optscope.files import make_folder, names_in
 
 PACE = 0.5
 """Seconds between two times that looks are gathered."""
@@ -35,13 +35,19 @@ class Tail:
             return
         whole, end, _ = text.rpartition(b"\n")
         self._place += len(whole) + len(end)
-        for line in filter(None, whole.split(b"\n")):
-            step, values = json.loads(line)
-            yield Look(self._run, step, {metric: float(value) for metric, value in values.items()})
+        yield from filter(None, map(self._look, whole.split(b"\n")))
+
+    def _look(self, line: bytes) -> Look | None:
+        """Return what a line tells; nothing where it is not one of ours."""
+        try:
+            step, values = json.loads(line.decode())
+            return Look(self._run, int(step), {metric: float(value) for metric, value in values.items()})
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            return None
 
     def begin(self) -> None:
         """Make the file, empty: so a worker elsewhere says that it has begun."""
-        self._path.parent.mkdir(exist_ok=True)
+        make_folder(self._path.parent)
         self._path.touch()
 
     def has_begun(self) -> bool:

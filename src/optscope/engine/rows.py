@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from optscope.engine.run_folder import Contents, unpacked
 from optscope.errors import UserError
-from optscope.evidence.records import NO_FACTORS, Factor, Phase, Record
+from optscope.evidence.records import NO_FACTORS, Factor, Phase, Record, check_factors
 
 SUMMARY = {"learning rate": "lr", "seconds": "seconds", "CPU seconds a step": "cpu_seconds_a_step",
            "training loss": "train_loss"}
@@ -49,9 +50,36 @@ def read(use: Use, contents: Contents) -> tuple[list[Record], list[str]]:
         return list(_rows(use, contents)), reasons
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"the files in {contents.path} are not what optscope writes there ({error}): delete that "
                         "folder and run the same command again") from error
+
+
+def used(row: Sequence[Any]) -> Use:
+    """Return the use that a line of `entries.json` says.
+
+    Raises:
+        TypeError, ValueError: when it says other things.
+    """
+    experiment, arm, phase, seed, rule, run, probes, *others = row
+    (factors,) = others or (NO_FACTORS,)
+    if not re.fullmatch("[0-9a-f]{16}", run):
+        raise ValueError(f"a run's name was expected; got {run[:40]}")
+    check_factors(factors, "an arm")
+    return Use(_word(experiment), _word(arm), _word(phase), _whole(seed),  # type: ignore[arg-type]
+               _word(rule), run, tuple(map(_word, probes)), factors)
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a word was expected; got {str(value)[:40]}")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not -2**63 <= value < 2**63:
+        raise TypeError(f"a whole number was expected; got {str(value)[:40]}")
+    return value
 
 
 def _rows(use: Use, contents: Contents) -> Iterator[Record]:
@@ -59,16 +87,19 @@ def _rows(use: Use, contents: Contents) -> Iterator[Record]:
     result = contents.result() or failure
     if result is None:
         return
-    status = result["status"]
+    status = _word(result["status"])
     if use.phase == "tune" and failure and not all(map(contents.has_reading, use.probes)):
         status = failure["status"]  # trained, but never judged
 
     def row(metric: str, value: Any, at: Any = None, step: int | None = None, arm: str = use.arm,
             seed: int = use.seed, factors: Mapping[str, Factor] = use.factors) -> Record:
         number = float(value)
-        return Record(use.experiment, arm, seed, metric, number if math.isfinite(number) else math.nan,
-                      None if at is None else float(at), step, use.phase, use.rule, status, use.run, factors)
+        return Record(use.experiment, _word(arm), _whole(seed), _word(metric),
+                      number if math.isfinite(number) else math.nan, None if at is None else float(at),
+                      None if step is None else _whole(step), use.phase, use.rule, status, use.run, factors)
 
+    for factors in result.get("factors", []):
+        check_factors(factors, f"{contents.path / 'result.json'}")
     for arm, seed, metric, value, at, step, factors in unpacked(result, use.factors):
         yield row(metric, value, at, step, arm, seed, factors)
     for metric, name in SUMMARY.items():

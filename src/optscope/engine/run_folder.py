@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,17 @@ from safetensors.numpy import save as numpy_bytes
 from optscope.engine.weights import REST, TENSORS, from_files, to_files
 from optscope.errors import UserError
 from optscope.evidence.records import Factor, Record, check_factors
-from optscope.files import DamagedError, names_in, read_json, set_aside, to_json, to_line, write_atomically
+from optscope.files import (
+    DamagedError,
+    Lines,
+    make_folder,
+    names_in,
+    read_json,
+    set_aside,
+    to_json,
+    to_line,
+    write_atomically,
+)
 from optscope.probes.probe import Reading
 
 SCHEMA = 1
@@ -114,7 +124,7 @@ class RunFolder:
 
     def write_failure(self, status: str, reason: str) -> None:
         """Write that the run failed or was lost; the next command tries it again."""
-        self.path.mkdir(exist_ok=True)
+        make_folder(self.path)
         found = {"schema": SCHEMA, "status": status, "reason": reason, "train_loss": math.nan}
         write_atomically(self.path / "failed.json", to_json(found))
 
@@ -147,7 +157,7 @@ class RunFolder:
 
     def write_state(self, content: bytes) -> None:
         """Write the state of a training on its way."""
-        self.path.mkdir(exist_ok=True)
+        make_folder(self.path)
         write_atomically(self.path / STATE, content)
 
     def set_state_aside(self) -> None:
@@ -160,18 +170,15 @@ class RunFolder:
 
     def tell(self, step: int, values: Mapping[str, Any]) -> None:
         """Tell what a probe sees during training, of metrics that are one number, to whoever waits for this run."""
-        self.path.mkdir(exist_ok=True)
+        make_folder(self.path)
         line = to_line([step, {name: value for name, value in values.items() if not isinstance(value, Mapping)}])
-        file = os.open(self.path / LOOKS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.write(file, line)
-        finally:
-            os.close(file)
+        with contextlib.closing(Lines(self.path / LOOKS)) as lines:
+            lines.append(line)
 
     def write_result(self, summary: Mapping[str, Any], series: Mapping[str, NDArray[Any]],
                      weights: Mapping[str, Any]) -> None:
         """Write all that training left; the summary last."""
-        self.path.mkdir(exist_ok=True)
+        make_folder(self.path)
         if series:
             arrays = {name: np.ascontiguousarray(value) for name, value in series.items()}
             write_atomically(self.path / "series.safetensors", numpy_bytes(arrays))
@@ -191,7 +198,7 @@ class RunFolder:
     def write_reading(self, probe: str, label: str, readings: Sequence[tuple[int | None, Reading]],
                       reason: str = "") -> None:
         """Write what a probe found, after which step (None: on the trained model), or why it found nothing."""
-        self.path.mkdir(exist_ok=True)
+        make_folder(self.path)
         found = {name if step is None else f"{name} at {step}": np.ascontiguousarray(a)
                  for step, reading in readings for name, a in reading.arrays.items()}
         texts = {name: a.tolist() for name, a in found.items() if a.dtype.kind == "U"}  # safetensors holds no text
@@ -242,7 +249,9 @@ def _is_whole(path: Path) -> bool:
             zipfile.ZipFile(path).close()
         else:
             safetensors.safe_open(path, "np")
-    except (safetensors.SafetensorError, zipfile.BadZipFile):
+    except OSError:
+        raise
+    except Exception:  # whatever damaged bytes lead to
         return False
     return True
 

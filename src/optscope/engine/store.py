@@ -14,12 +14,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from optscope.engine.ledger import LEDGER, Ledger
-from optscope.engine.rows import Use, read
+from optscope.engine.rows import Use, read, used
 from optscope.engine.run_folder import SCHEMA, RunFolder, gone
 from optscope.errors import UserError
 from optscope.evidence.columns import sqlite_bytes
 from optscope.evidence.records import Records
-from optscope.files import DamagedError, names_in, read_json, set_aside, to_json, write_atomically
+from optscope.files import DamagedError, make_folder, names_in, read_json, set_aside, to_json, write_atomically
 
 MARKER = "optscope.json"
 WRITTEN = {"runs", "data", "figures", "entries.json", "events.jsonl", LEDGER, "index.sqlite", "index.sqlite-wal",
@@ -46,11 +46,12 @@ class Store:
             raise UserError(f"the output folder {folder} holds files that are not optscope's: "
                             "give --out an empty or a new folder")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            for each in reversed((folder, *folder.parents)):
+                make_folder(each)
             known = _marker(marker)
             if known is None or (holds and not known.get("holds")):
                 write_atomically(marker, to_json({"schema": SCHEMA, "holds": holds}))
-            (folder / "runs").mkdir(exist_ok=True)
+            make_folder(folder / "runs")
             (folder / ".writable").touch()
             (folder / ".writable").unlink(missing_ok=True)
         except OSError as error:
@@ -115,9 +116,8 @@ class Store:
             return []
         found = read_json(path)
         try:
-            return [Use(experiment, arm, phase, seed, rule, run, tuple(probes), *factors)
-                    for experiment, arm, phase, seed, rule, run, probes, *factors in found["entries"]]
-        except (KeyError, TypeError, ValueError) as error:
+            return list(map(used, found["entries"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not what optscope writes there: delete that file alone, and run the same "
                             "command again; no run is lost") from error
 

@@ -40,19 +40,16 @@ def read_csv(path: str | Path) -> Records:
                         "of the one in a report's folder") from error
     with file:
         lines = csv.reader(file)
-        header = next(lines, [])
-        missing = [name for name in FIELDS if name not in header]
-        if missing:
-            raise UserError(f"expected a summary.csv that optscope wrote, got {path} without the column "
-                            f"{missing[0]}: give the path of the one in a report's folder")
-        read = _reader(header)
-        rows = []
-        for cells in lines:
-            try:
-                rows.append(read(cells))
-            except (ValueError, IndexError) as error:
-                raise UserError(f"{path}, line {lines.line_num} is not what optscope writes there ({error}): run "
-                                "the command that made it again, which writes it anew") from error
+        try:
+            header = next(lines, [])
+            missing = [name for name in FIELDS if name not in header]
+            rows = [] if missing else list(map(_reader(header), lines))
+        except (ValueError, IndexError, csv.Error) as error:
+            raise UserError(f"{path}, line {lines.line_num} is not what optscope writes there ({error}): run "
+                            "the command that made it again, which writes it anew") from error
+    if missing:
+        raise UserError(f"expected a summary.csv that optscope wrote, got {path} without the column "
+                        f"{missing[0]}: give the path of the one in a report's folder")
     return Records(rows)
 
 
