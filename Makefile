@@ -2,6 +2,6 @@
 # make demo PIP_ARGS="--no-index --find-links DIR" works offline; make demo PYTHON=python3.12 chooses a Python.
 PYTHON ?= python3
 
-.PHONY: demo smoke test check
-demo smoke test check:
+.PHONY: demo smoke test docs check
+demo smoke test docs check:
 	@$(PYTHON) bootstrap.py $@

@@ -3,6 +3,7 @@
     python3 bootstrap.py demo     compare optimisers on the embedded data; the report's path comes last
     python3 bootstrap.py smoke    the same in seconds: every part runs, nothing can be concluded
     python3 bootstrap.py test     lint, types, and the whole test suite
+    python3 bootstrap.py docs     the documentation, with the output of its tutorials, into docs/_build/html
     python3 bootstrap.py check    does the package import, does the command answer?
 
 Needs Python 3.11 to 3.14 and nothing else. Environment variables: PIP_ARGS is passed on to pip (offline:
@@ -35,6 +36,7 @@ COMMANDS = {
     "smoke": ([*(["optscope", "run", study, "--scale", "smoke"] for study in STUDIES),
                ["optscope", "compare", "digits", "--seeds", "2", "--epochs", "2", "--out", "runs/smoke"]], ""),
     "test": ([["ruff", "check", "."], ["mypy"], ["pytest", "-n", "2"]], ""),
+    "docs": ([["python", "scripts/docs.py"]], "documentation: {root}/docs/_build/html/index.html"),
     "check": ([["python", "-c", "import optscope; print('optscope', optscope.__version__)"],
                ["optscope", "--help"]], ""),
 }
@@ -141,7 +143,7 @@ def install(system_torch: bool) -> None:
         logged([str(BIN / "python"), "-c", "import torch"])
     else:
         logged([*pip, "--no-deps", "--timeout", "15", "--retries", "2", *CPU_INDEX, "torch"])
-    logged([*pip, "-e", ".[test,oracle]"])
+    logged([*pip, "-e", ".[test,oracle,docs]"])
     print(f"installed in {time.monotonic() - start:.0f} s", flush=True)
 
 

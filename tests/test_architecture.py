@@ -267,13 +267,20 @@ def test_warnings_are_errors(pytestconfig):
     assert pytestconfig.getini("filterwarnings")[0] == "error"
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = [ROOT / "docs" / "start.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md"))]
+"""Documents that compare and train longer: tests/test_docs.py runs them."""
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", SRC / "optscope" / "guide.md",
+             *(path for path in sorted((ROOT / "docs").glob("*.md")) if path not in TUTORIALS)]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_run(path, tmp_path, monkeypatch):
-    """Run a document's python blocks from top to bottom, as one program in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    run_document(path)
+
+
+def run_document(path):
+    """Run a document's python blocks from top to bottom, as one program."""
     text, program = path.read_text(), {"__name__": path.stem.lower()}
     for block in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         if ">>>" not in block[1]:  # those are doctests, which pytest itself collects

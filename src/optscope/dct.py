@@ -156,7 +156,7 @@ def _discs(rho: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_keep(keep: float) -> None:
-    """Raise unless `keep` is a share in (0, 1]."""
+    """Raise UserError unless `keep` is a share in (0, 1]."""
     if not 0 < keep <= 1:
         raise UserError(f"keep must be the share of coefficients to keep, above 0 and at most 1; got {keep!r}"
                         + (f": write {keep / 100:g} for {keep:g} %" if 1 < keep <= 100 else ""))

@@ -1,4 +1,4 @@
-"""The command: run, compare, rounding, advise, probe, list, show, status, report, export, data.
+"""The command: run, compare, rounding, advise, probe, list, show, status, report, export, data, guide.
 
 Torch is imported only by commands that need it.
 """

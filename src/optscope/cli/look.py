@@ -145,3 +145,11 @@ def data(name: Annotated[str, typer.Argument(
     from optscope.tasks.sources import fetch
 
     say(f"{name}: {fetch(name)}")
+
+
+@app.command()
+def guide() -> None:
+    """Print one page that an assistant, or a person, can follow to run a fair comparison."""
+    from importlib.resources import files
+
+    say(files("optscope").joinpath("guide.md").read_text(encoding="utf-8").rstrip())

@@ -151,7 +151,11 @@ def packed(things: object, data: DataFiles) -> bytes:
 
 
 def perform_there(sent: bytes, folder: Path, program: str, beside: int = 1) -> Outcome:
-    """Do one piece of work in a worker, one of `beside` on its device, by the program that named the work."""
+    """Do one piece of work in a worker, one of `beside` on its device, by the program that named the work.
+
+    Raises:
+        UserError: when the task, an optimiser or a probe cannot be made in this process.
+    """
     if source_digest(*PROGRAM) != program:
         raise other_source()
     try:

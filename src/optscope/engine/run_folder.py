@@ -134,7 +134,11 @@ class RunFolder:
         return _arrays(path)
 
     def weights(self) -> dict[str, Any]:
-        """Return the trained weights by name."""
+        """Return the trained weights by name.
+
+        Raises:
+            UserError: when the files of the weights cannot be read.
+        """
         try:
             return from_files({name: (self.path / name).read_bytes() for name in (TENSORS, REST)
                                if name == TENSORS or (self.path / name).is_file()})

@@ -66,13 +66,17 @@ class Store:
         return RunFolder(self.folder / "runs" / run)
 
     def check_is_there(self) -> None:
-        """Raise when somebody has deleted, moved or emptied the folder: nothing may be written in its place."""
+        """Raise UserError when the folder was deleted, moved or emptied: nothing may be written in its place."""
         if not (self.folder / MARKER).is_file():
             raise UserError(gone(self.folder))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one writing process; leftovers of a killed one are swept first."""
+        """Hold the folder for one writing process; leftovers of a killed one are swept first.
+
+        Raises:
+            UserError: naming the process that holds it already.
+        """
         lock, owner = FileLock(self.folder / ".lock"), self.folder / ".owner"
         try:
             lock.acquire(timeout=0)
@@ -110,7 +114,11 @@ class Store:
         write_atomically(path, to_json({"schema": SCHEMA, "entries": rows}))
 
     def uses(self) -> list[Use]:
-        """Return all uses, in the order they were added."""
+        """Return all uses, in the order they were added.
+
+        Raises:
+            UserError: when the file of entries holds other things than optscope writes there.
+        """
         path = self.folder / "entries.json"
         if not path.is_file():
             return []

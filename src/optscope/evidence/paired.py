@@ -115,6 +115,9 @@ def example_interval(a: ArrayLike, b: ArrayLike) -> Interval:
 
     >>> example_interval([[1, 1, 1, 0]], [[1, 0, 0, 0]])
     Interval(estimate=0.5, low=-0.16..., high=0.83..., n=4, missing=0)
+
+    Raises:
+        UserError: unless both are `(models, n)` of the same n examples, and not empty.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not first.size * second.size:

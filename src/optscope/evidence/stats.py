@@ -59,7 +59,11 @@ def _values(values: ArrayLike, infinite: bool = False) -> tuple[Array, int]:
 
 
 def complete_pairs(a: ArrayLike, b: ArrayLike, infinite: bool = False) -> tuple[Array, Array, int]:
-    """Return the pairs of `a` and `b` without nan, and how many pairs were left out."""
+    """Return the pairs of `a` and `b` without nan, and how many pairs were left out.
+
+    Raises:
+        UserError: unless both are lists of one length.
+    """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise UserError(f"expected two lists of one length, paired by seed, got shapes {first.shape} and "
@@ -116,7 +120,10 @@ def bootstrap_interval(values: ArrayLike, statistic: Callable[[Array], float],
     """Return a statistic of the rows of `values` with its BCa bootstrap interval (fixed seed).
 
     Rows (seeds) are resampled whole. Bounds are nan where BCa is not defined: where no single row changes the
-    statistic. Efron, JASA 82 (1987) 171. Raises UserError below 20 rows.
+    statistic. Efron, JASA 82 (1987) 171.
+
+    Raises:
+        UserError: below 20 rows.
     """
     _upper_level(confidence)
     kept, missing = _complete(np.asarray(values, dtype=np.float64), infinite=False)
@@ -136,6 +143,9 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Return a rate with its Wilson score interval; half successes (ties) are taken.
 
     low, high = (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)        Wilson, JASA 22 (1927) 209.
+
+    Raises:
+        UserError: unless 0 <= successes <= n.
     """
     z = float(scipy.special.ndtri(_upper_level(confidence)))
     if not 0 <= successes <= n:
@@ -204,6 +214,9 @@ def seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
 
     >>> [seeds_needed(m * (m - 1) // 2) for m in (2, 4, 6, 8)]  # all pairs of m arms
     [6, 8, 10, 11]
+
+    Raises:
+        UserError: unless comparisons >= 1 and 0 < alpha < 1.
     """
     if comparisons < 1 or not 0 < alpha < 1:
         raise UserError(f"expected 1 comparison or more and 0 < alpha < 1, got {comparisons} and {alpha}")
@@ -217,6 +230,9 @@ def holm(p_values: ArrayLike) -> Array:
 
     >>> [round(float(p), 12) for p in holm([0.01, 0.04, float("nan"), 0.03])]
     [0.03, 0.06, nan, 0.06]
+
+    Raises:
+        UserError: for a p that is not within [0, 1].
     """
     adjusted = np.array(p_values, dtype=np.float64)
     tests = ~np.isnan(adjusted)
@@ -259,6 +275,9 @@ def expected_best(scores: ArrayLike, k: int, better: Literal["higher", "lower"] 
 
     >>> expected_best([0.7, 0.9, 0.8], 3), expected_best([0.7, 0.9, 0.8], 3, better="lower")
     (0.9, 0.7)
+
+    Raises:
+        UserError: unless 1 <= k <= n, and for a score that is nan or infinitely good.
     """
     gain = np.sort(np.asarray(scores, dtype=np.float64) * (1.0 if better == "higher" else -1.0))
     n = len(gain)

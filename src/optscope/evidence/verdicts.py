@@ -95,6 +95,9 @@ def within(value: float | Interval, low: float = -math.inf, high: float = math.i
     'holds'
     >>> within(Interval(-0.6, -0.85, -0.1, n=12), high=0, what="rank correlation").note
     'rank correlation: -0.6 (95 % interval -0.85 to -0.1, n = 12), at most 0.'
+
+    Raises:
+        UserError: unless low <= high.
     """
     if not low <= high:
         raise UserError(f"expected low <= high, got {low} and {high}")
@@ -121,6 +124,9 @@ def close(value: float, expected: float, tolerance: float, what: str = "value", 
 
     >>> close(123.7001, 123.70, 0.02, what="adversarial risk of GD").note
     'adversarial risk of GD: 123.7, off the expected 123.7 by 0.0001, tolerance 0.02.'
+
+    Raises:
+        UserError: unless tolerance >= 0.
     """
     if not tolerance >= 0:
         raise UserError(f"expected a tolerance of 0 or more, got {tolerance}")

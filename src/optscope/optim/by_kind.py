@@ -95,7 +95,11 @@ class ByKind(Combinator):
         return {part: rule for part, rule in self.parts if isinstance(part, str)}
 
     def with_(self, **changes: Any) -> Self:
-        """Return the same parts with other rules, or (`lr`) with all rates scaled so that the first has that."""
+        """Return the same parts with other rules, or (`lr`) with all rates scaled so that the first has that.
+
+        Raises:
+            UserError: when there is no part of that name.
+        """
         parts = self.parts
         if "lr" in changes:
             factor = changes.pop("lr") / self.lr

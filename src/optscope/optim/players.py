@@ -70,7 +70,11 @@ class Players(Rule):
                      for i in range(members))
 
     def with_(self, **changes: Any) -> Self:
-        """Return the same players changed: other rules, (`lr`) all rates scaled to that mean, or "player.lr"."""
+        """Return the same players changed: other rules, (`lr`) all rates scaled to that mean, or "player.lr".
+
+        Raises:
+            UserError: when there is no player of that name.
+        """
         rules = dict(self.rules)
         if "lr" in changes:
             factor = changes.pop("lr") / self.lr

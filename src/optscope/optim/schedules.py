@@ -40,6 +40,9 @@ class StepDecay(Schedule):
 
     >>> [round(StepDecay()(done), 3) for done in (0.0, 0.5, 0.9)]
     [1.0, 0.1, 0.01]
+
+    Raises:
+        UserError: unless all of `at` lie between 0 and 1.
     """
 
     at: tuple[float, ...] = (0.5, 0.75)
@@ -86,7 +89,11 @@ class Linear(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class Scheduled(Wrapper):
-    """A rule whose learning rate is multiplied by schedule(t/steps), t = 0, 1, ...; the last factor stays."""
+    """A rule whose learning rate is multiplied by schedule(t/steps), t = 0, 1, ...; the last factor stays.
+
+    Raises:
+        UserError: unless steps is a whole number >= 1.
+    """
 
     rule: Rule
     schedule: Schedule

@@ -25,7 +25,7 @@ makes a param group of each.
 
 
 def check_per(owner: str, per: object) -> None:
-    """Raise unless `per` is "layer", "module" or "model"."""
+    """Raise UserError unless `per` is "layer", "module" or "model"."""
     known = get_args(Per)
     if per not in known:
         raise UserError(f'{owner}: per must be "layer", "module" or "model"; got {per!r}, '

@@ -111,7 +111,7 @@ class AtWeights:
 
 
 def check_depends(value: Tensor) -> None:
-    """Raise unless a loss, or outputs, depend on the trained weights."""
+    """Raise UserError unless a loss, or outputs, depend on the trained weights."""
     if not value.requires_grad:
         raise UserError("in eval mode the loss does not depend on the trained parameters, so its slope there says "
                         "nothing of training: look for adapters that eval() merges, and for torch.no_grad")

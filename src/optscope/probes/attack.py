@@ -170,7 +170,7 @@ def laid_out(model: nn.Module, outputs: Moved, inputs: Tensor) -> tuple[Tensor, 
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Raise unless the logits of one input are one a class, and the labels are among the classes."""
+    """Raise UserError unless the logits of one input are one a class, and the labels are among the classes."""
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise UserError("an attack needs a classifier with one logit a class, of shape (n, C) with C >= 2; "
                         f"the model returns shape {tuple(logits.shape)} for one input: give two logits to a "
@@ -302,7 +302,7 @@ class PGD(Attack):
 
 
 def check_counts(owner: object, *names: str) -> None:
-    """Raise unless the fields `names` of a settings object are whole numbers of at least 1."""
+    """Raise UserError unless the fields `names` of a settings object are whole numbers of at least 1."""
     for name in names:
         value = getattr(owner, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

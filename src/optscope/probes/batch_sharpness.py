@@ -63,7 +63,11 @@ class BatchSharpness(Probe):
                 Metric("large-batch edge", "", "neither", "2(1 + β)/lr, where it settles in large batches"))
 
     def measure(self, subject: Subject) -> Reading:
-        """Take the gradient of each batch, and one Hessian product."""
+        """Take the gradient of each batch, and one Hessian product.
+
+        Raises:
+            UserError: when the batch is not known, or two of them are more examples than there are.
+        """
         size = self.batch or subject.snapshot.batch
         if size is None:
             raise UserError("BatchSharpness: it is not known in which batches this model was trained: write their "

@@ -73,7 +73,11 @@ class Coverage(Probe):
             Metric("coverage", "", "higher", "share of the balls about real ones that hold a generated one"))
 
     def measure(self, subject: Subject) -> Reading:
-        """Embed both clouds and compare them."""
+        """Embed both clouds and compare them.
+
+        Raises:
+            UserError: unless there are more real examples than neighbours.
+        """
         if len(subject.batch) <= self.neighbours:
             raise UserError(f"Coverage needs more real examples than neighbours; the {self.split} part has "
                             f"{len(subject.batch)}, and there are {self.neighbours} neighbours: ask for fewer")

@@ -197,6 +197,9 @@ class SpectralDensity(CurvatureProbe):
     It takes `samples` times `steps` products. "negative share" is the part of Σ λ² that negative eigenvalues
     hold. Arrays: the "density" at "density eigenvalues", smoothed by a Gaussian whose width is a hundredth of
     the range, and the bare "density nodes" with their "density weights".
+
+    Raises:
+        UserError: unless samples >= 1 and steps >= 2.
     """
 
     samples: int = 2

@@ -23,6 +23,9 @@ class Ensemble(Attack):
     The standard is APGD on cross-entropy, APGD towards each of nine rivals, and a search without gradients. It
     follows AutoAttack (arXiv 2003.01690, section 5) without FAB, which found nothing more wherever we looked, with
     half the steps of APGD, and with a tenth of the random queries.
+
+    Raises:
+        UserError: unless attacks is a tuple of attacks, at least one.
     """
 
     attacks: tuple[Attack, ...] = STANDARD

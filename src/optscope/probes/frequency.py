@@ -96,6 +96,9 @@ class SensitivityMap(Probe):
     Array: "dct sensitivity map" or "fourier sensitivity map", `(height, width)`.
 
     Reference: Yin et al. 2019, arXiv 1906.08988, who use the Fourier basis and norm 4 on CIFAR-10.
+
+    Raises:
+        UserError: unless norm is a number > 0 and basis one of those two.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "labels", "images")

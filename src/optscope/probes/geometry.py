@@ -100,7 +100,11 @@ class FirstStep(Probe):
                 Metric("step cosine", "", "neither", "cosine of the angle between that step and steepest descent"))
 
     def measure(self, subject: Subject) -> Reading:
-        """Start the rule at the present weights."""
+        """Start the rule at the present weights.
+
+        Raises:
+            UserError: when the rule is a foreign one that makes no step on float64 weights.
+        """
         rule = rule_in_use(subject.snapshot) or subject.snapshot.rule
         if rule is None:
             return Reading({})

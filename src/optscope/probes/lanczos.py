@@ -56,7 +56,11 @@ class Krylov:
         return np.asarray(self._coefficients + self._coefficients.T) / 2
 
     def extend(self) -> None:
-        """Make one product, and one more vector of the basis unless it spans the whole space."""
+        """Make one product, and one more vector of the basis unless it spans the whole space.
+
+        Raises:
+            UserError: when a product is not finite.
+        """
         m = len(self)
         grown = np.zeros((m + 1, m + 1))
         grown[:m, :m] = self._coefficients

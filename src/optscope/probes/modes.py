@@ -31,6 +31,9 @@ class Modes(Probe):
     A blurred generator hits many modes with few good samples: read count and quality together, or the missed mass,
     Σ_k max(0, 1/K − p_k) over the K modes with p_k the share of all samples that is good and of mode k. The
     divergence is that of the good samples' histogram over modes from the uniform one; log K when none is good.
+
+    Raises:
+        UserError: unless mixture is one; of things that are no points of it.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("generator",)
@@ -85,6 +88,9 @@ class Classes(Probe):
     """Count the classes among generated grey images, as our classifier of "digits" or "fashion_mnist" sees them.
 
     Three classes or fewer are a collapse.
+
+    Raises:
+        UserError: when the generator makes images of another shape.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("generator",)

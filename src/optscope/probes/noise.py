@@ -31,6 +31,9 @@ class GaussianNoise(Probe):
     models that share a seed. Arrays: "correct under gaussian noise", bool `(variances, n)`.
 
     Reference: arXiv 2308.06703.
+
+    Raises:
+        UserError: unless variances is a tuple of numbers >= 0, at least one.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "labels")
@@ -76,6 +79,9 @@ class BandNoise(Probe):
     "correct under band noise", bool `(bands, n)`, and "correct" on the clean images.
 
     Reference: arXiv 2308.06703, figure 4.
+
+    Raises:
+        UserError: unless variance >= 0 and bands >= 1.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "labels", "images")

@@ -139,13 +139,13 @@ def _random(draw: Callable[..., Tensor], shape: torch.Size, generator: torch.Gen
 
 
 def check_movable(inputs: Tensor, who: str) -> None:
-    """Raise unless inputs are floating point: a token id or a byte has no slope, and nothing lies near it."""
+    """Raise UserError unless inputs are floating point: a token id has no slope, and nothing lies near it."""
     if not inputs.is_floating_point():
         raise UserError(f"{who}: inputs must be floating point to have a slope; got {inputs.dtype}")
 
 
 def check_box(bounds: object) -> None:
-    """Raise unless bounds are None, or a pair of finite numbers in ascending order."""
+    """Raise UserError unless bounds are None, or a pair of finite numbers in ascending order."""
     pair = bounds if isinstance(bounds, (tuple, list)) and len(bounds) == 2 else (math.nan, math.nan)
     numbers = all(isinstance(end, (int, float)) and math.isfinite(end) for end in pair)
     if bounds is not None and not (numbers and pair[0] < pair[1]):

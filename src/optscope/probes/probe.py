@@ -205,7 +205,7 @@ def trained_names(snapshot: Snapshot) -> tuple[str, ...]:
 
 
 def check_bounds(task: Task, inputs: Tree) -> None:
-    """Raise unless what a task's bounds are of lies within them, and these are two numbers."""
+    """Raise UserError unless what a task's bounds are of lies within them, and these are two numbers."""
     check_box(task.bounds)
     path = task.perturbed(inputs) or ""
     leaf = leaves(inputs).get(path)

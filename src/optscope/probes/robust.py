@@ -41,6 +41,9 @@ class RobustAccuracy(Probe):
     Arrays: "correct under l2 attack", bool `(radii, n)`; "interval under l2 attack", the 95 % Wilson intervals in
     percent `(radii, 2)`; "fooled by l2 radius", the smallest radius of `eps` that fools each example `(n,)`: 0 for
     examples that are wrong as they are, inf where no radius was found to fool.
+
+    Raises:
+        UserError: unless eps is a radius > 0 or a tuple of different ones, and attack is an attack.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network", "float input", "labels")

@@ -32,7 +32,7 @@ def as_meant(snapshot: Snapshot) -> Iterator[nn.Module]:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise unless all parameters have shapes, and are finite."""
+    """Raise UserError unless all parameters have shapes, and are finite."""
     named = dict(model.named_parameters())
     for name, p in named.items():
         if nn.parameter.is_lazy(p):

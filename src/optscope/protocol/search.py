@@ -153,7 +153,11 @@ class PlayerGrid(Grid):
         super().__init__(Space(**{f"{name}.lr": values for name, values in sorted(rates.items())}))
 
     def candidates(self, rule: Rule) -> list[Rule]:
-        """Return the players' rules with each combination of rates."""
+        """Return the players' rules with each combination of rates.
+
+        Raises:
+            UserError: when the rule is no `Players`.
+        """
         if not isinstance(rule, Players):
             raise UserError(f"PlayerGrid searches the rates of Players; got {rule!r}: use Grid")
         rule.check_players([name.rpartition(".")[0] for name in self.space.names])

@@ -29,7 +29,11 @@ def _typed(value: float) -> float:
 
 @dataclass(frozen=True)
 class Log(Span):
-    """A range searched evenly in the logarithm, 0 < low < high."""
+    """A range searched evenly in the logarithm, 0 < low < high.
+
+    Raises:
+        UserError: unless 0 < low < high, both finite.
+    """
 
     low: float
     high: float
@@ -45,7 +49,11 @@ class Log(Span):
 
 @dataclass(frozen=True)
 class Uniform(Span):
-    """A range searched evenly, low < high."""
+    """A range searched evenly, low < high.
+
+    Raises:
+        UserError: unless low < high, both finite.
+    """
 
     low: float
     high: float
@@ -61,7 +69,11 @@ class Uniform(Span):
 
 @dataclass(frozen=True, init=False)
 class Choice(Span):
-    """These values, numbers or not: `Choice(0.9, 0.95)`, `Choice(Cosine(), StepDecay())`."""
+    """These values, numbers or not: `Choice(0.9, 0.95)`, `Choice(Cosine(), StepDecay())`.
+
+    Raises:
+        UserError: without values, or when two are the same.
+    """
 
     values: tuple[Any, ...]
 

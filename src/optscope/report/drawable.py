@@ -35,7 +35,11 @@ class Points:
 
     @classmethod
     def of(cls, series: Series, panel: Panel) -> Points:
-        """Return what of a series can be drawn on a panel; on a logarithmic axis that is what is above 0."""
+        """Return what of a series can be drawn on a panel; on a logarithmic axis that is what is above 0.
+
+        Raises:
+            UserError: when x, y, low and high are not equally long.
+        """
         x, y = (np.asarray(v, dtype=np.float64).ravel() for v in (series.x, series.y))
         given = series.low is not None and series.high is not None
         low, high = (np.asarray(v, dtype=np.float64).ravel()

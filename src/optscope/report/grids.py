@@ -20,7 +20,11 @@ Array = NDArray[np.float64]
 
 
 def draw_images(canvas: Canvas, grid: ImageGrid) -> None:
-    """Set the images on one pair of axes, one unit a cell."""
+    """Set the images on one pair of axes, one unit a cell.
+
+    Raises:
+        UserError: unless there is an image for every pair of labels.
+    """
     rows, columns = len(grid.images), max((len(row) for row in grid.images), default=0)
     if rows != len(grid.rows) or any(len(row) != len(grid.columns) for row in grid.images):
         raise UserError(f'figure "{grid.name}": images must be {len(grid.rows)} rows of {len(grid.columns)} '
@@ -46,7 +50,11 @@ def _draw_image(axes: Axes, image: Array, row: int, column: int, name: str) -> N
 
 
 def draw_matrix(canvas: Canvas, heatmap: Heatmap) -> None:
-    """Draw the matrix with its numbers; shades diverge from 0 when there are numbers on both sides of it."""
+    """Draw the matrix with its numbers; shades diverge from 0 when there are numbers on both sides of it.
+
+    Raises:
+        UserError: unless there is a value for every pair of labels.
+    """
     values = np.asarray(heatmap.values, dtype=np.float64)
     if values.shape != (len(heatmap.rows), len(heatmap.columns)):
         shape = len(heatmap.rows), len(heatmap.columns)

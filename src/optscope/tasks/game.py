@@ -66,7 +66,11 @@ class Networks(nn.ModuleDict):
     """
 
     def forward(self, inputs: Tensor) -> NoReturn:
-        """Raise: a probe of one model cannot measure a game."""
+        """Raise: a probe of one model cannot measure a game.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(f"a game is not one model but {len(self)} ({', '.join(self)}): measure it by probes of "
                         "games, such as Coverage")
 

@@ -43,6 +43,9 @@ class Perceptron:
 
     >>> sum(p.numel() for p in Perceptron((8, 64, 64, 2))().parameters())
     4866
+
+    Raises:
+        UserError: unless sizes are two positive whole numbers or more.
     """
 
     sizes: tuple[int, ...]

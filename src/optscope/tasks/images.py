@@ -30,6 +30,9 @@ class Official(ABC):
 
     `train` takes the first images of the training part, `validation` those after them, `test` the first of
     the test part.
+
+    Raises:
+        UserError: when a part is empty, or the official parts hold fewer images.
     """
 
     train: int

@@ -176,7 +176,11 @@ class Mapped(Examples):
 
     @cached_property
     def size(self) -> int:
-        """How many examples there are."""
+        """How many examples there are.
+
+        Raises:
+            UserError: when the files have different numbers of rows.
+        """
         arrays: Any = leaves((self._arrays.inputs, self._arrays.targets)).values()
         sizes = {len(array.rows) for array in arrays}
         if len(sizes) > 1:

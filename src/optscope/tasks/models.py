@@ -78,6 +78,9 @@ class C2:
     `(n, channels, size, size)`.
 
     Reference: Ma, Pan, Farahmand, arXiv 2308.06703, and the authors' code.
+
+    Raises:
+        UserError: when a count is no positive whole number, or size < 3.
     """
 
     channels: int = 1
@@ -110,6 +113,9 @@ class StridedCNN:
 
     >>> sum(p.numel() for p in StridedCNN()().parameters())
     9098
+
+    Raises:
+        UserError: when a count, or one of widths, is no positive whole number.
     """
 
     channels: int = 1

@@ -44,6 +44,9 @@ class Smooth:
     >>> from optscope.tasks.models import MLP
     >>> Smooth(MLP((2, 3, 1)))()[2]
     Swish(beta=1)
+
+    Raises:
+        UserError: unless beta is finite and > 0.
     """
 
     model: Callable[[], nn.Module]
@@ -83,6 +86,9 @@ class Column:
 
     Images are halved by averaging first, batch normalisation and ReLU follow each convolution as in `ResNet`.
     Inputs are `(n, channels, height, width)`.
+
+    Raises:
+        UserError: unless blocks is a whole number >= 0.
     """
 
     blocks: int = 1

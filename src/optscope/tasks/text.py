@@ -123,7 +123,11 @@ class TextFile(Reviews):
     reads_a_users_file: ClassVar[bool] = True
 
     def read(self, folder: Path) -> Labelled:
-        """Return the lines of the file, `path` in the folder of data sets (or absolute)."""
+        """Return the lines of the file, `path` in the folder of data sets (or absolute).
+
+        Raises:
+            UserError: when the file is missing, or a line is no class, tab and text.
+        """
         lines = _existing(folder / self.path).read_text(encoding="utf-8").splitlines()
         rows = [line.split("\t", 1) for line in lines if line.strip()]
         if not all(len(row) == 2 and row[0].isdigit() for row in rows):

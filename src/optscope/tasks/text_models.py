@@ -184,7 +184,11 @@ class Causal(nn.Module):
 
 @dataclass(frozen=True)
 class CharTransformer:
-    """A causal transformer over characters, normalising before each part, without dropout."""
+    """A causal transformer over characters, normalising before each part, without dropout.
+
+    Raises:
+        UserError: unless width is a multiple of heads.
+    """
 
     width: int = 96
     layers: int = 2

@@ -121,13 +121,13 @@ def _check_finite(matrix: Array, target: Array) -> None:
 
 
 def check_depth(depth: object) -> None:
-    """Raise unless depth is a whole number >= 2: with one factor there is nothing to normalise."""
+    """Raise UserError unless depth is a whole number >= 2: with one factor there is nothing to normalise."""
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
         raise UserError(f"the depth L of a diagonal model must be a whole number >= 2; got {depth!r}")
 
 
 def check_start(start: ArrayLike) -> None:
-    """Raise unless a start x(0) is finite and positive: from 0 the weights never move."""
+    """Raise UserError unless a start x(0) is finite and positive: from 0 the weights never move."""
     first = np.asarray(start, dtype=np.float64)
     if not (np.isfinite(first) & (first > 0)).all():
         raise UserError(f"the start of a diagonal model must be finite and > 0; got {start!r}: write for example "
@@ -135,7 +135,7 @@ def check_start(start: ArrayLike) -> None:
 
 
 def check_ratio(ratio: ArrayLike) -> None:
-    """Raise unless the ratio κ of the direction's rate to the norm's is finite and positive."""
+    """Raise UserError unless the ratio κ of the direction's rate to the norm's is finite and positive."""
     kappa = np.asarray(ratio, dtype=np.float64)
     if not (np.isfinite(kappa) & (kappa > 0)).all():
         raise UserError("the ratio of the direction's rate to the norm's must be a finite number > 0; "

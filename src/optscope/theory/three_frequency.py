@@ -101,6 +101,9 @@ def adversarial_risk(problem: Problem, weights: ArrayLike, eps: float = math.sqr
 
     >>> float(adversarial_risk(Problem(), (5, 10, -4.3)).round(6))
     143.49
+
+    Raises:
+        UserError: unless eps is finite and >= 0.
     """
     if not (math.isfinite(eps) and eps >= 0):
         raise UserError(f"adversarial_risk: eps must be a finite radius >= 0; got {eps!r}")
@@ -161,6 +164,9 @@ def norm_ratio(problem: Problem) -> float:
 
     >>> round(norm_ratio(Problem(start=(0, 0, 0))), 3)
     1.15
+
+    Raises:
+        UserError: when descent's limit is 0.
     """
     sign, gd = sign_limit(problem), gd_limit(problem)
     if not gd.any():

@@ -1,0 +1,74 @@
+"""Write what the committed verdicts say into docs/findings.md, between its marks.
+
+    python scripts/verdicts.py    write docs/findings.md anew from results/*/verdicts.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "findings.md"
+MARK = re.compile(r"(<!-- from results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+OUTCOMES = ("holds", "fails", "undecided")
+
+
+def judged(study: str) -> list[dict[str, Any]]:
+    """Return the committed verdicts of a study."""
+    path = ROOT / "results" / study / "verdicts.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def written(page: str) -> str:
+    """Return the page with what lies between its marks made anew."""
+    def made(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{overview() if found[2] == 'overview' else claims(found[2])}\n{found[3]}"
+
+    return MARK.sub(made, page)
+
+
+def overview() -> str:
+    """Return a table of how many claims of every study hold, fail and are undecided."""
+    lines = ["| study | scale | claims | hold | fail | undecided |", "|---|---|---|---|---|---|"]
+    for path in sorted(path for path in (ROOT / "results").iterdir() if path.is_dir()):
+        verdicts = judged(path.name)
+        counts = [sum(each["outcome"] == outcome for each in verdicts) for outcome in OUTCOMES]
+        (scale,) = {each["scale"] for each in verdicts}
+        lines.append(f"| [{path.name}](../results/{path.name}/report.md) | {scale} | {len(verdicts)} | "
+                     f"{' | '.join(map(str, counts))} |")
+    return "\n".join(lines) + "\n"
+
+
+def claims(study: str) -> str:
+    """Return what of a study holds and is undecided, by name, and what fails, in a table."""
+    by = {outcome: [each for each in judged(study) if each["outcome"] == outcome] for outcome in OUTCOMES}
+    lines = [f"Holds: {', '.join(each['claim'] for each in by['holds'])}.", "",
+             f"Undecided: {', '.join(each['claim'] for each in by['undecided']) or 'none'}.", "",
+             "| does not hold | effect, 95 % interval | n |", "|---|---|---|"]
+    lines += [f"| {each['claim']}: {cell(each['text'])} | {effect(each)} | {each['n']} |" for each in by["fails"]]
+    return "\n".join(lines) + "\n"
+
+
+def effect(verdict: dict[str, Any]) -> str:
+    """Return an effect with its interval.
+
+    >>> effect({"effect": 2.875, "low": 0.7347, "high": 5.015})
+    '2.9 (0.73 to 5)'
+    """
+    shown = [f"{verdict[name]:.2g}" for name in ("effect", "low", "high") if verdict[name] is not None]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})" if len(shown) == 3 else "".join(shown[:1])
+
+
+def cell(text: str) -> str:
+    """Return text that stands in a cell of a table."""
+    return re.sub(r"([|*_<>])", r"\\\1", text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    sys.exit()

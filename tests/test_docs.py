@@ -1,0 +1,116 @@
+"""The site's pages have no dead link, tutorials show what they print, and programs get what the schemas say."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib.resources import files
+
+import jsonschema
+import pytest
+import referencing
+from scripts import docs, verdicts
+from typer.testing import CliRunner
+
+from optscope.cli.app import app
+from optscope.engine.execute import Inline
+from optscope.evidence.records import Records
+from optscope.lab import compare
+from test_architecture import ROOT, TUTORIALS, run_document
+from tiny import TASK
+
+SCHEMAS = {path.name: json.loads(path.read_text())
+           for path in files("optscope").joinpath("report/schemas").iterdir()}
+KNOWN = referencing.Registry().with_resources(
+    (schema["$id"], referencing.Resource.from_contents(schema)) for schema in SCHEMAS.values())
+
+
+def check(name, found):
+    jsonschema.Draft202012Validator(SCHEMAS[name], registry=KNOWN).validate(found)
+
+
+def rows(records: Records):
+    columns = records.columns()
+    for values in zip(*columns.values(), strict=True):
+        yield {name: None if isinstance(v, float) and math.isnan(v) else v
+               for name, v in zip(columns, values, strict=True)}
+
+
+def test_every_link_of_a_page_leads_somewhere():
+    for file in docs.PLACES:
+        if (ROOT / file).is_file():
+            docs.moved((ROOT / file).read_text(), file, lambda picture: f"_pictures/{picture}")
+    with pytest.raises(SystemExit, match=r"docs/start.md: links to nowhere.md"):
+        docs.moved("[a](nowhere.md)", "docs/start.md", str)
+
+
+def test_links_are_moved_with_their_pages():
+    text = ("[s](../results/gan_grafting/report.md#claims) ![p](../results/gan_grafting/figures/race.svg) "
+            "[w](https://a.b) [l](../LICENSE)\n```\n[s](../nowhere.md)\n```\n")
+    assert docs.moved(text, "docs/start.md", lambda file: f"p/{file}") == (
+        "[s](studies/gan_grafting.md#claims) ![p](p/results/gan_grafting/figures/race.svg) "
+        "[w](https://a.b) l (`LICENSE`)\n```\n[s](../nowhere.md)\n```\n")
+
+
+def test_a_tutorial_shows_what_it_prints_and_draws(tmp_path):
+    text = "# A\n\n```python\nx = 2\nprint(x)\nx + 1\n```\n\n```python\ny = x\n```\n\n```sh\nls\n```\n"
+    assert docs.executed(text, "a", tmp_path) == text.replace("x + 1\n```", "x + 1\n```\n\n```text\n2\n3\n```")
+    drawn = docs.executed("```python\nfrom matplotlib.figure import Figure\nFigure()\n```\n", "b", tmp_path)
+    assert "![What the block draws.](b-1.svg)" in drawn
+    assert (tmp_path / "b-1.svg").is_file()
+    with pytest.raises(ZeroDivisionError):
+        docs.executed("```python\n1 / 0\n```\n", "c", tmp_path)
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.name)
+def test_tutorials_run(path, tmp_path, monkeypatch):
+    for package in docs.NEEDS.findall(path.read_text()):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    run_document(path)
+
+
+def test_what_was_found_in_other_packages_is_told_of_every_script():
+    page = docs.other_packages()
+    for path in (ROOT / "findings").glob("*.sh"):
+        assert f"`findings/{path.name}`" in page
+    assert page.count("\nSource: ") == page.count("\n## ") == len(list((ROOT / "findings").glob("*.sh")))
+
+
+def test_findings_are_those_of_the_committed_verdicts():
+    page = verdicts.PAGE.read_text(encoding="utf-8")
+    assert verdicts.written(page) == page, "run python scripts/verdicts.py"
+    assert {name for _, name, _ in verdicts.MARK.findall(page)} == {
+        "overview", *(path.name for path in (ROOT / "results").iterdir())}
+
+
+def test_the_guide_is_printed_whole():
+    said = CliRunner().invoke(app, ["guide"])
+    assert said.exit_code == 0
+    assert said.output.strip() == files("optscope").joinpath("guide.md").read_text(encoding="utf-8").strip()
+
+
+def test_what_a_comparison_leaves_is_as_the_schemas_say(tmp_path):
+    result = compare(TASK, ["sgd", "adam"], tmp_path, seeds=2, epochs=1, batch=8, tuning_seeds=1, examples=4,
+                     executor=Inline())
+    report = json.loads((tmp_path / "report.json").read_text())
+    check("report.json", report)
+    check("verdicts.json", json.loads((tmp_path / "verdicts.json").read_text()))
+    for row in rows(result.records):
+        check("records.json", row)
+    for name in SCHEMAS["report.json"]["required"]:
+        with pytest.raises(jsonschema.ValidationError):
+            check("report.json", {key: value for key, value in report.items() if key != name})
+    with pytest.raises(jsonschema.ValidationError, match="maybe"):
+        check("verdicts.json", [report["verdicts"][0] | {"outcome": "maybe"}])
+
+
+@pytest.mark.parametrize("study", sorted(path.name for path in (ROOT / "results").iterdir()))
+def test_committed_verdicts_are_as_the_schema_says(study):
+    check("verdicts.json", verdicts.judged(study))
+
+
+def test_schemas_are_schemas_and_versioned():
+    for name, schema in SCHEMAS.items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["$id"] == f"urn:optscope:{name.removesuffix('.json')}:1"

@@ -1,0 +1,100 @@
+"""What is public, as docs/public.md lists it, is there, says what it does, and names the errors that it raises."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+
+import pytest
+from scripts.reference import docstring, named, public, reference, signature, summary
+
+from test_architecture import DOCUMENTS, MODULES, ROOT, TUTORIALS, Module, none
+
+PUBLIC = [(module, name) for page in public(ROOT / "docs" / "public.md").values()
+          for module, names in page.items() for name in names]
+
+
+def test_every_public_name_is_there_with_a_sentence():
+    none((f"{module}.{name}" for module, name in PUBLIC
+          if not re.match(r"[A-Z0-9`].*[.:]$", summary(docstring(module, name)))
+          or docstring(module, name).startswith(f"{name}(")),  # what dataclasses write by themselves
+         "every name in docs/public.md is there, and its docstring opens with a sentence")
+
+
+def test_documents_use_what_is_public():
+    listed = {module for module, _ in PUBLIC}
+    used = {(found[1], name.strip()) for path in (*DOCUMENTS, *TUTORIALS)
+            for found in re.finditer(r"^(?:>>> )?from (optscope[\w.]*) import ([\w, ]+)", path.read_text(), re.M)
+            for name in found[2].split(",")}
+    assert len(used) > 30
+    none((f"from {module} import {name}" for module, name in sorted(used - set(PUBLIC))
+          if not module.startswith("optscope.studies")), "what documents import is in docs/public.md")
+    assert {"optscope", "optscope.optim", "optscope.lab"} <= listed
+
+
+def test_the_reference_has_every_public_name():
+    pages = reference(ROOT / "docs" / "public.md")
+    assert len({(module, name) for module, name in PUBLIC}) == len(PUBLIC)
+    for module, name in PUBLIC:
+        entries = [page for page in pages.values() if re.search(rf"}}[ `]{re.escape(module)}\.{name}\b", page)]
+        assert len(entries) == 1, f"{module}.{name}"
+
+
+@pytest.mark.parametrize(("module", "name", "shown"), [
+    ("optscope.optim", "Adam", "(lr: Hyper, beta1: Hyper = 0.9"),
+    ("optscope.evidence.power", "seeds_to_show", "(spread: float, difference: float")])
+def test_signatures_are_as_they_are_written(module, name, shown):
+    assert signature(named(module, name)).startswith(shown)
+    assert inspect.signature(named(module, name)).parameters
+
+
+def raised(function: ast.FunctionDef) -> Iterator[ast.Raise]:
+    """Yield where a function itself raises UserError, in no function within it."""
+    nodes: list[ast.AST] = list(function.body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Raise) and node.exc is not None and re.match(r"UserError\b", ast.unparse(node.exc)):
+            yield node
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
+            nodes += ast.iter_child_nodes(node)
+
+
+def unsaid(module: Module) -> Iterator[str]:
+    """Yield the public callables of a module that raise UserError where no docstring says so."""
+    def look(body: list[ast.stmt], owner: str) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield from look(node.body, ast.get_docstring(node) or " ")
+            if isinstance(node, ast.FunctionDef):
+                made = node.name in ("__init__", "__post_init__", "measure") and owner
+                said = (owner if made else "") + (ast.get_docstring(node) or "")
+                if (made or not node.name.startswith("_")) and any(raised(node)) and not re.search(
+                        r"Raises:\n.*UserError|^Raise UserError", said, re.DOTALL):
+                    yield f"{module.at(node.lineno)}: {node.name}"
+
+    yield from look(module.tree.body, "")
+
+
+def test_what_is_raised_is_said():
+    none((each for module in MODULES if module.unit != "cli" for each in unsaid(module)),
+         "a public function, method or class that raises UserError says when, under Raises:")
+
+
+def test_a_raise_that_is_not_said_is_found():
+    class Written(Module):
+        text = ('class A:\n    """A."""\n    def __post_init__(self):\n        raise UserError("no")\n'
+                'def f():\n    """F.\n\n    Raises:\n        UserError: always.\n    """\n'
+                '    raise UserError("no")\n'
+                'def g():\n    """G."""\n    if 1:\n        raise UserError("no")\n'
+                'def h():\n    """H."""\n    def inner():\n        raise UserError("no")\n')
+
+    assert [each.rpartition(" ")[2] for each in unsaid(Written(ROOT / "src" / "a.py"))] == ["__post_init__", "g"]
+
+
+def test_data_and_extras_have_a_licence_line():
+    page, sources = (ROOT / "docs" / "licences.md").read_text(), importlib.import_module("optscope.tasks.sources")
+    none((name for name in sources.sources() if f"`{name}`" not in page),
+         "docs/licences.md says of every data set what may be done with it")
