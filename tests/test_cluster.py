@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import threading
 import time
 from concurrent.futures import Executor as Pool
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,21 +26,28 @@ from optscope.engine.execute import PROGRAM, Inline, Local, packed
 from optscope.engine.executor import Begun, Look, Outcome
 from optscope.engine.futures import Futures, perform_afar
 from optscope.engine.identity import source_digest
+from optscope.engine.observed import Observed
+from optscope.engine.place import Place
 from optscope.engine.plan import Plan
 from optscope.engine.run import Call, Run
-from optscope.engine.run_folder import LOOKS
+from optscope.engine.run_folder import LOOKS, STATE
 from optscope.engine.store import Store
+from optscope.engine.training import Training
 from optscope.engine.watch import Watch
+from optscope.engine.wire import Answer
 from optscope.errors import UserError
-from optscope.evidence.records import measured
+from optscope.evidence.records import Metric, measured
+from optscope.files import names_in
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.probe import Probe
 from optscope.protocol.comparison import Arm, Calls, Comparison
 from optscope.protocol.events import Quiet
-from optscope.protocol.pools import executor_at
+from optscope.protocol.pools import _kept_there, _resources, _scheduler, executor_at
 from optscope.protocol.search import Grid
 from optscope.protocol.session import run_experiments
-from tiny import TASK, call, ended, kill_once, succeed
+from optscope.tasks.task import InMemory, Task
+from tiny import TASK, Blobs, Net, call, ended, kill_once, succeed
 
 SRC = Path(optscope.__file__).parents[1]
 FILE = """
@@ -105,9 +115,14 @@ def test_the_command_says_so(monkeypatch, capsys):
 
 # Workers that others have started
 
+MARK = ".mark.tmp"
+
+
 def afar(work, folder):
     folder.mkdir(exist_ok=True)
-    return perform_afar(packed(work, DataFiles(folder / "data")), work.id, folder, source_digest(*PROGRAM), [])
+    (folder.parent / MARK).touch()
+    sent = packed(work, DataFiles(folder / "data"))
+    return perform_afar(sent, work.id, folder, MARK, source_digest(*PROGRAM), [], None)
 
 
 INSIDE = []
@@ -131,14 +146,19 @@ def test_work_of_one_process_is_done_one_after_the_other(tmp_path):
     assert INSIDE == [1, -1] * 3
 
 
-def test_a_worker_without_the_output_folder_says_so(tmp_path):
-    with pytest.raises(UserError, match=rf"the output folder {tmp_path}/out is not there on .*by the same path"):
-        perform_afar(b"", "0" * 16, tmp_path / "out" / "runs", source_digest(*PROGRAM), [])
+def test_a_worker_that_does_not_see_the_mark_begins_nothing(tmp_path):
+    found = perform_afar(b"", "0" * 16, tmp_path / "out" / "runs", MARK, source_digest(*PROGRAM), [], None)
+    assert found == Answer()
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_another_program_is_refused(tmp_path):
+@pytest.mark.parametrize("brought", [None, ()])
+def test_another_program_is_refused(brought, tmp_path):
+    (tmp_path / MARK).touch()
+    (tmp_path / "runs").mkdir()
+    folder = tmp_path / ("runs" if brought is None else "elsewhere/runs")
     with pytest.raises(UserError, match="was edited during this command, or is another version's"):
-        perform_afar(b"", "0" * 16, tmp_path, "another", [])
+        perform_afar(b"", "0" * 16, folder, MARK, "another", [], brought)
 
 
 class Elsewhere(Pool):
@@ -146,14 +166,14 @@ class Elsewhere(Pool):
 
     def submit(self, function, sent, run, folder, *more):
         future = Future()
-        future.set_result(Outcome(run, "ok"))
+        future.set_result(Answer(Outcome(run, "ok")))
         return future
 
 
 def test_results_that_are_not_seen_here_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr(futures, "PATIENCE", 0.0)
     monkeypatch.setattr(futures, "PACE", 0.0)
-    with pytest.raises(UserError, match=r"has done the run [0-9a-f]{16}, and its files are not in .*/runs: work"):
+    with pytest.raises(UserError, match=r"has done the run [0-9a-f]{16} in .*/runs, and its files are not seen"):
         ended(Futures(Elsewhere()), [Call(succeed, {"value": 1.0})], tmp_path / "runs")
 
 
@@ -222,6 +242,127 @@ def test_what_cannot_be_withdrawn_is_waited_for(tmp_path):
     assert [future.done() for future in stubborn.futures] == [True, True]
 
 
+# Workers that do not see the output folder
+
+class Apart(Pool):
+    """A pool of this process, or of others, to whose workers the output folder is told as another."""
+
+    def __init__(self, pool=None):
+        self.pool, self.brought = pool, []
+
+    def submit(self, function, sent, run, folder, *more, **asked):
+        self.brought.append({name for name, _ in more[3] or ()})
+        if self.pool:
+            return self.pool.submit(function, sent, run, folder / "not there", *more, **asked)
+        future = Future()
+        try:
+            future.set_result(function(sent, run, folder / "not there", *more))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@dataclass(frozen=True)
+class Broken(Probe):
+    """A probe that stops."""
+
+    metrics = (Metric("nothing"),)
+
+    def measure(self, subject):
+        raise ZeroDivisionError("on purpose")
+
+
+def clouds():
+    """A task whose data are in memory."""
+    return Task("clouds", Net(), InMemory(Blobs()()))
+
+
+def left(folder):
+    """What runs left: the names of their files, and what stands in them but times."""
+    def told(path):
+        return path.read_bytes() if path.suffix != ".json" else re.sub(r'"\w*seconds\w*": .*', "", path.read_text())
+    return {path.relative_to(folder): told(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_a_run_needs_is_brought_and_what_it_leaves_comes_home(tmp_path, monkeypatch):
+    run = Run(clouds(), SGD(lr=0.1), Plan(1, 32), 7, (), (Watch(Accuracy(), 2),))
+    more, apart, here = replace(run, probes=(Accuracy(),)), Apart(), tmp_path / "here" / "runs"
+    first = list(Futures(apart).run([run, replace(run, seed=8)], tmp_path / "afar" / "runs"))
+    assert [type(each).__name__ for each in first] == ["Begun", "Outcome"] * 2
+    data = {f"data/{path.name}" for path in (tmp_path / "afar" / "data").iterdir()}
+    assert apart.brought == [set(), set(), data, data]  # at first nobody knows who sees what
+    before = (tmp_path / "afar" / "runs" / run.id / "result.json").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("optscope.engine.run.Run._train", None)  # it is brought what it left, and trains no more
+        assert ended(Futures(apart), [more], tmp_path / "afar" / "runs")[0].status == "ok"
+    assert apart.brought[-1] > data
+    assert f"runs/{run.id}/weights.safetensors" in apart.brought[-1]
+    assert (tmp_path / "afar" / "runs" / run.id / "result.json").read_bytes() == before
+    assert [each.status for each in ended(Inline(), [more, replace(run, seed=8)], here)] == ["ok", "ok"]
+    assert left(here) == left(tmp_path / "afar" / "runs")
+
+
+def test_a_state_that_was_brought_is_gone_on_from(tmp_path):
+    run, runs = Run(clouds(), SGD(lr=0.1), Plan(4, 32), 7, checkpoint=0.0, keep=False), tmp_path / "runs"
+    folder = Store(tmp_path).run_folder(run.id)
+    observed = Observed(partial(Training, run.task, run.rule, run.plan, 7), {}, folder, run.id, 0.0)
+    observed.training.advance(5)
+    observed._save(6)
+    kept = folder.state()
+    assert kept
+    apart = Apart()
+    assert ended(Futures(apart), [run], runs)[0].status == "ok"
+    assert f"runs/{run.id}/{STATE}" in apart.brought[-1]
+    assert not {STATE, "weights.safetensors"} & names_in(runs / run.id)
+    folder.write_state(kept[:-9])  # cut off
+    (runs / run.id / "result.json").unlink()
+    assert ended(Futures(apart), [run], runs)[0].status == "ok"
+    assert names_in(runs / run.id) == {"result.json", "series.safetensors", f"{STATE}.damaged"}
+
+
+def test_readings_of_a_run_that_fails_come_home(tmp_path):
+    run = Run(clouds(), SGD(lr=0.1), Plan(1, 32), 7, (Accuracy(), Broken()))
+    (outcome,) = ended(Futures(Apart()), [run], tmp_path / "runs")
+    assert (outcome.status, "on purpose" in outcome.reason) == ("failed", True)
+    assert f"probe-{run.readings[0]}.json" in names_in(tmp_path / "runs" / run.id)
+
+
+class Forgetful(Apart):
+    """A pool that gives up, once or always, what it was told, as one whose scheduler starts anew."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def submit(self, *args, **asked):
+        if self.times:
+            self.times -= 1
+            future = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+        return super().submit(*args, **asked)
+
+
+@pytest.mark.parametrize(("times", "attempts", "status"), [(0, 1, "ok"), (2, 3, "ok"), (3, 3, "lost")])
+def test_what_a_pool_gives_up_it_is_told_again(times, attempts, status, tmp_path):
+    begun, outcome = Futures(Forgetful(times)).run([Call(succeed, {"value": 1.0})], tmp_path / "runs")
+    assert (begun.attempt, outcome.status) == (attempts, status)
+
+
+def test_what_runs_ask_of_a_pool_goes_by_their_place(tmp_path):
+    asked = []
+
+    class Asking(Apart):
+        def submit(self, *args, cores):
+            asked.append(cores)
+            return super().submit(*args)
+
+    works = [Call(succeed, {"value": 1.0}), Call(succeed, {"value": 2.0}, place=Place(threads=2))]
+    ended(Futures(Asking(), lambda place: {"cores": place.threads}), works, tmp_path / "runs")
+    assert asked == [1, 2] * 2
+
+
 # Dask
 
 needs_dask = pytest.mark.skipif(find_spec("distributed") is None, reason="needs the extra cluster")
@@ -246,9 +387,9 @@ class Cluster:
     def place(self):
         return json.loads(Path(self.file).read_text())["address"].replace("tcp://", "dask://")
 
-    def worker(self, src=SRC):
+    def worker(self, src=SRC, *words):
         return self._start("worker", src, "--scheduler-file", self.file, "--nthreads", "1", "--no-nanny",
-                           "--local-directory", str(self.folder))
+                           "--local-directory", str(self.folder), *words)
 
     def _start(self, kind, src, *words):
         path = os.pathsep.join(map(str, (src, Path(__file__).parents[1], Path(__file__).parent)))
@@ -288,18 +429,49 @@ class TestDask:
         assert told[0] == told[1]
         assert [type(report) for report in reports] == [Begun, Look, Look, Outcome]
 
-    def test_the_command_sends_a_users_files(self, cluster, tmp_path, monkeypatch, capsys):
+    @pytest.mark.parametrize("parts", ["my_parts", "parts_brought"])
+    def test_the_command_sends_a_users_files(self, parts, cluster, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        Path("my_parts.py").write_text("from torch import nn\ndef model(): return nn.Linear(4, 2)\n")
+        Path(f"{parts}.py").write_text("from torch import nn\ndef model(): return nn.Linear(4, 2)\n")
+        Path("my_cluster.py").write_text(
+            "from distributed import Client\nfrom test_cluster import Apart\n"
+            f"def executor(): return Apart(Client(scheduler_file={cluster.file!r}).get_executor())\n")
         Path("my_task.py").write_text(
-            "import torch\nfrom optscope import Task\nfrom my_parts import model\ndef task():\n"
+            f"import torch\nfrom optscope import Task\nfrom {parts} import model\ndef task():\n"
             "    x = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))\n"
             "    return Task.from_tensors(model, (x, (x[:, 0] > .5).long()), (x, (x[:, 0] > .5).long()))\n")
-        words = f"compare my_task.py:task -o sgd -o adam --seeds 1 --epochs 1 --executor {cluster.place} --out out"
+        place = cluster.place if parts == "my_parts" else "my_cluster.py:executor"
+        words = f"compare my_task.py:task -o sgd -o adam --seeds 1 --epochs 1 --executor {place} --out out"
         assert call(monkeypatch, words) == 0
         assert capsys.readouterr().out.endswith("report: out/report.html\n")
-        for name in ("my_task", "my_parts"):
+        for name in ("my_task", parts):
             sys.modules.pop(name)
+        if sys.modules.pop("my_cluster", None):
+            import distributed
+
+            distributed.default_client().close()
+
+    def test_without_a_shared_disk_data_are_fetched_and_the_bits_are_the_same(self, cluster, tmp_path):
+        given = replace(GIVEN, task=clouds())
+        with _scheduler(cluster.place) as client:
+            apart = Apart(client.get_executor(pure=False))
+            there = Futures(apart, carried=partial(_kept_there, client))
+            run_experiments([given], Store(tmp_path / "afar"), there, Quiet())
+        run_experiments([given], Store(tmp_path / "here"), Inline(), Quiet())
+        assert any(name.startswith("data/") for name in apart.brought[-1])
+        assert left(tmp_path / "here" / "runs") == left(tmp_path / "afar" / "runs")
+
+    def test_a_run_asks_for_what_workers_have_told_of(self, cluster, tmp_path):
+        with _scheduler(cluster.place) as client:
+            assert _resources(client, Place(threads=2)) == {"resources": {}}
+            cluster.worker(SRC, "--resources", "CPU=2 GPU=1")
+            client.wait_for_workers(len(client.scheduler_info(n_workers=-1)["workers"]) + 1)
+            asked = _resources(client, Place(threads=2))
+            assert asked == {"resources": {"CPU": 2}}
+            works = [Call(succeed, {"value": 3.0}, place=Place(threads=2))]
+            pool = client.get_executor(pure=False)
+            done = ended(Futures(pool, partial(_resources, client)), works, tmp_path / "runs")
+            assert [each.status for each in done] == ["ok"]
 
     @pytest.mark.parametrize(("file", "change"), [
         ("engine/training.py", ("time.monotonic() >= deadline", "deadline <= time.monotonic()")),

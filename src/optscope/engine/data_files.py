@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from optscope.files import make_folder, set_aside, write_atomically
 from optscope.tasks.mapping import CODES, DAMAGES, arrays_in, metadata
 from optscope.tasks.task import Split
 from optscope.tasks.tree import Tree, leaves
+
+DATA = "data"
+"""The folder of these files in an output folder."""
+elsewhere: ContextVar[Path | None] = ContextVar("elsewhere", default=None)
+"""Where they lie in this process, when it is not where the command wrote them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class DataFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._kept: dict[int, tuple[Split, _Kept]] = {}  # with the splits, so that ids stay their own
+        self.named: dict[Path, None] = {}
+        """The files that were named since somebody cleared it."""
 
     @property
     def reducers(self) -> dict[type, Callable[[Any], Any]]:
@@ -49,7 +57,9 @@ class DataFiles:
             return split.__reduce_ex__(4)  # complex numbers have no place in such files, and no task here
         if id(split) not in self._kept:
             self._kept[id(split)] = split, self._keep(split)
-        return _read_there, (self._kept[id(split)][1],)
+        kept = self._kept[id(split)][1]
+        self.named[Path(kept.path)] = None
+        return _read_there, (kept,)
 
     def _keep(self, split: Split) -> _Kept:
         """Return the file of a split, whole.
@@ -128,7 +138,8 @@ def _read_there(kept: _Kept) -> Split:
     Raises:
         UserError: when the file is gone, or is another one.
     """
-    path = Path(kept.path)
+    path, moved = Path(kept.path), elsewhere.get()
+    path = path if moved is None else moved / path.name
     try:
         found = path.stat()
         split = _mapped(path)

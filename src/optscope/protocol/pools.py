@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor as Pool
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from optscope.engine.execute import Local
 from optscope.engine.executor import Executor
 from optscope.engine.futures import Futures
+from optscope.engine.place import Place
 from optscope.errors import UserError, first_words
 from optscope.protocol.resolve import named_at
 
@@ -20,9 +23,8 @@ DASK = "dask://"
 def executor_at(place: str | None, slots: int, devices: Sequence[str]) -> Iterator[Executor]:
     """Give the executor at "dask://HOST:PORT", or what the function at "file.py:NAME" returns, or processes here.
 
-    Such a function returns an executor of `concurrent.futures`, whose workers are processes that see the output
-    folder by the same path, or one of ours. The pool is shut down at the end. `slots` and `devices` are for
-    processes here.
+    Such a function returns an executor of `concurrent.futures`, whose workers are processes, or one of ours. The
+    pool is shut down at the end. `slots` and `devices` are for processes here.
 
     Raises:
         UserError: when nobody answers there, it is no executor, or slots or several devices are given beside it.
@@ -34,8 +36,8 @@ def executor_at(place: str | None, slots: int, devices: Sequence[str]) -> Iterat
         raise UserError("--slots and several devices are for processes on this machine; got them beside --executor "
                         f"{place}: leave them out, and start as many workers as you want there")
     if place.startswith(DASK):
-        with _scheduler(place) as client, client.get_executor() as pool:
-            yield Futures(pool)
+        with _scheduler(place) as client, client.get_executor(pure=False) as pool:
+            yield Futures(pool, partial(_resources, client), partial(_kept_there, client))
         return
     if ":" not in place:
         raise UserError(f'an executor is "dask://HOST:PORT" or "my_cluster.py:NAME"; got "{place}"')
@@ -74,3 +76,19 @@ def _scheduler(place: str) -> Iterator[Any]:
                         "dask scheduler") from error
     with client:
         yield client
+
+
+def _resources(client: Any, place: Place) -> Mapping[str, Any]:
+    """Return what a run at a place asks of a worker, as far as any worker has told of it: cores as CPU, one GPU."""
+    client.wait_for_workers(1)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    declared = {name for worker in workers for name in worker["resources"]}
+    wanted = {"CPU": place.threads, "GPU": int(place.accelerated)}
+    return {"resources": {name: count for name, count in wanted.items() if count and name in declared}}
+
+
+def _kept_there(client: Any, content: bytes) -> Any:
+    """Return a handle of bytes that every worker fetches once; the scheduler makes them anew when one dies."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is much to send
+        return client.submit(bytes, content)
