@@ -36,7 +36,7 @@ SEES = {
                "optscope.tasks.fresh", "optscope.tasks.snapshot", "optscope.tasks.unchanged",
                "optscope.tasks.trained_loss", "optscope.probes.probe"},
 }
-WITHOUT_TORCH = ("errors", "files", "pace", "status", "following", "evidence", "theory", "report")
+WITHOUT_TORCH = ("errors", "files", "pace", "status", "following", "serving", "evidence", "theory", "report")
 MODULE_LINES, FUNCTION_LINES = 320, 60
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "common", "misc"}
 ERRORS_THAT_SAY_NOTHING = {"Exception", "BaseException", "NotImplementedError"}
@@ -104,7 +104,7 @@ class Module:
         return f"{self.path.relative_to(ROOT)}:{line}"
 
 
-PATHS = sorted((SRC / "optscope").rglob("*.py"))
+PATHS = sorted(set((SRC / "optscope").rglob("*.py")) - set((SRC / "optscope" / "templates").iterdir()))
 MODULES = [Module(path) for path in PATHS]
 NAMES = {module.name: module for module in MODULES}
 LEVEL_OF = {unit: level for level, units in enumerate(LEVELS) for unit in units}

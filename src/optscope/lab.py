@@ -38,7 +38,7 @@ from optscope.probes.probe import Probe
 from optscope.progress import Display
 from optscope.protocol import rounding_twins
 from optscope.protocol.asked import Given, asked
-from optscope.protocol.compare import arms_of, comparison_of, question
+from optscope.protocol.compare import arms_of, comparison_of, looked_quickly, question
 from optscope.protocol.comparison import Arm, Comparison, Experiment
 from optscope.protocol.events import Listener, Said
 from optscope.protocol.kits import kit_of
@@ -90,13 +90,16 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
     listener = listener or display()
     _check(task, *(arm.task for arm in wish.arms if arm.task))
     (comparison,), known = _rehearsed([comparison_of(task, settings, wish.arms)], listener)
+    if settings.quick:
+        known = [looked_quickly(comparison), *known]
+        listener.hear(Said(known[0]))
     done = _done(folder, f"the comparison on {task.name}", [comparison], executor, listener, comparison.place)
     found = said(comparison, done.results.records, usual(settings, done.store))
     return done.reported(
         found, [*known, *kit_of(task).left_out(task)],
         title=f"Which optimiser for {task.name}?" if task.name != UNNAMED else "Which optimiser?",
         question=question(comparison), command=command, rows=done.results.records,
-        next_steps=next_steps(comparison, done.results.records, folder) if found.verdicts else ())
+        next_steps=next_steps(comparison, done.results.records, folder, settings.quick) if found.verdicts else ())
 
 
 @formerly(engine="executor")

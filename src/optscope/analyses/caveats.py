@@ -75,10 +75,11 @@ def failed_checks(comparison: Compared, records: Records) -> list[str]:
     return found
 
 
-def next_steps(comparison: Comparison, records: Records, folder: Path) -> list[str]:
+def next_steps(comparison: Comparison, records: Records, folder: Path, quick: bool) -> list[str]:
     """Return what would make a comparison surer, and where its numbers are."""
     more = len(comparison.seeds) + 4
-    steps = [f"More certainty: the same command with --seeds {more} keeps all runs and adds "
+    steps = ["An answer: the same without quick goes on from these runs, and repeats none." if quick else
+             f"More certainty: the same command with --seeds {more} keeps all runs and adds "
              f"{4 * len(comparison.arms)} runs."]
     edges = comparison.at_edge(records)
     if edges:

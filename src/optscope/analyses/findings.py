@@ -45,10 +45,12 @@ class Place:
 def places(comparison: Compared, records: Records) -> list[Place]:
     """Return what arms are compared on: every metric with a better direction, at its middle coordinate.
 
-    Accuracy comes first, or the loss where there is none; the others follow in the order of the probes.
+    Accuracy comes first, or the loss where there is none; the others follow in the order of the probes. Where the
+    comparison names metrics it is these alone.
     """
     found = []
-    for metric in (m for probe in comparison.probes for m in probe.metrics):
+    for metric in (m for probe in comparison.probes for m in probe.metrics
+                   if not comparison.metrics or m.name in comparison.metrics):
         axis = records.axis(metric.name)
         if metric.better != "neither" and records.where(metric=metric.name):
             found.append(Place(metric, axis[len(axis) // 2] if axis else None))

@@ -1,9 +1,9 @@
-"""The command: run, compare, rounding, advise, probe, list, show, status, report, export, data, guide.
+"""The command: new, compare, rounding, advise, probe, run, list, show, status, serve, report, export, data, guide.
 
 Torch is imported only by commands that need it.
 """
 
-from optscope.cli import look, probe, work
+from optscope.cli import first, look, probe, work
 from optscope.cli.app import main
 
-__all__ = ["look", "main", "probe", "work"]
+__all__ = ["first", "look", "main", "probe", "work"]

@@ -139,6 +139,21 @@ def export(folder: Annotated[Path, typer.Argument(help="A folder that run or com
 
 
 @app.command()
+def serve(folder: Annotated[Path, typer.Argument(help="A folder in or below which commands work, or have worked.")],
+          port: Annotated[int, typer.Option(help="Of this machine; 0 takes any that is free.")] = 8000,
+          host: Annotated[str, typer.Option(help="Address of this machine that is answered at.")] = "127.0.0.1",
+          yes_open: Annotated[bool, typer.Option(
+              "--yes-open", help="Let others who reach --host read the reports.")] = False) -> None:
+    """Show the folders' reports in a browser, and how the work goes until they are there; Ctrl-C ends it."""
+    from optscope.serving import Server
+
+    with Server(folder, host, port, open_to_all=yes_open) as server:
+        say(f"{folder} is shown at {server.url} (Ctrl-C ends it)")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+@app.command()
 def data(name: Annotated[str, typer.Argument(
         help="Its name, such as fashion-mnist; a wrong one names all.")]) -> None:
     """Fetch a data set, as it was published."""

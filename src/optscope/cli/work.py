@@ -49,6 +49,14 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
             graft: Annotated[str | None, typer.Option("--graft", metavar="[layer|module|model]", help=(
                 "Compare every optimiser's step length on every one's direction: that of each layer's step "
                 "(also without a word), each module's, or the whole model's."))] = None,
+            quick: Annotated[bool, typer.Option("--quick", help=(
+                "A first look: two seeds, half of the search; the same without it goes on."))] = False,
+            baseline: Annotated[str | None, typer.Option(
+                help="Which optimiser others are compared with (the first).")] = None,
+            probe: Annotated[list[str] | None, typer.Option(
+                "--probe", help="Take of the usual probes only those named.")] = None,
+            metric: Annotated[list[str] | None, typer.Option(
+                "--metric", help="Test differences only in what is named.")] = None,
             margin: Annotated[str | None, typer.Option(
                 help="Within what accuracies count as equal: points, or a share of the error (20%).")] = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
@@ -57,7 +65,8 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
     from optscope.lab import compare as door
 
     _open(door, "compare", task, out, optimiser, config, slots, executor, seeds=seeds, epochs=epochs, steps=steps,
-          batch=batch, trials=trials, widen=widen, graft=graft, margin=margin, device=device)
+          batch=batch, trials=trials, widen=widen, graft=graft, quick=quick or None, baseline=baseline,
+          probes=probe, metrics=metric, margin=margin, device=device)
 
 
 @app.command()

@@ -109,6 +109,15 @@ def arm_named(name: str, lr: Sequence[float] | None = None, space: Mapping[str, 
     return Arm(label, rule, Halton(max(1, trials // rule.evaluations), Space(**spans)))
 
 
+def label_of(name: str) -> str:
+    """Return what the arm of a name is called in reports; a name that is none is its own label.
+
+    >>> label_of("sgd"), label_of("torch.optim:NAdam")
+    ('SGD', 'NAdam')
+    """
+    return _READY[name][0] if name in _READY else name.rpartition(":")[2]
+
+
 def span_said(name: str, said: Any) -> Span | Sequence[Any]:
     """Return what is said of a hyperparameter in a settings file: values, or a range.
 

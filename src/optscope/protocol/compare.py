@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from optscope.errors import UserError
+from optscope.errors import UserError, nearest
+from optscope.evidence.paired import FEWEST
 from optscope.evidence.words import listed
-from optscope.protocol.arms import arm_named
+from optscope.probes.probe import Probe
+from optscope.protocol.arms import arm_named, label_of
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.grafts import crossed, graft_arms
 from optscope.protocol.kits import kit_of
+from optscope.protocol.search import Thinned
 from optscope.protocol.settings import Settings
 from optscope.tasks.task import Task
 
@@ -21,22 +26,29 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     """Return the comparison that settings describe; `arms` take the place of the settings' optimisers.
 
     Raises:
-        UserError: when there are fewer than two arms, or no optimiser of a name.
+        UserError: when there are fewer than two arms, no optimiser, probe or metric of a name, or nothing to test.
     """
-    chosen = tuple(arms) or arms_of(settings)
+    settings, chosen = settings.extent, tuple(arms) or arms_of(settings)
     if len(chosen) < 2:
         raise UserError(f"a comparison needs two optimisers or more; got {chosen[0].name} alone: add another, "
                         'for example "sgd" or "adam"')
+    if settings.baseline is not None:
+        chosen = _led(chosen, settings.baseline)
     if isinstance(settings.graft, str):
         chosen = graft_arms(crossed(chosen), settings.graft)
+    if settings.quick:
+        chosen = thinned(chosen)
     kit, seeds = kit_of(task), tuple(range(1, settings.seeds + 1))
     criterion, validation = kit.judge(task)
-    return Comparison(task.name, task, tuple(kit.arm(arm, task) for arm in chosen),
-                      settings.plan, kit.probes(task, settings.examples),
-                      seeds, tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)),
-                      criterion, watched=kit.watched(chosen), described=kit.describing(task, settings.examples),
+    probes, described, watched, at_end = _wanted(settings.probes, (
+        kit.probes(task, settings.examples), kit.describing(task, settings.examples), kit.watched(chosen),
+        kit.at_end()))
+    return Comparison(task.name, task, tuple(kit.arm(arm, task) for arm in chosen), settings.plan, probes, seeds,
+                      tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)), criterion,
+                      watched=watched, described=described,
                       twin_seeds=seeds[:settings.twin_seeds] if kit.twins else (), validation=validation,
-                      place=settings.place, widen=settings.widen, at_end=kit.at_end())
+                      place=settings.place, widen=settings.widen, at_end=at_end,
+                      metrics=tuple(settings.metrics or ()))
 
 
 def question(comparison: Comparison) -> str:
@@ -50,3 +62,49 @@ def arms_of(settings: Settings) -> tuple[Arm, ...]:
     """Return the arms that settings name, with what they say of the search, or the usual learning rates."""
     return tuple(arm_named(name, said.lr, said.space, settings.trials)
                  for name, said in settings.optimisers.items())
+
+
+def thinned(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """Return arms that search among half of their candidates, or a few more where budgets would not be equal."""
+    tuned = [arm for arm in arms if arm.search]
+    unit = math.lcm(*(arm.rule.evaluations for arm in tuned))
+    half = max((len(arm.candidates()) * arm.rule.evaluations for arm in tuned), default=0) / 2
+    budget = unit * max(1, math.ceil(half / unit))
+    return tuple(replace(arm, search=Thinned(arm.search, budget // arm.rule.evaluations)) if arm.search else arm
+                 for arm in arms)
+
+
+def looked_quickly(comparison: Comparison) -> str:
+    """Return what a quick look cannot show, and what goes on from it."""
+    trials = max(len(arm.candidates()) for arm in comparison.arms)
+    return (f"{comparison.name}: this is a quick look: {len(comparison.seeds)} seeds and {trials} candidates an "
+            f"optimiser. Fewer than {FEWEST} seeds can show no difference, a better learning rate may lie between "
+            "those that are tried, and what rounding alone does is not measured; the same without quick goes on "
+            "from these runs.")
+
+
+def _led(arms: Sequence[Arm], name: str) -> tuple[Arm, ...]:
+    """Return arms with the one of a name first."""
+    names = [arm.name for arm in arms]
+    label = name if name in names else label_of(name)
+    if label not in names:
+        raise UserError(f'the baseline "{name}" is none of the optimisers; {nearest(name, names)}')
+    return tuple(sorted(arms, key=lambda arm: arm.name != label))
+
+
+def _wanted(wanted: Sequence[str | Probe] | None,
+            usual: Sequence[tuple[Probe, ...]]) -> tuple[tuple[Probe, ...], ...]:
+    """Return of the usual probes those that are named, and probes that are given beside the first of them."""
+    if wanted is None:
+        return tuple(usual)
+    names = list(dict.fromkeys(type(probe).__name__ for probes in usual for probe in probes))
+    said = [each for each in wanted if isinstance(each, str)]
+    for each in said:
+        if each not in names:
+            raise UserError(f'no probe "{each}" is usual for this task; {nearest(each, names)}')
+    first, *others = (tuple(probe for probe in probes if type(probe).__name__ in said) for probes in usual)
+    first += tuple(each for each in wanted if not isinstance(each, str))
+    if all(metric.better == "neither" for probe in first for metric in probe.metrics):
+        raise UserError("no difference can be tested by the probes that were chosen, which say of nothing that "
+                        f"more is better or worse; got {listed(map(str, wanted))}: add {names[0]}")
+    return (first, *others)

@@ -102,12 +102,13 @@ class Comparison:
     as many `moments` as `validation`, with the live optimiser, and `at_end` once, after the last step. On
     `twin_seeds` every arm is trained and measured twice more, with its steps rounded otherwise: what then differs,
     rounding alone has done (arms in `single` have no such twins). Large models need not keep their weights: to add
-    a probe then trains again. All runs are done at `place`.
+    a probe then trains again. All runs are done at `place`. With `metrics` only differences in these are tested.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, a criterion that
             validation does not measure, unequal budgets (in gradients: candidates times gradients a step), a
-            search to be widened along no learning rate, or seeds that serve twice.
+            search to be widened along no learning rate, seeds that serve twice, or a metric that is not measured
+            or has no better direction.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Comparison:
     place: Place = CPU
     widen: int = 0
     at_end: tuple[Probe, ...] = ()
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -161,6 +163,10 @@ class Comparison:
             if arm.search and not arm.search.space.rates:
                 raise UserError(f"a search goes on along learning rates, and {arm.name} searches only "
                                 f'{", ".join(arm.search.space.names)}: add "lr" to its space, or give widen=0')
+        judged = [metric.name for probe in self.probes for metric in probe.metrics if metric.better != "neither"]
+        for name in self.metrics:
+            if name not in judged:
+                raise UserError(f'no difference can be tested in "{name}"; {nearest(name, judged)}')
         check_budgets(self.arms)
 
     @property

@@ -165,6 +165,29 @@ class PlayerGrid(Grid):
 
 
 @dataclass(frozen=True, init=False)
+class Thinned(Search):
+    """So many of the candidates of another search, evenly spread: a short search that a whole one goes on from.
+
+    >>> from optscope.optim import SGD
+    >>> [rule.lr for rule in Thinned(Grid((0.01, 0.03, 0.1, 0.3, 1.0, 3.0)), 3).candidates(SGD(lr=1.0))]
+    [0.01, 0.1, 1.0]
+    """
+
+    whole: Search
+    count: int
+
+    def __init__(self, whole: Search, count: int) -> None:
+        for name, value in (("space", whole.space), ("whole", whole), ("count", count)):
+            object.__setattr__(self, name, value)
+
+    def candidates(self, rule: Rule) -> list[Rule]:
+        """Return the candidate in the middle of each of `count` equal parts."""
+        every = self.whole.candidates(rule)
+        n, k = len(every), min(self.count, len(every))
+        return [every[((2 * i + 1) * n - k) // (2 * k)] for i in range(k)]
+
+
+@dataclass(frozen=True, init=False)
 class Drawn(Search):
     """Points of a space drawn in advance: trial i is a function of (seed, i), so a larger budget only adds trials.
 

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    model_validator,
+)
 
 from optscope.engine.average import EMA, SWA
 from optscope.engine.place import Place, devices_of
@@ -16,11 +25,14 @@ from optscope.errors import UserError, nearest
 from optscope.evidence.records import Metric
 from optscope.optim.schedules import StepDecay
 from optscope.optim.sign import Per
+from optscope.probes.probe import Probe
 from optscope.protocol.arms import DEFAULT
 from optscope.protocol.comparison import MOST_ROUNDS
 from optscope.protocol.margin import margin_said
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+QUICK = {"seeds": 2, "widen": 0, "twin_seeds": 0}
+"""What a quick look takes, where nothing else is said."""
 
 
 def _margin(said: float | str | None) -> float | str | None:
@@ -60,6 +72,12 @@ class Settings(BaseModel):
     epochs: int | None = Field(default=None, ge=1, le=MOST_STEPS, description="30, if there are no steps either")
     steps: int | None = Field(default=None, ge=1, le=MOST_STEPS, description="instead of epochs, as for streams")
     batch: int = Field(default=128, ge=1)
+    quick: bool = Field(default=False, description="a first look: two seeds, half of the search, no twins")
+    baseline: str | None = Field(default=None, description="which optimiser others are compared with; the first")
+    probes: Annotated[list[str | InstanceOf[Probe]], Field(min_length=1)] | None = Field(
+        default=None, description="of the usual probes those of these names (probes of your own, from Python)")
+    metrics: Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description="of what is measured, in what differences are tested")
     margin: Annotated[float | str | None, AfterValidator(_margin)] = Field(
         default=None, description="within what accuracies count as equal: points, or a share of the error (20%)")
     graft: Annotated[bool | Per, BeforeValidator(_graft)] = Field(
@@ -94,6 +112,14 @@ class Settings(BaseModel):
         """
         kind = self.devices[0].partition(":")[0]
         return Place(kind, self.dtype, self.threads, self.deterministic, self.compile, self.autocast)
+
+    @property
+    def extent(self) -> Settings:
+        """These settings, of a quick look with its few seeds and short search where nothing else is said."""
+        if not self.quick:
+            return self
+        return self.model_copy(update={name: value for name, value in QUICK.items()
+                                       if name not in self.model_fields_set})
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Settings:
@@ -133,7 +159,8 @@ def settings_with(settings: Settings | None, said: Mapping[str, Any]) -> Setting
     """
     if not said:
         return settings or Settings()
-    return _valid((settings.model_dump(exclude_unset=True) if settings else {}) | dict(said), None)
+    known = {name: getattr(settings, name) for name in settings.model_fields_set} if settings else {}
+    return _valid(known | dict(said), None)
 
 
 def _valid(said: Mapping[str, Any], path: Path | None) -> Settings:
