@@ -59,10 +59,10 @@ def read():
 def drawn():
     """Return images that show the way: a bar that lies, stands or leans, at a random place in noise."""
     draw = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 3, (1500,), generator=draw)
-    place = torch.randint(4, SIZE - 4, (1500, 2), generator=draw)
+    labels = torch.randint(0, 3, (1000,), generator=draw)
+    place = torch.randint(4, SIZE - 4, (1000, 2), generator=draw)
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     down, right = y - place[:, 0, None, None], x - place[:, 1, None, None]
-    across = torch.stack([down, right, down - right])[labels, torch.arange(1500)]
+    across = torch.stack([down, right, down - right])[labels, torch.arange(1000)]
     bars = (across.abs() < 1) & (down.abs() < 4) & (right.abs() < 4)
-    return (0.6 * bars + 0.4 * torch.rand(1500, SIZE, SIZE, generator=draw))[:, None], labels
+    return (0.6 * bars + 0.4 * torch.rand(1000, SIZE, SIZE, generator=draw))[:, None], labels
