@@ -52,7 +52,7 @@ def test_a_template_is_a_task_as_it_is(here, monkeypatch, capsys, kind):
 def test_the_command_compares_on_a_fresh_template(here, monkeypatch, capsys):
     assert call(monkeypatch, "new my_task.py") == 0
     assert call(monkeypatch, "compare my_task.py:task --quick --epochs 1 -o sgd -o adam --slots 1 "
-                             "--probe Accuracy") == 0
+                             "--probes Accuracy") == 0
     said = capsys.readouterr()
     assert "this is a quick look: 2 seeds and 3 candidates an optimiser" in said.err
     assert "No choice yet: 2 seeds can show no difference" in said.out
@@ -207,7 +207,14 @@ def test_probes_are_chosen_of_the_usual_ones_and_given():
     assert (few.watched, few.described, few.at_end) == (usual.watched, (), ())
     mine = Accuracy(split="train")
     assert comparison_of(TASK, Settings(probes=[mine])).probes == (mine,)
-    with pytest.raises(UserError, match='no probe "Acuracy" is usual for this task; did you mean "Accuracy"'):
+    more = comparison_of(TASK, Settings(probes=["Accuracy", "HessianTrace", "PreconditionedSharpness"]))
+    assert [type(probe).__name__ for probe in more.probes] == ["Accuracy", "HessianTrace"]
+    assert [type(probe).__name__ for probe in more.watched] == ["PreconditionedSharpness"]
+    with pytest.raises(UserError, match="Modes has settings without a default: give it from Python"):
+        comparison_of(TASK, Settings(probes=["Modes"]))
+    with pytest.raises(UserError, match="SensitivityMap does not fit blobs: "):
+        comparison_of(TASK, Settings(probes=["SensitivityMap"]))
+    with pytest.raises(UserError, match='no probe "Acuracy"; did you mean "Accuracy"'):
         comparison_of(TASK, Settings(probes=["Acuracy"]))
     with pytest.raises(UserError, match=r"no difference can be tested by .* got Geometry: add Accuracy"):
         comparison_of(TASK, Settings(probes=["Geometry"]))
@@ -229,7 +236,7 @@ def test_choices_are_the_same_from_a_file_the_command_and_python(tmp_path, monke
     from_file = read_settings(tmp_path / "s.toml")
     heard = []
     monkeypatch.setattr(lab, "compare", lambda task, place, *, settings, **more: heard.append(settings) or 1 / 0)
-    assert call(monkeypatch, "compare three-frequency --quick --baseline adam --probe Accuracy --metric loss "
+    assert call(monkeypatch, "compare three-frequency --quick --baseline adam --probes Accuracy --metrics loss "
                              "--margin 10%") == 1
     assert heard == [from_file]
     assert from_file == Settings(quick=True, baseline="adam", probes=["Accuracy"], metrics=["loss"], margin="10%")

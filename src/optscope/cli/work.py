@@ -53,10 +53,10 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
                 "A first look: two seeds, half of the search; the same without it goes on."))] = False,
             baseline: Annotated[str | None, typer.Option(
                 help="Which optimiser others are compared with (the first).")] = None,
-            probe: Annotated[list[str] | None, typer.Option(
-                "--probe", help="Take of the usual probes only those named.")] = None,
-            metric: Annotated[list[str] | None, typer.Option(
-                "--metric", help="Test differences only in what is named.")] = None,
+            probes: Annotated[list[str] | None, typer.Option("--probes", metavar="NAME", help=(
+                "Repeat for each (all that fit; optscope probe --list)."))] = None,
+            metrics: Annotated[list[str] | None, typer.Option("--metrics", metavar="NAME", help=(
+                "Repeat for each in which differences are tested (all)."))] = None,
             margin: Annotated[str | None, typer.Option(
                 help="Within what accuracies count as equal: points, or a share of the error (20%).")] = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
@@ -66,7 +66,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
 
     _open(door, "compare", task, out, optimiser, config, slots, executor, seeds=seeds, epochs=epochs, steps=steps,
           batch=batch, trials=trials, widen=widen, graft=graft, quick=quick or None, baseline=baseline,
-          probes=probe, metrics=metric, margin=margin, device=device)
+          probes=probes, metrics=metrics, margin=margin, device=device)
 
 
 @app.command()

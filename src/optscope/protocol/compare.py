@@ -9,11 +9,13 @@ from dataclasses import replace
 from optscope.errors import UserError, nearest
 from optscope.evidence.paired import FEWEST
 from optscope.evidence.words import listed
+from optscope.probes.catalog import kind_named
+from optscope.probes.needs import lacking
 from optscope.probes.probe import Probe
 from optscope.protocol.arms import arm_named, label_of
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.grafts import crossed, graft_arms
-from optscope.protocol.kits import kit_of
+from optscope.protocol.kits import kit_of, with_defaults
 from optscope.protocol.search import Thinned
 from optscope.protocol.settings import Settings
 from optscope.tasks.task import Task
@@ -42,7 +44,7 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
     criterion, validation = kit.judge(task)
     probes, described, watched, at_end = _wanted(settings.probes, (
         kit.probes(task, settings.examples), kit.describing(task, settings.examples), kit.watched(chosen),
-        kit.at_end()))
+        kit.at_end()), task)
     return Comparison(task.name, task, tuple(kit.arm(arm, task) for arm in chosen), settings.plan, probes, seeds,
                       tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)), criterion,
                       watched=watched, described=described,
@@ -92,19 +94,23 @@ def _led(arms: Sequence[Arm], name: str) -> tuple[Arm, ...]:
     return tuple(sorted(arms, key=lambda arm: arm.name != label))
 
 
-def _wanted(wanted: Sequence[str | Probe] | None,
-            usual: Sequence[tuple[Probe, ...]]) -> tuple[tuple[Probe, ...], ...]:
-    """Return of the usual probes those that are named, and probes that are given beside the first of them."""
+def _wanted(wanted: Sequence[str | Probe] | None, usual: Sequence[tuple[Probe, ...]],
+            task: Task) -> Sequence[tuple[Probe, ...]]:
+    """Return the probes that are wanted, each where it is usual; others are compared, or watch if they have to."""
     if wanted is None:
-        return tuple(usual)
-    names = list(dict.fromkeys(type(probe).__name__ for probes in usual for probe in probes))
-    said = [each for each in wanted if isinstance(each, str)]
-    for each in said:
-        if each not in names:
-            raise UserError(f'no probe "{each}" is usual for this task; {nearest(each, names)}')
-    first, *others = (tuple(probe for probe in probes if type(probe).__name__ in said) for probes in usual)
-    first += tuple(each for each in wanted if not isinstance(each, str))
-    if all(metric.better == "neither" for probe in first for metric in probe.metrics):
+        return usual
+    kinds = [type(each) if isinstance(each, Probe) else kind_named(each) for each in wanted]
+    given = [each for each in wanted if isinstance(each, Probe)]
+    named = [kind for kind, each in zip(kinds, wanted, strict=True) if isinstance(each, str)]
+    known = {type(probe) for probes in usual for probe in probes}
+    given += [with_defaults(kind) for kind in named if kind not in known]
+    for probe in given:
+        if why := lacking(probe, task):
+            raise UserError(f"{type(probe).__name__} does not fit {task.name}: {why}")
+    tested, described, watched, at_end = (tuple(p for p in probes if type(p) in named) for probes in usual)
+    live = tuple(probe for probe in given if "live optimiser" in probe.needs)
+    tested += tuple(probe for probe in given if probe not in live)
+    if all(metric.better == "neither" for probe in tested for metric in probe.metrics):
         raise UserError("no difference can be tested by the probes that were chosen, which say of nothing that "
-                        f"more is better or worse; got {listed(map(str, wanted))}: add {names[0]}")
-    return (first, *others)
+                        f"more is better or worse; got {listed(kind.__name__ for kind in kinds)}: add Accuracy")
+    return tested, described, (*watched, *live), at_end

@@ -45,6 +45,10 @@ class Compared(Protocol):
         """What the arms are compared by."""
 
     @property
+    def metrics(self) -> Sequence[str]:
+        """In which metrics differences are tested: none says in all that have a better direction."""
+
+    @property
     def taken(self) -> Sequence[Measuring]:
         """All that was taken of the trained models."""
 

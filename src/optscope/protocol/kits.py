@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 
+from optscope.errors import UserError
 from optscope.optim import Players, PolarSGD
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.anatomy import StepAnatomy
@@ -187,6 +188,18 @@ class Generators(Kit):
 def kit_of(task: Task) -> Kit:
     """Return what is usual for a task: of one player a predictor's, of several a generator's."""
     return Predictors() if len(task.objectives) == 1 else Generators()
+
+
+def with_defaults(kind: type[Probe]) -> Probe:
+    """Return a probe that is not usual for a task with its own defaults.
+
+    Raises:
+        UserError: when it has settings without a default.
+    """
+    if any(f.init and f.default is MISSING and f.default_factory is MISSING for f in fields(kind)):
+        raise UserError(f"{kind.__name__} has settings without a default: give it from Python, probes=["
+                        f"{kind.__name__}(...)]")
+    return kind()
 
 
 def _moved_shape(task: Task) -> tuple[int, ...]:

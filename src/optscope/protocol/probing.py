@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +21,7 @@ from optscope.probes.needs import Needing, lacking
 from optscope.probes.probe import Probe
 from optscope.protocol.compared import last_measured
 from optscope.protocol.comparison import Job
-from optscope.protocol.kits import kit_of
+from optscope.protocol.kits import kit_of, with_defaults
 from optscope.tasks.task import Task
 
 
@@ -46,6 +46,7 @@ class Probing:
     probes: tuple[Probe, ...]
     described: tuple[Probe, ...]
     paired: bool
+    metrics: tuple[str, ...] = ()
 
     @property
     def arms(self) -> Sequence[Model]:
@@ -124,11 +125,7 @@ def _meant(said: str | Probe, usual: Sequence[Probe], task: Task) -> Sequence[Pr
         raise UserError(f"{kind.__name__} does not fit {task.name}: {why}")
     if isinstance(said, Probe):
         return [said]
-    found = [probe for probe in usual if type(probe) is kind]
-    if not found and any(f.init and f.default is MISSING and f.default_factory is MISSING for f in fields(kind)):
-        raise UserError(f"{said} has settings without a default: give it from Python, optscope.probe(..., probes=["
-                        f"{said}(...)])")
-    return found or [kind()]
+    return [probe for probe in usual if type(probe) is kind] or [with_defaults(kind)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
