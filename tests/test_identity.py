@@ -24,6 +24,7 @@ from optscope.engine.numerics import TorchSettings, numerics
 from optscope.engine.once import looked_at_once
 from optscope.engine.plan import Plan
 from optscope.engine.run import Run
+from optscope.engine.state_file import from_bytes, to_bytes
 from optscope.engine.store import RunFolder
 from optscope.errors import UserError
 from optscope.evidence.records import Record, Records, measured
@@ -31,7 +32,7 @@ from optscope.optim import SGD, Adam, Constant, Graft, Momentum, StepDecay
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.search import Grid
 from optscope.tasks import task as tasks
-from optscope.tasks.content import content
+from optscope.tasks.content import content, mark
 from optscope.tasks.task import Task
 from tiny import TASK, ended
 
@@ -392,6 +393,18 @@ def test_every_kind_of_number_has_content(kind):
         other = torch.cat([value[:1], value[:1]]) if isinstance(value, torch.Tensor) else value[[0, 0]]
         assert describe(other) != describe(value)
     assert sum(describe(other) == describe(value) for other in KINDS.values()) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_stride_of_one_element_is_no_content(dtype):
+    """A tensor of one element is contiguous with any stride; torch 2.13 makes no bytes of those but 1."""
+    wide = torch.arange(55, dtype=dtype).reshape(5, 11)
+    one = wide[2:3, 3]
+    assert one.stride() == (11,)
+    assert content(one) == content(torch.tensor([25.0], dtype=dtype)) != content(wide[3:4, 3])
+    assert content(wide[:, 3]) == content(torch.tensor(wide[:, 3].tolist(), dtype=dtype))
+    assert mark(one) == mark(torch.tensor([25.0], dtype=dtype)) != mark(wide[3:4, 3])
+    assert torch.equal(from_bytes(to_bytes({"a": one}, "x"), "x")["a"], one)
 
 
 @pytest.mark.filterwarnings("ignore")

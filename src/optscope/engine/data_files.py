@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from optscope.errors import UserError
 from optscope.files import make_folder, set_aside, write_atomically
+from optscope.tasks.content import octets
 from optscope.tasks.mapping import CODES, DAMAGES, arrays_in, metadata
 from optscope.tasks.task import Split
 from optscope.tasks.tree import Tree, leaves
@@ -92,7 +92,7 @@ def _written(split: Split) -> Iterator[bytes | memoryview]:
     text += b" " * (-(8 + len(text)) % 64)
     yield len(text).to_bytes(8, "little") + text
     for _, leaf in found:
-        yield leaf.reshape(-1).view(torch.uint8).numpy().data
+        yield octets(leaf).data
 
 
 def _paths(tree: Tree, path: tuple[str, ...]) -> Any:

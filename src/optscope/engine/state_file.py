@@ -125,7 +125,7 @@ class _Writer:
 
     def _number(self, tensor: Tensor) -> str:
         name = str(len(self.tensors))
-        self.tensors[name] = tensor.clone()
+        self.tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
         return name
 
 

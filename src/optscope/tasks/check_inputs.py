@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optscope.errors import UserError, blaming
+from optscope.tasks.content import octets
 from optscope.tasks.examples import Examples
 from optscope.tasks.kinds import KINDS
 from optscope.tasks.task import Data, DataAtHand, Split, Task
@@ -209,7 +210,7 @@ def _spread(inputs: Tensor, middle: Tensor) -> Tensor:
 def _rows(part: Split) -> Iterator[bytes]:
     """Yield a digest of each example."""
     columns = (*leaves(part.inputs).values(), *leaves(part.targets).values())
-    flat = [values.reshape(len(part), -1).view(torch.uint8).numpy() for values in columns]
+    flat = [octets(values).reshape(len(part), -1) for values in columns]
     for rows in zip(*flat, strict=True):
         yield hashlib.blake2b(b"".join(row.tobytes() for row in rows), digest_size=16).digest()
 
