@@ -37,9 +37,13 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a folder, unless it is there, so that after any crash its name is there, too."""
-    if not path.is_dir():
+    if path.is_dir():
+        return
+    try:
         path.mkdir(exist_ok=True)
         _sync_folder(path.parent)
+    except OSError as error:  # one of fsync names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _sync_folder(path: Path) -> None:
