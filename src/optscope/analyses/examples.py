@@ -22,9 +22,10 @@ def right(comparison: Compared, records: Records, store: Store) -> Right:
     probe = next((probe for probe in comparison.probes if isinstance(probe, Accuracy)), None)
     found: dict[str, dict[int, NDArray[np.bool_]]] = {}
     if probe is not None:
+        reading = probe_id(probe)
         mine = records.where(experiment=comparison.name, phase="final")
         for arm, seed, run in dict.fromkeys((row.arm, row.seed, row.run) for row in mine):
-            arrays = store.run_folder(run).reading_arrays(probe_id(probe))
+            arrays = store.run_folder(run).reading_arrays(reading)
             if "correct" in arrays:
                 found.setdefault(arm, {})[seed] = arrays["correct"]
     return found

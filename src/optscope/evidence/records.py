@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache, partial
+from operator import attrgetter
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -114,7 +116,7 @@ class Records(Sequence[Record]):
     def __init__(self, rows: Iterable[Record] = (), whole: Records | None = None) -> None:
         self._rows = tuple(rows)
         self._whole = self if whole is None else whole
-        self._parts: dict[str, dict[object, Records]] = {}
+        self._parts: dict[str, dict[object, Sequence[Record]]] = {}
         self._factors: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -143,23 +145,27 @@ class Records(Sequence[Record]):
             UserError: for a name that is no field of a record and no factor of any of these.
         """
         found = self
-        for name in sorted(wanted, key=_place):
+        for name in _in_order(tuple(wanted)):
             if found:  # of no rows anything may be asked: an experiment that gave none has no factors to know
                 found = found._at(name, wanted[name])
         return found
 
     def _at(self, name: str, value: object) -> Records:
-        if name not in FIELDS and name not in self._whole.factors():
+        if name not in self._parts and name not in FIELDS and name not in self._whole.factors():
             raise UserError(f'no field or factor of records is called "{name}"; '
                             f"{nearest(name, (*FIELDS, *self._whole.factors()))}")
         if isinstance(value, (list, tuple, set, frozenset)):
             return Records((row for row in self._rows if _read(row, name) in value), self._whole)
         if name not in self._parts:
-            parts: dict[object, list[Record]] = {}
+            parts: dict[object, Any] = {}
+            read = attrgetter(name) if name in FIELDS else partial(_read, name=name)
             for row in self._rows:
-                parts.setdefault(_read(row, name), []).append(row)
-            self._parts[name] = {key: Records(rows, self._whole) for key, rows in parts.items()}
-        return self._parts[name].get(value) or Records((), self._whole)
+                parts.setdefault(read(row), []).append(row)
+            self._parts[name] = parts
+        part = self._parts[name].get(value, ())
+        if not isinstance(part, Records):
+            part = self._parts[name][value] = Records(part, self._whole)
+        return part
 
     def factors(self) -> tuple[str, ...]:
         """Return the names of the factors of these rows, in order of first appearance."""
@@ -176,7 +182,7 @@ class Records(Sequence[Record]):
         """
         if self._rows:
             self._at(name, None)
-        found = self._parts.get(name, {}).keys() - {None}
+        found = {key for key, rows in self._parts.get(name, {}).items() if rows} - {None}
         return sorted(found, key=lambda value: (isinstance(value, str), value))
 
     def varied(self) -> list[str]:
@@ -268,6 +274,12 @@ class Watched(Records):
 def _read(row: Record, name: str) -> object:
     """Return what a row has a field or factor at, None where it has not got the factor."""
     return getattr(row, name) if name in FIELDS else row.factors.get(name)
+
+
+@cache
+def _in_order(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names in the order in which rows are searched for them."""
+    return tuple(sorted(names, key=_place))
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -49,8 +49,8 @@ def _draw_quality(axes: Axes, quality: Quality, card: Scorecard, styles: Styles)
     for row, arm in enumerate(card.arms):
         style = styles.look(Series(arm, (), ()))
         if np.isfinite(low[row]) and np.isfinite(high[row]):
-            axes.hlines([row], low[row], high[row], color=style.ink, linewidth=1.4, zorder=3,
-                        gid=f"series-{style.index}-whiskers")
+            axes.plot([low[row], high[row]], [row, row], color=style.ink, linewidth=1.4, solid_capstyle="butt",
+                      zorder=3, gid=f"series-{style.index}-whiskers")
         full = row == 0 or bool(quality.shown[row])
         axes.plot(middle[row:row + 1], [row], linestyle="", marker=style.marker, markersize=7, color=style.colour,
                   markerfacecolor=style.colour if full else "white", markeredgewidth=0.8 if full else 1.4,

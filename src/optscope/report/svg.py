@@ -7,6 +7,7 @@ import io
 import re
 import textwrap
 
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
 FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
@@ -20,7 +21,8 @@ def serialise(canvas: Canvas, name: str, title: str, alt: str) -> str:
     reader's machine. The same drawing gives the same bytes.
     """
     buffer = io.StringIO()
-    canvas.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    # `savefig` would draw twice: once for the layout, which drawing makes anyway.
+    FigureCanvasSVG(canvas).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)

@@ -17,6 +17,8 @@ from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import Interval, mean_interval, paired_difference
 
 Cell = str | int | float
+MOST_CELLS = 60_000
+"""So many numbers of runs are shown; a page of more would be slow to open."""
 _SIGNS = {"better": "\u00a0▲", "worse": "\u00a0▼", "": ""}
 _ARROWS = {"higher": "\u00a0↑", "lower": "\u00a0↓", "neither": ""}
 
@@ -157,7 +159,10 @@ def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def runs_table(records: Records) -> Table:
-    """Return one row a run with all that was measured on it after its last step; diverged runs stay in."""
+    """Return one row a run with all that was measured on it after its last step; diverged runs stay in.
+
+    Of many runs as many columns are shown as make `MOST_CELLS` numbers, the first.
+    """
     runs: dict[tuple[Cell, ...], dict[str, float]] = {}
     diverged = set()
     for row in records:
@@ -168,6 +173,8 @@ def runs_table(records: Records) -> Table:
         if row.step is None:
             values[_column(row)] = row.value
     columns = list(dict.fromkeys(name for values in runs.values() for name in values))
+    left = columns[max(1, MOST_CELLS // max(len(runs), 1)):]
+    columns = columns[:len(columns) - len(left)]
     # The rule and the run's own name are shown where they say more than the arm and the seed do.
     kept = [i for i in range(6) if i in (1, 2) or len({key[i] for key in runs}) > 1]
     kept = [i for i in kept if i != 4 or any(key[4] != key[1] for key in runs)]
@@ -175,7 +182,9 @@ def runs_table(records: Records) -> Table:
     rows = [(*(key[i] for i in kept), "diverged" if key in diverged else "ok",
              *(values.get(name, "") for name in columns)) for key, values in runs.items()]
     return Table("Every run", (*(names[i] for i in kept), "status", *columns), rows,
-                 f"{len(runs)} runs, {len(diverged)} of them diverged. Nothing is left out.")
+                 f"{len(runs)} runs, {len(diverged)} of them diverged. " + (
+                     f"{len(left)} more columns are in summary.csv, from \"{left[0]}\" on." if left else
+                     "Nothing is left out."))
 
 
 def _column(row: Record) -> str:
