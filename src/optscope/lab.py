@@ -249,7 +249,7 @@ class Done:
             [*left_out, *together(results.failures), *results.inapplicable, *found.warnings, *known],
             found.verdicts, scale, next_steps, found.figures, found.tables, found.checks, around, command,
             runs_table(rows) if rows is not None else None, found.summaries, found.openers, found.details,
-            dict(found.families))
+            dict(found.families), found.measures)
         return Result(results.records, document, write(document, self.store.folder), results.failures)
 
 

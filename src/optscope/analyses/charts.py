@@ -17,6 +17,9 @@ from optscope.protocol.compared import Compared
 from optscope.protocol.comparison import Comparison
 from optscope.report.section import Section
 
+MOST_RUNS = 12
+"""So many seeds of an arm are drawn one by one."""
+
 
 def label(metric: Metric) -> str:
     """Return a metric's name with its unit."""
@@ -29,8 +32,7 @@ def by_arm(records: Records, places: Sequence[tuple[Metric, float | None, str]],
     series = []
     for arm in arms:
         found = [mean_interval(records.values(arm, metric.name, at)) for metric, at, _ in places]
-        series.append(Series(arm, list(range(len(places))), [f.estimate for f in found],
-                             [f.low for f in found], [f.high for f in found], mark="points"))
+        series.append(Series.over(arm, list(range(len(places))), found, "points"))
     return Panel("", y_label, series, title, categories=[name for _, _, name in places])
 
 
@@ -41,8 +43,7 @@ def along_axis(records: Records, metric: Metric, arms: Sequence[str], title: str
     series = []
     for arm in arms:
         found = [mean_interval(records.values(arm, metric.name, at)) for at in places]
-        series.append(Series(arm, places, [f.estimate for f in found], [f.low for f in found],
-                             [f.high for f in found]))
+        series.append(Series.over(arm, places, found))
     return Panel(metric.axis, label(metric), series, title, log_x=log_x)
 
 
@@ -55,7 +56,8 @@ def training_curves(comparison: Comparison, records: Records, metrics: Sequence[
         series = [_over_time(rows.where(arm=arm.name), arm.name) for arm in comparison.arms]
         panels.append(Panel("step", f"validation {label(metric)}", series))
     return Picture("training", "Validation during training", panels,
-                   "Mean over seeds of the chosen learning rate; bands are 95 % t intervals.")
+                   "Mean over seeds of the chosen learning rate; bands are 95 % t intervals, faint lines the "
+                   f"seeds{f', the first {MOST_RUNS}' if len(comparison.seeds) > MOST_RUNS else ''}.")
 
 
 def edge_of_stability(comparison: Compared, records: Records) -> Picture | None:
@@ -85,10 +87,14 @@ def edge_of_stability(comparison: Compared, records: Records) -> Picture | None:
 
 def _over_time(rows: Records, label: str) -> Series:
     """Return the mean over seeds at each step, with 95 % intervals."""
-    steps = sorted({row.step for row in rows if row.step is not None})
-    found = [mean_interval([row.value for row in rows if row.step == step]) for step in steps]
-    return Series(label, [float(step) for step in steps], [f.estimate for f in found], [f.low for f in found],
-                  [f.high for f in found])
+    by_run: dict[tuple[int, str], dict[int, float]] = {}
+    for row in rows:
+        if row.step is not None:
+            by_run.setdefault((row.seed, row.run), {})[row.step] = row.value
+    steps = sorted({step for run in by_run.values() for step in run})
+    found = [mean_interval([run[step] for run in by_run.values() if step in run]) for step in steps]
+    runs = [[run.get(step, np.nan) for step in steps] for run in list(by_run.values())[:MOST_RUNS]]
+    return Series.over(label, [float(step) for step in steps], found, runs=runs if len(by_run) > 1 else ())
 
 
 def floor_picture(records: Records, percent: Sequence[Place], arms: Sequence[str]) -> Picture:
@@ -99,8 +105,7 @@ def floor_picture(records: Records, percent: Sequence[Place], arms: Sequence[str
     for arm, own in zip(others, floors, strict=True):
         found = [paired_difference(*records.pairs(arm, first, p.metric.name, p.at)) for p in percent]
         drowned += sum(f.covers(d.estimate) for f, d in zip(own, found, strict=True))
-        series.append(Series(arm, x, [d.estimate for d in found], [d.low for d in found], [d.high for d in found],
-                             mark="points"))
+        series.append(Series.over(arm, x, found, "points"))
     highest = [max((f.value for f in column), default=np.nan) for column in zip(*floors, strict=True)]
     series.append(Series("rounding alone, two runs", x, [0.0] * len(x), [-h for h in highest], highest,
                          mark="points"))

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from optscope.analyses.choice import RULE, choice
 from optscope.analyses.examples import Right
-from optscope.analyses.findings import Finding, findings
+from optscope.analyses.findings import Finding, findings, places
 from optscope.analyses.headline import ORDER, headline
 from optscope.analyses.joined import claims
-from optscope.analyses.scorecard import scorecard
+from optscope.analyses.scorecard import quality_name, scorecard
 from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import ALPHA, FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import seeds_needed, smallest_p
 from optscope.protocol.compared import Compared
+from optscope.report.measures import Measure
 from optscope.report.section import Check, Section
 from optscope.report.tables import metric_table
 
@@ -51,7 +52,16 @@ class Differences:
         table, card = scorecard(comparison, records, found)
         return Section([choice(comparison, records, found)], claims(found, comparison.arms[0].name),
                        checks=checks, summaries=[table], openers=[card],
-                       details=headline(comparison, records, found).splitlines())
+                       details=headline(comparison, records, found).splitlines(),
+                       measures=by_seed(comparison, records))
+
+
+def by_seed(comparison: Compared, records: Records) -> list[Measure]:
+    """Return what arms are compared on, with every arm's value on every seed."""
+    mine = records.where(experiment=comparison.name, phase="final")
+    return [Measure(quality_name(place), {arm.name: dict(zip(mine.seeds(arm.name), mine.values(
+        arm.name, place.metric.name, place.at), strict=True)) for arm in comparison.arms})
+            for place in places(comparison, mine)]
 
 
 def measured(comparison: Compared, records: Records) -> Section:

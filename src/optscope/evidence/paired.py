@@ -66,7 +66,7 @@ def sooner_test(a: ArrayLike, b: ArrayLike) -> Tested:
     """Test on pairs whether two take as many steps to a target, inf for one that never gets there.
 
     Where all get there it is `paired_test`. Else nothing is known of never but that it comes after all others: then
-    it is the exact sign test, 2 · P(Binomial(m, 1/2) ≤ the fewer of the signs of a − b), in which equal pairs (never
+    it is the exact sign test, 2 · P(Binomial(m, 1/2) ≤ the fewer of m signs of a − b), in which equal pairs (never
     and never too) have no say.
 
     >>> sooner_test([10.0, 10.0, 20.0, 10.0, 30.0, 10.0], [20.0, 40.0, 30.0, float("inf"), 40.0, float("inf")])

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from optscope.evidence.stats import Interval
+
 Mark = Literal["line", "points", "theory", "bars", "cloud", "rings"]
 
 
@@ -20,7 +22,8 @@ class Series:
     `rings` as circles around points of other series, which they pick out.
 
     `x` holds numbers, or indices into the panel's `categories`. Series with the same label share a colour and
-    a marker in all panels of a picture.
+    a marker in all panels of a picture. `n` counts the seeds behind each point; `runs` are the seeds' own `y`, one
+    after the other, drawn faintly.
     """
 
     label: str
@@ -29,6 +32,15 @@ class Series:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     mark: Mark = "line"
+    n: Sequence[int] = ()
+    runs: Sequence[Sequence[float]] = ()
+
+    @classmethod
+    def over(cls, label: str, x: Sequence[float], found: Sequence[Interval], mark: Mark = "line",
+             runs: Sequence[Sequence[float]] = ()) -> Series:
+        """Return a series of estimates with their intervals, each from so many seeds."""
+        return cls(label, x, [f.estimate for f in found], [f.low for f in found], [f.high for f in found], mark,
+                   [f.n for f in found], runs)
 
 
 @dataclass(frozen=True)

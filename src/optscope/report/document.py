@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.picture import Figure
+from optscope.report.measures import Measure
 from optscope.report.section import Check
 from optscope.report.tables import Table
 
@@ -18,7 +19,7 @@ class Document:
     `verdict_sentence` is the answer; a line break in it starts another. `summaries` and `openers` show it at a
     glance, `details` are its lines in full. `warnings` are what a reader must know before believing it. `verdicts`
     were judged at `scale`, where there are several; `families` says what those are about whose ids share the first
-    word.
+    word. `measures` are what arms can be compared on, seed by seed, all of the same arms.
     """
 
     title: str
@@ -38,3 +39,4 @@ class Document:
     openers: Sequence[Figure] = ()
     details: Sequence[str] = ()
     families: Mapping[str, str] = field(default_factory=dict)
+    measures: Sequence[Measure] = ()

@@ -18,6 +18,7 @@ from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Picture, Score
 from optscope.evidence.words import listed
 from optscope.report.grids import draw_images, draw_matrix
 from optscope.report.panels import draw_picture
+from optscope.report.places import Places
 from optscope.report.scorecard import draw_scorecard
 from optscope.report.style import SETTINGS, Styles, clean
 from optscope.report.svg import headed, serialise
@@ -47,14 +48,15 @@ def draw(figure: Figure, path: str | Path | None = None, styles: Styles | None =
 def plain(figure: Figure, styles: Styles | None = None, width: float = WIDTH) -> str:
     """Return a figure as SVG without its title, for a page that sets the title itself."""
     with _alike():
-        return serialise(_canvas(figure, styles or Styles.of([figure]), width), slug(figure.name),
-                         clean(figure.title), alt(figure))
+        canvas, places = _canvas(figure, styles or Styles.of([figure]), width)
+        tables = [(0 if isinstance(figure, Scorecard) else i, each) for i, each in enumerate(places)]
+        return serialise(canvas, slug(figure.name), clean(figure.title), alt(figure), tables)
 
 
 def drawn(figure: Figure) -> Canvas:
     """Return a figure with its title as matplotlib's own."""
     with _alike():
-        canvas = _canvas(figure, Styles.of([figure]), WIDTH)
+        canvas, _ = _canvas(figure, Styles.of([figure]), WIDTH)
         canvas.suptitle(clean(figure.title), fontsize=11, wrap=True)
     return canvas
 
@@ -69,19 +71,21 @@ def _alike() -> Iterator[None]:
         yield
 
 
-def _canvas(figure: Figure, styles: Styles, width: float) -> Canvas:
+def _canvas(figure: Figure, styles: Styles, width: float) -> tuple[Canvas, list[Places]]:
+    """Return a drawing, and where the numbers of its tables are."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.06)
     canvas = Canvas(figsize=(width, 4.5), layout=layout)
+    places: list[Places] = []
     match figure:
         case Picture():
-            draw_picture(canvas, figure, styles)
+            places = draw_picture(canvas, figure, styles)
         case ImageGrid():
             draw_images(canvas, figure)
         case Heatmap():
             draw_matrix(canvas, figure)
         case Scorecard():
-            draw_scorecard(canvas, figure, styles)
-    return canvas
+            places = draw_scorecard(canvas, figure, styles)
+    return canvas, places
 
 
 def slug(name: str) -> str:

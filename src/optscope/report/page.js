@@ -153,15 +153,75 @@ const difference = (ours, theirs, quantiles) => {
 };
 const measures = held('measures'), chosen = document.getElementById('baseline');
 if (measures && chosen) {
-  chosen.parentNode.hidden = false;
-  const table = document.querySelector('#differences table');
+  chosen.closest('p').hidden = false;
+  const table = document.querySelector('.differences table'), rows = [...table.tBodies[0].rows];
   chosen.addEventListener('change', () => {
     const base = chosen.selectedIndex;
-    for (const row of table.tBodies[0].rows) {
-      const numbers = measures.values[row.dataset.measure];
+    rows.forEach((row, m) => {
+      const numbers = measures.values[m];
       measures.arms.forEach((arm, i) => {
         row.cells[i + 1].textContent = i === base ? '–' : difference(numbers[i], numbers[base], measures.t);
       });
+    });
+    table.caption.textContent = `Paired differences to ${measures.arms[base]}`;
+  });
+}
+
+// What is under the pointer, or is stepped to with the arrow keys, is said in the numbers of the figure's table.
+const tip = make('div', { className: 'tip', hidden: true });
+tip.setAttribute('role', 'status');
+document.body.append(tip);
+const ring = document.createElementNS('http://www.w3.org/2000/svg', 'circle');
+ring.setAttribute('r', 8);
+ring.setAttribute('class', 'ring');
+const hide = () => { tip.hidden = true; ring.remove(); };
+for (const card of all('.card.chart')) {
+  const figure = card.closest('figure');
+  const tables = all('details table', figure).map(table => ({ head: table.tHead.rows[0].cells, rows: [...table.tBodies[0].rows],
+    note: /n = [\d to]+ seeds/.exec(table.closest('.scroll').nextElementSibling?.textContent ?? '')?.[0] }));
+  let at = -1, known = new Map();
+  const seen = () => all('svg', card).find(svg => svg.clientWidth || svg.getBoundingClientRect().width);
+  const places = svg => {
+    if (!known.has(svg)) known.set(svg, JSON.parse(svg?.dataset.places ?? '[]').sort((a, b) => a[0] - b[0] || a[2] - b[2] || a[1] - b[1]));
+    return known.get(svg).filter(place => !tables[place[0]]?.head[place[2]]?.classList.contains('off'));
+  };
+  const say = (svg, [t, r, c, x, y]) => {
+    const { head, rows, note } = tables[t], row = rows[r], name = head[c].textContent;
+    const where = [head[0].textContent, row.cells[0].textContent].filter(Boolean).join(' ');
+    tip.textContent = `${name ? `${name}: ` : ''}${row.cells[c].textContent} · ${where}${note ? ` · ${note}` : ''}`;
+    const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
+    ring.setAttribute('cx', x);
+    ring.setAttribute('cy', y);
+    svg.append(ring);
+    tip.hidden = false;
+    const left = box.left + x * scale + 12, wide = tip.offsetWidth;
+    tip.style.left = `${scrollX + Math.max(4, Math.min(left, document.documentElement.clientWidth - wide - 4))}px`;
+    tip.style.top = `${scrollY + box.top + y * scale + 12}px`;
+  };
+  card.addEventListener('pointermove', event => {
+    const svg = seen();
+    if (!svg) return;
+    const box = svg.getBoundingClientRect(), scale = svg.viewBox.baseVal.width / box.width;
+    const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
+    let best = null, least = 14 ** 2;
+    for (const place of places(svg)) {
+      const far = (place[3] - x) ** 2 + (place[4] - y) ** 2;
+      if (far < least) [best, least] = [place, far];
     }
+    if (best) say(svg, best); else hide();
+  });
+  card.addEventListener('pointerleave', hide);
+  card.addEventListener('blur', hide);
+  card.addEventListener('keydown', event => {
+    const svg = seen(), marks = svg ? places(svg) : [];
+    if (event.key === 'Escape') hide();
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step || !marks.length) return;
+    event.preventDefault();
+    if (event.shiftKey) {
+      const series = place => `${place[0]} ${place[2]}`, now = series(marks[Math.max(at, 0)]);
+      do at = (at + step + marks.length) % marks.length; while (series(marks[at]) === now && marks.some(place => series(place) !== now));
+    } else at = (at + step + marks.length) % marks.length;
+    say(svg, marks[at]);
   });
 }

@@ -23,10 +23,13 @@ from optscope.report.figures import NARROW, alt, plain, slug
 from optscope.report.forest import forest
 from optscope.report.manifest import as_json, manifest, verdict_rows
 from optscope.report.markdown import markdown
+from optscope.report.measures import difference_table, embedded
 from optscope.report.style import Styles, clean
 from optscope.report.svg import headed
 from optscope.report.tables import Table, figure_tables, interval, number
 
+SCRIPT = Path(__file__).with_name("page.js")
+"""What makes the page interactive; without it all is there to be read."""
 OUTCOMES: Sequence[Outcome] = ("holds", "fails", "undecided")
 """In what order verdicts are counted."""
 REFUTED = {"holds": "What would refute it", "fails": "What refutes it", "undecided": "What would refute it"}
@@ -107,8 +110,16 @@ def _page(document: Document, drawings: Sequence[Drawing], styles: Styles) -> st
     return _templates().get_template("template.html").render(
         d=document, openers=drawings[:openers], drawings=drawings[openers:], labels=styles.measured,
         tally=sorted(tally.items(), key=lambda each: OUTCOMES.index(each[0][0])), forest=forest(document),
+        script=SCRIPT.read_text(encoding="utf-8"), seeds=_seeds_are_drawn(document),
+        differences=difference_table(document.measures, next(iter(document.measures[0].values)))
+        if document.measures else None, measures=as_json(embedded(document.measures)) if document.measures else "",
         joined=any(verdict.said for _, verdict in document.verdicts),
         manifest=as_json(manifest(_named(document, drawings))))
+
+
+def _seeds_are_drawn(document: Document) -> bool:
+    return any(series.runs for figure in (*document.openers, *document.figures) if isinstance(figure, Picture)
+               for panel in figure.panels for series in panel.series)
 
 
 def _templates() -> jinja2.Environment:

@@ -17,25 +17,30 @@ from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocato
 
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.report.drawable import Points, drawable, thin
+from optscope.report.places import Places, Spot
 from optscope.report.style import Style, Styles, short
+from optscope.report.tables import panel_cells
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def draw_picture(canvas: Canvas, picture: Picture, styles: Styles) -> None:
-    """Draw all panels of a picture, and one legend for them."""
+def draw_picture(canvas: Canvas, picture: Picture, styles: Styles) -> list[Places]:
+    """Draw all panels of a picture, and one legend for them; return where the numbers of its tables are."""
     count = max(len(picture.panels), 1)
     columns = picture.columns or (count if count <= 2 else 2 if count == 4 else 3)
     rows = math.ceil(count / columns)
     height = {1: 4.3 if rows == 1 else 2.9, 2: 3.6}.get(columns, 3.2) * rows
     handles: dict[tuple[str, bool], Artist] = {}
+    places = []
     for i, panel in enumerate(picture.panels):
         axes = canvas.add_subplot(rows, columns, i + 1)
-        draw_panel(axes, panel, styles, width=float(canvas.get_size_inches()[0]) / columns)
+        found = draw_panel(axes, panel, styles, width=float(canvas.get_size_inches()[0]) / columns)
+        places += [Places(axes, found)] if found else []
         for series in panel.series:
             handles.setdefault((series.label, series.mark == "theory"), _handle(series, styles.look(series)))
     height += _legend(canvas, handles)
     canvas.set_size_inches(canvas.get_size_inches()[0], height)
+    return places
 
 
 def _legend(canvas: Canvas, handles: dict[tuple[str, bool], Artist]) -> float:
@@ -67,17 +72,18 @@ def _handle(series: Series, style: Style) -> Artist:
     return line
 
 
-def draw_panel(axes: Axes, panel: Panel, styles: Styles, width: float) -> None:
-    """Draw one panel, `width` inches wide, with a note on what could not be drawn."""
+def draw_panel(axes: Axes, panel: Panel, styles: Styles, width: float) -> list[Spot]:
+    """Draw one panel, `width` inches wide, with a note on what could not be drawn; return where its numbers are."""
     panel = replace(panel, log_x=panel.log_x and not panel.categories)
     drawn = [(series, Points.of(series, panel)) for series in panel.series]
     _scale(axes, panel, drawn)
     side_by_side, slot = _slots(panel, drawn)
-    for series, points in drawn:
+    shifts = [(side_by_side.index(series.label) - (len(side_by_side) - 1) / 2) * slot
+              if series.label in side_by_side else 0.0 for series, _ in drawn]
+    for (series, points), shift in zip(drawn, shifts, strict=True):
         style = styles.look(series)
-        if series.label in side_by_side:
-            points = _shifted(points, (side_by_side.index(series.label) - (len(side_by_side) - 1) / 2) * slot,
-                              panel.log_x)
+        points = _shifted(points, shift, panel.log_x)
+        _draw_runs(axes, series, panel, style)
         shown = points if series.mark == "cloud" else thin(points, panel.log_x)
         _MARKS[series.mark](axes, shown, style, slot or 0.8 * _gap(drawn))
     for name, value in panel.levels.items():
@@ -90,6 +96,8 @@ def draw_panel(axes: Axes, panel: Panel, styles: Styles, width: float) -> None:
     lost = textwrap.wrap(_lost(panel, drawn), int((width - 0.6) * 13))
     axes.set_xlabel("\n".join((short(panel.x_label, 90), *lost)))
     _ticks(axes, panel, width)
+    return [Spot(row, i + 1, x * 10 ** shifts[i] if panel.log_x else x + shifts[i], y)
+            for row, (x, cells) in enumerate(panel_cells(panel)) for i, (y, *_) in cells.items()]
 
 
 def _scale(axes: Axes, panel: Panel, drawn: Sequence[tuple[Series, Points]]) -> None:
@@ -119,7 +127,7 @@ def _slots(panel: Panel, drawn: Sequence[tuple[Series, Points]]) -> tuple[list[s
 
 
 def _shifted(points: Points, shift: float, log: bool) -> Points:
-    return replace(points, x=points.x * 10 ** shift if log else points.x + shift)
+    return replace(points, x=points.x * 10 ** shift if log else points.x + shift) if shift else points
 
 
 def _gap(drawn: Sequence[tuple[Series, Points]]) -> float:
@@ -135,6 +143,15 @@ def _draw_line(axes: Axes, points: Points, style: Style, slot: float) -> None:
               markevery=(start, every), markersize=6.5, markeredgecolor="white", markeredgewidth=0.7,
               zorder=3, gid=f"series-{style.index}")
     _draw_band(axes, points, style)
+
+
+def _draw_runs(axes: Axes, series: Series, panel: Panel, style: Style) -> None:
+    """Draw the seeds of a series as faint lines, as one line with gaps."""
+    if series.runs:
+        y = drawable(np.array([[*run, np.nan] for run in series.runs], dtype=np.float64), panel.log_y)
+        x = drawable(np.array([*series.x, np.nan], dtype=np.float64), panel.log_x)
+        axes.plot(np.tile(x, len(y)), y.ravel(), color=style.colour, linewidth=0.7, alpha=0.3, zorder=1.8,
+                  gid=f"series-{style.index}-runs", scaley=False)
 
 
 def _draw_theory(axes: Axes, points: Points, style: Style, slot: float) -> None:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from optscope.evidence.picture import Quality, Scorecard, Series
 from optscope.report.drawable import drawable
 from optscope.report.panels import log_ticks
+from optscope.report.places import Places, Spot
 from optscope.report.style import Styles, short
 
 ROOM = 2.1
@@ -21,17 +22,23 @@ WIDE = 30.0
 """From this ratio of the largest number to the least on, all above 0, the axis is logarithmic."""
 
 
-def draw_scorecard(canvas: Canvas, card: Scorecard, styles: Styles) -> None:
-    """Draw a panel a quality, arms from top to bottom; marks are full where a difference to the first is shown."""
+def draw_scorecard(canvas: Canvas, card: Scorecard, styles: Styles) -> list[Places]:
+    """Draw a panel a quality, arms from top to bottom; marks are full where a difference to the first is shown.
+
+    Return where the numbers of its table are.
+    """
+    places = []
     width = float(canvas.get_size_inches()[0])
     columns = max(1, min(int(width / ROOM), len(card.qualities)))
     rows = max(1, math.ceil(len(card.qualities) / columns))
     for i, quality in enumerate(card.qualities):
         axes = canvas.add_subplot(rows, columns, i + 1)
         _draw_quality(axes, quality, card, styles)
+        places.append(Places(axes, [Spot(i, row + 1, float(x), row) for row, x in enumerate(quality.estimates)]))
         names = [short(arm, int(2.9 * width)) for arm in card.arms] if i % columns == 0 else []
         axes.set_yticks(range(len(card.arms)) if names else [], names)
     canvas.set_size_inches(width, math.ceil(10 * (0.1 + rows * (0.72 + 0.19 * len(card.arms)))) / 10)
+    return places
 
 
 def _draw_quality(axes: Axes, quality: Quality, card: Scorecard, styles: Styles) -> None:

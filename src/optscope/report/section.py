@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.picture import Figure
+from optscope.report.measures import Measure
 from optscope.report.tables import Table
 
 
@@ -24,7 +25,8 @@ class Section:
     """What one analysis says of a comparison: lines of the answer, and what they rest on.
 
     `summaries` and `openers` are the table and the picture that show the answer at a glance, `details` its lines
-    in full. `families` says of claims whose ids share the first word what they are about, where there are such.
+    in full. `families` says of claims whose ids share the first word what they are about, where there are such,
+    `measures` what arms can be compared on, seed by seed.
     `warnings` are what a reader must know before believing it. An analysis that does not fit returns a
     section of nothing.
     """
@@ -39,6 +41,7 @@ class Section:
     openers: Sequence[Figure] = ()
     details: Sequence[str] = ()
     families: Sequence[tuple[str, str]] = ()
+    measures: Sequence[Measure] = ()
 
 
 def joined(sections: Iterable[Section]) -> Section:

@@ -6,23 +6,27 @@ import html
 import io
 import re
 import textwrap
+from collections.abc import Sequence
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+
+from optscope.report.places import Places, as_text
 
 FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
 _LEADING = 19.0
 
 
-def serialise(canvas: Canvas, name: str, title: str, alt: str) -> str:
+def serialise(canvas: Canvas, name: str, title: str, alt: str, tables: Sequence[tuple[int, Places]] = ()) -> str:
     """Return a drawn figure as one `<svg>` element with its `title` and with `alt` as its accessible name.
 
     Ids are prefixed with `name`, so that several figures can share a page, and the fonts are left to the
-    reader's machine. The same drawing gives the same bytes.
+    reader's machine. The same drawing gives the same bytes. `tables` says where the numbers of which table are.
     """
     buffer = io.StringIO()
     # `savefig` would draw twice: once for the layout, which drawing makes anyway.
-    FigureCanvasSVG(canvas).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    FigureCanvasSVG(canvas).print_svg(  # type: ignore[no-untyped-call]
+        buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)
@@ -30,9 +34,11 @@ def serialise(canvas: Canvas, name: str, title: str, alt: str) -> str:
     text = re.sub(r"base64,\s+", "base64,", text)
     text = re.sub(r"\s+", " ", text).replace("> <", "><").strip()
     width, height = canvas.get_size_inches() * 72
+    places = f'data-places="{as_text(tables, height)}" ' if tables else ""
     root = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width:g} {height:g}" width="{width / 0.72:g}" height="{height / 0.72:g}" '
             f'role="img" aria-label="{html.escape(alt)}" font-family="{FONTS}" '
+            f'{places}'
             f'stroke-linejoin="round"><title>{html.escape(title)}</title><desc>{html.escape(alt)}</desc>')
     return re.sub(r"<svg[^>]*>", lambda _: root, text, count=1)
 
@@ -43,6 +49,7 @@ def _tidy(tag: str, name: str) -> str:
         tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is not seen
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
     tag = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font-size: \1", tag)
+    tag = re.sub(r'^<g id="series-(-?\d+)-runs"', r'<g data-seeds="" data-series="\1"', tag)
     tag = re.sub(r'^<g id="series-(-?\d+)[^"]*"', r'<g data-series="\1"', tag)
     tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
     tag = re.sub(r' id="', f' id="{name}-', tag)

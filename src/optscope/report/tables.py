@@ -17,6 +17,8 @@ from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import Interval, mean_interval, paired_difference
 
 Cell = str | int | float
+MOST_ROWS = 60
+"""So many numbers of a series stand in a figure's table."""
 MOST_CELLS = 60_000
 """So many numbers of runs are shown; a page of more would be slow to open."""
 _SIGNS = {"better": "\u00a0▲", "worse": "\u00a0▼", "": ""}
@@ -128,12 +130,12 @@ def _cell(records: Records, arm: str, metric: str, at: float | None, baseline: s
         ours, theirs = map(_finite, records.pairs(arm, baseline, metric, at))
         paired = paired_difference(ours, theirs)
         if paired.n:
-            text += f"\n{_difference(paired, SAME * float(np.nanmax(np.abs([ours, theirs]))))}"
+            text += f"\n{difference(paired, SAME * float(np.nanmax(np.abs([ours, theirs]))))}"
             text += " ≈" if rounding_floor(records, arm, baseline, metric, at).covers(paired.estimate) else ""
     return text
 
 
-def _difference(found: Interval, least: float) -> str:
+def difference(found: Interval, least: float) -> str:
     """Return a difference with its interval; nothing in it that is at most `least` is more than rounding."""
     ends = [end for end in (found.estimate, found.low, found.high) if not math.isnan(end)]
     return ("0" if max(map(abs, ends)) <= least else
@@ -191,7 +193,7 @@ def _column(row: Record) -> str:
     return row.metric if row.at is None else f"{row.metric} at {number(row.at)}"
 
 
-def figure_tables(figure: Figure, most: int = 60) -> list[Table]:
+def figure_tables(figure: Figure, most: int = MOST_ROWS) -> list[Table]:
     """Return the numbers behind a figure; of a longer series every n-th, so that at most `most` are left."""
     rows: list[tuple[Cell, ...]]
     match figure:
@@ -217,7 +219,21 @@ def _brightness(image: NDArray[np.float64]) -> str:
 
 def _panel_table(panel: Panel, most: int) -> Table:
     """Return places on the x axis against series, each cell a number and its interval where it has one."""
-    cells: dict[tuple[float, int], dict[int, str]] = {}
+    rows = [(_place(panel, x), *(interval(*row[i]) if i in row else "" for i in range(len(panel.series))))
+            for x, row in panel_cells(panel, most)]
+    counts = {n for series in panel.series for n in series.n}
+    notes = (("After a number its 95 % interval.", any(s.low is not None for s in panel.series)),
+             (f"n = {' to '.join(str(n) for n in sorted({min(counts), max(counts)}))} seeds." if counts else "",
+              counts),
+             (f"Of longer series every n-th number, {most} at most.",
+              any(len(s.x) > most for s in panel.series)))
+    return Table(panel.title or panel.y_label, (panel.x_label or "x", *(s.label for s in panel.series)), rows,
+                 " ".join(note for note, needed in notes if needed))
+
+
+def panel_cells(panel: Panel, most: int = MOST_ROWS) -> list[tuple[float, dict[int, tuple[float, float, float]]]]:
+    """Return the rows of a panel's table: a place on the x axis, and by series the number and its interval."""
+    cells: dict[tuple[float, int], dict[int, tuple[float, float, float]]] = {}
     for i, series in enumerate(panel.series):
         every = max(1, math.ceil(len(series.x) / most))
         nowhere = [math.nan] * len(series.y)
@@ -226,15 +242,9 @@ def _panel_table(panel: Panel, most: int) -> Table:
         for x, *numbers in list(zip(series.x, series.y, low, high, strict=False))[::every]:
             y, lower, upper = map(float, numbers)
             # A path may come by the same place more than once.
-            cells.setdefault((float(x), met[float(x)]), {})[i] = interval(y, lower, upper)
+            cells.setdefault((float(x), met[float(x)]), {})[i] = y, lower, upper
             met[float(x)] += 1
-    rows = [(_place(panel, x), *(row.get(i, "") for i in range(len(panel.series))))
-            for (x, _), row in sorted(cells.items())]
-    notes = (("After a number its 95 % interval.", any(s.low is not None for s in panel.series)),
-             (f"Of longer series every n-th number, {most} at most.",
-              any(len(s.x) > most for s in panel.series)))
-    return Table(panel.title or panel.y_label, (panel.x_label or "x", *(s.label for s in panel.series)), rows,
-                 " ".join(note for note, needed in notes if needed))
+    return [(x, row) for (x, _), row in sorted(cells.items())]
 
 
 def _place(panel: Panel, x: float) -> Cell:

@@ -1,0 +1,231 @@
+"""The page in a real browser: its policy kept, its numbers Python's, every mark in reach, on any screen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from browser import CHROMIUM, Browser
+from optscope.evidence.picture import Panel, Picture, Quality, Scorecard, Series
+from optscope.evidence.stats import mean_interval
+from optscope.report.measures import Measure, difference_table
+from optscope.report.page import write
+from optscope.report.tables import figure_tables, number
+from test_report import HOSTILE, document, judged
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+
+ARMS = ("SGD", "Adam", "arm <b>", "none")
+SEEDS = tuple(range(1, 12))
+
+
+def measures() -> list[Measure]:
+    """Numbers of many sizes and signs, ties in the last digit, seeds that are missing, and an arm without any."""
+    draw, found = np.random.default_rng(5), []
+    sizes = (1, 70), (1e-5, 3e-4), (1e6, 1e9), (0.0, 5), (30, 0), (1e-12, 1), (3e-9, 0)
+    for i, (scale, centre) in enumerate(sizes):
+        values = {arm: dict(zip(SEEDS, map(float, centre + scale * draw.normal(size=len(SEEDS))), strict=True))
+                  for arm in ARMS}
+        values["none"] = dict.fromkeys(SEEDS, math.nan)
+        values["Adam"][3] = math.nan
+        found.append(Measure(f"quality {i}", values))
+    eighths = {arm: {s: float(k) / 8 for s, k in zip(SEEDS, draw.integers(-40, 40, len(SEEDS)), strict=True)}
+               for arm in ARMS}
+    few = {arm: {1: 0.125 * i, 2: 0.375 * i} for i, arm in enumerate(ARMS)}
+    one = {arm: {1: 0.1 * i} for i, arm in enumerate(ARMS)}
+    return [*found, Measure("eighths", eighths), Measure("two seeds", few), Measure("one seed", one)]
+
+
+def pictures() -> list:
+    """Curves with seeds behind them, and a scorecard."""
+    steps, draw, curves = [10, 20, 40], np.random.default_rng(0), []
+    for i, arm in enumerate(ARMS[:3]):
+        runs = draw.normal(i, 0.1, (5, 3))
+        curves.append(Series.over(arm, steps, [mean_interval(column) for column in runs.T], runs=runs.tolist()))
+    quality = Quality("accuracy", [0.9, 0.8, 0.7], [0.88, 0.7, 0.6], [0.92, 0.9, 0.8], ["", "worse", ""])
+    return [Scorecard("card", "Two qualities", ARMS[:3], [quality, replace(quality, name="loss")]),
+            Picture("curves", "Losses fall", [Panel("step", "loss", curves), Panel("step", "loss", curves[:2])])]
+
+
+def whole():
+    plain = document()
+    card, curves = pictures()
+    verdicts = [(claim, judged(-1, 1, 0.1 * i, 0.1 * i - 0.2, 0.1 * i + 0.2)) for i, (claim, _) in
+                enumerate(plain.verdicts)]
+    return replace(plain, verdicts=verdicts, openers=[card], figures=[curves, *plain.figures],
+                   families={"C1": "what it is about"}, measures=measures())
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write(whole(), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def page(browser, path):
+    browser.open(path)
+    return browser
+
+
+def texts(browser, selector):
+    return browser.run(f"[...document.querySelectorAll({selector!r})].map(each => each.textContent)")
+
+
+def test_it_opens_without_complaint_asks_for_nothing_and_keeps_to_its_policy(browser, path, tmp_path):
+    hostile = write(replace(document(HOSTILE), measures=measures()), tmp_path / "hostile")
+    for each in (path, hostile):
+        browser.open(each)
+        assert (browser.said, browser.requests) == ([], [each.as_uri()])
+        assert not browser.run("document.querySelector('.chips').hidden")
+    # The same eyes see what a page does that breaks its policy.
+    changed = tmp_path / "changed.html"
+    changed.write_text(path.read_text(encoding="utf-8").replace("'use strict'", "'use  strict'"), encoding="utf-8")
+    browser.open(changed)
+    assert any("Content Security Policy" in each for each in browser.said)
+    assert browser.run("document.querySelector('.chips').hidden")
+
+
+def test_differences_to_any_baseline_are_pythons_to_the_last_digit(page):
+    for i, arm in [*enumerate(ARMS), (0, ARMS[0])]:
+        page.run(f"""(() => {{ const chosen = document.querySelector('#baseline'); chosen.selectedIndex = {i};
+                     chosen.dispatchEvent(new Event('change')); }})()""")
+        shown = page.run("""[...document.querySelector('.differences table').tBodies[0].rows]
+                            .map(row => [...row.cells].map(cell => cell.textContent))""")
+        table = difference_table(measures(), arm)
+        assert shown == [list(row) for row in table.rows]
+        assert texts(page, ".differences caption") == [table.title]
+
+
+def test_sums_and_digits_are_numpys_and_pythons_for_any_number(page):
+    draw = np.random.default_rng(1)
+    for n in (1, 7, 8, 9, 40, 128, 129, 300):
+        values = (draw.normal(size=n) * 10.0 ** draw.integers(-8, 8, n)).tolist()
+        assert page.run(f"total({values})") == float(np.sum(values))
+    some = [*(draw.normal(size=300) * 10.0 ** draw.integers(-9, 9, 300)).tolist(), 0.5, 2.5, -0.125, 1e-5, 9999.5,
+            99995.0, 123456.0, 0.00012345]
+    assert page.run(f"{some}.map(general)") == [number(v) for v in some]
+    for places in (0, 2, 5):
+        expected = [f"{v:.{places}f}".replace("-", "−") for v in some]
+        assert page.run(f"{some}.map(each => fixed(each, {places}))") == expected
+
+
+def test_an_arm_that_is_switched_off_is_gone_from_every_figure_and_table(page):
+    def shown(selector):
+        return page.run(f"[...document.querySelectorAll({selector!r})].filter(each => each.getClientRects().length)"
+                        ".length")
+    page.run("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    index = page.run("document.querySelector('.chips [data-label=Adam]').dataset.series")
+    marks, columns = f"svg [data-series='{index}']", "th, .runs tr"
+    before, rows = shown(marks), shown(columns)
+    assert before > 2
+    page.run("document.querySelector('.chips [data-label=Adam]').click()")
+    assert shown(marks) == 0
+    assert shown(columns) < rows
+    assert page.run("[...document.querySelectorAll('th, td')].some(each => each.textContent === 'Adam' && "
+                    "each.getClientRects().length)") is False
+    assert page.run("document.querySelector('.chips [data-label=Adam]').ariaPressed") == "false"
+    page.run("document.querySelector('.chips [data-label=Adam]').click()")
+    assert (shown(marks), shown(columns)) == (before, rows)
+    seeds = shown("[data-seeds]")
+    page.run("document.querySelector('.seeds').click()")
+    assert seeds > 0 == shown("[data-seeds]")
+
+
+def test_tables_are_sorted_filtered_and_copied(page):
+    page.run("""document.querySelectorAll('details').forEach(each => { each.open = true; });
+        navigator.clipboard.writeText = async text => { window.copied = text; };
+        window.runs = document.querySelector('.runs table');
+        window.rows = () => [...runs.tBodies[0].rows].filter(row => !row.hidden);
+        window.column = i => rows().map(row => row.cells[i].textContent);
+        [...runs.tHead.rows[0].cells][1].querySelector('button').click();""")
+    seeds = page.run("column(1)")
+    assert seeds == sorted(seeds, key=int)
+    assert len(seeds) == 16
+    page.run("[...runs.tHead.rows[0].cells][1].querySelector('button').click()")
+    assert page.run("column(1)") == seeds[::-1]
+    page.run("""window.line = runs.closest('.runs').querySelector('.tools');
+        window.words = line.querySelector('input'); words.value = 'adam';
+        words.dispatchEvent(new Event('input'));""")
+    assert set(page.run("column(0)")) == {"Adam"}
+    assert page.run("line.querySelector('[role=status]').textContent") == "8 of 16 rows"
+    page.run("line.querySelector('button').click()")
+    copied = page.run("new Promise(done => setTimeout(() => done(copied), 0))").splitlines()
+    assert len(copied) == 9
+    assert copied[0].split("\t")[:2] == ["arm", "seed"]
+    assert all(line.startswith("Adam\t") for line in copied[1:])
+
+
+def test_every_mark_is_stepped_to_by_keys_and_said_in_the_numbers_of_its_table(page):
+    table, _ = figure_tables(pictures()[1])
+    page.run("document.querySelector('#fig-curves .card').focus()")
+    said = []
+    for _ in range(15):
+        page.press("ArrowRight")
+        said.append(page.run("document.querySelector('.tip').textContent"))
+    first = table.rows[0]
+    assert said[0] == f"SGD: {first[1]} · step 10 · n = 5 seeds"
+    assert len(set(said)) == 9  # three curves of three steps; the second panel's two are among them
+    page.press("ArrowLeft", shift=True)
+    assert page.run("document.querySelector('.tip').textContent").startswith("SGD: ")
+    page.press("Escape")
+    assert page.run("document.querySelector('.tip').hidden")
+
+
+def test_what_the_pointer_is_on_is_said(page):
+    place = page.run("""(() => { const card = document.querySelector('#fig-card .card');
+        card.scrollIntoView({behavior: 'instant'});
+        const svg = [...card.querySelectorAll('svg')].find(each => each.getBoundingClientRect().width);
+        const [, row, column, x, y] = JSON.parse(svg.dataset.places)[1], box = svg.getBoundingClientRect();
+        const scale = box.width / svg.viewBox.baseVal.width;
+        return [row, column, box.left + x * scale, box.top + y * scale]; })()""")
+    page.point(place[2] + 2, place[3] - 2)
+    assert page.run("document.querySelector('.tip').textContent") == (
+        "Adam: 0.80 [0.70, 0.90]\u00a0▼ · quality accuracy")
+    assert place[:2] == [0, 2]
+    page.point(2, 2)
+    assert page.run("document.querySelector('.tip').hidden")
+
+
+def test_a_claim_that_is_linked_to_is_opened_and_keys_reach_it(page):
+    page.run("document.querySelector('.forest a').focus()")
+    page.press("Enter")
+    page.run("new Promise(done => setTimeout(done, 50))")
+    assert page.run("location.hash") == "#claim-1"
+    assert page.run("document.querySelector('#claim-1').nextElementSibling.querySelector('details').open")
+    reached = set()
+    for _ in range(150):
+        page.press("Tab")
+        reached.add(page.run("(each => each.tagName + '.' + each.className)(document.activeElement)"))
+    assert {"A.id", "DIV.card chart", "SELECT.", "DIV.scroll", "SUMMARY.", "INPUT.", "BUTTON.seeds"} <= reached
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [320, 390, 700, 1280])
+def test_no_screen_has_to_be_scrolled_sideways(browser, path, width, dark):
+    browser.open(path, width, 800, dark)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    browser.run("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def test_without_script_and_on_paper_all_is_there(browser, path):
+    browser.open(path, script=False)
+    hidden = browser.run("[...document.querySelectorAll('[hidden]')].map(each => each.className || each.tagName)")
+    assert sorted(hidden) == ["P", "chips"]
+    assert difference_table(measures(), "SGD").rows[0][2] in texts(browser, ".differences td")
+    assert browser.run("document.querySelectorAll('.forest a').length") == 3
+    paper = browser.pdf()
+    assert paper.startswith(b"%PDF")
+    assert paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ") >= 3
+
+
