@@ -19,6 +19,7 @@ import encodings.utf_32_be
 import encodings.utf_32_le  # noqa: F401 - that a module of Python's is loaded is no matter here
 import io
 import json
+import os
 import random
 import sqlite3
 import sys
@@ -369,12 +370,12 @@ def fuzzed(inputs: int, seed: int, place: Path, only: str = "") -> dict[str, Any
         chance = random.Random(f"{seed} {name}")
         root, pattern = (folder.run, pattern[4:]) if pattern.startswith("run/") else (folder.path, pattern)
         paths = sorted(root.glob(pattern))
-        kept = Kept(folder.path)
+        kept = Kept(folder.path, folder.run, folder.path / "data")
         reading(folder)  # what is loaded once is loaded now
         counts[name] = Counter()
         for i in range(round(share * weight)):
             path = chance.choice(paths)
-            content = change(kept.contents[path], chance)
+            content = change(kept.contents[str(path)], chance)
             path.write_bytes(content)
             became, told = outcome(partial(reading, folder))
             counts[name][became] += 1
@@ -404,27 +405,33 @@ def outcome(reading: Callable[[], None]) -> tuple[str, str]:
 
 
 class Kept:
-    """The files of a folder as they were, which are put back where something touched them."""
+    """The files of some folders as they were, which are put back where something touched them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.contents = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        self._stamps = {path: _stamp(path) for path in self.contents}
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+        self._stamps = self._now()
+        self.contents = {path: Path(path).read_bytes() for path in self._stamps}
+
+    def _now(self) -> dict[str, tuple[int, int, int]]:
+        found = {}
+        for folder in self._folders:
+            with os.scandir(folder) as entries:
+                for each in entries:
+                    if each.is_file():
+                        status = each.stat()
+                        found[each.path] = status.st_ino, status.st_size, status.st_mtime_ns
+        return found
 
     def restore(self) -> None:
         """Put back what was changed, and remove what was added."""
-        there = {path for path in self.folder.rglob("*") if path.is_file()}
-        for path in there - self.contents.keys():
-            path.unlink()
-        for path, content in self.contents.items():
-            if path not in there or _stamp(path) != self._stamps[path]:
-                path.write_bytes(content)
-                self._stamps[path] = _stamp(path)
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+        now = self._now()
+        for path in now.keys() - self.contents.keys():
+            Path(path).unlink()
+        changed = [path for path in self.contents if now.get(path) != self._stamps[path]]
+        for path in changed:
+            Path(path).write_bytes(self.contents[path])
+        if changed:
+            self._stamps = self._now()
 
 
 _heard: list[str] = []

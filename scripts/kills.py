@@ -1,7 +1,7 @@
 """Kill a comparison at many moments, cut its power, start it again, and count what that cost.
 
-    python -m scripts.kills                        500 moments, write docs/reliability.json
-    python -m scripts.kills --power 50 --real 5    so many cuts of the power, and kills of processes
+    python -m scripts.kills                       400 cuts of the power, 100 kills of processes
+    python -m scripts.kills --power 0 --real 12 --program "optscope compare"
 
 A cut of the power is simulated: a comparison runs in this process while `power_cut.Disk` looks on, and at a moment
 before one of its file operations the folder is made as the next boot may find it; there the same comparison runs
@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from torch import nn
 
 from optscope.engine import observed
 from optscope.engine.execute import Inline
+from optscope.engine.once import looked_at_once
 from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.engine.store import Store
@@ -49,6 +51,7 @@ from optscope.evidence.columns import write_csv
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.geometry import Geometry
+from optscope.protocol import comparison
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.events import Quiet
 from optscope.protocol.search import Grid
@@ -82,13 +85,12 @@ def small() -> Comparison:
 @contextmanager
 def often(seconds: float, share: float) -> Iterator[None]:
     """Have trainings write their states so often, whatever it costs."""
-    defaults, before = Run.__init__.__defaults__, observed.SHARE
-    Run.__init__.__defaults__ = tuple(seconds if each == 60.0 else each for each in defaults)
-    observed.SHARE = share
+    before = comparison.Run, observed.SHARE
+    comparison.Run, observed.SHARE = partial(Run, checkpoint=seconds), share
     try:
         yield
     finally:
-        Run.__init__.__defaults__, observed.SHARE = defaults, before
+        comparison.Run, observed.SHARE = before
 
 
 def numbers(folder: Path) -> list[list[str]]:
@@ -130,7 +132,7 @@ class Recording:
     steps: int
 
 
-def recorded(folder: Path) -> Recording:
+def recorded(folder: Path, given: Comparison) -> Recording:
     """Run the comparison in a folder while a disk looks on."""
     steps = 0
     real = Training._round
@@ -144,17 +146,18 @@ def recorded(folder: Path) -> Recording:
     Training._round = counted  # type: ignore[method-assign]
     try:
         with often(0.0, 1e9), disk.watched():
-            results = run_experiments([small()], Store(folder), Inline(), Quiet())
+            results = run_experiments([given], Store(folder), Inline(), Quiet())
             write_csv(results.records, folder / "summary.csv")
     finally:
         Training._round = real  # type: ignore[method-assign]
     return Recording(disk.moments, steps)
 
 
+@looked_at_once()
 def power_cuts(count: int, seed: int, place: Path) -> Tally:
     """Cut the power so often: first at moments of an undisturbed run, then at those of what follows a cut."""
-    tally, chance = Tally(), random.Random(seed)
-    first = recorded(place / "whole")
+    tally, chance, given = Tally(), random.Random(seed), small()
+    first = recorded(place / "whole", given)
     expected = numbers(place / "whole")
     last = first
     tally.counts["file operations of an undisturbed run"] = len(first.moments)
@@ -168,7 +171,7 @@ def power_cuts(count: int, seed: int, place: Path) -> Tally:
         put(tree, folder)
         tally.counts[f"cuts, {fate}"] += 1
         try:
-            last = after_cut(tally, where, recording, moment, tree, folder, expected)
+            last = after_cut(tally, where, recording, moment, tree, given, folder, expected)
         except UserError as error:
             tally.broken.append(f"{where}: {error}")
             last = first
@@ -177,11 +180,11 @@ def power_cuts(count: int, seed: int, place: Path) -> Tally:
 
 
 def after_cut(tally: Tally, where: str, recording: Recording, moment: Moment, tree: Mapping[str, bytes | None],
-              folder: Path, expected: list[list[str]]) -> Recording:
+              given: Comparison, folder: Path, expected: list[list[str]]) -> Recording:
     """Run the comparison again where the power was cut, and hold it to what is promised."""
     whole = {path for path, content in tree.items() if content is not None and content == moment.there.get(path)}
     before = {path: stamp for path, stamp in stamps(folder).items() if path in whole}
-    found = recorded(folder)
+    found = recorded(folder, given)
     after = stamps(folder)
     again = [path for path, stamp in before.items() if after.get(path) != stamp]
     tally.counts["finished results and readings kept"] += len(before) - len(again)
@@ -211,18 +214,50 @@ optimisers.adam.lr = [0.003, 0.01]
 seeds = 2
 twin_seeds = 0
 widen = 0
-epochs = 60
+epochs = 30
 batch = 32
 examples = 50
 """
-COMMAND = """
-from optscope.engine.run import Run
-Run.__init__.__defaults__ = tuple({checkpoint} if d == 60.0 else d for d in Run.__init__.__defaults__)
+COMPARE = """
+from functools import partial
+from optscope.protocol import comparison
+comparison.Run = partial(comparison.Run, checkpoint={checkpoint})
 from optscope.cli import main
 main()
 """
-LATE = 3.0
-"""Seconds more than `CHECKPOINT` that a state may be old at a kill: a trial or a busy machine delays it."""
+SWEEP = """
+from functools import partial
+from pathlib import Path
+from optscope.endings import ended
+from optscope.engine.execute import Local
+from optscope.engine.plan import Plan
+from optscope.engine.store import Store
+from optscope.evidence.columns import write_csv
+from optscope.optim import SGD, Adam
+from optscope.probes.accuracy import Accuracy
+from optscope.protocol import comparison
+from optscope.protocol.events import Quiet
+from optscope.protocol.resolve import task_at
+from optscope.protocol.search import Grid
+from optscope.protocol.session import run_experiments
+comparison.Run = partial(comparison.Run, checkpoint={checkpoint})
+
+def main():
+    arms = (comparison.Arm("SGD", SGD(lr=0.1), Grid((0.1, 0.3))),
+            comparison.Arm("Adam", Adam(lr=0.003), Grid((0.003, 0.01))))
+    given = comparison.Comparison("c", task_at("task.py:task"), arms, Plan(30, 32), (Accuracy(),), (1, 2))
+    results = run_experiments([given], Store(Path("out")), Local(2), Quiet())
+    write_csv(results.records, Path("out/summary.csv"))
+
+ended(main)
+"""
+PROGRAMS = {"optscope compare": COMPARE, "a session of two workers": SWEEP}
+"""What is killed: the command, of which half the time goes into its report, and what it does with its runs."""
+LATE = 20.0
+"""Seconds that a state may be old at a kill: one that takes long to write, as on a busy machine, is written less
+often than every `CHECKPOINT` seconds, so that writing takes a twentieth of the time."""
+NOTICE = 120.0
+"""Seconds that a machine leaves between SIGTERM and its end."""
 CUT_SHORT = 4
 """So many commands are killed in one folder before one may end."""
 LEAVING = 3.0
@@ -231,16 +266,22 @@ LEAVING = 3.0
 
 @dataclass
 class Command:
-    """A command that works in `place`/out, in a session of its own."""
+    """A program that works in `place`/out, in a session of its own."""
 
+    program: str
     place: Path
     process: subprocess.Popen[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         words = ["compare", "task.py:task", "--config", "settings.toml", "--out", "out", "--slots", "2"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND.format(checkpoint=CHECKPOINT), *words], cwd=self.place,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        with (self.place / "said.txt").open("wb") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAMS[self.program].format(checkpoint=CHECKPOINT), *words],
+                cwd=self.place, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
+
+    def said(self) -> str:
+        """Return what it said."""
+        return (self.place / "said.txt").read_text(errors="replace")
 
     def others(self) -> list[int]:
         """Return the living processes of the session, but for the command itself."""
@@ -266,7 +307,7 @@ class Command:
         """Kill everything."""
         for number in (self.process.pid, *self.others()):
             kill(number)
-        self.process.communicate()
+        self.process.wait()
 
 
 def kill(number: int) -> None:
@@ -275,50 +316,54 @@ def kill(number: int) -> None:
         os.kill(number, signal.SIGKILL)
 
 
-def undisturbed(place: Path) -> tuple[list[list[str]], float]:
-    """Run the command to its end; return its numbers, and how long it took."""
+def undisturbed(program: str, place: Path) -> tuple[list[list[str]], float]:
+    """Run a program to its end; return its numbers, and how long it took."""
     place.mkdir(parents=True)
     (place / "task.py").write_text(TASK_FILE)
     (place / "settings.toml").write_text(SETTINGS)
     start = time.monotonic()
-    command = Command(place)
-    _, said = command.process.communicate()
-    if command.process.returncode:
-        raise SystemExit(f"the undisturbed command ended with {command.process.returncode}: {said.decode()}")
+    command = Command(program, place)
+    if command.process.wait():
+        raise SystemExit(f"the undisturbed command ended with {command.process.returncode}: {command.said()}")
     return numbers(place / "out"), time.monotonic() - start
 
 
-def real_kills(count: int, seed: int, place: Path) -> Tally:
+def real_kills(program: str, count: int, seed: int, place: Path) -> Tally:
     """Kill so often: workers, the command, or all at once, several times in one folder, which is then finished."""
     tally, chance = Tally(), random.Random(seed)
-    expected, seconds = undisturbed(place / "whole")
+    expected, seconds = undisturbed(program, place / "whole")
     tally.worst["seconds of an undisturbed command"] = round(seconds, 1)
-    for folder in range(count):
-        here = place / f"{folder}"
+    while (left := count - killed(tally)) > 0:
+        here = place / f"{tally.counts['folders finished']}"
         here.mkdir()
         for name in ("task.py", "settings.toml"):
             shutil.copy(place / "whole" / name, here)
         kept: dict[str, tuple[int, int]] = {}
-        for _ in range(CUT_SHORT):
-            if left := count - sum(number for what, number in tally.counts.items() if what.startswith("killed")):
-                cut_short(tally, here, chance, left, seconds, kept)
-        to_the_end(tally, here, kept)
+        for _ in range(min(CUT_SHORT, (left + 1) // 2)):
+            cut_short(tally, Command(program, here), chance, seconds, kept)
+        command = Command(program, here)
+        if command.process.wait():
+            tally.broken.append(f"{here.name}: ended with {command.process.returncode}: {command.said()}")
+        over(tally, command, kept)
         if numbers(here / "out") != expected:
-            tally.broken.append(f"folder {folder}: other numbers")
+            tally.broken.append(f"folder {here.name}: other numbers")
         tally.counts["folders finished"] += 1
         shutil.rmtree(here)
-        if not left:
-            break
     return tally
 
 
-def cut_short(tally: Tally, here: Path, chance: random.Random, most: int, seconds: float,
+def killed(tally: Tally) -> int:
+    """Return how many kills were counted."""
+    return sum(number for what, number in tally.counts.items() if what.startswith("killed"))
+
+
+def cut_short(tally: Tally, command: Command, chance: random.Random, seconds: float,
               kept: dict[str, tuple[int, int]]) -> None:
-    """Start the command, kill one of its workers after a while and then itself, alone or with all others."""
-    command, start = Command(here), time.time()
-    for victim in ["a worker", chance.choice(["the command", "everything"])][-most:]:
+    """Kill one of a command's processes after a while, then itself, alone or with all others, or by a notice."""
+    start = time.time()
+    for victim in ("a worker", chance.choice(("the command", "everything", "the command, by SIGTERM"))):
         try:
-            command.process.wait(chance.uniform(0, 0.8 * seconds))
+            command.process.wait(chance.uniform(0, 0.6 * seconds))
         except subprocess.TimeoutExpired:
             others = command.others()
             if victim == "a worker":
@@ -326,13 +371,19 @@ def cut_short(tally: Tally, here: Path, chance: random.Random, most: int, second
                     continue
                 kill(chance.choice(others))
             else:
-                for name, age in ages_of_states(here / "out", start).items():
+                for run, age in ages_of_states(command.place / "out", start).items():
                     tally.counts["trainings under way with a state at a kill"] += 1
-                    tally.at_most("age of a state at a kill [s]", age, CHECKPOINT + LATE, f"{here.name}, {name}")
+                    tally.at_most("age of a state at a kill [s]", age, LATE, f"{command.place.name}, {run}")
+            if victim == "the command, by SIGTERM":
+                command.process.terminate()
+                noticed = time.monotonic()
+                command.process.wait()
+                tally.at_most("seconds from SIGTERM to the end", time.monotonic() - noticed, NOTICE, "a notice")
+            elif victim != "a worker":
                 for number in [command.process.pid, *(others if victim == "everything" else [])]:
                     kill(number)
             tally.counts[f"killed: {victim}"] += 1
-    over(tally, command, here, kept)
+    over(tally, command, kept)
 
 
 def ages_of_states(out: Path, since: float) -> dict[str, float]:
@@ -343,18 +394,9 @@ def ages_of_states(out: Path, since: float) -> dict[str, float]:
     return {run: now - at for run, at in written.items() if at > since}
 
 
-def to_the_end(tally: Tally, here: Path, kept: dict[str, tuple[int, int]]) -> None:
-    """Let the command end by itself."""
-    command = Command(here)
-    _, said = command.process.communicate()
-    if command.process.returncode:
-        tally.broken.append(f"{here.name}: ended with {command.process.returncode}: {said.decode()}")
-    over(tally, command, here, kept)
-
-
-def over(tally: Tally, command: Command, here: Path, kept: dict[str, tuple[int, int]]) -> None:
+def over(tally: Tally, command: Command, kept: dict[str, tuple[int, int]]) -> None:
     """Look at what a command that is gone has left: nobody that still works, and all that was finished before."""
-    left = command.left_over()
+    left, here = command.left_over(), command.place
     tally.counts["processes left over"] += len(left)
     tally.broken += [f"{here.name}: process {number} is left over" for number in left]
     command.end()
@@ -383,6 +425,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--power", type=int, default=400, help="simulated cuts of the power (%(default)s)")
     parser.add_argument("--real", type=int, default=100, help="kills of processes (%(default)s)")
+    parser.add_argument("--program", choices=PROGRAMS, default="a session of two workers", help="what is killed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", action="store_true", help="write the counts to docs/reliability.json")
     said = parser.parse_args()
@@ -390,13 +433,18 @@ def main() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as folder:
-        found = {"seed": said.seed,
-                 "power": told(power_cuts(said.power, said.seed, Path(folder) / "power")),
-                 "real": told(real_kills(said.real, said.seed, Path(folder) / "real"))}
-    print(json.dumps(found, indent=1))
-    if said.keep:
-        keep("kills", found)
-    sys.exit(any(found[kind]["broken promises"] for kind in ("power", "real")))
+        found = {}
+        if said.power:
+            found["cuts of the power"] = told(power_cuts(said.power, said.seed, Path(folder) / "power"))
+        if said.real:
+            os.nice(19)
+            found[f"kills of {said.program}"] = told(
+                real_kills(said.program, said.real, said.seed, Path(folder) / "real"))
+    for what, each in found.items():
+        print(json.dumps({what: each}, indent=1))
+        if said.keep:
+            keep(what, {"seed": said.seed, **each})
+    sys.exit(any(each["broken promises"] for each in found.values()))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +105,25 @@ def test_looks_are_given_once_and_a_line_that_is_being_written_waits(tmp_path):
     assert not (folder.path / LOOKS).exists()
     folder.tell(1, {"loss": 0.25})  # its worker died: from the start
     assert list(tail.new()) == [Look("r", 1, {"loss": 0.25})]
+
+
+@pytest.mark.parametrize("line", [b"\x00\x00\n", b"7\n", b"[1]\n", b'[1,{"loss":[]}]\n', b"[" * 9000 + b"\n",
+                                  b'[1e999,{"loss":1}]\n'], ids=range(6))
+def test_a_line_that_tells_no_look_is_left_out(line, tmp_path):
+    RunFolder(tmp_path / "r").tell(3, {"loss": 0.5})
+    with (tmp_path / "r" / LOOKS).open("ab") as file:
+        file.write(line)
+    RunFolder(tmp_path / "r").tell(4, {"loss": 0.25})
+    assert [look.step for look in Tail(tmp_path, "r").new()] == [3, 4]
+
+
+def test_a_look_that_does_not_fit_on_the_disk_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "r")
+    folder.tell(3, {"loss": 0.5})
+    monkeypatch.setattr(os, "write", lambda file, content: len(content) // 2)
+    with pytest.raises(OSError, match="No space left") as error:
+        folder.tell(4, {"loss": 0.5})
+    assert Path(error.value.filename).is_relative_to(tmp_path)
 
 
 def test_a_session_that_is_left_leaves_nothing_running_and_the_folder_free(tmp_path):

@@ -25,7 +25,7 @@ from optscope.engine.plan import Plan
 from optscope.engine.rows import Use
 from optscope.engine.run import Call
 from optscope.engine.store import Store
-from optscope.errors import UserError
+from optscope.errors import DISK_ERRORS, UserError
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
@@ -175,6 +175,29 @@ def test_a_folder_that_disappears_stops_the_command_and_is_not_made_again(happen
     assert numbers(done(out)) == whole[1]  # the name is free, and what is left there is ours
     if (tmp_path / "elsewhere").exists():
         assert numbers(done(tmp_path / "elsewhere")) == whole[1]
+
+
+def test_a_folder_that_is_copied_meanwhile_goes_on_in_both_places(tmp_path, whole):
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    copied = Meanwhile(lambda folder: copy.exists() or shutil.copytree(folder, copy))  # in the first stage
+    assert numbers(done(out, executor=copied)) == whole[1]
+    before = stamps(copy)
+    assert 0 < len(before) < len(stamps(out))
+    assert numbers(done(copy)) == whole[1]
+    assert stamps(copy).items() >= before.items()
+
+
+def test_a_clock_that_was_set_back_repeats_nothing(tmp_path, whole):
+    shutil.copytree(whole[0], tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*"):
+        os.utime(path, (time.time() + 86_400,) * 2)
+    before = stamps(tmp_path / "out")
+    assert numbers(done(tmp_path / "out")) == whole[1]
+    victim = next((tmp_path / "out" / "runs").glob("*/result.json"))
+    victim.unlink()  # made again, it is older than all else
+    assert numbers(done(tmp_path / "out")) == whole[1]
+    again = stamps(tmp_path / "out")
+    assert {path for path in before if before[path] != again[path]} == {victim.relative_to(tmp_path / "out")}
 
 
 def test_a_folder_can_be_copied_and_moved(tmp_path, whole):
@@ -343,6 +366,29 @@ def test_after_a_full_disk_at_any_moment_the_same_command_continues(tmp_path, wh
     assert moments >= 8
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_becomes_read_only_stops_the_command_and_is_named(number, tmp_path, whole, monkeypatch):
+    real, writes = Path.open, 0
+
+    def closed(path, mode="r", *more, **others):
+        nonlocal writes
+        writes += mode == "wb"
+        if mode == "wb" and writes > 9:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, mode, *more, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", closed)
+        with pytest.raises(OSError, match=os.strerror(number)) as error:
+            done(tmp_path / "out")
+    assert error.value.errno in DISK_ERRORS  # the command ends with 74, and names the file
+    assert Path(error.value.filename).is_relative_to(tmp_path / "out")
+    before = stamps(tmp_path / "out")
+    assert numbers(done(tmp_path / "out")) == whole[1]
+    assert before
+    assert stamps(tmp_path / "out").items() >= before.items()
+
+
 # Kills, at many moments
 
 def killed_at(moment, out):
@@ -408,7 +454,8 @@ def group_of(process):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP") or shutil.which("ps") is None, reason="signals of POSIX")
-@pytest.mark.parametrize(("first", "says"), [("SIGINT", "stopped;"), ("SIGTERM", "stopped by SIGTERM;")])
+@pytest.mark.parametrize(("first", "says"), [("SIGINT", "stopped;"), ("SIGTERM", "stopped by SIGTERM;"),
+                                               ("SIGHUP", "stopped by SIGHUP;")])
 def test_asked_to_stop_twice_it_says_one_sentence_and_leaves_no_worker(first, says, tmp_path):
     (tmp_path / "my_task.py").write_text(TASK_FILE)
     process = command(tmp_path, "compare my_task.py:task --epochs 100000 --slots 1 --out out")
@@ -439,6 +486,23 @@ def test_a_closed_pipe_ends_in_one_sentence(tmp_path):
     process.stderr.close()
     assert process.wait() == 141
     assert said == "optscope: nobody reads the output; finished runs are kept: the same command continues\n"
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="processes are listed by ps")
+def test_a_pipe_that_is_closed_during_a_comparison_leaves_no_worker(tmp_path):
+    (tmp_path / "my_task.py").write_text(TASK_FILE)
+    process = command(tmp_path, "compare my_task.py:task --epochs 500 --slots 1 --out out")
+    process.stdout.close()
+    for line in process.stderr:
+        if "runs to do" in line:
+            break
+    process.stderr.close()  # the next line that it would show has no reader
+    assert process.wait() == 141
+    for _ in range(100):
+        if not group_of(process):
+            break
+        time.sleep(0.1)
+    assert group_of(process) == []
 
 
 def test_a_training_without_end_is_refused():

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 import typer
 from rich.console import Console
@@ -50,7 +51,11 @@ def ended(run: Callable[[], object]) -> None:
         _stop(str(error), 2, debug)
     except (UnreadError, BrokenPipeError):
         _leave_pipes()
-        _stop("nobody reads the output; finished runs are kept: the same command continues", 141, debug=False)
+        try:
+            _stop("nobody reads the output; finished runs are kept: the same command continues", 141, debug=False)
+        except UnreadError:  # nor that
+            _leave(sys.stderr)
+            sys.exit(141)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             _stop(f"{type(error).__name__}: {error} (--debug shows where)", 1, debug)
@@ -106,7 +111,11 @@ def _leave_pipes() -> None:
         try:
             stream.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            _leave(stream)
+
+
+def _leave(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _stop(sentence: str, code: int, debug: bool) -> None:

@@ -197,8 +197,8 @@ class _Told:
         return UnderWay(run, **use, seconds=max(0.0, now - since), step=step, values=values)
 
     def _named(self, said: Mapping[str, Any], at: float) -> None:
-        self.criteria = {name: (metric, better) for name, (metric, better) in said["criteria"].items()}
-        self.stage, self.runs, self.start = str(said["stage"]), list(said["runs"]), at
+        self.criteria = {name: (str(metric), str(better)) for name, (metric, better) in said["criteria"].items()}
+        self.stage, self.runs, self.start = str(said["stage"]), list(map(str, said["runs"])), at
         self.total, self.before = int(said["total"]), int(said["done"])
         self.ends, self.begun = [], {}
 
