@@ -16,6 +16,7 @@ from optscope.cli.app import app
 from optscope.engine.execute import Inline
 from optscope.evidence.records import Records
 from optscope.lab import compare
+from optscope.probes.catalog import PROBES
 from test_architecture import ROOT, TUTORIALS, run_document
 from tiny import TASK
 
@@ -82,6 +83,15 @@ def test_findings_are_those_of_the_committed_verdicts():
     assert verdicts.written(page) == page, "run python scripts/verdicts.py"
     assert {name for _, name, _ in verdicts.MARK.findall(page)} == {
         "overview", *(path.name for path in (ROOT / "results").iterdir())}
+
+
+def test_costs_of_probes_are_those_that_were_measured():
+    lines = [line.split(" | ") for line in (ROOT / "docs" / "choosing.md").read_text().splitlines()]
+    rows = [cells for cells in lines if len(cells) == 5 and any(name in PROBES for name in cells[1].split("`"))]
+    assert len(rows) > 9
+    for _, probes, costs, *_ in rows:
+        known = [PROBES[name].cost for name in probes.split("`") if name in PROBES]
+        assert costs == ", ".join("?" if cost is None else f"{cost:,g}" for cost in known), probes
 
 
 def test_the_guide_is_printed_whole():
