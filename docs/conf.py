@@ -24,9 +24,10 @@ intersphinx_mapping = {
     "numpy": ("https://numpy.org/doc/stable", None),
     "scipy": ("https://docs.scipy.org/doc/scipy", None),
 } if os.environ.get("DOCS_ONLINE") == "1" else {}
-lexers["levels"] = lexers["public"] = TextLexer()  # blocks that tests read
+lexers["levels"] = lexers["public"] = lexers["output"] = TextLexer()  # read by tests; what tutorials print
 suppress_warnings = ["myst.header"]  # in committed reports a picture comes before sections
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 88
 html_theme = "pydata_sphinx_theme"
 html_title = "optscope"

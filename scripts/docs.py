@@ -97,7 +97,7 @@ def executed(text: str, name: str, pictures: Path) -> str:
             shown = None
             below += f"\n\n![What the block draws.]({picture.name})"
         said = printed.getvalue() + ("" if shown is None else str(shown))
-        return below + (f"\n\n```text\n{said.rstrip()}\n```" if said.strip() else "")
+        return below + (f"\n\n```output\n{said.rstrip()}\n```" if said.strip() else "")
 
     return re.sub(r"^```python\n(.*?)^```$", run, text, flags=re.DOTALL | re.MULTILINE)
 

@@ -36,7 +36,7 @@ def public(page: Path) -> dict[str, dict[str, list[str]]]:
 def reference(page: Path) -> dict[str, str]:
     """Return the pages of the reference by file name."""
     found = public(page)
-    also = "/rules", "/public", "/machines", "/licences", "/changelog"
+    also = "/public", "/machines", "/licences", "/changelog"
     opening = ["# Reference", "", "Every public name, from its docstring. [What is public](../public.md) says what "
                "that promises.", "", "```{toctree}", ":hidden:", "", *found, *also, "```", ""]
     for name, modules in found.items():

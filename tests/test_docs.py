@@ -55,7 +55,7 @@ def test_links_are_moved_with_their_pages():
 
 def test_a_tutorial_shows_what_it_prints_and_draws(tmp_path):
     text = "# A\n\n```python\nx = 2\nprint(x)\nx + 1\n```\n\n```python\ny = x\n```\n\n```sh\nls\n```\n"
-    assert docs.executed(text, "a", tmp_path) == text.replace("x + 1\n```", "x + 1\n```\n\n```text\n2\n3\n```")
+    assert docs.executed(text, "a", tmp_path) == text.replace("x + 1\n```", "x + 1\n```\n\n```output\n2\n3\n```")
     drawn = docs.executed("```python\nfrom matplotlib.figure import Figure\nFigure()\n```\n", "b", tmp_path)
     assert "![What the block draws.](b-1.svg)" in drawn
     assert (tmp_path / "b-1.svg").is_file()

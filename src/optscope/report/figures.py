@@ -24,6 +24,8 @@ from optscope.report.style import SETTINGS, Styles, clean
 from optscope.report.svg import headed, serialise
 
 WIDTH, NARROW = 9.0, 4.2  # inches, shown at 100 px each
+TITLE = 0.5
+"""Inches that a title takes above what it is the title of."""
 
 
 def draw(figure: Figure, path: str | Path | None = None, styles: Styles | None = None) -> str:
@@ -58,6 +60,8 @@ def drawn(figure: Figure) -> Canvas:
     with _alike():
         canvas, _ = _canvas(figure, Styles.of([figure]), WIDTH)
         canvas.suptitle(clean(figure.title), fontsize=11, wrap=True)
+        width, height = canvas.get_size_inches()
+        canvas.set_size_inches(width, height + TITLE)  # a drawing's height is that of its panels
     return canvas
 
 
