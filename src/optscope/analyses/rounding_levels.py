@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from optscope.evidence.picture import Figure, Panel, Picture, Series
 from optscope.evidence.records import Records
@@ -53,7 +53,7 @@ class Level:
     def rounding_floor(self) -> float:
         """The difference that rounding alone keeps two single runs below in 95 of 100 cases."""
         runs = self.ratio.n
-        return float(stats.t.ppf(0.975, max(1, runs * (len(KS) - 1)))) * math.sqrt(2) * self.deviation
+        return float(scipy.stats.t.ppf(0.975, max(1, runs * (len(KS) - 1)))) * math.sqrt(2) * self.deviation
 
     @property
     def verdict(self) -> str:

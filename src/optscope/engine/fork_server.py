@@ -25,9 +25,6 @@ from typing import NoReturn
 FORKS = sys.platform == "linux"
 """Whether processes may be forked here: libraries of macOS do not bear it, and Windows has no such thing."""
 
-LOADED = ("optscope.engine.execute", "optscope.tasks.catalog")
-"""What the server loads, with all that these name."""
-
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Variables that a worker has beyond its parent's: the number of threads, for libraries when they are loaded."""
 
@@ -140,8 +137,8 @@ def serving() -> Iterator[ForkServer]:
 
 def serve(fd: int, parent: int) -> None:
     """Load, and fork workers, until the parent closes its end or is gone; then end them."""
-    for name in LOADED:
-        importlib.import_module(name)
+    program = importlib.import_module("optscope.engine.execute").PROGRAM
+    importlib.import_module("optscope.engine.identity").source_digest(*program)  # which loads all that it names
     gc.collect()
     gc.freeze()  # so that collections of workers write into none of the memory that they share
     workers: set[int] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ from optscope.tasks.task import Data, InMemory, Split, Task
 
 _MODEL, _DATA = "its fresh model", "its data"
 _agreed: set[tuple[str, str]] = set()
+_own: dict[bytes, Named] = {}
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,28 @@ def named(part: object) -> Named:
     return cast(Named, once("part", part, lambda: _written(part)))
 
 
+def named_here(part: object) -> Named:
+    """Return the name of a part as this process, a worker, would give it: equal ones are looked at once.
+
+    That is, if nothing in them is the user's: what libraries and this package have loaded stays as it is.
+    """
+    try:
+        content = pickle.dumps(part)
+    except Exception:  # there is something of the user's
+        return named(part)
+    found = _own.get(content) or named(part)
+    if own_digest(found):
+        _own[content] = found
+    return found
+
+
 def named_task(task: Task) -> Named:
     """Return the name of a task: what it is made of, and the model (from seed 0) and the data that it makes.
 
     Our own models and public data are known by their settings; those of users may depend on files, on the
     environment and on the time of day.
     """
-    return cast(Named, once("task", task, lambda: _named_task(task)))
+    return cast(Named, once("task", task, lambda: _looked_at(task, named)[0]))
 
 
 def load(task: Task) -> Data:
@@ -63,9 +80,8 @@ def task_here(task: Task) -> tuple[Named, Data | None]:
     places: two of one name are told apart by them.
     """
     if isinstance(task.data, InMemory):
-        return _named_task(replace(task, data=partial(_nothing, *_sources(task.data)))), None
-    data = None if _is_settled(task.data) else _tried(lambda: load(task))
-    return _named_task(task, data), data if isinstance(data, Data) else None
+        return _looked_at(replace(task, data=partial(_nothing, *_sources(task.data))), named_here)[0], None
+    return _looked_at(task, named_here)
 
 
 def own_digest(found: Named) -> str:
@@ -121,13 +137,16 @@ def _sources(data: InMemory) -> list[object]:
     return [part.source for part in vars(data.parts).values() if not isinstance(part, Split)]
 
 
-def _named_task(task: Task, data: object = None) -> Named:
+def _looked_at(task: Task, look: Callable[[object], Named]) -> tuple[Named, Data | None]:
+    """Return the name of a task, and its data if they had to be looked at; `look` names its parts."""
     made: dict[str, object] = {}
-    if not _is_settled(task.model):
+    if not _is_settled(task.model, look):
         made[_MODEL] = _tried(lambda: fresh_model(task, 0))
-    if not (isinstance(task.data, InMemory) or _is_settled(task.data)):
-        made[_DATA] = data or _tried(lambda: load(task))
-    return _written(task, made)  # after they were made: code that keeps what it read once has done so
+    if not (isinstance(task.data, InMemory) or _is_settled(task.data, look)):
+        made[_DATA] = _tried(lambda: load(task))
+    data = made.get(_DATA)
+    # The task itself comes after they were made: code that keeps what it read once has done so.
+    return _written(task, made) if made else look(task), data if isinstance(data, Data) else None
 
 
 def _written(part: object, made: Mapping[str, object] | None = None) -> Named:
@@ -145,9 +164,7 @@ def _tried(make: Callable[[], object]) -> object:
         return _Stopped(type(error).__name__)
 
 
-def _is_settled(make: Any) -> bool:
+def _is_settled(make: Any, look: Callable[[object], Named]) -> bool:
     """Return whether a model or data are known by their settings: ours are, but those that read a user's file."""
-    account = Account()
-    account.of(make)
     home = getattr(make, "__module__", None) or type(make).__module__
-    return origin(home) == "own" and not account.users() and not getattr(make, "reads_a_users_file", False)
+    return origin(home) == "own" and not getattr(make, "reads_a_users_file", False) and own_digest(look(make)) != ""

@@ -9,7 +9,17 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from optscope.engine.identity import digest
-from optscope.engine.naming import agree, check_same, load, named, named_task, other_source, own_digest, task_here
+from optscope.engine.naming import (
+    agree,
+    check_same,
+    load,
+    named,
+    named_here,
+    named_task,
+    other_source,
+    own_digest,
+    task_here,
+)
 from optscope.engine.numerics import TorchSettings, check_numerics
 from optscope.engine.place import Place
 from optscope.engine.run_folder import RunFolder
@@ -114,7 +124,7 @@ class OnTask(Placed, ABC):
         """
         check_numerics(self.task.name, self.settings.numerics(self.place), self.numerics)
         with self.settings.hold(self.place):
-            here = list(map(named, self.parts))
+            here = list(map(named_here, self.parts))
             if any(own_digest(mine) != theirs for mine, theirs in zip(here, self.ours, strict=True) if theirs):
                 raise other_source()
             task, vars(self)["_data"] = task_here(self.task)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from optscope.evidence.stats import Interval
 
@@ -32,6 +32,6 @@ def growth_rate(steps: ArrayLike, distance: ArrayLike, low: float, high: float) 
     t, d = t[d > 0], d[d > 0]
     if len(t) < 3:
         return Interval(math.nan, math.nan, math.nan, len(t))
-    line = stats.linregress(t, np.log(d))
-    half = float(stats.t.ppf(0.975, len(t) - 2)) * float(line.stderr)
+    line = scipy.stats.linregress(t, np.log(d))
+    half = float(scipy.stats.t.ppf(0.975, len(t) - 2)) * float(line.stderr)
     return Interval(float(line.slope), float(line.slope) - half, float(line.slope) + half, len(t))

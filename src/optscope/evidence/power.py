@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scipy import optimize, stats
+import scipy
 
 from optscope.errors import UserError
 from optscope.evidence.claims import Verdict
@@ -22,7 +22,7 @@ def spread_of(low: float, high: float, n: int) -> float:
     >>> round(spread_of(1.0, 3.0, 8), 3)
     1.196
     """
-    return (high - low) / 2 * math.sqrt(n) / float(stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
+    return (high - low) / 2 * math.sqrt(n) / float(scipy.stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
 
 
 def power(n: int, effect: float, alpha: float = 0.05) -> float:
@@ -31,7 +31,7 @@ def power(n: int, effect: float, alpha: float = 0.05) -> float:
     P(T > t_{1−α/2, n−1}) for T noncentral with n − 1 degrees of freedom and noncentrality effect·√n, where `effect`
     is the mean difference over its standard deviation (Cohen, Statistical Power Analysis, 1988, chapter 2).
     """
-    found = float(stats.nct.sf(stats.t.ppf(1 - alpha / 2, n - 1), n - 1, abs(effect) * math.sqrt(n)))
+    found = float(scipy.stats.nct.sf(scipy.stats.t.ppf(1 - alpha / 2, n - 1), n - 1, abs(effect) * math.sqrt(n)))
     return 1.0 if math.isnan(found) else found  # so far out that scipy has no number for it
 
 
@@ -89,7 +89,7 @@ def outlook(verdict: Verdict, tests: int = 1, most: int = 1000) -> Outlook | Non
     if not holds:
         bounds = [min(bounds, key=lambda bound: abs(verdict.effect - bound))]
     gaps = [abs(verdict.effect - bound) / spread for bound in bounds]
-    reach = (optimize.brentq(lambda gap: power(verdict.n, gap, level) - SHARE, 0.0, 1e4)
+    reach = (scipy.optimize.brentq(lambda gap: power(verdict.n, gap, level) - SHARE, 0.0, 1e4)
              if verdict.n >= FEWEST else math.inf)
     return Outlook(spread * float(reach),
                    _fewest(lambda n: 1 - sum(1 - power(n, gap, level) for gap in gaps), most), holds)

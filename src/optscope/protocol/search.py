@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from optscope.errors import UserError
 from optscope.optim.players import Players
@@ -233,7 +233,7 @@ class Halton(Drawn):
 
     def points(self) -> NDArray[np.float64]:
         """Return the sequence's beginning."""
-        sequence = qmc.Halton(len(self.space.spans), scramble=True, rng=self.seed)
+        sequence = scipy.stats.qmc.Halton(len(self.space.spans), scramble=True, rng=self.seed)
         return np.asarray(sequence.random(self.trials))
 
 
