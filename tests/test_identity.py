@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -18,6 +20,7 @@ from torch.nn import functional
 
 import optscope.lab as lab
 from changes import OLD_AS_NEW, PLAIN, TASK_FILE
+from optscope.engine import naming
 from optscope.engine.execute import Inline, Local
 from optscope.engine.identity import describe
 from optscope.engine.numerics import TorchSettings, numerics
@@ -33,6 +36,8 @@ from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.search import Grid
 from optscope.tasks import task as tasks
 from optscope.tasks.content import content, mark
+from optscope.tasks.images import FashionMNIST
+from optscope.tasks.models import MLP
 from optscope.tasks.task import Task
 from tiny import TASK, ended
 
@@ -351,6 +356,29 @@ def test_adding_a_rule_or_a_helper_renames_no_run_and_changing_one_does(monkeypa
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, True]
     monkeypatch.setattr(SGD, "update", lambda *a, **k: None)
     assert [a == b for a, b in zip(second, names(), strict=True)] == [False, True, False]
+
+
+PUBLIC = Task("images", MLP((784, 10)), FashionMNIST(100, 100, 100))
+
+
+def test_public_data_are_known_by_their_settings(monkeypatch):
+    monkeypatch.setattr(naming, "load", lambda task: pytest.fail("data were read to name a run"))
+    run = Run(PUBLIC, SGD(lr=0.1), PLAN, 1)
+    assert "its data" not in run.users
+    assert run.id != Run(replace(PUBLIC, data=FashionMNIST(100, 100, 99)), SGD(lr=0.1), PLAN, 1).id
+
+
+def test_a_worker_looks_once_at_equal_parts_and_each_time_at_what_the_users_task_makes(monkeypatch):
+    sent = [cloudpickle.dumps(Run(task, SGD(lr=0.1), PLAN, seed)) for task in (PUBLIC, TASK) for seed in (1, 2)]
+    looked, written = [], naming._written
+    monkeypatch.setattr(naming, "_own", {})
+    monkeypatch.setattr(naming, "_written", lambda part, *made: looked.append(type(part)) or written(part, *made))
+    found = []
+    for run in sent:
+        pickle.loads(run).verify()
+        found.append(looked.copy())
+        looked.clear()
+    assert found == [[Plan, SGD, MLP, FashionMNIST, Task], [], [Task], [Task]]
 
 
 def test_the_schedule_counts_and_no_other(monkeypatch):
