@@ -324,3 +324,64 @@ def test_a_folder_without_weights_and_a_list_of_lost_or_foreign_shards_are_refus
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(UserError, match=r"index\.json (names a\.safetensors, which|is no list of shards)"):
             load_snapshot(TASK, tmp_path)
+
+
+# What the libraries themselves write, where they are installed
+
+def same(task, path, model):
+    found = found_at(task, path)
+    assert found.beside == []
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.snapshot.model.state_dict()[name], value)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library
+def test_a_checkpoint_of_lightning_is_read(tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self, lr):
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = torch.compile(Net()(), backend="eager")
+
+        def training_step(self, batch, index):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=self.hparams.lr)
+
+    module, part = Module(0.01), TASK.data().train
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(part.inputs, part.targets), 12)
+    trainer = lightning.Trainer(max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+                                default_root_dir=tmp_path, accelerator="cpu")
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    same(TASK, tmp_path / "last.ckpt", module.net._orig_mod)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library
+def test_folders_of_hugging_face_are_read_in_shards_and_with_tied_weights(tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    def make():
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=50, n_positions=6, n_embd=16, n_layer=2, n_head=2))
+    task, model = replace(TASK, model=make), make()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    for name in ("whole", "shards"):
+        same(task, tmp_path / name, model)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library
+def test_folders_of_accelerate_are_read(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    accelerator, model = accelerate.Accelerator(cpu=True), Net()()
+    prepared, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    accelerator.save_state(tmp_path / "state")
+    accelerator.save_state(tmp_path / "bin", safe_serialization=False)
+    accelerator.save_model(prepared, tmp_path / "model", max_shard_size=100)
+    for name in ("state", "bin", "model"):
+        same(TASK, tmp_path / name, model)

@@ -83,7 +83,7 @@ def test_models_that_share_seeds_have_paired_differences(tmp_path):
     assert (ours.tolist(), theirs.tolist()) == (each["adam"], each["sgd"])
     effect = next(verdict.effect for claim, verdict in result.verdicts if "loss" in claim.text)
     assert abs(effect) == pytest.approx(abs(sum(each["adam"]) - sum(each["sgd"])) / 7)
-    assert any("chosen with equal effort, is not known here" in each for each in result.document.warnings)
+    assert any("chosen with equal effort is not known here" in each for each in result.document.warnings)
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from optscope.protocol.search import Grid, Halton, Random
     from optscope.protocol.settings import Settings
     from optscope.protocol.space import Choice, Log, Space, Uniform, half_decades
+    from optscope.recorder import Recorder
     from optscope.tasks.snapshot import Snapshot
     from optscope.tasks.task import Task
 
 _HOMES = {"Arm": "protocol.comparison", "Choice": "protocol.space", "Grid": "protocol.search",
           "Halton": "protocol.search", "Log": "protocol.space", "Plan": "engine.plan", "Probe": "probes.probe",
-          "Random": "protocol.search", "Rule": "optim.rule", "Settings": "protocol.settings",
-          "Snapshot": "tasks.snapshot", "Space": "protocol.space", "Task": "tasks.task",
-          "Uniform": "protocol.space", "UserError": "errors", "compare": "lab", "half_decades": "protocol.space",
-          "load_snapshot": "engine.checkpoint", "probe": "lab", "run_study": "lab", "train": "engine.train"}
-__all__ = ["Arm", "Choice", "Grid", "Halton", "Log", "Plan", "Probe", "Random", "Rule", "Settings", "Snapshot",
+          "Random": "protocol.search", "Recorder": "recorder", "Rule": "optim.rule",
+          "Settings": "protocol.settings", "Snapshot": "tasks.snapshot", "Space": "protocol.space",
+          "Task": "tasks.task", "Uniform": "protocol.space", "UserError": "errors", "compare": "lab",
+          "half_decades": "protocol.space", "load_snapshot": "engine.checkpoint", "probe": "lab",
+          "run_study": "lab", "train": "engine.train"}
+__all__ = ["Arm", "Choice", "Grid", "Halton", "Log", "Plan", "Probe", "Random", "Recorder", "Rule", "Settings",
+           "Snapshot",
            "Space", "Task", "Uniform", "UserError", "compare", "half_decades", "load_snapshot", "probe",
            "run_study", "train"]
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from optscope.errors import UserError
 
+RECORDED = "recorded.jsonl"
+"""What a recorder of somebody's own loop calls its file of lines, in the folder of a run."""
+
 
 def write_atomically(path: Path, *content: bytes | memoryview) -> None:
     """Write a file, of one or more pieces, so that after any crash it is whole, or as it was before.

@@ -18,6 +18,7 @@ from optscope.analyses import rounding_levels
 from optscope.analyses.caveats import next_steps, together
 from optscope.analyses.families import answered
 from optscope.analyses.outlook import outlooks
+from optscope.analyses.recorded import of_recordings
 from optscope.analyses.saved import saved
 from optscope.analyses.usual import of_a_study, said, usual
 from optscope.engine.execute import Local
@@ -43,6 +44,7 @@ from optscope.protocol.comparison import Arm, Comparison, Experiment
 from optscope.protocol.events import Listener, Said
 from optscope.protocol.kits import kit_of
 from optscope.protocol.probing import probing_of
+from optscope.protocol.recordings import recordings_in
 from optscope.protocol.rehearse import rehearsed
 from optscope.protocol.session import Results, run_experiments
 from optscope.protocol.settings import Settings, settings_with
@@ -174,6 +176,23 @@ def probe(checkpoints: str | Path | Sequence[str | Path], task: Task, *, probes:
                          question="what are these models like, beyond their loss?", command=command, rows=records)
 
 
+def recorded(folder: str | Path, *, command: str = "") -> Result:
+    """Write the report of what recorders (`optscope.Recorder`) have left in a folder so far.
+
+    Raises:
+        UserError: when there is nothing of theirs, or a file is not what they write.
+    """
+    start, found = time.perf_counter(), recordings_in(Path(folder))
+    if found is None:
+        raise UserError(f"{folder} holds nothing that optscope.Recorder has recorded")
+    results = Results(found.records, {}, (), tuple(found.known))
+    done = Done(Store(Path(folder)), results, time.perf_counter() - start, CPU)
+    return done.reported(
+        of_recordings(found, None), title=f"Recorded trainings of {found.name}",
+        question="how do these trainings differ, beyond their loss?", command=command,
+        rows=found.measured(found.records)[1] + found.records)
+
+
 @formerly(engine="executor")
 def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor | None = None,
               listener: Listener | None = None, command: str = "", place: Place = CPU) -> Result:
@@ -261,7 +280,8 @@ def environment(seconds: float, records: Records, place: Place) -> dict[str, obj
             "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
             "device": numerics(place).get("device", "cpu"), "threads a run": place.threads,
             **({} if place == CPU else {"place": repr(place)}), "system": platform.system(),
-            "time of this call [s]": round(seconds, 1), "time of all trainings [s]": round(_spent(records), 1)}
+            "time of this call [s]": round(seconds, 1),
+            **({"time of all trainings [s]": round(spent, 1)} if (spent := _spent(records)) else {})}
 
 
 def _spent(records: Records) -> float:

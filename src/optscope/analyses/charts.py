@@ -53,7 +53,7 @@ def training_curves(comparison: Comparison, records: Records, metrics: Sequence[
     panels = []
     for metric in metrics:
         rows = Records(r for r in mine.where(metric=metric.name) if r.step is not None)
-        series = [_over_time(rows.where(arm=arm.name), arm.name) for arm in comparison.arms]
+        series = [over_time(rows.where(arm=arm.name), arm.name) for arm in comparison.arms]
         panels.append(Panel("step", f"validation {label(metric)}", series))
     return Picture("training", "Validation during training", panels,
                    "Mean over seeds of the chosen learning rate; bands are 95 % t intervals, faint lines the "
@@ -65,7 +65,7 @@ def edge_of_stability(comparison: Compared, records: Records) -> Picture | None:
     mine = records.where(experiment=comparison.name, phase="final")
     panels, ends = [], []
     for arm in comparison.arms:
-        drawn = {name: _over_time(mine.where(arm=arm.name, metric=name), arm.name)
+        drawn = {name: over_time(mine.where(arm=arm.name, metric=name), arm.name)
                  for name in ("sharpness met", "stability threshold", "sharpness / threshold")}
         met, edge, ratio = drawn.values()
         if not met.x or not edge.x:
@@ -85,7 +85,7 @@ def edge_of_stability(comparison: Compared, records: Records) -> Picture | None:
                    "threshold are left out.")
 
 
-def _over_time(rows: Records, label: str) -> Series:
+def over_time(rows: Records, label: str) -> Series:
     """Return the mean over seeds at each step, with 95 % intervals."""
     by_run: dict[tuple[int, str], dict[int, float]] = {}
     for row in rows:

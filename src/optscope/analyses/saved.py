@@ -4,38 +4,42 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 
 from optscope.analyses.caveats import failed_checks
 from optscope.analyses.charts import along_axis
 from optscope.analyses.choice import RULE
 from optscope.analyses.differences import Differences, measured
-from optscope.analyses.examples import right
+from optscope.analyses.examples import Right, right
 from optscope.analyses.findings import places
 from optscope.analyses.scorecard import DRAWN, TABLED, quality_name
 from optscope.engine.store import Store
 from optscope.evidence.picture import Picture, Quality, Scorecard
 from optscope.evidence.records import Records
 from optscope.evidence.words import listed
+from optscope.protocol.compared import Compared
 from optscope.protocol.probing import Probing
 from optscope.report.section import Section, joined
 from optscope.report.tables import Table, number
 
-UNTUNED = ("what is compared are these models: how they were trained, and whether each was chosen with equal "
-           "effort, is not known here")
-"""What is said of every difference between saved models."""
+UNTUNED = ("what is compared are these trainings: whether the rate of each was chosen with equal effort is not "
+           "known here")
+"""What is said of every difference between trainings that are not ours."""
 
 
 def saved(probing: Probing, records: Records, store: Store, margin: float | str | None) -> Section:
     """Return what a page says of saved models."""
-    checks = Section(warnings=failed_checks(probing, records))
-    if probing.paired and len(probing.arms) > 1:
-        differences = Differences(margin, partial(right, store=store))
-        said = differences(probing, records)
-        said = replace(said, sentences=said.details, details=(), warnings=[f"{probing.name}: {UNTUNED}."],
-                       checks=[check for check in said.checks if check.note != RULE])
-        return joined([said, checks, measured(probing, records), _axes(probing, records)])
-    return joined([_one_by_one(probing, records), checks, measured(probing, records), _axes(probing, records)])
+    several = probing.paired and len(probing.arms) > 1
+    answer = paired(probing, records, margin, right(probing, records, store)) if several else (
+        _one_by_one(probing, records))
+    return joined([answer, Section(warnings=failed_checks(probing, records)), measured(probing, records),
+                   along_axes(probing, records)])
+
+
+def paired(compared: Compared, records: Records, margin: float | str | None, right: Right) -> Section:
+    """Return the differences to the first arm over seeds, without a choice: nobody knows how arms were tuned."""
+    said = Differences(margin, lambda compared, records: right)(compared, records)
+    return replace(said, sentences=said.details, details=(), warnings=[f"{compared.name}: {UNTUNED}."],
+                   checks=[check for check in said.checks if check.note != RULE])
 
 
 def _one_by_one(probing: Probing, records: Records) -> Section:
@@ -63,10 +67,10 @@ def _one_by_one(probing: Probing, records: Records) -> Section:
     return Section([said], summaries=[table], openers=[card] if qualities else [])
 
 
-def _axes(probing: Probing, records: Records) -> Section:
+def along_axes(compared: Compared, records: Records) -> Section:
     """Return what was measured along an axis."""
-    arms = [arm.name for arm in probing.arms]
+    arms = [arm.name for arm in compared.arms]
     return Section(figures=[Picture(
         p.metric.name.replace(" ", "-"), f"{p.metric.name[:1].upper()}{p.metric.name[1:]} over {p.metric.axis}",
-        [along_axis(records, p.metric, arms)], "Mean over seeds with 95 % t intervals." * probing.paired)
-        for p in places(probing, records) if p.at is not None])
+        [along_axis(records, p.metric, arms)], "Mean over seeds with 95 % t intervals." * (len(compared.seeds) > 1))
+        for p in places(compared, records) if p.at is not None])

@@ -91,14 +91,18 @@ def status(folder: Annotated[Path, typer.Argument(help="A folder in which a comm
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")],
+def report(folder: Annotated[Path, typer.Argument(help="A folder that run, compare, probe or a Recorder made.")],
            as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
            ) -> None:
-    """Say again where a folder's report is and what it found."""
-    from optscope.files import read_json
+    """Say again where a folder's report is and what it found; of recorded trainings, write it anew."""
+    from optscope.files import RECORDED, read_json
     from optscope.following import check_is_ours
 
     check_is_ours(folder)
+    if any((folder / "runs").glob(f"*/{RECORDED}")):  # of which more may have come since
+        from optscope.lab import recorded
+
+        recorded(folder, command=f"optscope report {folder}")
     if as_json:
         if not (folder / "report.json").is_file():
             raise UserError(f"{folder} has no report.json: run the command that made it again, which repeats no "

@@ -254,7 +254,7 @@ def _ranks(layers: Mapping[str, Tensor]) -> _Part:
 
 def _distances(subject: Subject, layers: Mapping[str, Tensor]) -> _Part:
     snapshot = subject.snapshot
-    if snapshot.step is None:
+    if snapshot.step is None or not snapshot.from_seed:
         return {}, {}
     start = _weights(fresh_model(snapshot.task, snapshot.seed))
     if Layout.of(start) != Layout.of(layers):

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from optscope.engine.checkpoint import found_at
 from optscope.engine.place import CPU, Place
@@ -16,12 +15,11 @@ from optscope.engine.saved import Saved
 from optscope.errors import UserError
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.words import listed
-from optscope.probes.catalog import kind_named
-from optscope.probes.needs import Needing, lacking
 from optscope.probes.probe import Probe
 from optscope.protocol.compared import last_measured
 from optscope.protocol.comparison import Job
-from optscope.protocol.kits import kit_of, with_defaults
+from optscope.protocol.kits import kit_of
+from optscope.protocol.meant import meant
 from optscope.tasks.task import Task
 
 
@@ -107,25 +105,7 @@ def _chosen(task: Task, probes: Sequence[str | Probe],
                       if type(probe).__name__ != "FirstStep")  # of a rule, which is not saved
     if not probes:
         return compared, described
-    found = [probe for each in probes for probe in _meant(each, (*compared, *described), task)]
-    return tuple(dict.fromkeys(found)), ()
-
-
-def _meant(said: str | Probe, usual: Sequence[Probe], task: Task) -> Sequence[Probe]:
-    """Return the probes that a name stands for, as they are usual for a task or with their defaults.
-
-    Raises:
-        UserError: when there is none of the name, or it does not fit.
-    """
-    kind = type(said) if isinstance(said, Probe) else kind_named(said)
-    needing = cast(Needing, said if isinstance(said, Probe) else kind)
-    why = ("it looks at the optimiser that trains a model, and a saved model has none: take it in training"
-           if "live optimiser" in kind.needs else lacking(needing, task))
-    if why:
-        raise UserError(f"{kind.__name__} does not fit {task.name}: {why}")
-    if isinstance(said, Probe):
-        return [said]
-    return [probe for probe in usual if type(probe) is kind] or [with_defaults(kind)]
+    return meant(probes, (*compared, *described), task, live=False), ()
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

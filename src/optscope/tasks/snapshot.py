@@ -17,7 +17,8 @@ class Snapshot:
 
     `seed` seeds the randomness of probes, so that arms which share a seed see the same noise. `step` counts
     the steps made; `losses` holds the training loss of each of them, `(step,)`, in games of each player,
-    `(step, players)`. `batch` is how many examples a step sees.
+    `(step, players)`. `batch` is how many examples a step sees. `from_seed` says whether these steps began at the
+    model that the task makes of the seed, as they do in all trainings but those of somebody else's loop.
     """
 
     model: nn.Module
@@ -28,3 +29,4 @@ class Snapshot:
     optimizer: torch.optim.Optimizer | None = None
     losses: Tensor | None = None
     batch: int | None = None
+    from_seed: bool = True
