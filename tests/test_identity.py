@@ -537,3 +537,23 @@ def test_a_loss_that_notes_something_on_itself_still_counts_its_settings(place):
                      loss="loss.last = 1; return F.cross_entropy(outputs, targets, label_smoothing=SMOOTH)")
              for smooth in (0.1, 0.2)}
     assert len(names) == 2
+
+
+@pytest.mark.parametrize("own", ["", "step"])
+def test_an_optimiser_that_is_made_changes_no_name_of_its_class(own):
+    """Torch then wraps the step that a class has or inherits, and sets it in the class itself."""
+    class Base(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return 1
+
+    def step(self, closure=None):
+        return 2
+
+    Inheriting = type("Inheriting", (Base,), {own: step} if own else {})
+    before = describe(Inheriting)
+    Inheriting([torch.zeros(1, requires_grad=True)], {})
+    assert "step" in vars(Inheriting)
+    assert describe(Inheriting) == before
+    Base([torch.zeros(1, requires_grad=True)], {})
+    assert describe(Inheriting) == before
+    assert describe(type("Inheriting", (Base,), {"step": lambda self, closure=None: 3})) != before

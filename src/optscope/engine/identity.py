@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from optscope.engine.bytecode import Block, block, is_dunder, is_full
 from optscope.engine.once import once
-from optscope.engine.origin import attributes, environment, home, is_place, loaded, of_class, origin, versions
+from optscope.engine.origin import attributes, environment, home, is_place, loaded, of_class, origin, own, versions
 from optscope.tasks.content import content, script
 from optscope.tasks.examples import Examples
 
@@ -250,8 +250,8 @@ class Account:
             label = f"{place}:{thing.__qualname__}"
             if label not in self.entries:
                 self.entries[label] = None
-                put_in, own = once("class", thing, lambda: of_class(thing, bool(version)))
-                self.entries[label] = [version, [[kind, n, self.of(f)] for kind, n, f in put_in], own]
+                put_in, does = once("class", thing, lambda: of_class(thing, bool(version)))
+                self.entries[label] = [version, [[kind, n, self.of(f)] for kind, n, f in put_in], does]
             return label
         if isinstance(getattr(thing, "registry", None), types.MappingProxyType):  # of functools.singledispatch
             return ["dispatch", self.of(thing.registry)]
@@ -265,7 +265,7 @@ class Account:
             self._users.add(label)
 
     def _class(self, kind: type) -> Any:
-        members = [(n, v) for n, v in sorted(vars(kind).items())
+        members = [(n, v) for n, v in own(kind)
                    if n != "_abc_impl" and not isinstance(v, types.MemberDescriptorType)]
         kept = [(n, v) for n, v in members if not is_dunder(n)
                 or isinstance(v, (types.FunctionType, staticmethod, classmethod, property))]

@@ -135,6 +135,18 @@ def functions_of(kind: type) -> dict[str, types.FunctionType]:
             if isinstance(f, types.FunctionType)}
 
 
+def own(kind: type) -> list[tuple[str, Any]]:
+    """Return the members of a class without those of its bases that torch wraps in it when an optimiser is made."""
+    def plain(member: Any) -> Any:
+        return vars(member)["__wrapped__"] if getattr(member, "hooked", False) else member
+
+    def repeats(name: str, member: Any) -> bool:
+        theirs = next((vars(base)[name] for base in kind.__mro__[1:] if name in vars(base)), None)
+        return member is not plain(member) and plain(member) is plain(theirs)
+
+    return [(n, v) for n, v in sorted(vars(kind).items()) if not repeats(n, v)]
+
+
 def of_class(kind: type, versioned: bool) -> tuple[list[Any], list[Any]]:
     """Return the functions that a user has put into a library's class or its bases, and what its own methods do."""
     methods = [(k, n, f) for k in kind.__mro__[:-1] for n, f in functions_of(k).items()]
