@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 import sys
+import time
+from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from optscope import lab
 from optscope.cli.first import KINDS
-from optscope.engine.execute import Inline
+from optscope.engine.execute import Inline, Local
+from optscope.engine.plan import Plan
+from optscope.engine.rehearsal import rehearse
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
+from optscope.probes.edge import EdgeOfStability
+from optscope.probes.robust import RobustAccuracy
 from optscope.protocol.arms import NAMES, arm_named
 from optscope.protocol.compare import comparison_of, thinned
-from optscope.protocol.comparison import Arm, check_budgets
+from optscope.protocol.comparison import Arm, Comparison, check_budgets
+from optscope.protocol.estimate import estimated
 from optscope.protocol.events import Ended, Quiet, Said
 from optscope.protocol.resolve import task_at
 from optscope.protocol.search import Grid, Halton, Thinned
@@ -189,6 +197,38 @@ def test_a_short_search_is_a_part_of_the_whole_one_at_one_cost_for_all():
     assert thinned([stands]) == (stands,)
     drawn = Halton(5, Log(0.01, 1.0))
     assert Thinned(drawn, 9).candidates(SGD(lr=1.0)) == drawn.candidates(SGD(lr=1.0))
+
+
+# What is said beforehand
+
+def test_an_estimate_is_the_sum_of_its_steps_and_probes():
+    given = Comparison("c", TASK, (ARMS[0], replace(ARMS[1], search=Grid((0.1, 0.2, 0.3, 0.4)))), Plan(2, 32),
+                       (Accuracy(),), seeds=(1, 2, 3), tuning_seeds=(8, 9), moments=5, watched=(EdgeOfStability(),),
+                       described=(RobustAccuracy("l2", eps=(0.1,), examples=50),), twin_seeds=(1,))
+    steps, accuracy, edge, attack = 2 * 3, 8, 30, 400 * 50 / 1000
+    least = 0.001
+    tune = [steps * step + accuracy * least for step in (0.001, 0.002)]
+    twin = [steps * step + (accuracy + attack) * least for step in (0.001, 0.002)]
+    final = [each + 5 * (accuracy + edge) * least for each in twin]
+    found = estimated(given, {"SGD": 0.001, "Adam": 0.002}, Local(slots=3))
+    assert found.work == pytest.approx(4 * 2 * sum(tune) + 3 * sum(final) + 2 * sum(twin))
+    assert found.first == pytest.approx(tune[0])
+    assert str(found) == "3 processes, about 4 s; first result in 3 s"
+    assert str(estimated(given, {"SGD": 60.0, "Adam": 60.0}, Inline())).endswith(" h of one process")
+    large = estimated(given, {"SGD": 1.0, "Adam": 1.0}, Local())
+    assert large.first == pytest.approx(steps + accuracy * 128 / 32)
+
+
+def test_a_rehearsal_times_the_steps_of_every_arm():
+    class Slow(nn.Linear):
+        def forward(self, x):
+            time.sleep(0.02)
+            return super().forward(x)
+
+    slow = replace(TASK, model=lambda: Slow(2, 3))
+    found = rehearse(slow, {"SGD": SGD(lr=0.1), "Adam": Adam(lr=0.1)}, Plan(1, 32))
+    assert found.seconds.keys() == {"SGD", "Adam"}
+    assert min(found.seconds.values()) > 0.02
 
 
 # Choices

@@ -41,6 +41,7 @@ from optscope.protocol import rounding_twins
 from optscope.protocol.asked import Given, asked
 from optscope.protocol.compare import arms_of, comparison_of, looked_quickly, question
 from optscope.protocol.comparison import Arm, Comparison, Experiment
+from optscope.protocol.estimate import estimated
 from optscope.protocol.events import Listener, Said
 from optscope.protocol.kits import kit_of
 from optscope.protocol.probing import probing_of
@@ -91,7 +92,9 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
     folder, settings = wish.out or _usual_folder("compare", task), wish.settings
     listener = listener or display()
     _check(task, *(arm.task for arm in wish.arms if arm.task))
-    (comparison,), known = _rehearsed([comparison_of(task, settings, wish.arms)], listener)
+    executor = executor or Local()
+    (comparison,), known, step = _rehearsed([comparison_of(task, settings, wish.arms)], listener)
+    listener.hear(Said(f"{comparison.name}: {estimated(comparison, step, executor)}"))
     if settings.quick:
         known = [looked_quickly(comparison), *known]
         listener.hear(Said(known[0]))
@@ -204,7 +207,7 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
     experiments = study.experiments(scale)
     comparisons = [replace(e, place=place) for e in experiments if isinstance(e, Comparison)]
     _check(*(task for c in comparisons for task in (c.task, *(arm.task for arm in c.arms if arm.task))))
-    comparisons, known = _rehearsed(comparisons, listener)
+    comparisons, known, _ = _rehearsed(comparisons, listener)
     done = _done(out, f"the study {study.name}",
                  [*comparisons, *(e for e in experiments if not isinstance(e, Comparison))], executor, listener,
                  place)
@@ -289,14 +292,15 @@ def _spent(records: Records) -> float:
     return sum({row.run: row.value for row in records.where(metric="seconds")}.values())
 
 
-def _rehearsed(comparisons: Sequence[Comparison], listener: Listener) -> tuple[list[Comparison], list[str]]:
-    """Rehearse comparisons, tell the listener what is known of them, and return it for the report."""
+def _rehearsed(comparisons: Sequence[Comparison],
+               listener: Listener) -> tuple[list[Comparison], list[str], dict[str, float]]:
+    """Rehearse comparisons, tell what is known of them, and return it for the report, with the seconds of steps."""
     found = [rehearsed(comparison) for comparison in comparisons]
     shared = [kit_of(c.task).known(c.task) for c in comparisons]
     known = list(dict.fromkeys(sentence for each in (*(f.known for f in found), *shared) for sentence in each))
     for sentence in (*dict.fromkeys(sentence for each in found for sentence in each.before), *known):
         listener.hear(Said(sentence))
-    return [each.comparison for each in found], known
+    return [each.comparison for each in found], known, {arm: s for each in found for arm, s in each.seconds.items()}
 
 
 def _check(*tasks: Task) -> None:

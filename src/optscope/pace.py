@@ -23,6 +23,17 @@ def rate(ends: Sequence[float], start: float, now: float) -> float:
     return len(late) / (now - since) if now > since else 0.0
 
 
+def about(seconds: float) -> str:
+    """Return a time as roughly as it is foretold.
+
+    >>> [about(each) for each in (0.2, 34.0, 80.0, 250.0, 10_000.0)]
+    ['1 s', '34 s', '80 s', '4 min', '2.8 h']
+    """
+    if seconds < 90:
+        return f"{max(1, float(f'{seconds:.2g}')):.0f} s"
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
+
+
 def outlook(each: float, rest: int) -> str:
     """Return a rate in runs a second and the time that `rest` runs take at it, in words.
 

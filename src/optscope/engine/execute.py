@@ -19,7 +19,7 @@ from optscope.engine.fork_server import FORKS, at_hand
 from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
 from optscope.engine.naming import other_source
-from optscope.engine.place import MemoryShortError
+from optscope.engine.place import MemoryShortError, Place
 from optscope.engine.run_folder import RunFolder, gone
 from optscope.engine.watch import describe_error
 from optscope.engine.work import ProbesError, Work
@@ -105,14 +105,23 @@ class Local:
                 for *_, tail in running.values():
                     tail.close()
 
+    def processes(self, place: Place) -> int:
+        """Return how many runs at a place go on at once."""
+        import loky
+
+        return len(self._slots([place], loky.cpu_count()))
+
     def _places(self, works: Sequence[Work], cores: int) -> list[str]:
         """Return the device of every slot, no more of them than there is work."""
+        return self._slots([work.place for work in works], cores)[:len(works)]
+
+    def _slots(self, places: Sequence[Place], cores: int) -> list[str]:
+        """Return the device of every slot."""
         devices = [name for name in self.devices if name != "cpu"] or sorted(
-            {work.place.device for work in works if work.place.accelerated})
+            {place.device for place in places if place.accelerated})
         if devices:
-            return (devices * (self.slots or 1))[:len(works)]
-        threads = max(work.place.threads for work in works)
-        return ["cpu"] * min(self.slots or max(1, cores // threads), len(works))
+            return devices * (self.slots or 1)
+        return ["cpu"] * (self.slots or max(1, cores // max(place.threads for place in places)))
 
 
 def _remade(thing: Any) -> tuple[Any, tuple[Any, ...]]:

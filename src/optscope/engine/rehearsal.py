@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ STEPS = 3
 EXAMPLES = 32
 """How many examples of each part probes look at first; those that find nothing there get all of them."""
 SEED = 0
+TIMED = 1000
+"""At most so many steps tell how long one takes."""
 
 
 @dataclass
@@ -39,13 +42,14 @@ class Rehearsal:
 
     `said` is what a reader should know of the arms; `silent` tells of every probe that measures nothing of an
     untrained model why, and `broken` with what others stopped; `single` tells of arms why their steps cannot be
-    taken inside a combinator, and so have no rounding twins.
+    taken inside a combinator, and so have no rounding twins. `seconds` is the time of a step of each arm.
     """
 
     said: list[str] = field(default_factory=list)
     silent: dict[Probe, str] = field(default_factory=dict)
     broken: dict[Probe, str] = field(default_factory=dict)
     single: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     def note(self, probe: Probe, reading: Reading, silence: str, error: str) -> None:
         """Keep what came of taking a probe; a reading that says why a part of it is missing is one."""
@@ -82,6 +86,7 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
                 _check_combined(task, rule, few)
             with _of_arm(task, arm, rule, batch, place):
                 model = _try_steps(small, arm, rule, plan, place, watched, found)
+                found.seconds[arm] = _time_of_step(small, rule, plan, place)
             if i == 0 and all(bool(torch.isfinite(p).all()) for p in model.parameters()):
                 check_kept(task, model, SEED, few.first(8).inputs if len(task.objectives) == 1 else None)
             if around is not None:
@@ -237,6 +242,15 @@ def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, place: Place, watc
     elif still:
         found.said.append(f"{arm}: the first step of {rule!r} changes no weight.")
     return trained.snapshot.model
+
+
+def _time_of_step(small: Task, rule: Rule, plan: Plan, place: Place) -> float:
+    """Return the seconds of a step: a first one, which takes longer, apart, of one or of as many as take 0.1 s."""
+    training = Training(small, rule, replace(plan, epochs=None, steps=TIMED, schedule=Constant()), SEED, place)
+    training.advance(1)
+    start, before = time.perf_counter(), training.step
+    training.advance(TIMED, seconds=0.1)
+    return (time.perf_counter() - start) / max(1, training.step - before)
 
 
 def _try_probes(task: Task, data: Data, probes: Sequence[Probe], rule: Rule | None, plan: Plan,

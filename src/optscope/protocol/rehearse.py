@@ -23,11 +23,13 @@ class Rehearsed:
     """A comparison that can be run, and sentences on it.
 
     `known` belongs into a report too; `before` is told before the work starts, for afterwards more is known.
+    `seconds` is the time of a step of each arm.
     """
 
     comparison: Comparison
     known: Sequence[str]
     before: Sequence[str]
+    seconds: Mapping[str, float]
 
 
 def rehearsed(comparison: Comparison) -> Rehearsed:
@@ -47,6 +49,7 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
     before: list[str] = []
     broken: dict[Probe, str] = {}
     single: dict[str, str] = {}
+    seconds: dict[str, float] = {}
     for task, arms in by_task.values():
         found = rehearse(task, {arm.name: smallest(arm) for arm in arms}, comparison.plan,
                          (comparison.validation, *comparison.probes, *comparison.described),
@@ -60,6 +63,7 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
         known += [*(f"{comparison.name}: {short}" for short in _short(task, comparison.plan)), *found.said]
         broken |= found.broken
         single |= found.single
+        seconds |= found.seconds
     before.append(f"{comparison.name}: {trainings(replace(comparison, single=tuple(single)))}")
     known += [f"{probe!r} is left out: of an untrained model, {why}" for probe, why in broken.items()]
     known += [f"{arm} has no rounding twins: {why}" for arm, why in single.items()]
@@ -67,7 +71,7 @@ def rehearsed(comparison: Comparison) -> Rehearsed:
         comparison.probes, comparison.described, comparison.watched, comparison.at_end))
     left = replace(comparison, probes=probes, described=described, watched=watched, at_end=at_end,
                    single=tuple(single))
-    return Rehearsed(left, list(dict.fromkeys(known)), list(dict.fromkeys(before)))
+    return Rehearsed(left, list(dict.fromkeys(known)), list(dict.fromkeys(before)), seconds)
 
 
 def _by_reason(silent: Mapping[Probe, str]) -> dict[str, list[Probe]]:
