@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -127,6 +129,30 @@ def test_no_reading_is_taken_twice_whatever_happens_to_the_others(tmp_path):
     other = replace(TASK, data=replace(TASK.data, examples=60))
     optscope.probe(first, other, out=tmp_path / "out", probes=probes, executor=Inline(), listener=Quiet())
     assert taken() == [3, 4]
+
+
+@dataclass(frozen=True, repr=False)
+class Killing(Counting):
+    """Kills its process the first time."""
+
+    def measure(self, subject):
+        reading = super().measure(subject)
+        if (Path(self.folder) / self.name).read_text() == "x":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reading
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_command_repeats_no_finished_reading(tmp_path):
+    first, *_ = models(tmp_path, 1)
+    probes = [Counting(str(tmp_path)), Killing(str(tmp_path), "killing")]
+    child = os.fork()
+    if not child:
+        probed(first, tmp_path / "out", probes=probes)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    result = probed(first, tmp_path / "out", probes=probes)
+    assert [row.metric for row in result.records] == ["counted", "killing"]
+    assert [(tmp_path / probe.name).read_text() for probe in probes] == ["x", "xx"]
 
 
 def test_a_runs_folder_knows_its_start(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -179,7 +180,7 @@ def probe(checkpoints: str | Path | Sequence[str | Path], task: Task, *, probes:
                          question="what are these models like, beyond their loss?", command=command, rows=records)
 
 
-def recorded(folder: str | Path, *, command: str = "") -> Result:
+def recorded(folder: str | Path) -> Result:
     """Write the report of what recorders (`optscope.Recorder`) have left in a folder so far.
 
     Raises:
@@ -192,7 +193,8 @@ def recorded(folder: str | Path, *, command: str = "") -> Result:
     done = Done(Store(Path(folder)), results, time.perf_counter() - start, CPU)
     return done.reported(
         of_recordings(found, None), title=f"Recorded trainings of {found.name}",
-        question="how do these trainings differ, beyond their loss?", command=command,
+        question="how do these trainings differ, beyond their loss?",
+        command=shlex.join(["optscope", "report", str(folder)]),
         rows=found.measured(found.records)[1] + found.records)
 
 

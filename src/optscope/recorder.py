@@ -86,7 +86,7 @@ class Recorder:
         """Count a step that the optimiser has made on a batch of this loss, and look if it is time."""
         self._step += 1
         if loss is not None:
-            self._sum = self._sum + (loss.detach() if isinstance(loss, Tensor) else loss)
+            self._sum = self._sum + (loss.detach().float() if isinstance(loss, Tensor) else loss)
             self._summed += 1
         self._last = model, optimizer
         if self._step % self.every == 0:

@@ -102,7 +102,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run, compa
     if any((folder / "runs").glob(f"*/{RECORDED}")):  # of which more may have come since
         from optscope.lab import recorded
 
-        recorded(folder, command=f"optscope report {folder}")
+        recorded(folder)
     if as_json:
         if not (folder / "report.json").is_file():
             raise UserError(f"{folder} has no report.json: run the command that made it again, which repeats no "

@@ -15,6 +15,7 @@ from optscope.engine.saved import Saved
 from optscope.errors import UserError
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.words import listed
+from optscope.probes.geometry import FirstStep
 from optscope.probes.probe import Probe
 from optscope.protocol.compared import last_measured
 from optscope.protocol.comparison import Job
@@ -102,7 +103,7 @@ def _chosen(task: Task, probes: Sequence[str | Probe],
     kit = kit_of(task)
     compared = kit.probes(task, examples)
     described = tuple(probe for probe in (*kit.describing(task, examples), *kit.curved(task))
-                      if type(probe).__name__ != "FirstStep")  # of a rule, which is not saved
+                      if not isinstance(probe, FirstStep))  # of a rule, which is not saved
     if not probes:
         return compared, described
     return meant(probes, (*compared, *described), task, live=False), ()
