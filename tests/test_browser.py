@@ -53,8 +53,8 @@ def pictures() -> list:
 def whole():
     plain = document()
     card, curves = pictures()
-    verdicts = [(claim, judged(-1, 1, 0.1 * i, 0.1 * i - 0.2, 0.1 * i + 0.2)) for i, (claim, _) in
-                enumerate(plain.verdicts)]
+    verdicts = [(claim, judged(-1e-10, 1, 1e-5 * i, 1e-5 * i - 1.234e-12, 1e-5 * i + 1e-12, "points")) for i, (
+        claim, _) in enumerate(plain.verdicts)]
     return replace(plain, verdicts=verdicts, openers=[card], figures=[curves, *plain.figures],
                    families={"C1": "what it is about"}, measures=measures())
 

@@ -23,7 +23,9 @@ addEventListener('hashchange', open);
 open();
 addEventListener('beforeprint', () => all('.found details').forEach(each => { each.open = true; }));
 
-// Tables: sort by a heading, show the rows that hold some words, copy what is shown.
+// Tables: sort by a heading, show the rows that hold some words, copy them. Of a long table the first rows are shown,
+// for a browser lays out thousands in seconds.
+const most = 300;
 const value = cell => {
   const text = cell.textContent.trim().replace(/−/g, '-').replace('∞', 'Infinity');
   const number = text === '' ? NaN : Number(/^[+-]?[\d.]+(e-?\d+)?(?= (±|\[))/.exec(text)?.[0] ?? text);
@@ -38,31 +40,41 @@ const sortable = table => all('thead th', table).forEach(head => {
     const keyed = [...table.tBodies[0].rows].map(row => [value(row.cells[head.cellIndex]), row]);
     keyed.sort((a, b) => (up ? 1 : -1) * order(a[0], b[0]));
     table.tBodies[0].append(...keyed.map(each => each[1]));
+    table.refresh();
   });
   sort.append(...head.childNodes);
   head.append(sort);
 });
 const tools = (table, place) => {
   const rows = [...table.tBodies[0].rows], line = make('div', { className: 'tools' }), told = make('span');
+  const out = new Set();
+  let limit = most;
   told.setAttribute('role', 'status');
+  table.refresh = () => {
+    let shown = 0;
+    for (const row of table.tBodies[0].rows) {
+      shown += !out.has(row);
+      row.hidden = out.has(row) || shown > limit;
+    }
+    told.textContent = out.size || rows.length > limit ? `${Math.min(shown, limit)} of ${rows.length} rows` : '';
+  };
   if (rows.length > 6) {
     const words = make('input', { type: 'search', placeholder: 'filter rows' });
     words.setAttribute('aria-label', 'Filter the rows of this table');
     const texts = [];
     words.addEventListener('input', () => {
       const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-      let shown = 0;
+      out.clear();
       rows.forEach((row, i) => {
         texts[i] ??= row.textContent.toLowerCase();
-        row.hidden = !wanted.every(word => texts[i].includes(word));
-        shown += !row.hidden;
+        if (!wanted.every(word => texts[i].includes(word))) out.add(row);
       });
-      told.textContent = wanted.length ? `${shown} of ${rows.length} rows` : '';
+      table.refresh();
     });
     line.append(words);
   }
   line.append(button('Copy', async () => {
-    const shown = [...table.rows].filter(row => !row.hidden);
+    const shown = [...table.rows].filter(row => !out.has(row));
     const text = shown.map(row => [...row.cells].filter(cell => !cell.classList.contains('off'))
       .map(cell => cell.textContent.trim().replace(/\s+/g, ' ')).join('\t')).join('\n');
     try {
@@ -73,6 +85,10 @@ const tools = (table, place) => {
       told.textContent = 'selected: press Ctrl+C';
     }
   }), told);
+  if (rows.length > most) {
+    line.append(button('Show all', each => { limit = Infinity; each.remove(); table.refresh(); }));
+    table.refresh();
+  }
   place.before(line);
 };
 for (const table of all('main .scroll > table:not(.claims)')) {
@@ -187,7 +203,7 @@ for (const card of all('.card.chart')) {
   };
   const say = (svg, [t, r, c, x, y]) => {
     const { head, rows, note } = tables[t], row = rows[r], name = head[c].textContent;
-    const where = [head[0].textContent, row.cells[0].textContent].filter(Boolean).join(' ');
+    const where = [head[0].textContent, row.cells[0].textContent].filter(each => each && each !== 'x').join(' ');
     tip.textContent = `${name ? `${name}: ` : ''}${row.cells[c].textContent} · ${where}${note ? ` · ${note}` : ''}`;
     const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
     ring.setAttribute('cx', x);
