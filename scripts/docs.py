@@ -127,7 +127,8 @@ def gather() -> None:
         if (ROOT / file).is_file() and file != "README.md":
             (PAGES / place).parent.mkdir(parents=True, exist_ok=True)
             text = moved((ROOT / file).read_text(), file, kept)
-            (PAGES / place).write_text(shown(text, PAGES / place) if place.startswith("tutorials/") else text)
+            runs = place == "start.md" or place.startswith("tutorials/")
+            (PAGES / place).write_text(shown(text, PAGES / place) if runs else text)
     (PAGES / "other-packages.md").write_text(other_packages())
     for place, text in reference(ROOT / "docs" / "public.md").items():
         (PAGES / "reference").mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from importlib.resources import files
 
 import jsonschema
@@ -83,6 +84,13 @@ def test_findings_are_those_of_the_committed_verdicts():
     assert verdicts.written(page) == page, "run python scripts/verdicts.py"
     assert {name for _, name, _ in verdicts.MARK.findall(page)} == {
         "overview", *(path.name for path in (ROOT / "results").iterdir())}
+
+
+def test_the_readme_counts_the_committed_verdicts():
+    found = Counter(each["outcome"] for path in (ROOT / "results").iterdir() for each in verdicts.judged(path.name))
+    said = (f"of {found.total()} claims {found['holds']} hold, {found['fails']} fail and {found['undecided']} are "
+            "undecided")
+    assert said in " ".join((ROOT / "README.md").read_text().split())
 
 
 def test_costs_of_probes_are_those_that_were_measured():

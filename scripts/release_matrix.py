@@ -1,0 +1,160 @@
+"""Build the wheel, say what it holds, and try it in fresh environments: every Python here, both ends of packages.
+
+    python scripts/release_matrix.py                  every Python from 3.11 on that is found
+    python scripts/release_matrix.py 3.11 3.12        these alone
+
+The newest end is what the index gives today, the oldest what pyproject.toml permits and has a wheel for a Python.
+torch is that of constraints.txt at both ends, and only where the index gives a build for the CPU; elsewhere that
+part of the suite runs that needs no torch. Prints a table, and exits with 1 where something fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST = 12_000_000
+"""Bytes that a wheel may have."""
+TOOLS = ["hypothesis", "pytest", "jsonschema"]
+CORE = [f"tests/test_{name}.py" for name in ("rules", "probes", "task", "tree", "lab", "comparison", "storage")]
+WITHOUT_TORCH = [f"tests/test_{name}.py" for name in ("stats", "verdicts", "records", "momentum_theory")]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""The environment in which everything is tried: the installed package must be found, not the checkout."""
+
+
+def said(*command: str | Path, folder: Path = ROOT) -> tuple[bool, str]:
+    """Return whether a command succeeds, and what it says."""
+    done = subprocess.run(command, cwd=folder, env=CLEAN, capture_output=True, text=True)
+    return done.returncode == 0, (done.stdout + (done.stderr if done.returncode else "")).strip()
+
+
+def must(*command: str | Path) -> str:
+    """Return what a command says, or end with it."""
+    fine, output = said(*command)
+    if not fine:
+        sys.exit(f"{' '.join(map(str, command))}\n{output}")
+    return output
+
+
+def pythons(asked: list[str]) -> list[str]:
+    """Return the interpreters to try, the oldest first: those of the path and of pyenv."""
+    places = [*os.environ["PATH"].split(os.pathsep), *map(str, Path.home().glob(".pyenv/versions/*/bin"))]
+    found: dict[str, str] = {}
+    for minor in range(11, 15):
+        for place in places:
+            path = shutil.which(f"python3.{minor}", path=place)
+            if path and "shims" not in path and said(path, "-m", "venv", "--help")[0]:
+                found.setdefault(f"3.{minor}", path)
+    missing = [name for name in asked or [f"3.{minor}" for minor in range(11, 15)] if name not in found]
+    print("not found:", ", ".join(missing) or "none")
+    return [path for name, path in found.items() if not asked or name in asked]
+
+
+def contents(wheel: Path) -> bool:
+    """Print what a wheel holds, folder by folder, and return whether it is small enough."""
+    folders: dict[str, list[int]] = {}
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            folders.setdefault("/".join(member.filename.split("/")[:-1][:2]), []).append(member.compress_size)
+    for folder, sizes in sorted(folders.items()):
+        print(f"  {folder:<32} {len(sizes):>4} files {sum(sizes) / 1e3:>9,.0f} kB")
+    size = wheel.stat().st_size
+    print(f"  {wheel.name}: {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f}")
+    return size <= LARGEST
+
+
+def tried(python: str, end: str, wheel: Path, work: Path) -> list[str]:
+    """Return a row: what came of one Python with the newest or the oldest packages."""
+    home = work / f"{Path(python).name}-{end}"
+    must(python, "-m", "venv", home)
+    bin_ = home / "bin"
+    pip = [str(bin_ / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    must(*pip, "uv")
+    others = [each for each in SETTINGS["dependencies"] if not each.startswith("torch")]
+    how = ["--resolution", "lowest-direct"] if end == "oldest" else []
+    uv = [str(bin_ / "uv"), "pip", "install", "-q", "--no-build", "--python", str(bin_ / "python")]
+    fine, output = said(*uv, *how, *others)
+    if not fine:
+        return [Path(python).name, end, "-", f"cannot be installed: {output.splitlines()[-1]}"]
+    must(*uv, *TOOLS)
+    torch = with_torch(pip)
+    must(*pip, "--no-deps", str(wheel))
+    names = ["numpy", "scipy", "pydantic", *(["torch"] if torch else [])]
+    versions = must(bin_ / "python", "-c",
+                    f"from importlib.metadata import version; print(*(n + ' ' + version(n) for n in {names}))")
+    steps = {"imports": [bin_ / "python", "-c", "import optscope; optscope.__version__"],
+             "command": [bin_ / "optscope", "guide"],
+             "suite": [bin_ / "python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+                       *(CORE if torch else ["--noconftest", *WITHOUT_TORCH])]}
+    told = []
+    for name, command in steps.items():
+        fine, output = said(*command)
+        last = output.splitlines()[-1] if output else ""
+        told.append(last if name == "suite" and fine else name if fine else f"FAILED {name}: {output[-2000:]}")
+    return [Path(python).name, end, versions, "; ".join(told)]
+
+
+def with_torch(pip: list[str]) -> bool:
+    """Install the torch of constraints.txt if that is a build for the CPU, and return whether it was."""
+    pin = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pin is not None
+    fine, report = said(*pip, "--dry-run", "--no-deps", "--ignore-installed", "--report", "-", pin[0])
+    if not fine:
+        return False
+    address = json.loads(report[report.index("{"):report.rindex("}") + 1])["install"][0]["download_info"]["url"]
+    if sys.platform == "linux" and "cpu" not in address:
+        return False
+    must(*pip, pin[0])
+    return True
+
+
+def typed(wheel: Path, work: Path) -> list[str]:
+    """Return what mypy and pyright say of a user's file, with the package as installed, and how long it imports."""
+    home = work / "typed"
+    must(sys.executable, "-m", "venv", home)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    must(*pip, "-c", ROOT / "constraints.txt", "torch")
+    must(*pip, "-c", ROOT / "constraints.txt", str(wheel), "mypy", "pyright")
+    must(*pip, "cffconvert")  # apart: it wants an older jsonschema than the tests
+    shutil.copyfile(ROOT / "scripts" / "typed_user.py", work / "typed_user.py")
+    python = str(home / "bin" / "python")
+    checks = {"mypy --strict": [python, "-m", "mypy", "--strict", "typed_user.py"],
+              "pyright": [python, "-m", "pyright", "--pythonpath", python, "typed_user.py"],
+              "cffconvert": [str(home / "bin" / "cffconvert"), "--validate", "-i", str(ROOT / "CITATION.cff")],
+              "import": [python, "-c", "import time; t = time.process_time(); import optscope; "
+                         "print(f'{time.process_time() - t:.3f} CPU seconds')"]}
+    found = []
+    for name, command in checks.items():
+        fine, output = said(*command, folder=work)
+        found.append(f"{name}: {'' if fine else 'FAILED '}{output.splitlines()[-1] if output else ''}")
+    return found
+
+
+def main(asked: list[str]) -> int:
+    """Build, list, try, and print the table."""
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        must(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", work, ROOT)
+        wheel = next(work.glob("*.whl"))
+        small = contents(wheel)
+        lines = typed(wheel, work)
+        print(*lines, sep="\n", flush=True)
+        for python in pythons(asked):
+            for end in ("newest", "oldest"):
+                lines.append(" | ".join(tried(python, end, wheel, work)))
+                print(lines[-1], flush=True)
+    return 0 if small and not any("FAILED" in line for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
