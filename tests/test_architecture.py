@@ -288,6 +288,17 @@ def run_document(path):
             exec(compile(blank + block[1], str(path), "exec", dont_inherit=True), program)
 
 
+def test_every_document_is_in_the_navigation():
+    folder = ROOT / "docs"
+    pages = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.md")
+             if "_build" not in path.parts}
+    found = {(path.parent.relative_to(folder) / name.lstrip("/")).as_posix() for path in folder.rglob("*.md")
+             for block in re.findall(r"```{toctree}\n(?::.*\n)*\n(.*?)```", path.read_text(), re.DOTALL)
+             for name in block.split()}
+    below_the_reference = {"index", "public", "machines", "licences"}  # which scripts/reference.py writes
+    none(sorted(pages - found - below_the_reference), "every page of docs/ is in a toctree, as of docs/choosing.md")
+
+
 def test_settings_files_in_documents_are_settings(tmp_path):
     found = [block[1] for path in DOCUMENTS
              for block in re.finditer(r"^```toml\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)]
