@@ -11,11 +11,13 @@ import pytest
 from torch import nn
 
 from optscope import lab
+from optscope.analyses.caveats import apart
 from optscope.cli.first import KINDS
 from optscope.engine.execute import Inline, Local
 from optscope.engine.plan import Plan
 from optscope.engine.rehearsal import rehearse
 from optscope.errors import UserError
+from optscope.evidence.records import Record, Records
 from optscope.optim import SGD, Adam
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.edge import EdgeOfStability
@@ -288,3 +290,17 @@ def test_every_setting_is_in_the_table_of_the_document():
     page = (Path(__file__).parents[1] / "docs" / "your-model.md").read_text()
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     assert [name for name in Settings.model_fields if not any(f"`{name}`" in row for row in rows)] == []
+
+
+# What must be told
+
+def test_a_run_whose_loss_is_finite_and_absurd_is_told_of():
+    given = comparison_of(TASK, Settings(seeds=3))
+    def rows(sgd):
+        return Records([*(Record("blobs", "SGD", seed, "loss", value) for seed, value in enumerate(sgd)),
+                        *(Record("blobs", "Adam", seed, "loss", 0.3 + seed) for seed in range(3))])
+    assert apart(given, rows((0.2, 5e3, math.nan))) == []
+    assert apart(given, rows((0.2, 2e32, 3e9))) == [
+        "blobs: 2 runs of SGD came apart, though the numbers are finite: the loss is up to 2e+32, and means over "
+        "its runs say nothing."]
+    assert apart(given, Records()) == []

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from optscope import notebook
 from optscope.analyses import rounding_levels
 from optscope.analyses.caveats import next_steps, together
 from optscope.analyses.families import answered
@@ -35,7 +36,6 @@ from optscope.evidence.columns import write_csv
 from optscope.evidence.records import Records
 from optscope.files import to_json, write_atomically
 from optscope.former import formerly
-from optscope.notebook import Line
 from optscope.probes.probe import Probe
 from optscope.progress import Display
 from optscope.protocol import rounding_twins
@@ -223,8 +223,8 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
 
 
 def display() -> Listener:
-    """Return who tells a person how the work goes: a line in a notebook, elsewhere a bar or lines on stderr."""
-    return Line() if "ipykernel" in sys.modules else Display(Console(stderr=True))
+    """Return who tells a person how the work goes: in a notebook in its cell, elsewhere on stderr."""
+    return notebook.listener() if "ipykernel" in sys.modules else Display(Console(stderr=True))
 
 
 def _usual_folder(door: str, task: Task) -> Path:

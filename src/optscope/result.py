@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,14 @@ FRAMES = ("pandas", "polars")
 """Who makes a table of the records: the first that is there."""
 
 
+class Verdicts(tuple[tuple[Claim, Verdict], ...]):
+    """Claims with their verdicts, which show themselves a line each."""
+
+    def __repr__(self) -> str:
+        """Return of every claim its name, its outcome and its sentence."""
+        return "\n".join(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}" for claim, verdict in self)
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """What a door leaves: every number, the report as data, the path of its page, and what failed."""
@@ -35,9 +42,9 @@ class Result:
     failures: tuple[str, ...] = ()
 
     @property
-    def verdicts(self) -> Sequence[tuple[Claim, Verdict]]:
+    def verdicts(self) -> Verdicts:
         """Every claim with its verdict."""
-        return self.document.verdicts
+        return Verdicts(self.document.verdicts)
 
     @property
     def summary(self) -> str:

@@ -19,6 +19,9 @@ from optscope.protocol.comparison import Comparison
 from optscope.protocol.rehearse import count_of, planned
 from optscope.report.section import Check, Section
 
+TOO_LARGE = 1e6
+"""A loss that is so many times that of the median run is told of."""
+
 
 def reservations(comparison: Comparison, records: Records) -> Section:
     """Return what a reader must know first: what failed or was not measured, and what the choices left open."""
@@ -36,6 +39,7 @@ def reservations(comparison: Comparison, records: Records) -> Section:
         if bad:
             found.append(f"{comparison.name}: {bad} of {len(runs)} runs of {arm.name} diverged or failed; "
                          "they are missing from its means.")
+    found += apart(comparison, mine)
     if edges:
         rounds = len(comparison.rounds(mine)) - 1
         widened = f", after the search was widened {'once' if rounds == 1 else f'{rounds} times'}" if rounds else ""
@@ -47,6 +51,20 @@ def reservations(comparison: Comparison, records: Records) -> Section:
         found.append(f"{comparison.name}: with fewer than {FEWEST} seeds, here {n}, no difference can be "
                      f"shown, whatever the runs give: the exact test's p is {smallest_p(n):.2g} at least.")
     return Section(warnings=found)
+
+
+def apart(comparison: Comparison, records: Records) -> list[str]:
+    """Return a sentence for every arm with runs whose loss is out of all proportion, though it is finite."""
+    final = records.where(phase="final", metric="loss", step=None)
+    losses = [row.value for row in final if math.isfinite(row.value)]
+    if not losses:
+        return []
+    most = TOO_LARGE * abs(float(np.median(losses)))
+    bad = {arm.name: [row.value for row in final.where(arm=arm.name) if row.value > most > 0]
+           for arm in comparison.arms}
+    return [f"{comparison.name}: {count_of(len(values), 'run')} of {arm} came apart, though the numbers are "
+            f"finite: the loss is up to {max(values):.2g}, and means over its runs say nothing."
+            for arm, values in bad.items() if values]
 
 
 def together(failures: Sequence[str]) -> list[str]:
