@@ -81,7 +81,7 @@ class Bar(Line):
             from IPython.display import display
 
             self._bar, self._text = ipywidgets.IntProgress(), ipywidgets.HTML()
-            display(ipywidgets.VBox([self._bar, self._text]))  # type: ignore[no-untyped-call]
+            display(ipywidgets.VBox([self._bar, self._text]))
         self._bar.max, self._bar.value = self._tally.total, self._tally.done
         self._bar.bar_style = "success" if over else ""
         self._text.value = html.escape(state)
