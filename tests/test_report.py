@@ -22,12 +22,12 @@ from optscope.evidence.picture import Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Record, Records
 from optscope.report.document import Check, Document
 from optscope.report.drawable import MOST_POINTS, Points, thin
-from optscope.report.figures import draw, plain, slug
+from optscope.report.figures import draw, plain
 from optscope.report.forest import forest
 from optscope.report.inline import inline
 from optscope.report.manifest import manifest, verdict_rows
 from optscope.report.page import render, write
-from optscope.report.style import Styles
+from optscope.report.style import Styles, slug
 from optscope.report.tables import Table, figure_tables, interval, metric_table, number, runs_table
 
 ARMS = ("SGD", "Adam")

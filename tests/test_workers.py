@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from optscope.engine.fork_server import FORKS, ForkServer, at_hand, serving
+from optscope.cli import work
+from optscope.engine.fork_server import FORKS, ForkServer, at_hand, shared_server
 from optscope.engine.workers import DiedError, Worker
 from optscope.errors import UserError
 from optscope.evidence.records import Record
@@ -118,13 +119,28 @@ def test_without_its_server_a_worker_leaves_and_the_next_comes_of_another(server
 
 
 def test_one_server_is_shared_within_and_ended_by_the_outermost():
-    with serving() as outer:
-        with serving() as inner, at_hand() as third:
+    with shared_server() as outer:
+        with shared_server() as inner, at_hand() as third:
             assert outer is inner is third
         with at_hand() as fourth:
             assert fourth is outer
     with at_hand() as fifth:
         assert fifth is not outer
+
+
+@forks
+@pytest.mark.parametrize(("there", "executor", "device", "begins"), [
+    ((), None, None, True), (("runs",), None, "cpu", True), (("run.json",), None, None, False),
+    ((), "pool.py:pool", None, False), ((), None, "cuda", False)])
+def test_a_command_lets_its_server_load_beside_it_where_there_will_be_work(there, executor, device, begins,
+                                                                           tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(ForkServer, "begin", lambda self, path: begun.append(path))
+    for name in there:
+        (tmp_path / name).touch()
+    with work._loading(tmp_path, executor, device), at_hand() as inside, at_hand() as same:
+        assert inside is same
+    assert begun == [sys.path] * begins
 
 
 NAPS = """

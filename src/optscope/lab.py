@@ -52,9 +52,8 @@ from optscope.protocol.session import Results, run_experiments
 from optscope.protocol.settings import Settings, settings_with
 from optscope.protocol.study import Study
 from optscope.report.document import Document
-from optscope.report.figures import slug
-from optscope.report.page import write
 from optscope.report.section import Section, joined
+from optscope.report.style import slug
 from optscope.report.tables import runs_table
 from optscope.result import Result
 from optscope.tasks.check import check_task
@@ -263,6 +262,8 @@ class Done:
 
         `rows` are shown run by run; `known` was told before the work began, and `left_out` is the study's.
         """
+        from optscope.report.page import write  # matplotlib, which the runs need not wait for
+
         results, answer = self.results, "\n".join([*found.sentences, *found.details])
         around = environment(self.seconds, results.records, self.place) | dict(about or {})
         write_csv(results.records, self.store.folder / "summary.csv")

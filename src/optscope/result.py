@@ -12,8 +12,7 @@ from optscope.errors import UserError, nearest
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.records import Records
 from optscope.report.document import Document
-from optscope.report.figures import drawn, slug
-from optscope.report.inline import inline
+from optscope.report.style import slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -69,6 +68,8 @@ class Result:
         Raises:
             UserError: when there is none of the name; it says the nearest.
         """
+        from optscope.report.figures import drawn
+
         figures = {slug(figure.name): figure for figure in (*self.document.openers, *self.document.figures)}
         if name not in figures:
             raise UserError(f'no figure "{name}"; {nearest(name, figures)}')
@@ -85,4 +86,6 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return the answer, the table and the picture for a notebook."""
+        from optscope.report.inline import inline
+
         return inline(self.document, str(self.report))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +12,7 @@ import typer
 
 from optscope.cli.app import Batch, Device, Out, Pool, Slots, app, close, command, study_of
 from optscope.endings import ERR, say
+from optscope.engine.fork_server import FORKS, shared_server
 from optscope.errors import UserError
 
 
@@ -16,19 +20,20 @@ from optscope.errors import UserError
 def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long or paper.")] = "desk",
         out: Out = None, slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
     """Run a paper's study and write its report; the same command again continues."""
-    found = study_of(study)
-    from optscope.lab import run_study
-    from optscope.progress import Display
-    from optscope.protocol.pools import executor_at
-    from optscope.protocol.settings import Settings
-    from optscope.protocol.study import check_scale
+    with _loading(out or Path("runs") / f"{study}-{scale}", executor, device):
+        found = study_of(study)
+        from optscope.lab import run_study
+        from optscope.progress import Display
+        from optscope.protocol.pools import executor_at
+        from optscope.protocol.settings import Settings
+        from optscope.protocol.study import check_scale
 
-    known = check_scale(scale, found)
-    say(f"{found.name} at {known} scale: {found.costs[known]}", ERR)
-    settings = Settings(device=device or "cpu")
-    with executor_at(executor, slots, settings.devices) as chosen:
-        result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", listener=Display(ERR),
-                           executor=chosen, command=command(), place=settings.place)
+        known = check_scale(scale, found)
+        say(f"{found.name} at {known} scale: {found.costs[known]}", ERR)
+        settings = Settings(device=device or "cpu")
+        with executor_at(executor, slots, settings.devices) as chosen:
+            result = run_study(found, known, out or Path("runs") / f"{found.name}-{known}", listener=Display(ERR),
+                               executor=chosen, command=command(), place=settings.place)
     for claim, verdict in result.verdicts:
         say(f"{claim.id:<5} {verdict.word:<10} {claim.text}")
     close(result)
@@ -62,9 +67,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
             slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
-    from optscope.lab import compare as door
-
-    _open(door, "compare", task, out, optimiser, config, slots, executor, seeds=seeds, epochs=epochs, steps=steps,
+    _open("compare", task, out, optimiser, config, slots, executor, seeds=seeds, epochs=epochs, steps=steps,
           batch=batch, trials=trials, widen=widen, graft=graft, quick=quick or None, baseline=baseline,
           probes=probes, metrics=metrics, margin=margin, device=device)
 
@@ -79,11 +82,9 @@ def rounding(task: Annotated[str, typer.Argument(help="A task's name, or my_task
              config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
              slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
     """Find at which learning rates training is decided by rounding; the same command again continues."""
-    from optscope.lab import rounding as door
-
     if config is None:
         optimiser, seeds = optimiser or ["sgd", "adam"], seeds or 5
-    _open(door, "rounding", task, out, optimiser, config, slots, executor, seeds=seeds, epochs=epochs,
+    _open("rounding", task, out, optimiser, config, slots, executor, seeds=seeds, epochs=epochs,
           batch=batch, device=device)
 
 
@@ -117,24 +118,35 @@ def _slug(place: str) -> str:
     return place.replace(".py", "").replace(":", "-").replace("/", "-").strip("-.")
 
 
-def _open(door: Any, name: str, task: str, out: Path | None, optimisers: list[str] | None, config: Path | None,
-          slots: int, executor: str | None, **overrides: Any) -> None:
+def _open(door: str, task: str, out: Path | None, optimisers: list[str] | None, config: Path | None, slots: int,
+          executor: str | None, **overrides: Any) -> None:
     """Read the settings of a command, go through its door, and say what came of it."""
-    from optscope.progress import Display
-    from optscope.protocol.pools import executor_at
-    from optscope.protocol.resolve import task_at
-    from optscope.protocol.settings import read_settings
-
     double = sorted({each for each in optimisers or [] if (optimisers or []).count(each) > 1})
     if double:
         raise UserError(f"each optimiser stands once; got {', '.join(double)} more than once")
-    chosen: dict[str, Any] | None = {each: {} for each in optimisers} if optimisers else None
-    settings = read_settings(config, optimisers=chosen, **overrides)
-    place, start = out or Path("runs") / f"{name}-{_slug(task)}", Path.cwd()
-    found = task_at(task)
-    place = place if Path.cwd() == start else start / place  # the task's file may change folder
-    with executor_at(executor, slots, settings.devices) as chosen_executor:
-        result = door(found, place, settings=settings, executor=chosen_executor, listener=Display(ERR),
-                      command=command())
+    place, start = out or Path("runs") / f"{door}-{_slug(task)}", Path.cwd()
+    with _loading(place, executor, overrides["device"]):
+        from optscope import lab
+        from optscope.progress import Display
+        from optscope.protocol.pools import executor_at
+        from optscope.protocol.resolve import task_at
+        from optscope.protocol.settings import read_settings
+
+        chosen: dict[str, Any] | None = {each: {} for each in optimisers} if optimisers else None
+        settings = read_settings(config, optimisers=chosen, **overrides)
+        found = task_at(task)
+        place = place if Path.cwd() == start else start / place  # the task's file may change folder
+        with executor_at(executor, slots, settings.devices) as chosen_executor:
+            result = getattr(lab, door)(found, place, settings=settings, executor=chosen_executor,
+                                        listener=Display(ERR), command=command())
     say(result.summary)
     close(result)
+
+
+@contextlib.contextmanager
+def _loading(place: Path, executor: str | None, device: str | None) -> Iterator[None]:
+    """Let what workers are forked of load torch beside this process, unless there may be nothing for it to do."""
+    with shared_server() as server:
+        if FORKS and executor is None and device in (None, "cpu") and not (place / "run.json").is_file():
+            server.begin(sys.path)
+        yield

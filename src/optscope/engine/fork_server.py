@@ -125,7 +125,7 @@ def at_hand() -> AbstractContextManager[ForkServer]:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[ForkServer]:
+def shared_server() -> Iterator[ForkServer]:
     """Within it, all who need a server share one."""
     with at_hand() as server:
         token = _shared.set(server)

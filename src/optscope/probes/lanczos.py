@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import optimize
 from torch import Tensor
 
 from optscope.devices import to_floats
@@ -196,7 +196,7 @@ def _limit(krylov: Krylov, theta: float, share: float, risk: float = 0.01) -> fl
     width = max(abs(theta), TINY)
     while excess(theta + width) < 0:
         width *= 2
-    part = optimize.bisect(lambda part: min(excess(theta + part * width), 1.0), 0, 1, xtol=1e-6)
+    part = scipy.optimize.bisect(lambda part: min(excess(theta + part * width), 1.0), 0, 1, xtol=1e-6)
     return theta + width * float(part)
 
 

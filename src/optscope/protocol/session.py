@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from optscope.engine.executor import Begun, Executor, Look, Outcome, Report
-from optscope.engine.fork_server import serving
+from optscope.engine.fork_server import shared_server
 from optscope.engine.ledger import Ledger
 from optscope.engine.once import looked_at_once
 from optscope.engine.rows import Use, read
@@ -79,7 +79,7 @@ class Session:
         with ExitStack() as held:
             held.enter_context(self.store.locked())
             held.enter_context(looked_at_once())
-            held.enter_context(serving())
+            held.enter_context(shared_server())
             self._ledger = Ledger(self.store.folder)
             self._held = held.pop_all()
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from optscope.report.grids import draw_images, draw_matrix
 from optscope.report.panels import draw_picture
 from optscope.report.places import Places
 from optscope.report.scorecard import draw_scorecard
-from optscope.report.style import SETTINGS, Styles, clean
+from optscope.report.style import SETTINGS, Styles, clean, slug
 from optscope.report.svg import headed, serialise
 
 WIDTH, NARROW = 9.0, 4.2  # inches, shown at 100 px each
@@ -90,15 +89,6 @@ def _canvas(figure: Figure, styles: Styles, width: float) -> tuple[Canvas, list[
         case Scorecard():
             places = draw_scorecard(canvas, figure, styles)
     return canvas, places
-
-
-def slug(name: str) -> str:
-    """Return a name that is safe as a file name and as an id.
-
-    >>> slug("../Drop per band (%)")
-    'drop-per-band'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "figure"
 
 
 def alt(figure: Figure) -> str:

@@ -19,12 +19,12 @@ from optscope.evidence.claims import Outcome
 from optscope.evidence.picture import Figure, Picture, Scorecard
 from optscope.files import write_atomically
 from optscope.report.document import Document
-from optscope.report.figures import NARROW, alt, plain, slug
+from optscope.report.figures import NARROW, alt, plain
 from optscope.report.forest import forest
 from optscope.report.manifest import as_json, manifest, verdict_rows
 from optscope.report.markdown import markdown
 from optscope.report.measures import difference_table, embedded
-from optscope.report.style import Styles, clean
+from optscope.report.style import Styles, clean, slug
 from optscope.report.svg import headed
 from optscope.report.tables import Table, figure_tables, interval, number
 

@@ -113,6 +113,15 @@ class Styles:
         return Style(-1, THEORY_GREYS[grey % len(THEORY_GREYS)], "", THEORY_DASH)
 
 
+def slug(name: str) -> str:
+    """Return a name that is safe as a file name and as an id.
+
+    >>> slug("../Drop per band (%)")
+    'drop-per-band'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "figure"
+
+
 def clean(text: object) -> str:
     """Return text that XML, HTML and UTF-8 can all hold: control characters and lone surrogates become "�".
 
