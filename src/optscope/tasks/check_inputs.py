@@ -14,7 +14,7 @@ from optscope.tasks.content import octets
 from optscope.tasks.examples import Examples
 from optscope.tasks.kinds import KINDS
 from optscope.tasks.task import Data, DataAtHand, Split, Task
-from optscope.tasks.tree import leaf_name, leaves, same
+from optscope.tasks.tree import leaf_name, leaves, pieces, same
 
 KNOWN = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
          torch.int16, torch.int32, torch.int64)
@@ -142,11 +142,18 @@ def _check_values(task: Task, name: str, what: str, values: Tensor) -> None:
                         "compared here: " + (
                             "write torch.view_as_real(...) and join the pairs again inside the model"
                             if values.is_complex() else "write .float()"))
-    finite = torch.isfinite(values).flatten(1).all(1) if values.dim() > 1 else torch.isfinite(values)
+    finite = torch.cat(list(map(_finite, pieces(values))))
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten()
         raise UserError(f"{task.name}: the {name} part's {what} hold nan or inf in {len(bad)} of {len(finite)} "
                         f"examples, first at index {int(bad[0])} of that part; clean them first")
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return which examples are finite, `(n,)`: all are where their sum is, which takes a tenth of the time."""
+    if values.is_floating_point() and math.isfinite(values.sum()):
+        return torch.ones(len(values), dtype=torch.bool)
+    return torch.isfinite(values).reshape(len(values), -1).all(1)
 
 
 def _check_class_numbers(task: Task, name: str, labels: Tensor) -> None:
@@ -192,10 +199,10 @@ def scales(data: Data) -> list[str]:
     for path, inputs in leaves(data.at_hand(LOOKS).train.inputs).items():
         if not inputs.is_floating_point():
             continue
-        middle = inputs.double().mean()
+        middle = sum(float(part.sum(dtype=torch.float64)) for part in pieces(inputs)) / inputs.numel()
         usual = _spread(inputs, middle)
         for name in ("validation", "test") if usual else ():
-            ratio = float(_spread(leaves(getattr(data, name).inputs)[path], middle) / usual)
+            ratio = _spread(leaves(getattr(data, name).inputs)[path], middle) / usual
             if ratio >= APART or ratio <= 1 / APART:
                 found.append(f"the {name} part's {leaf_name('inputs', path)} lie {ratio:.3g} times as far from the "
                              "training inputs' mean as these do: prepare all parts by the same function, with the "
@@ -203,8 +210,8 @@ def scales(data: Data) -> list[str]:
     return found
 
 
-def _spread(inputs: Tensor, middle: Tensor) -> Tensor:
-    return (inputs.double() - middle).abs().mean()
+def _spread(inputs: Tensor, middle: float) -> float:
+    return sum(float((part - middle).abs().sum(dtype=torch.float64)) for part in pieces(inputs)) / inputs.numel()
 
 
 def _rows(part: Split) -> Iterator[bytes]:

@@ -91,6 +91,16 @@ def shown(tree: Tree) -> str:
                      for path, leaf in leaves(tree).items())
 
 
+def pieces(leaf: Tensor, numbers: int = 2**18) -> tuple[Tensor, ...]:
+    """Return the examples of a leaf in parts of about so many numbers, in its memory: what is made of one is small.
+
+    >>> [len(part) for part in pieces(torch.zeros(5, 3), 6)]
+    [2, 2, 1]
+    """
+    found: tuple[Tensor, ...] = leaf.split(max(1, numbers * len(leaf) // max(1, leaf.numel())))
+    return found
+
+
 def same(tree: Tree, other: Tree) -> bool:
     """Return whether two trees have the same leaves, equal to the bit."""
     one, two = leaves(tree), leaves(other)
