@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import pickle
 import subprocess
@@ -557,3 +558,9 @@ def test_an_optimiser_that_is_made_changes_no_name_of_its_class(own):
     Base([torch.zeros(1, requires_grad=True)], {})
     assert describe(Inheriting) == before
     assert describe(type("Inheriting", (Base,), {"step": lambda self, closure=None: 3})) != before
+
+
+def test_a_compiled_function_may_say_its_module_by_the_module_itself(monkeypatch):
+    before = describe(math.gcd)
+    monkeypatch.setattr(math.gcd, "__module__", math)  # as those of psutil do
+    assert describe(math.gcd) == before

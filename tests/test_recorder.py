@@ -140,7 +140,6 @@ def test_several_arms_and_seeds_make_the_report_of_a_comparison(tmp_path, monkey
     assert {verdict.n for _, verdict in result.verdicts} == {7}
     assert [figure.name for figure in result.document.figures][:2] == ["training", "edge-of-stability"]
     assert any("chosen with equal effort is not known here" in said for said in result.document.warnings)
-    assert call(monkeypatch, f"report {tmp_path / 'out'} --json") == 0
 
 
 def test_what_is_not_closed_on_a_seed_is_shown_and_not_tested(tmp_path):

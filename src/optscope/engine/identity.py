@@ -218,7 +218,7 @@ class Account:
 
     def _builtin(self, function: types.BuiltinFunctionType) -> Any:
         """Return the name of a compiled function and, if it is a user's, the content of its file."""
-        module = function.__module__ or ""
+        module = getattr(function.__module__, "__name__", function.__module__) or ""  # psutil sets modules there
         file = getattr(loaded(module), "__file__", None) if module and origin(module) == "user" else None
         if file is not None and Path(file).is_file():
             return [f"{module}:{function.__qualname__}", hashlib.sha256(Path(file).read_bytes()).hexdigest()]
