@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 12_000_000
 """Bytes that a wheel may have."""
 TOOLS = ["hypothesis", "pytest", "jsonschema"]
-CORE = [f"tests/test_{name}.py" for name in ("rules", "probes", "task", "tree", "lab", "comparison", "storage")]
+CORE = [f"tests/test_{name}.py" for name in ("rules", "task", "tree", "comparison", "doors")]
 WITHOUT_TORCH = [f"tests/test_{name}.py" for name in ("stats", "verdicts", "records", "momentum_theory")]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -88,6 +88,8 @@ def tried(python: str, end: str, wheel: Path, work: Path) -> list[str]:
         return [Path(python).name, end, "-", f"cannot be installed: {output.splitlines()[-1]}"]
     must(*uv, *TOOLS)
     torch = with_torch(pip)
+    if torch:
+        must(*pip, "pytorch-optimizer")  # which rules are tested against
     must(*pip, "--no-deps", str(wheel))
     names = ["numpy", "scipy", "pydantic", *(["torch"] if torch else [])]
     versions = must(bin_ / "python", "-c",
