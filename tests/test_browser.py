@@ -136,9 +136,9 @@ def test_an_arm_that_is_switched_off_is_gone_from_every_figure_and_table(page):
     assert page.run("document.querySelector('.chips [data-label=Adam]').ariaPressed") == "false"
     page.run("document.querySelector('.chips [data-label=Adam]').click()")
     assert (shown(marks), shown(columns)) == (before, rows)
-    seeds = shown("[data-seeds]")
+    seeds = shown("[data-runs]")
     page.run("document.querySelector('.seeds').click()")
-    assert seeds > 0 == shown("[data-seeds]")
+    assert seeds > 0 == shown("[data-runs]")
 
 
 def test_tables_are_sorted_filtered_and_copied(page):
@@ -229,3 +229,35 @@ def test_without_script_and_on_paper_all_is_there(browser, path):
     assert paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ") >= 3
 
 
+
+
+def test_curves_are_seen_closely_with_ticks_and_marks_where_their_numbers_are(page):
+    page.run("""document.querySelector('#fig-curves .card').scrollIntoView({behavior: 'instant'});
+        window.svg = document.querySelector('#fig-curves svg');
+        window.panel = JSON.parse(svg.dataset.panels)[0];
+        window.scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+        window.places = JSON.parse(svg.dataset.places).filter(each => each[0] === 0 && each[2] === 1);
+        window.ticks = () => [...svg.querySelectorAll('[data-axes="1"] [data-tick]:not(.off)')].map(
+            each => [Number(each.textContent), each.querySelector('use').getBoundingClientRect().x]);""")
+    wide = "svg.querySelector('[data-axes=\"1\"] [data-band]').getBoundingClientRect().width"
+    before, band = page.run("ticks()"), page.run(wide)
+    left, right, y = page.run("""(() => { const box = svg.getBoundingClientRect(), at = x => box.left + x * scale;
+        return [at(panel[2]) + 10, at((panel[2] + panel[3]) / 2), box.top + places[0][4] * scale]; })()""")
+    for kind, x in (("mousePressed", left), ("mouseMoved", (left + right) / 2), ("mouseMoved", right),
+                    ("mouseReleased", right)):
+        page.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1,
+                 buttons=int(kind != "mouseReleased"))
+    after = page.run("ticks()")
+    assert len(after) > 2
+    assert after != before
+    slope, start = np.polyfit(*zip(*after, strict=True), 1)
+    was, _ = np.polyfit(*zip(*before, strict=True), 1)
+    assert slope > 1.8 * was
+    np.testing.assert_allclose([slope * value + start for value, _ in after], [x for _, x in after], atol=0.6)
+    assert page.run(wide) == pytest.approx(band * slope / was, rel=0.02)
+    mark = page.run("""(() => { const box = [...svg.querySelectorAll('[data-axes="1"] [data-series="0"] use')].map(
+        each => each.getBoundingClientRect()).map(each => each.x + each.width / 2); return box; })()""")
+    assert min(abs(x - (slope * 10 + start)) for x in mark) < 2  # the first step, 10, on the axis as it is now
+    page.run("svg.parentNode.dispatchEvent(new MouseEvent('dblclick', {bubbles: true}))")
+    assert page.run("ticks()") == before
+    assert page.said == []

@@ -35,7 +35,8 @@ def draw_picture(canvas: Canvas, picture: Picture, styles: Styles) -> list[Place
     for i, panel in enumerate(picture.panels):
         axes = canvas.add_subplot(rows, columns, i + 1)
         found = draw_panel(axes, panel, styles, width=float(canvas.get_size_inches()[0]) / columns)
-        places += [Places(axes, found)] if found else []
+        curves = not panel.categories and any(s.mark in ("line", "theory") for s in panel.series)
+        places += [Places(axes, found, curves)] if found else []
         for series in panel.series:
             handles.setdefault((series.label, series.mark == "theory"), _handle(series, styles.look(series)))
     height += _legend(canvas, handles)

@@ -25,6 +25,21 @@ class Places:
 
     axes: Axes
     spots: Sequence[Spot]
+    curves: bool = False
+    """Whether they are curves over numbers, which one may want to see more closely."""
+
+
+def panels_as_text(tables: Sequence[tuple[int, Places]]) -> str:
+    """Return the curves of a drawing as JSON: which table, which axes, their ends in the SVG and in numbers."""
+    found = []
+    for table, places in tables:
+        axes = places.axes
+        if places.curves and axes.get_xscale() == "linear":
+            (left, _), (right, _) = axes.transData.transform([(x, axes.get_ylim()[0]) for x in axes.get_xlim()])
+            low, high = axes.get_xlim()
+            which = axes.figure.axes.index(axes) + 1
+            found.append(f"[{table},{which},{left:.1f},{right:.1f},{low:.6g},{high:.6g}]")
+    return f"[{','.join(found)}]"
 
 
 def as_text(table_of: Iterable[tuple[int, Places]], height: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 
-from optscope.report.places import Places, as_text
+from optscope.report.places import Places, as_text, panels_as_text
 
 FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
 _LEADING = 19.0
@@ -34,7 +34,7 @@ def serialise(canvas: Canvas, name: str, title: str, alt: str, tables: Sequence[
     text = re.sub(r"base64,\s+", "base64,", text)
     text = re.sub(r"\s+", " ", text).replace("> <", "><").strip()
     width, height = canvas.get_size_inches() * 72
-    places = f'data-places="{as_text(tables, height)}" ' if tables else ""
+    places = f'data-places="{as_text(tables, height)}" data-panels="{panels_as_text(tables)}" ' if tables else ""
     root = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width:g} {height:g}" width="{width / 0.72:g}" height="{height / 0.72:g}" '
             f'role="img" aria-label="{html.escape(alt)}" font-family="{FONTS}" '
@@ -49,7 +49,9 @@ def _tidy(tag: str, name: str) -> str:
         tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)  # a hundredth of a point is not seen
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
     tag = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font-size: \1", tag)
-    tag = re.sub(r'^<g id="series-(-?\d+)-runs"', r'<g data-seeds="" data-series="\1"', tag)
+    tag = re.sub(r'^<g id="axes_(\d+)"', r'<g data-axes="\1"', tag)
+    tag = re.sub(r'^<g id="xtick_\d+"', '<g data-tick=""', tag)
+    tag = re.sub(r'^<g id="series-(-?\d+)-(runs|band)"', r'<g data-\2="" data-series="\1"', tag)
     tag = re.sub(r'^<g id="series-(-?\d+)[^"]*"', r'<g data-series="\1"', tag)
     tag = re.sub(r'^<g id="[^"]*"', "<g", tag)
     tag = re.sub(r' id="', f' id="{name}-', tag)
