@@ -257,7 +257,7 @@ def test_a_model_is_found_within_what_others_wrap_around_it(tmp_path):
     ({"start": -1}, "start must be a whole number, at least 0; got -1"),
     ({"probes": ["Edge"]}, 'no probe "Edge"'),
     ({"at_end": ["BandNoise"]}, "BandNoise does not fit blobs"),
-    ({"folder": "file"}, "the output folder file is a file"),
+    ({"folder": "file"}, "the output folder .*file is a file"),
     ({"task": Task("other", TASK.model, TASK.data)}, "holds the report of recordings of blobs, which that of")])
 def test_what_cannot_be_recorded_is_said_before_the_training(said, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -71,7 +71,7 @@ class Recorder:
             compared, described = meant(at_end, (*compared, *described), task, live=True), ()
         self._watched = watched if probes is None else meant(probes, watched, task, live=True)
         self._final = (*compared, *described)
-        self.folder, self.task, self.seed, self.every = Path(folder), task, seed, every
+        self.folder, self.task, self.seed, self.every = Path(folder).absolute(), task, seed, every
         Store(self.folder, HOLDS.format(task.name))
         self._recording: Recording | None = Recording(self.folder, task.name, arm, seed, start,
                                                       watched=self._watched, compared=compared, described=described)

@@ -12,6 +12,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Recording:
                  **probes: Sequence[Probe]) -> None:
         run = digest({"recorded": task, "arm": arm, "seed": seed})
         (folder / "runs" / run).mkdir(parents=True, exist_ok=True)
-        self._lines, self._session = Lines(folder / "runs" / run / RECORDED), secrets.token_hex(4)
+        self._path, self._session = folder / "runs" / run / RECORDED, secrets.token_hex(4)
         self._append("begun", {"schema": SCHEMA, "task": task, "arm": arm, "seed": seed, "start": start,
                                "time": time.time(), **{use: [*map(_told, some)] for use, some in probes.items()}})
 
@@ -68,7 +69,8 @@ class Recording:
         self._append("ended", {"step": step, "rule": rule})
 
     def _append(self, what: str, told: Mapping[str, Any]) -> None:
-        self._lines.append(to_line({"what": what, "session": self._session, **told}))
+        with closing(Lines(self._path)) as lines:  # opened anew: a sweep in one process has many recorders
+            lines.append(to_line({"what": what, "session": self._session, **told}))
 
 
 @dataclass
