@@ -14,7 +14,7 @@ def before_factors(experiment: str, arm: str, metric: str) -> tuple[str, str, Ma
     >>> before_factors("ring", "Adam length, SGD direction, grid", "useful cells")
     ('Adam length × SGD direction, grid', 'useful cells', {'length': 'Adam', 'direction': 'SGD', 'per': 'layer'})
     """
-    arm = arm.replace(" length, ", " length × ")
+    arm = arm.replace(" length, ", " length × ").replace(", whole model", " (whole model)").replace("e, by", "e by")
     kind, _, variant = arm.partition(", ")
     if experiment == "theory" and arm:
         return arm, metric, played(kind, variant)

@@ -20,9 +20,9 @@ from optscope.theory.gan_modes import TwoModes
 Array = NDArray[np.float64]
 
 SGDA, ADAM, SIGN = "SGD", "Adam", "SignSGD"
-ADA, ADA_GLOBAL = graft_name(ADAM, SGDA), "Adam length × SGD direction, whole model"
-DIR, DIR_GLOBAL = graft_name(SGDA, ADAM), "SGD length × Adam direction, whole model"
-UNIT, MODEL, MODULE = "normalised a tensor", "normalised", "normalised a module, by √n"
+ADA, ADA_GLOBAL = graft_name(ADAM, SGDA), "Adam length × SGD direction (whole model)"
+DIR, DIR_GLOBAL = graft_name(SGDA, ADAM), "SGD length × Adam direction (whole model)"
+UNIT, MODEL, MODULE = "normalised a tensor", "normalised", "normalised a module by √n"
 ROOT = graft_name(SIGN, SGDA)
 """nSGDA a tensor with lengths in proportion to √n: that is the sign rule's length on the gradient's direction."""
 GRAFTED = (SGDA, ADAM, SIGN)

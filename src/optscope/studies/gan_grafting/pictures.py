@@ -133,7 +133,7 @@ def _panel(records: Records, arms: Sequence[str], metric: str, label: str, level
     means, lows, highs = ([float(np.exp(end) if log else end) for end in each]
                           for each in zip(*((f.estimate, f.low, f.high) for f in ends), strict=True))
     return Panel("", label, [Series(metric, list(range(len(arms))), means, lows, highs, mark="points")],
-                 categories=[arm.replace(", whole model", " (model)") for arm in arms], levels=level or {},
+                 categories=[arm.replace(" (whole model)", " (model)") for arm in arms], levels=level or {},
                  log_y=log)
 
 
