@@ -43,7 +43,7 @@ from optscope.probes.accuracy import Accuracy
 from optscope.probes.probe import Probe
 from optscope.protocol.comparison import Arm, Calls, Comparison
 from optscope.protocol.events import Quiet
-from optscope.protocol.pools import _kept_there, _resources, _scheduler, executor_at
+from optscope.protocol.pools import _resources, _scheduler, executor_at, of_client
 from optscope.protocol.search import Grid
 from optscope.protocol.session import run_experiments
 from optscope.tasks.task import InMemory, Task
@@ -229,7 +229,7 @@ class Stubborn(Pool):
 
     def refuse(self):
         for future in self.futures[1:]:
-            future.set_result(None)
+            future.set_result(Answer())
         raise NotImplementedError
 
 
@@ -260,6 +260,30 @@ class Apart(Pool):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+class Late(Apart):
+    """A pool that does a first run at once, and can withdraw no other, but does it when somebody waits."""
+
+    def submit(self, function, sent, run, *more):
+        answered, future = super().submit(function, sent, run, *more), Future()
+        self.first = run if len(self.brought) == 1 else self.first
+
+        def refuse():
+            future.set_result(answered.result())
+            return False
+
+        future.cancel = refuse
+        return answered if run == self.first or answered.result() == Answer() else future
+
+
+def test_what_is_done_elsewhere_while_a_command_ends_comes_home(tmp_path):
+    works = [Call(succeed, {"value": float(i)}) for i in range(3)]
+    reports = Futures(Late()).run(works, tmp_path / "runs")
+    while not isinstance(next(reports), Outcome):
+        pass
+    reports.close()
+    assert {path.parent.name for path in tmp_path.glob("runs/*/result.json")} == {work.id for work in works}
 
 
 @dataclass(frozen=True)
@@ -429,33 +453,34 @@ class TestDask:
         assert told[0] == told[1]
         assert [type(report) for report in reports] == [Begun, Look, Look, Outcome]
 
-    @pytest.mark.parametrize("parts", ["my_parts", "parts_brought"])
-    def test_the_command_sends_a_users_files(self, parts, cluster, tmp_path, monkeypatch, capsys):
+    @pytest.mark.parametrize(("parts", "place"), [
+        ("my_parts", "{}"), ("parts_of_client", "my_cluster.py:client"), ("brought", "my_cluster.py:executor")])
+    def test_the_command_sends_a_users_files(self, parts, place, cluster, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         Path(f"{parts}.py").write_text("from torch import nn\ndef model(): return nn.Linear(4, 2)\n")
         Path("my_cluster.py").write_text(
             "from distributed import Client\nfrom test_cluster import Apart\n"
-            f"def executor(): return Apart(Client(scheduler_file={cluster.file!r}).get_executor())\n")
+            f"def executor(): return Apart(Client(scheduler_file={cluster.file!r}).get_executor())\n"
+            f"def client(): return Client(scheduler_file={cluster.file!r})\n")
         Path("my_task.py").write_text(
             f"import torch\nfrom optscope import Task\nfrom {parts} import model\ndef task():\n"
             "    x = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))\n"
             "    return Task.from_tensors(model, (x, (x[:, 0] > .5).long()), (x, (x[:, 0] > .5).long()))\n")
-        place = cluster.place if parts == "my_parts" else "my_cluster.py:executor"
-        words = f"compare my_task.py:task -o sgd -o adam --seeds 1 --epochs 1 --executor {place} --out out"
-        assert call(monkeypatch, words) == 0
+        words = "compare my_task.py:task -o sgd -o adam --seeds 1 --epochs 1 --out out --executor "
+        assert call(monkeypatch, words + place.format(cluster.place)) == 0
         assert capsys.readouterr().out.endswith("report: out/report.html\n")
         for name in ("my_task", parts):
             sys.modules.pop(name)
-        if sys.modules.pop("my_cluster", None):
-            import distributed
+        if sys.modules.pop("my_cluster", None) and "client" not in place:
+            from distributed import default_client
 
-            distributed.default_client().close()
+            default_client().close()
 
     def test_without_a_shared_disk_data_are_fetched_and_the_bits_are_the_same(self, cluster, tmp_path):
         given = replace(GIVEN, task=clouds())
         with _scheduler(cluster.place) as client:
             apart = Apart(client.get_executor(pure=False))
-            there = Futures(apart, carried=partial(_kept_there, client))
+            there = replace(of_client(client), pool=apart)
             run_experiments([given], Store(tmp_path / "afar"), there, Quiet())
         run_experiments([given], Store(tmp_path / "here"), Inline(), Quiet())
         assert any(name.startswith("data/") for name in apart.brought[-1])
@@ -469,8 +494,7 @@ class TestDask:
             asked = _resources(client, Place(threads=2))
             assert asked == {"resources": {"CPU": 2}}
             works = [Call(succeed, {"value": 3.0}, place=Place(threads=2))]
-            pool = client.get_executor(pure=False)
-            done = ended(Futures(pool, partial(_resources, client)), works, tmp_path / "runs")
+            done = ended(of_client(client), works, tmp_path / "runs")
             assert [each.status for each in done] == ["ok"]
 
     @pytest.mark.parametrize(("file", "change"), [

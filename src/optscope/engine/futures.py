@@ -141,8 +141,8 @@ class _Submitted:
               if each.tail.has_begun() or not _withdrawn(future)])
         for future, each in self._waiting.items():
             each.tail.close()
-            if each.far and not future.cancelled():
-                bring_home(self._folder / each.work.id, _answer(each.work, future, self._folder).files)
+            if not future.cancelled() and (files := _answer(each.work, future, self._folder).files):
+                bring_home(self._folder / each.work.id, files)
 
     def _submit(self, work: Work, far: bool, attempt: int = 1) -> None:
         pool = self._given.pool

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor as Pool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,8 @@ DASK = "dask://"
 def executor_at(place: str | None, slots: int, devices: Sequence[str]) -> Iterator[Executor]:
     """Give the executor at "dask://HOST:PORT", or what the function at "file.py:NAME" returns, or processes here.
 
-    Such a function returns an executor of `concurrent.futures`, whose workers are processes, or one of ours. The
-    pool is shut down at the end. `slots` and `devices` are for processes here.
+    Such a function returns an executor of `concurrent.futures`, whose workers are processes, a client of Dask, or
+    one of ours. The pool is shut down at the end. `slots` and `devices` are for processes here.
 
     Raises:
         UserError: when nobody answers there, it is no executor, or slots or several devices are given beside it.
@@ -35,32 +36,40 @@ def executor_at(place: str | None, slots: int, devices: Sequence[str]) -> Iterat
     if slots or len(devices) > 1:
         raise UserError("--slots and several devices are for processes on this machine; got them beside --executor "
                         f"{place}: leave them out, and start as many workers as you want there")
-    if place.startswith(DASK):
-        with _scheduler(place) as client, client.get_executor(pure=False) as pool:
-            yield Futures(pool, partial(_resources, client), partial(_kept_there, client))
-        return
+    found = _scheduler(place) if place.startswith(DASK) else _made(place)
+    with ExitStack() as ended:
+        dask = sys.modules.get("distributed")
+        if dask is not None and isinstance(found, dask.Client):
+            found = of_client(ended.enter_context(found))
+        elif isinstance(found, Pool):
+            found = Futures(found)
+        if isinstance(found, Futures):
+            ended.enter_context(found.pool)
+        elif not callable(getattr(found, "run", None)):
+            raise UserError(f"{place} must be a function that returns a concurrent.futures.Executor, a client of "
+                            f"Dask, or an executor of optscope's; got {type(found).__name__}")
+        yield found
+
+
+def _made(place: str) -> Any:
+    """Return what the function at a place returns.
+
+    Raises:
+        UserError: when there is none, or it stops.
+    """
     if ":" not in place:
         raise UserError(f'an executor is "dask://HOST:PORT" or "my_cluster.py:NAME"; got "{place}"')
     found = named_at(place)
     try:
-        found = found() if callable(found) else found
+        return found() if callable(found) else found
     except UserError:
         raise
     except Exception as error:  # of the user's code
         raise UserError(f"{place} stopped with {first_words(error)}") from error
-    if isinstance(found, Pool):
-        with found:
-            yield Futures(found)
-    elif callable(getattr(found, "run", None)):
-        yield found
-    else:
-        raise UserError(f"{place} must be a function that returns a concurrent.futures.Executor, or an executor of "
-                        f"optscope's; got {type(found).__name__}")
 
 
-@contextmanager
-def _scheduler(place: str) -> Iterator[Any]:
-    """Give a client of the Dask scheduler at a place.
+def _scheduler(place: str) -> Any:
+    """Return a client of the Dask scheduler at a place.
 
     Raises:
         UserError: when Dask is not installed, or no scheduler answers.
@@ -70,12 +79,15 @@ def _scheduler(place: str) -> Iterator[Any]:
     except ImportError as error:
         raise UserError(f'{place} needs Dask ({error}): pip install "optscope[cluster]"') from error
     try:
-        client = Client(f"tcp://{place.removeprefix(DASK)}")
+        return Client(f"tcp://{place.removeprefix(DASK)}")
     except (OSError, ValueError) as error:
         raise UserError(f"no Dask scheduler answers at {place} ({first_words(error)}): start one there with "
                         "dask scheduler") from error
-    with client:
-        yield client
+
+
+def of_client(client: Any) -> Futures:
+    """Return the executor whose runs a Dask client's workers do, with the resources that those have told of."""
+    return Futures(client.get_executor(pure=False), partial(_resources, client), partial(_kept_there, client))
 
 
 def _resources(client: Any, place: Place) -> Mapping[str, Any]:
