@@ -263,7 +263,7 @@ def test_holm_corrected_leaves_undecided_what_does_not_survive() -> None:
     assert [v.p for v in found[:3]] == pytest.approx([0.03, 0.06, 0.3])
     assert found[0].note == "It holds. Holm over 3 tests: p = 0.03."
     assert found[1].note == "It fails. Holm over 3 tests: p = 0.06, so undecided."
-    assert found[3] == made("holds")
+    assert repr(found[3]) == repr(made("holds"))  # of nan, from Python 3.13 on == says that it differs from itself
     assert holm_corrected([]) == []
     assert holm_corrected([made("holds", 0.05)])[0].outcome == "holds"
 
