@@ -28,8 +28,8 @@ from optscope.report.style import Styles, clean, slug
 from optscope.report.svg import headed
 from optscope.report.tables import Table, figure_tables, interval, number
 
-SCRIPT = Path(__file__).with_name("page.js")
-"""What makes the page interactive; without it all is there to be read."""
+SCRIPTS = [Path(__file__).with_name(name) for name in ("page.js", "figures.js")]
+"""What makes the page interactive: tables, and figures; without it all is there to be read."""
 OUTCOMES: Sequence[Outcome] = ("holds", "fails", "undecided")
 """In what order verdicts are counted."""
 REFUTED = {"holds": "What would refute it", "fails": "What refutes it", "undecided": "What would refute it"}
@@ -110,7 +110,8 @@ def _page(document: Document, drawings: Sequence[Drawing], styles: Styles) -> st
     return _templates().get_template("template.html").render(
         d=document, openers=drawings[:openers], drawings=drawings[openers:], labels=styles.measured,
         tally=sorted(tally.items(), key=lambda each: OUTCOMES.index(each[0][0])), forest=forest(document),
-        script=SCRIPT.read_text(encoding="utf-8"), seeds=_seeds_are_drawn(document),
+        script="\n".join(script.read_text(encoding="utf-8") for script in SCRIPTS),
+        seeds=_seeds_are_drawn(document),
         differences=difference_table(document.measures, next(iter(document.measures[0].values)))
         if document.measures else None, measures=as_json(embedded(document.measures)) if document.measures else "",
         joined=any(verdict.said for _, verdict in document.verdicts),
