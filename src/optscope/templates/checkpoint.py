@@ -2,6 +2,7 @@
 
     optscope compare my_task.py:task --quick    # a first look: two seeds, a short search
     optscope compare my_task.py:task            # eight seeds, which can decide: goes on from there
+    optscope probe model.pt --task my_task.py:task    # or measure what you have, and train nothing
 
 It runs as it is, from fresh weights and on examples that are drawn. What to change is marked "yours".
 """
@@ -31,7 +32,8 @@ class Network(nn.Module):
 def model():
     """Return the network as every run starts it.
 
-    Of transformers: return AutoModelForSequenceClassification.from_pretrained("my_folder", num_labels=4)
+    Of transformers: return AutoModelForSequenceClassification.from_pretrained("my_folder", num_labels=4), after
+    transformers.utils.logging.disable_progress_bar(), for every run makes a model.
     """
     network = Network()
     if WEIGHTS:

@@ -46,8 +46,9 @@ def task():
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
     train, test = ({"labels": labels[part]} | {name: each[part] for name, each in inputs.items()}
                    for part in order.tensor_split([4 * len(texts) // 5]))
-    # What a tokenizer of transformers returns, with "labels" beside, goes in likewise:
-    #   train = tokenizer(texts, padding=True, truncation=True, return_tensors="pt") | {"labels": labels}
+    # What a tokenizer of transformers returns goes in likewise, and its models are called likewise:
+    #   inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    #   lambda: AutoModelForSequenceClassification.from_pretrained("my_folder", num_labels=2) for the network
     # bounds=None: word numbers have no range, so that noise and attacks are not measured.
     return Task.from_tensors(lambda: Network(known, len(classes)), train, test, bounds=None)
 
