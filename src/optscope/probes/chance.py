@@ -80,7 +80,7 @@ def _against_the_class(subject: Subject) -> Reading:
     wins, losses = int((right & ~common).sum()), int((common & ~right).sum())
     by_chance, by_model = (functional.cross_entropy(z, targets, reduction="none").numpy() for z in
                            (frequencies(targets, logits.shape[1]).expand_as(logits), logits))
-    p = 2 * min(float(scipy.stats.binom.sf(wins - 1, wins + losses, 0.5)),
+    p = 2 * min(float(scipy.special.bdtrc(wins - 1, wins + losses, 0.5)),
                 1.0 if np.isnan(by_model).any() else paired_test(by_chance, by_model, one_sided=True).p)
     return Reading({"accuracy of the commonest class": percent(common),
                     "better than chance": float(p <= LEVEL)}, silence=nameless(classes))
