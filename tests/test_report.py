@@ -26,7 +26,7 @@ from optscope.report.figures import draw, plain
 from optscope.report.forest import forest
 from optscope.report.inline import inline
 from optscope.report.manifest import manifest, verdict_rows
-from optscope.report.page import render, write
+from optscope.report.page import SCRIPTS, render, write
 from optscope.report.style import Styles, slug
 from optscope.report.tables import Table, figure_tables, interval, metric_table, number, runs_table
 
@@ -356,6 +356,10 @@ def test_the_page_loads_nothing_and_runs_one_known_script(name, request):
     for index in page.all("style"):
         assert "@import" not in page.text_of(index)
         assert "url(" not in page.text_of(index)
+
+
+def test_the_script_is_small_and_nobody_elses():
+    assert sum(path.stat().st_size for path in SCRIPTS) <= 20_000
 
 
 def test_what_users_write_never_becomes_markup(page, hostile):
