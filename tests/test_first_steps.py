@@ -268,6 +268,7 @@ def test_differences_are_tested_in_the_metrics_that_are_chosen(tmp_path):
                          listener=Quiet())
     ((claim, _),) = result.verdicts
     assert claim.text.startswith("SGD against Adam: accuracy ")
+    assert not any("not measured" in warning for warning in result.document.warnings)  # it was not asked for
     with pytest.raises(UserError, match='no difference can be tested in "acuracy"; did you mean "accuracy"'):
         comparison_of(TASK, Settings(metrics=["acuracy"]))
 

@@ -101,7 +101,7 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
     done = _done(folder, f"the comparison on {task.name}", [comparison], executor, listener, comparison.place)
     found = said(comparison, done.results.records, usual(settings, done.store))
     return done.reported(
-        found, [*known, *kit_of(task).left_out(task)],
+        found, [*known, *([] if settings.probes else kit_of(task).left_out(task))],
         title=f"Which optimiser for {task.name}?" if task.name != UNNAMED else "Which optimiser?",
         question=question(comparison), command=command, rows=done.results.records,
         next_steps=next_steps(comparison, done.results.records, folder, settings.quick) if found.verdicts else ())
