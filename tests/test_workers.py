@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -104,6 +105,17 @@ def test_an_idle_server_is_another_where_variables_have_changed(server, monkeypa
     assert asked(new, os.getenv, "OPTSCOPE_TEST") == "1"
     assert asked(new, os.getppid) != before
     new.end()
+
+
+@forks
+@pytest.mark.skipif(importlib.util.find_spec("psutil") is not None, reason="psutil lists them")
+def test_a_worker_ends_where_nobody_lists_what_it_has_started(server, monkeypatch):
+    worker = Worker("cpu", server)
+    pid = asked(worker, os.getpid)
+    monkeypatch.setenv("PATH", "")
+    with pytest.warns(UserWarning, match="Failed to kill subprocesses"):
+        worker.end()
+    assert not is_there(pid)
 
 
 @forks

@@ -41,6 +41,12 @@ class Forked:
         self.pid, self._server = pid, server
         self.exitcode: int | None = None
 
+    def kill(self) -> None:
+        """End it at once: its number is its own until it is joined."""
+        if self.exitcode is None:
+            with contextlib.suppress(ProcessLookupError):  # its server was gone, and it has left
+                os.kill(self.pid, signal.SIGKILL)
+
     def join(self) -> None:
         """Wait until it has ended; how is not known when its server is gone, which it does not survive."""
         if self.exitcode is None:
