@@ -97,6 +97,7 @@ def tried(python: str, end: str, wheel: Path, work: Path) -> list[str]:
     steps = {"imports": [bin_ / "python", "-c", "import optscope; optscope.__version__"],
              "command": [bin_ / "optscope", "guide"],
              "suite": [bin_ / "python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+                       "-W", "ignore::DeprecationWarning",  # of old packages among new ones
                        *(CORE if torch else ["--noconftest", *WITHOUT_TORCH])]}
     told = []
     for name, command in steps.items():
