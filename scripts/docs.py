@@ -42,7 +42,7 @@ NEEDS = re.compile(r"<!-- needs (\w+) -->")
 """What a tutorial says of a package that optscope does not bring."""
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.DOTALL | re.MULTILINE)
-OPENING = re.compile(r"^# (.+)\n\n?((?:[^\n#`|<].*\n)*)", re.MULTILINE)
+OPENING = re.compile(r"^# (.+)\n\n?((?:(?!```)[^\n#|<].*\n)*)", re.MULTILINE)
 
 
 def moved(text: str, file: str, keep: Callable[[str], str]) -> str:
@@ -147,7 +147,7 @@ def shown(text: str, page: Path) -> str:
 
 def for_machines() -> None:
     """Put every page's Markdown beside it, and llms.txt on top, which lists them as the navigation does."""
-    lines = ["# optscope", "", "> What the choice of optimiser does to a trained model, beyond its loss curve.", ""]
+    lines = ["# optscope", "", "> What the choice of optimiser does to a trained model, beyond its loss curve."]
     for top in below("index.md"):
         lines += ["", f"## {OPENING.search((PAGES / top).read_text())[1]}", ""]  # type: ignore[index]
         for place in (top, *below(top)):
@@ -162,7 +162,7 @@ def for_machines() -> None:
 
 def below(place: str) -> list[str]:
     """Return the pages that the navigation holds below a page, at any depth."""
-    block = re.search(r"```{toctree}\n(?::.*\n)*\n?(.*?)```", (PAGES / place).read_text(), re.DOTALL)
+    block = re.search(r"```{toctree}\n(?::[^\n]*\n)*(.*?)```", (PAGES / place).read_text(), re.DOTALL)
     here = Path(place).parent
     named = [f"{each[1:] if each[0] == '/' else here / each}.md" for each in block[1].split()] if block else []
     return named if place == "index.md" else [page for each in named for page in (each, *below(each))]

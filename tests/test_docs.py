@@ -72,6 +72,16 @@ def test_tutorials_run(path, tmp_path, monkeypatch):
     run_document(path)
 
 
+def test_the_navigation_is_read_for_programs(monkeypatch):
+    monkeypatch.setattr(docs, "PAGES", ROOT / "docs")
+    sections = docs.below("index.md")
+    assert sections[:3] == ["start.md", "tutorials/index.md", "choosing.md"]
+    assert "contributing.md" in sections
+    assert docs.below("tutorials/index.md")[0] == "tutorials/tabular.md"
+    assert {"probes.md", "cluster.md"} <= set(docs.below("choosing.md"))
+    assert docs.below("start.md") == []
+
+
 def test_what_was_found_in_other_packages_is_told_of_every_script():
     page = docs.other_packages()
     for path in (ROOT / "findings").glob("*.sh"):
