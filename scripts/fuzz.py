@@ -19,6 +19,7 @@ import encodings.utf_32_be
 import encodings.utf_32_le  # noqa: F401 - that a module of Python's is loaded is no matter here
 import io
 import json
+import math
 import os
 import random
 import sqlite3
@@ -373,7 +374,7 @@ def fuzzed(inputs: int, seed: int, place: Path, only: str = "") -> dict[str, Any
         kept = Kept(folder.path, folder.run, folder.path / "data")
         reading(folder)  # what is loaded once is loaded now
         counts[name] = Counter()
-        for i in range(round(share * weight)):
+        for i in range(math.ceil(share * weight)):
             path = chance.choice(paths)
             content = change(kept.contents[str(path)], chance)
             path.write_bytes(content)
@@ -461,7 +462,7 @@ def main() -> None:
     print(json.dumps(found | {"crashes": found["crashes"][:50]}, indent=1))
     print(f"{len(found['crashes'])} crashes, {time.process_time() - start:.0f} CPU-seconds")
     if said.keep:
-        keep("fuzz", found)
+        keep(f"fuzzing, seed {said.seed}", found)
     sys.exit(bool(found["crashes"]))
 
 

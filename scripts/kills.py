@@ -443,7 +443,7 @@ def main() -> None:
     for what, each in found.items():
         print(json.dumps({what: each}, indent=1))
         if said.keep:
-            keep(what, {"seed": said.seed, **each})
+            keep(f"{what}, seed {said.seed}", each)
     sys.exit(any(each["broken promises"] for each in found.values()))
 
 

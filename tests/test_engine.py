@@ -7,11 +7,6 @@ import json
 import math
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,46 +255,6 @@ def test_an_error_in_a_run_is_an_outcome(tmp_path):
         (outcome,) = ended(executor, [Call(fail)], tmp_path / "runs")
         assert outcome.status == "failed"
         assert "ZeroDivisionError: on purpose (tiny.py" in outcome.reason
-
-
-SWEEP = """
-import sys
-sys.path[:0] = {paths!r}
-from tiny import TASK
-from optscope.engine.execute import Local
-from optscope.engine.store import Store
-from optscope.engine.plan import Plan
-from optscope.optim import SGD, Adam
-from optscope.protocol.comparison import Arm, Comparison
-from optscope.protocol.events import Quiet
-from optscope.protocol.session import run_experiments
-from optscope.protocol.search import Grid
-from pathlib import Path
-arms = (Arm("SGD", SGD(lr=.1), Grid((.1, .3))), Arm("Adam", Adam(lr=.01), Grid((.01, .03))))
-c = Comparison("c", TASK, arms, Plan(60, 4), (), (1, 2, 3))
-run_experiments([c], Store(Path({out!r})), Local(2), Quiet())
-"""
-
-
-def test_killed_at_any_moment_the_same_command_continues_to_the_same_bits(tmp_path):
-    def start(out):
-        script = SWEEP.format(paths=[str(Path(__file__).parent)], out=str(out))
-        return subprocess.Popen([sys.executable, "-W", "error", "-c", script])
-    assert start(tmp_path / "whole").wait(600) == 0
-    process = start(tmp_path / "cut")
-    time.sleep(5)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    time.sleep(1.2)  # orphans leave within half a second
-    finished = {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("cut/runs/*/result.json")}
-    assert start(tmp_path / "cut").wait(600) == 0
-    for run, stamp in finished.items():
-        assert (tmp_path / "cut" / "runs" / run / "result.json").stat().st_mtime_ns == stamp
-    whole = {p.parent.name: p.read_bytes() for p in tmp_path.glob("whole/runs/*/weights.safetensors")}
-    cut = {p.parent.name: p.read_bytes() for p in tmp_path.glob("cut/runs/*/weights.safetensors")}
-    assert len(whole) == 10
-    assert whole == cut
-    assert not list(tmp_path.glob("cut/runs/*/.*.tmp"))
 
 
 def test_json_keeps_what_is_not_finite(tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sys
 
 import pytest
-from scripts.kills import killed, power_cuts, real_kills
+from scripts.kills import FIGURES, killed, power_cuts, real_kills
 from scripts.power_cut import Disk
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="files are followed by /proc")
@@ -54,3 +55,16 @@ def test_killed_at_several_moments_the_command_ends_with_the_same_numbers_and_le
     found = real_kills("a session of two workers", 3, 1, tmp_path)
     assert found.broken == []
     assert killed(found) >= 3
+
+
+def test_the_page_says_what_was_counted():
+    counted = json.loads(FIGURES.read_text(encoding="utf-8"))
+    page = FIGURES.with_suffix(".md").read_text(encoding="utf-8")
+    kills = inputs = 0
+    for what, found in counted.items():
+        assert not [*found.get("broken promises", []), *found.get("crashes", [])], what
+        for kind, number in found.get("counts", {}).items():
+            kills += number * kind.startswith(("cuts", "killed"))
+        inputs += found.get("inputs", 0)
+    assert f"{inputs:,} inputs" in page
+    assert f"{kills} kills and cuts" in page

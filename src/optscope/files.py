@@ -133,6 +133,20 @@ class DamagedError(UserError):
     """A file that is not what its name says: cut off, garbled or emptied."""
 
 
+def from_json(content: bytes) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: when it is not JSON, or holds half a character, which nobody could write or show.
+        RecursionError: when it is nested too deeply.
+    """
+    text = content.decode("utf-8")
+    found = json.loads(text)
+    if "\\u" in text:  # only so can half a character be said
+        to_line(found)
+    return found
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds.
 
@@ -140,11 +154,7 @@ def read_json(path: Path) -> Any:
         DamagedError: naming the file when it is not JSON.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-        found = json.loads(text)
-        if "\\u" in text:  # half a character can be said so, and is refused by whoever writes or shows it
-            to_line(found)
-        return found
+        return from_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({error}): run the command that made it again, which sets it "
                            "aside and writes it anew") from error

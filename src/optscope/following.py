@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optscope.errors import UserError
-from optscope.files import read_json
+from optscope.files import from_json, read_json
 from optscope.pace import rate
 from optscope.status import Best, Status, UnderWay
 
@@ -181,7 +180,7 @@ class _Told:
     def hear(self, line: bytes) -> None:
         """Take in a line; one that is not of ours is counted."""
         try:
-            said = json.loads(line.decode())
+            said = from_json(line)
             hear = {"named": self._named, "started": self._started, "moment": self._moment,
                     "ended": self._ended}
             if said["schema"] == SCHEMA and said["event"] in hear:

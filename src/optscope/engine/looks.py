@@ -7,13 +7,12 @@ when the run has ended, for then the readings hold all it says; what a kill leav
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from optscope.engine.executor import Look
 from optscope.engine.run_folder import LOOKS
-from optscope.files import make_folder, names_in
+from optscope.files import from_json, make_folder, names_in
 
 PACE = 0.5
 """Seconds between two times that looks are gathered."""
@@ -40,7 +39,7 @@ class Tail:
     def _look(self, line: bytes) -> Look | None:
         """Return what a line tells; nothing where it is not one of ours."""
         try:
-            step, values = json.loads(line.decode())
+            step, values = from_json(line)
             return Look(self._run, int(step), {metric: float(value) for metric, value in values.items()})
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
