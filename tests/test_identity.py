@@ -424,6 +424,18 @@ def test_every_kind_of_number_has_content(kind):
     assert sum(describe(other) == describe(value) for other in KINDS.values()) == 1
 
 
+def test_a_mapping_that_grows_while_it_is_looked_at_is_described():
+    table = {}
+
+    class Lazy:
+        def __reduce__(self):
+            table["met"] = 1  # as a module that loads its parts when they are asked for
+            return (Lazy, ())
+    table["lazy"] = Lazy()
+    assert describe(table)
+    assert table["met"] == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_stride_of_one_element_is_no_content(dtype):
     """A tensor of one element is contiguous with any stride; torch 2.13 makes no bytes of those but 1."""

@@ -138,7 +138,7 @@ class Account:
         if isinstance(value, (set, frozenset)):
             return ["set", sorted((self.of(v) for v in value), key=json.dumps)]
         if isinstance(value, (dict, types.MappingProxyType)):
-            return ["dict", [[self.of(k), self.of(v)] for k, v in value.items()]]
+            return ["dict", [[self.of(k), self.of(v)] for k, v in list(value.items())]]  # it may grow meanwhile
         if isinstance(value, nn.Module):
             return self._model(value)
         if isinstance(value, (staticmethod, classmethod)):
