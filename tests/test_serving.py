@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -178,13 +179,16 @@ def test_an_open_server_answers_to_addresses_and_its_own_name(tmp_path):
 
 
 def test_the_command_says_where_and_ends_by_ctrl_c(tmp_path):
-    import signal
-
-    command = [sys.executable, "-m", "optscope", "serve", str(tmp_path), "--port", "0"]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell's & ignores it
+    command = [sys.executable, "-c", heard + "from optscope.cli import main; main()", "serve", str(tmp_path),
+               "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        url = line.partition(" at ")[2].partition(" ")[0]
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            assert answer.status == 200
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        try:
+            line = process.stdout.readline()
+            url = line.partition(" at ")[2].partition(" ")[0]
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                assert answer.status == 200
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
