@@ -91,3 +91,10 @@ def test_the_command_says_it_of_every_undecided_claim_of_a_report(monkeypatch, c
     assert call(monkeypatch, f"show gan_grafting --power {RESULTS / name}") == 2
     assert "expected the records of gan_grafting, got none that its claims read" in " ".join(
         capsys.readouterr().err.split())
+
+
+def test_of_a_study_whose_runs_all_failed_nothing_is_measured():
+    study = import_module("optscope.studies.robustness_gap").STUDY
+    found = outlooks(study, Records())
+    assert {row[0] for row in found.rows} <= {claim.id for claim in study.claims}
+    assert {row[1] for row in found.rows} == {"not measured"}

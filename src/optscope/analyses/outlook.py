@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import inf, isnan
 
-from optscope.errors import UserError
 from optscope.evidence.claims import Verdict
 from optscope.evidence.power import outlook
 from optscope.evidence.records import Records, Watched
@@ -13,29 +12,22 @@ from optscope.report.tables import Table, interval, number
 
 MOST = 1000
 """More pairs than that nobody is told to run."""
+UNMEASURED = "not measured"
 
 
 def outlooks(study: Study, records: Records) -> Table:
     """Return a row for every undecided part of a claim: what its pairs could show, and what would decide it.
 
     The hours are those of the runs that the claim read, as often as it takes: of one process, tuning left out.
-
-    Raises:
-        UserError: when the records are not the study's.
     """
     seconds = {row.run: row.value for row in records.where(metric="seconds")}
     rows: list[tuple[str, ...]] = []
-    known: set[str] = set()
     for claim in study.claims:
         read: set[str] = set()
         verdict = claim.test(Watched(records, read))
-        known |= read
         if verdict.outcome == "undecided":
             spent = sum(seconds.get(run, 0.0) for run in read)
             rows += [(claim.id, *_row(part, spent)) for part in _open(verdict)]
-    if not known:
-        raise UserError(f"expected the records of {study.name}, got none that its claims read: give the folder of "
-                        "its report")
     return Table("What would decide what is undecided",
                  ("claim", "found", "asked", "n", "n shows", "n to decide it", "hours more"), rows,
                  "In four of five cases: how far from its bounds so many pairs (or cells, or cases) show an "
@@ -52,7 +44,7 @@ def _open(verdict: Verdict) -> list[Verdict]:
 def _row(verdict: Verdict, seconds: float) -> tuple[str, ...]:
     found = outlook(verdict, verdict.tests, MOST)
     if found is None:
-        return "not measured" if isnan(verdict.effect) else number(verdict.effect, 3), "", "", "", "", ""
+        return UNMEASURED if isnan(verdict.effect) else number(verdict.effect, 3), "", "", "", "", ""
     unit = f" {verdict.unit}" if verdict.unit else ""
     shown = interval(verdict.effect, verdict.low, verdict.high) + unit
     reach = f"{number(found.reach, 2)}{unit}" if found.reach < inf else "nothing"

@@ -52,9 +52,12 @@ def _show_power(study: Any, folder: Path) -> None:
     from rich import box
     from rich.table import Table
 
-    from optscope.analyses.outlook import outlooks
+    from optscope.analyses.outlook import UNMEASURED, outlooks
 
     found = outlooks(study, study.read(folder / "summary.csv"))
+    if found.rows and all(row[1] == UNMEASURED for row in found.rows):
+        raise UserError(f"expected the records of {study.name}, got none that its claims read: give the folder of "
+                        "its report")
     shown = Table(*found.header, title=found.title, caption=found.note, box=box.SIMPLE, highlight=False)
     for row in found.rows:
         shown.add_row(*map(str, row))
