@@ -52,8 +52,8 @@ def test_the_reach_is_what_n_pairs_show_in_four_of_five_simulations():
 
 def test_of_many_tests_it_takes_more_and_nobody_can_tell_without_bounds_or_spread():
     verdict = found(greater, 0.5)
-    assert outlook(verdict, tests=6).pairs > outlook(verdict).pairs
-    assert outlook(replace(verdict, effect=1e-6), most=500).pairs is None
+    assert outlook(replace(verdict, tests=6)).pairs > outlook(verdict).pairs
+    assert outlook(replace(verdict, effect=1e-6)).pairs is None
     assert outlook(replace(verdict, low=np.nan, high=np.nan)) is None
     assert outlook(replace(verdict, least=-np.inf)) is None
 
@@ -74,7 +74,7 @@ def test_the_hours_are_those_of_the_runs_that_the_claim_read():
     study = replace(import_module("optscope.studies.robustness_gap").STUDY, families={"X": "an example"},
                     claims=(Claim("X", "A is better.", "here", test, "B is better"),))
     table = outlooks(study, Records(rows))
-    needed = outlook(greater(list(gaps.values()), [0.0] * 8), tests=2).pairs
+    needed = outlook(replace(greater(list(gaps.values()), [0.0] * 8), tests=2)).pairs
     assert [row[0] for row in table.rows] == ["X", "X"]
     assert table.rows[0][2:4] == ("at least 0", "8")
     assert table.rows[0][5] == f"{needed} (holds)"

@@ -11,7 +11,7 @@ import numpy as np
 from optscope.analyses.findings import Finding, Place
 from optscope.analyses.headline import lost
 from optscope.evidence.paired import ALPHA, FEWEST
-from optscope.evidence.power import seeds_to_show, spread_of
+from optscope.evidence.power import MOST, seeds_to_show, spread_of
 from optscope.evidence.records import Records
 from optscope.evidence.verdicts import MISSING_MOST, greater, holm_corrected
 from optscope.evidence.words import listed
@@ -24,8 +24,6 @@ RULE = ("whoever is shown to be better than the first optimiser in accuracy (the
         "shown, differences in points first and the largest of them first; a difference that rounding alone can "
         "make counts for nothing")
 """The rule of the choice."""
-MOST_SEEDS = 1000
-"""More seeds than that nobody is told to run."""
 SHOWN = 3
 """So many qualities are named in a sentence."""
 
@@ -194,8 +192,8 @@ class _Words:
         spreads = [spread_of(f.verdict.low, f.verdict.high, f.verdict.n) for s in arms if (f := s.differs)]
         if equal is None or not margin > 0 or not all(spread > 0 for spread in spreads):
             return ""
-        needed = seeds_to_show(max(spreads), margin, ALPHA / max(1, self.tests), MOST_SEEDS)
-        number = f"about {needed} seeds" if needed else f"more than {MOST_SEEDS} seeds"
+        needed = seeds_to_show(max(spreads), margin, ALPHA / max(1, self.tests))
+        number = f"about {needed} seeds" if needed else f"more than {MOST} seeds"
         unit = f" {equal.place.difference_unit}" if equal.place.difference_unit else ""
         return f"; {number} would show one of {margin:.2g}{unit} in 4 of 5 cases"
 

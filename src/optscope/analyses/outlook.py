@@ -5,13 +5,11 @@ from __future__ import annotations
 from math import inf, isnan
 
 from optscope.evidence.claims import Verdict
-from optscope.evidence.power import outlook
+from optscope.evidence.power import MOST, outlook
 from optscope.evidence.records import Records, Watched
 from optscope.protocol.study import Study
 from optscope.report.tables import Table, interval, number
 
-MOST = 1000
-"""More pairs than that nobody is told to run."""
 UNMEASURED = "not measured"
 
 
@@ -42,7 +40,7 @@ def _open(verdict: Verdict) -> list[Verdict]:
 
 
 def _row(verdict: Verdict, seconds: float) -> tuple[str, ...]:
-    found = outlook(verdict, verdict.tests, MOST)
+    found = outlook(verdict)
     if found is None:
         return UNMEASURED if isnan(verdict.effect) else number(verdict.effect, 3), "", "", "", "", ""
     unit = f" {verdict.unit}" if verdict.unit else ""

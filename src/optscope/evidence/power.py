@@ -14,6 +14,8 @@ from optscope.evidence.paired import ALPHA, FEWEST
 
 SHARE = 0.8
 """Pairs are said to show something when they do so in this share of cases."""
+MOST = 1000
+"""More pairs than that nobody is told to run."""
 
 
 def spread_of(low: float, high: float, n: int) -> float:
@@ -35,8 +37,8 @@ def power(n: int, effect: float, alpha: float = 0.05) -> float:
     return 1.0 if math.isnan(found) else found  # so far out that scipy has no number for it
 
 
-def seeds_to_show(spread: float, difference: float, alpha: float = 0.05, most: int = 1000) -> int | None:
-    """Return the fewest seeds, at least six, that show a difference in four of five cases; None beyond `most`.
+def seeds_to_show(spread: float, difference: float, alpha: float = 0.05) -> int | None:
+    """Return the fewest seeds, at least six, that show a difference in four of five cases; None beyond `MOST`.
 
     `spread` is the standard deviation of paired differences; below six pairs no difference can be shown
     (`optscope.evidence.paired`).
@@ -49,7 +51,7 @@ def seeds_to_show(spread: float, difference: float, alpha: float = 0.05, most: i
     """
     if not spread > 0 or not difference > 0:
         raise UserError(f"expected a positive spread and difference, got {spread} and {difference}")
-    return _fewest(lambda n: power(n, difference / spread, alpha), most)
+    return _fewest(lambda n: power(n, difference / spread, alpha))
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,8 @@ class Outlook:
     """What an undecided verdict's n could have shown, and what would decide it.
 
     `reach` is the distance from a bound of the claim that its n shows in four of five cases, infinite below six
-    pairs. `pairs` decide it in
-    four of five, if the effect and its spread are as found: None beyond `most` that were tried. The claim would
-    then hold (`holds`) or fail.
+    pairs. `pairs` decide it in four of five, if the effect and its spread are as found: None beyond `MOST`. The
+    claim would then hold (`holds`) or fail.
     """
 
     reach: float
@@ -67,8 +68,8 @@ class Outlook:
     holds: bool
 
 
-def outlook(verdict: Verdict, tests: int = 1, most: int = 1000) -> Outlook | None:
-    """Return what it would take to decide a verdict that is one of so many `tests`; None where nobody can tell.
+def outlook(verdict: Verdict) -> Outlook | None:
+    """Return what it would take to decide a verdict; None where nobody can tell.
 
     The 95 % interval is taken for that of a t test over n pairs, whose spread it gives; where it is another's (of a
     median, a rank correlation, a bootstrap) this is an approximation, in which widths shrink with √n. With d the
@@ -77,27 +78,27 @@ def outlook(verdict: Verdict, tests: int = 1, most: int = 1000) -> Outlook | Non
 
         1 − Σ (1 − power(n, d_bound))
 
-    Levels are 5 % in all, 5 % a bound for two one-sided tests, divided by `tests` (Bonferroni, which Holm's method
-    is at least as good as).
+    Levels are 5 % in all, 5 % a bound for two one-sided tests, divided by the verdict's `tests` (Bonferroni, which
+    Holm's method is at least as good as).
     """
     spread = spread_of(verdict.low, verdict.high, verdict.n)
     bounds = [bound for bound in (verdict.least, verdict.most) if math.isfinite(bound)]
     if not bounds or not spread > 0 or not math.isfinite(verdict.effect):
         return None
     holds = verdict.least <= verdict.effect <= verdict.most
-    level = (2 * ALPHA if holds and "one-sided" in verdict.test else ALPHA) / tests
+    level = (2 * ALPHA if holds and "one-sided" in verdict.test else ALPHA) / verdict.tests
     if not holds:
         bounds = [min(bounds, key=lambda bound: abs(verdict.effect - bound))]
     gaps = [abs(verdict.effect - bound) / spread for bound in bounds]
     reach = (scipy.optimize.brentq(lambda gap: power(verdict.n, gap, level) - SHARE, 0.0, 1e4)
              if verdict.n >= FEWEST else math.inf)
     return Outlook(spread * float(reach),
-                   _fewest(lambda n: 1 - sum(1 - power(n, gap, level) for gap in gaps), most), holds)
+                   _fewest(lambda n: 1 - sum(1 - power(n, gap, level) for gap in gaps)), holds)
 
 
-def _fewest(shown: Callable[[int], float], most: int) -> int | None:
+def _fewest(shown: Callable[[int], float]) -> int | None:
     """Return the fewest n, at least six, that show something in four of five cases; `shown` rises with n."""
-    low, high = FEWEST, most
+    low, high = FEWEST, MOST
     if shown(high) < SHARE:
         return None
     while low < high:
