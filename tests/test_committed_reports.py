@@ -20,6 +20,8 @@ CHANGED = {
     "restrained_instability": {"K2 equal travel", "K3 kinks", "K10 divergence"}, "weight_normalization": set(),
     "modern_optimisers": set()}
 """Claims that stand on fewer than six pairs, which held by another test: docs/statistics.md says why."""
+READ_ANEW = {"C4 few-shot", "C4 rotten-tomatoes 16", "C4 rotten-tomatoes 128", "C4 rotten-tomatoes full"}
+"""Claims of fine-tuning whose numbers have changed: of equal dev accuracies the dev loss now says which is best."""
 
 
 def study_of(name):
@@ -39,12 +41,14 @@ def test_no_verdict_has_changed_but_the_five_that_are_named(report):
     scales = {each["scale"] for each in judged.values()}
     assert len(scales) == 1
     now = {claim.id: verdict for claim, verdict in study.judge(records, scales.pop())}
+    new = {name: now.pop(name) for name in now.keys() - judged.keys()}  # claims that came after the report
+    assert {verdict.outcome for verdict in new.values()} <= {"undecided"}
     assert now.keys() == judged.keys()
     changed = {name for name in now if now[name].outcome != judged[name]["outcome"]}
     assert changed == CHANGED[study.name]
     assert {now[name].outcome for name in changed} <= {"undecided"}
     for name, verdict in now.items():
-        if judged[name]["effect"] is not None:
+        if judged[name]["effect"] is not None and name not in READ_ANEW:
             assert verdict.effect == pytest.approx(judged[name]["effect"], rel=1e-9, abs=1e-12), name
         assert verdict.n == judged[name]["n"], name
 

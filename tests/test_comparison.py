@@ -113,6 +113,28 @@ def test_ranges_and_budgets_that_cannot_be_searched_are_refused(make):
 
 # Which runs a comparison needs
 
+def test_equal_candidates_are_parted_by_a_loss_and_else_by_the_smaller_rate():
+    by_accuracy = comparison(criterion=Criterion("accuracy", "higher"))
+    by_loss = comparison(criterion=Criterion("accuracy", "higher", "loss"))
+    rates = {"SGD": (0.1, 0.3), "Adam": (0.01, 0.03)}
+    same = tuned(by_accuracy, {(arm, rate): 80.0 for arm, each in rates.items() for rate in each}, "accuracy")
+    losses = tuned(by_accuracy, {(arm, rate): -rate for arm, each in rates.items() for rate in each})
+    assert [rule.lr for rule in by_accuracy.chosen(same + losses).values()] == [0.1, 0.01]
+    assert [rule.lr for rule in by_loss.chosen(same + losses).values()] == [0.3, 0.03]
+    scores = {("SGD", 0.1): 80.5, ("SGD", 0.3): 80.0, ("Adam", 0.01): 80.0, ("Adam", 0.03): None}
+    better = tuned(by_accuracy, scores, "accuracy")
+    assert [rule.lr for rule in by_loss.chosen(better + losses).values()] == [0.1, 0.01]
+
+
+def test_candidates_may_be_judged_after_a_shorter_training():
+    shorter = Plan(epochs=1, batch=32)
+    given = comparison(tuning_plan=shorter)
+    jobs = given.jobs(tuned(given, {(arm.name, rate): rate for arm in ARMS for rate in (0.01, 0.03, 0.1, 0.3)}))
+    assert {(job.use.phase, job.work.plan) for job in jobs} == {("tune", shorter), ("final", PLAN)}
+    whole = comparison().jobs(Records())
+    assert not {job.work.id for job in whole} & {job.work.id for job in jobs}
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     ({"arms": ()}, "at least one; got none"),
     ({"arms": (ARMS[0], replace(ARMS[1], name="SGD"))}, "got SGD more than once"),

@@ -12,8 +12,7 @@ from optscope.evidence.records import Record, Records
 from optscope.lab import run_study
 from optscope.protocol.comparison import Comparison
 from optscope.protocol.grafts import graft_name
-from optscope.studies.gan_grafting import NSGDA_CELLS, RULES, SGDA_CELLS, STUDY, arms
-from optscope.studies.gan_grafting.calculations import grid_of
+from optscope.studies.gan_grafting import NSGDA_CELLS, SGDA_CELLS, STUDY
 from optscope.studies.gan_grafting.claims import (
     ADA,
     ADAM,
@@ -26,6 +25,9 @@ from optscope.studies.gan_grafting.claims import (
     normalised,
     plain,
 )
+from optscope.studies.gan_grafting.fleets import Fleets, grid_of
+from optscope.studies.gan_grafting.rules import IMAGE_ARMS, IMAGED, MIXED, NEAR, RULES, arms
+from optscope.tasks.mixtures import Ring
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
 SEEDS = range(1, 11)
@@ -159,10 +161,28 @@ def test_every_scale_can_be_made(scale):
 
 
 def test_every_rule_has_rates_and_the_theory_its_cells():
-    from optscope.studies.gan_grafting import IMAGE_ARMS, IMAGED, MIXED
-    for names, rates, trials in ((tuple(RULES), MIXED, 12), (IMAGE_ARMS, IMAGED, 9)):
+    for names, rates, trials in ((tuple(RULES), MIXED, 12), (IMAGE_ARMS, IMAGED, 9), (IMAGE_ARMS, NEAR, 4)):
         assert {len(arm.candidates()) for arm in arms(names, rates)} == {trials}
+        assert not any("," in arm.name for arm in arms(names, rates))
     assert (len(SGDA_CELLS), len(NSGDA_CELLS)) == (45, 12)
+
+
+def test_fleets_are_tuned_before_they_are_played_and_further_seeds_repeat_nothing():
+    fleets = Fleets("ring", Ring(points=256), arms((SGDA, ADA), MIXED), 2, 1, tuple(range(1, 31)), (1001,),
+                    {ADA: (2001, 2002)})
+    first = fleets.jobs(Records())
+    assert [job.work.function.__name__ for job in first] == ["tune", "tune", "useful"]
+    assert [job.work.arguments["epochs"] for job in first] == [1, 1, 2]
+    tuned = Records(Record("ring", grid_of(ADA), 0, f"best rate of the {player}", rate)
+                    for player, rate in (("discriminator", 0.003), ("generator", 0.01)))
+    plays = fleets.jobs(tuned)[3:]
+    assert [job.work.arguments["seeds"] for job in plays] == [tuple(range(1, 25)), tuple(range(25, 31))]
+    assert [job.work.arguments["shown"] for job in plays] == [True, False]
+    assert {name: rule.lr for name, rule in plays[0].work.arguments["rule"].rules} == {
+        "discriminator": 0.003, "generator": 0.01}
+    more = replace(fleets, more={ADA: (31, 32)}).jobs(tuned)
+    assert {job.work.id for job in [*first, *plays]} < {job.work.id for job in more}
+    assert more[-1].work.arguments["seeds"] == (31, 32)
 
 
 def test_the_study_runs_at_smoke_scale(tmp_path):

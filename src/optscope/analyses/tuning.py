@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from optscope.engine.plan import Plan
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.words import listed
@@ -17,20 +18,22 @@ WIDE = 10.0
 
 def gradients(comparison: Comparison, records: Records) -> dict[str, int]:
     """Return how many gradients were spent on choosing each arm's hyperparameters; none on one that stands."""
-    tried, steps = comparison.tried(records), _steps(comparison)
+    tried, steps = comparison.tried(records), _steps(comparison, comparison.tuning_plan or comparison.plan)
     return {arm.name: sum(rule.evaluations for rule in tried[arm.name]) * steps * len(comparison.tuning_seeds)
             for arm in comparison.arms}
 
 
 def budget_said(comparison: Comparison, records: Records) -> str:
     """Return what was spent on choosing, on training, and how often the search was widened, in words."""
-    steps, seeds, tuning = _steps(comparison), len(comparison.tuning_seeds), gradients(comparison, records)
+    steps, tuning = _steps(comparison, comparison.plan), gradients(comparison, records)
+    seeds = len(comparison.tuning_seeds)
     rounds = comparison.rounds(records)
     trials = {arm.name: len(rounds[0][arm.name]) for arm in comparison.arms}
     what = "learning rates" if all(arm.search is None or arm.search.space.names == ("lr",)
                                    for arm in comparison.arms) else "candidates"
     said = [f"{_alike(trials)} {what} × {count_of(seeds, 'seed')} each, chosen by clean validation "
-            f"{comparison.criterion.metric}"]
+            f"{comparison.criterion.metric}"
+            + (f" after the shorter {comparison.tuning_plan!r}" if comparison.tuning_plan else "")]
     if len(rounds) > 1:
         said.append(f"then {count_of(len(rounds) - 1, 'round')} more, since a best rate lay at an end of those "
                     "tried: those at an end went on beyond it, the others between the best and its neighbour, each "
@@ -47,8 +50,8 @@ def _alike(counts: Mapping[str, int]) -> str:
     return "; ".join(f"{count:,} ({name})" for name, count in counts.items())
 
 
-def _steps(comparison: Comparison) -> int:
-    return comparison.plan.total(comparison.task.data().train.size)
+def _steps(comparison: Comparison, plan: Plan) -> int:
+    return plan.total(comparison.task.data().train.size)
 
 
 def learning_rates(comparison: Comparison, records: Records) -> Picture:

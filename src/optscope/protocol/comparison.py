@@ -82,10 +82,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Criterion:
-    """What learning rates are chosen by: a validation metric, and its better direction."""
+    """What rates are chosen by: a validation metric, its better direction, and the loss that parts equals."""
 
     metric: str = "loss"
     better: Direction = "lower"
+    ties: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Comparison:
     `twin_seeds` every arm is trained and measured twice more, with its steps rounded otherwise: what then differs,
     rounding alone has done (arms in `single` have no such twins). Large models need not keep their weights: to add
     a probe then trains again. All runs are done at `place`. With `metrics` only differences in these are tested.
+    With a `tuning_plan`, a shorter one, candidates are judged at the end of that, its whole schedule included.
 
     Raises:
         UserError: fewer than one arm, two arms of one name, two probes with a metric of one name, a criterion that
@@ -130,6 +132,7 @@ class Comparison:
     widen: int = 0
     at_end: tuple[Probe, ...] = ()
     metrics: tuple[str, ...] = ()
+    tuning_plan: Plan | None = None
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -208,7 +211,12 @@ class Comparison:
         return {arm.name: arm.candidates() for arm in self.arms}
 
     def _scored(self, records: Records, arm: Arm, tried: Sequence[Rule]) -> list[tuple[Rule, float]]:
-        return [(rule, self.score(records, arm, rule)) for rule in tried]
+        scores = [self.score(records, arm, rule) for rule in tried]
+        if ties := self.criterion.ties:
+            both = [(x, self._mean(records, arm, rule, ties, 1.0)) for rule, x in zip(tried, scores, strict=True)]
+            order = sorted(set(both))  # only their order counts
+            scores = [order.index(each) if math.isfinite(each[0]) else math.inf for each in both]
+        return list(zip(tried, scores, strict=True))
 
     def _further(self, records: Records, tried: Mapping[str, list[Rule]]) -> dict[str, list[Rule]]:
         """Return what is tried next of every tuned arm: nothing, unless the best of some lies at an end."""
@@ -251,9 +259,12 @@ class Comparison:
 
     def score(self, records: Records, arm: Arm, rule: Rule) -> float:
         """Return a candidate's mean criterion over the tuning seeds, turned so that lower is better."""
-        sign = -1.0 if self.criterion.better == "higher" else 1.0
+        return self._mean(records, arm, rule, self.criterion.metric,
+                          -1.0 if self.criterion.better == "higher" else 1.0)
+
+    def _mean(self, records: Records, arm: Arm, rule: Rule, metric: str, sign: float) -> float:
         rows = records.where(experiment=self.name, phase="tune", arm=arm.name, rule=repr(rule), step=None,
-                             metric=self.criterion.metric)
+                             metric=metric)
         values = {row.seed: sign * row.value for row in rows}
         if any(not math.isfinite(values.get(seed, math.nan)) for seed in self.tuning_seeds):
             return math.inf  # diverged or failed: it has no final validation metric, or an infinite one
@@ -270,7 +281,8 @@ class Comparison:
         task = arm.task or self.task
         probes = (self.validation,) if phase == "tune" else (*self.probes, *self.described)
         watch = self.watches if phase == "final" else ()
-        run = Run(task, rule, self.plan, seed, probes, watch, self.keep_weights, place=self.place)
+        plan = self.tuning_plan or self.plan if phase == "tune" else self.plan
+        run = Run(task, rule, plan, seed, probes, watch, self.keep_weights, place=self.place)
         use = Use(self.name, arm.name, phase, seed, repr(rule), run.id, run.readings, arm.factors)
         return Job(run, use)
 

@@ -49,13 +49,14 @@ def estimated(comparison: Comparison, step: Mapping[str, float], executor: Execu
     cost what `optscope.probes.catalog` says, in the shortest step of all arms.
     """
     arms = {arm.name: arm for arm in comparison.arms}
-    steps = comparison.plan.total(comparison.task.data().train.size)
+    examples = comparison.task.data().train.size
+    steps, shorter = (plan.total(examples) for plan in (comparison.plan, comparison.tuning_plan or comparison.plan))
     least = min(step[arm.name] / arm.rule.evaluations for arm in comparison.arms)
     unit = least * max(1.0, COST_BATCH / comparison.plan.batch) if least > BUSY else least
 
     def cost(*probes: Probe) -> float:
         return unit * sum(_steps_of(probe, comparison) for probe in probes)
-    tuned = {name: steps * step[name] + cost(comparison.validation) for name in arms}
+    tuned = {name: shorter * step[name] + cost(comparison.validation) for name in arms}
     measured = cost(*comparison.probes, *comparison.described)
     final = {name: steps * step[name] + measured + cost(*comparison.at_end)
              + comparison.moments * cost(comparison.validation, *comparison.watched) for name in arms}

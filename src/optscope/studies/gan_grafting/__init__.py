@@ -8,13 +8,13 @@ collapses, for normalisation makes both players move at the same pace.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from optscope.engine.plan import Plan
 from optscope.engine.run import Call
 from optscope.evidence.claims import Scale
-from optscope.optim import SGD, Adam, Graft, Linear, NormalizedSGD, Players, Rule, SignSGD
+from optscope.optim import SGD, Adam, Graft, Linear, NormalizedSGD, Players
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.coverage import Coverage
 from optscope.probes.embedding import EfficientNetLite0, Embedding, OwnClassifier
@@ -23,33 +23,38 @@ from optscope.probes.game_field import Rotation
 from optscope.probes.modes import Classes, Samples
 from optscope.probes.probe import Probe
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
-from optscope.protocol.grafts import graft_name
-from optscope.protocol.search import Grid, PlayerGrid
+from optscope.protocol.search import Grid
 from optscope.protocol.study import Paper, Study
 from optscope.studies.gan_grafting.before_factors import before_factors
-from optscope.studies.gan_grafting.calculations import mixture, theory
+from optscope.studies.gan_grafting.calculations import theory
 from optscope.studies.gan_grafting.claims import (
     ADA,
-    ADA_GLOBAL,
     ADAM,
     CLAIMS,
     DIR,
-    DIR_GLOBAL,
     HALVES,
     MODEL,
-    MODULE,
     NORMALISED,
     PLAIN,
-    ROOT,
     SGDA,
-    SIGN,
     UNIT,
     VARIANTS,
     normalised,
     plain,
     played,
 )
+from optscope.studies.gan_grafting.fleets import Fleets
 from optscope.studies.gan_grafting.pictures import pictures
+from optscope.studies.gan_grafting.rules import (
+    IMAGE_ARMS,
+    IMAGE_RULES,
+    IMAGED,
+    LATTICE_ARMS,
+    MIXED,
+    NEAR,
+    RULES,
+    arms,
+)
 from optscope.tasks.game import Game, Normal
 from optscope.tasks.gan import WGANGP, gan
 from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, ResDiscriminator, ResGenerator
@@ -57,45 +62,13 @@ from optscope.tasks.images import CIFAR10, STL10, Digits, FashionMNIST
 from optscope.tasks.mixtures import Lattice, Mixture, Ring
 from optscope.tasks.models import MLP
 from optscope.tasks.task import Task
+from optscope.theory.gan_modes import TwoModes
 
 PAPER = Paper("Dissecting adaptive methods in GANs", "Jelassi, Dobre, Mensch, Li, Gidel",
               "2022; ICLR 2023 submission", "2210.04319")
 
-
-
-def _rules(adam: Rule) -> dict[str, Rule]:
-    """Return every rule of the study, with Adam's moments as they are given.
-
-    The sign rule's length on SGD's direction is normalised descent by √n, run as such.
-    """
-    return {
-        SGDA: SGD(lr=1.0), ADAM: adam, SIGN: SignSGD(lr=1e-3),
-        ADA: Graft(adam, SGD(lr=1.0)), ADA_GLOBAL: Graft(adam, SGD(lr=1.0), per="model"),
-        DIR: Graft(SGD(lr=1.0), adam), DIR_GLOBAL: Graft(SGD(lr=1.0), adam, per="model"),
-        UNIT: NormalizedSGD(lr=0.1), MODEL: NormalizedSGD(lr=0.1, per="model"),
-        ROOT: NormalizedSGD(lr=1e-3, rms=True), MODULE: NormalizedSGD(lr=1e-3, per="module", rms=True),
-        graft_name(SGDA, SIGN): Graft(SGD(lr=1.0), SignSGD(lr=1.0)),
-        graft_name(ADAM, SIGN): Graft(adam, SignSGD(lr=1.0)),
-        graft_name(SIGN, ADAM): Graft(SignSGD(lr=1e-3), adam),
-    }
-
-
-RULES = _rules(Adam(lr=1e-3, beta1=0.5, beta2=0.9))
-IMAGE_RULES = _rules(Adam(lr=1e-3, beta1=0.5))
-"""With the moments that DCGANs are trained with; without normalisation Adam collapsed with both in pilots."""
-
-# Learning rates by what sets the length of a step: (η_D), (η_G); twelve pairs on mixtures, nine on images.
-MIXED = {"SGD": ((0.01, 0.03, 0.1), (0.01, 0.03, 0.1, 0.3)), "Adam": ((3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2, 3e-2)),
-         "unit": ((0.01, 0.03, 0.1), (0.01, 0.03, 0.1, 0.3)), "model": ((0.03, 0.1, 0.3), (0.03, 0.1, 0.3, 1.0)),
-         "graft": ((1e-3, 3e-3, 1e-2), (1e-3, 3e-3, 1e-2, 3e-2))}
-IMAGED = {"SGD": ((0.03, 0.1, 0.3), (0.1, 0.3, 1.0)), "Adam": ((3e-4, 1e-3, 3e-3), (3e-4, 1e-3, 3e-3)),
-          DIR: ((0.03, 0.1, 0.3), (0.03, 0.1, 0.3)), "model": ((0.03, 0.1, 0.3), (0.1, 0.3, 1.0)),
-          "graft": ((3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2))}
-LENGTHS = {SGDA: "SGD", DIR: "SGD", DIR_GLOBAL: "SGD", graft_name(SGDA, SIGN): "SGD", ADAM: "Adam", UNIT: "unit",
-           MODEL: "model"}
-"""What sets an arm's step length; "graft" where nothing is said: a root mean square about Adam's rate."""
-IMAGE_ARMS = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
-LATTICE_ARMS = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
+WIDEN, SHORTER = 3, 4
+"""Rounds by which a search on images may go on, and by what its trainings are shorter than those that compare."""
 
 SGDA_CELLS = tuple((d, d * r) for d in (0.03, 0.1, 0.3, 1.0, 3.0)
                    for r in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0))
@@ -107,10 +80,11 @@ NSGDA_CELLS = tuple((d, d * r) for d in (0.02, 0.05, 0.1, 0.2) for r in (0.2, 0.
 class Size:
     """How large everything is at one scale."""
 
-    theory: tuple[int, int, int, int] | None  # steps of SGDA and nSGDA, seeds of the grid, fresh seeds
-    variants: tuple[int, int, int, int] | None  # the same in other settings of the theory
+    theory: tuple[int, int, int, int, int] | None  # steps: SGDA's grid, best pair; nSGDA's. Seeds: grid, fresh
+    variants: tuple[int, int, int, int, int] | None  # the same in other dimensions (paper: in all other settings)
     epochs: int  # on mixtures
-    mixed: tuple[int, int] | None  # tuning seeds and fresh seeds on mixtures
+    tuning_epochs: int  # the same to choose rates
+    mixed: tuple[int, int, int] | None  # tuning seeds, fresh seeds on mixtures, seeds of whole grids
     images: tuple[int, int, int] | None  # epochs on digits, tuning seeds (0: rates stand), fresh seeds
     normed: tuple[int, int, int] | None = None  # the same with batch normalisation, which needs fewer epochs
     colour: int = 0  # epochs on 1,280 images of CIFAR-10
@@ -121,11 +95,12 @@ class Size:
 
 
 SIZES: dict[Scale, Size] = {
-    "smoke": Size((60, 60, 2, 2), None, 1, (1, 2), (1, 0, 2), points=256, samples=200),
-    "desk": Size((16_000, 5_000, 10, 40), (8_000, 5_000, 5, 20), 10, (4, 10), (100, 2, 8), (66, 1, 8), colour=8),
-    "long": Size(None, None, 1, None, None, fashion=(32, 4)),
-    "paper": Size((100_000, 20_000, 20, 40), (100_000, 20_000, 20, 40), 64, (8, 20), (200, 4, 20), (200, 4, 20),
-                  paper=True),
+    "smoke": Size((60, 60, 60, 2, 2), None, 1, 1, (1, 2, 2), (1, 0, 2), points=256, samples=200),
+    "desk": Size((8_000, 16_000, 5_000, 10, 40), (8_000, 8_000, 5_000, 5, 20), 10, 3, (4, 10, 6), (100, 2, 8),
+                 (66, 1, 8), colour=8),
+    "long": Size(None, None, 1, 1, None, None, fashion=(32, 6)),
+    "paper": Size((100_000, 100_000, 20_000, 20, 40), (100_000, 100_000, 20_000, 20, 40), 64, 64, (8, 20, 20),
+                  (200, 4, 20), (200, 4, 20), paper=True),
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under half a minute on two cores; every claim stays undecided",
@@ -136,26 +111,15 @@ COSTS: dict[Scale, str] = {
 }
 
 
-def arms(names: Sequence[str], rates: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]],
-         tuned: bool = True, rules: Mapping[str, Rule] = RULES) -> tuple[Arm, ...]:
-    """Return arms in which both players follow one rule, with rates to try, or with the largest of those tried."""
-    found = []
-    for name in names:
-        d, g = rates.get(name) or rates[LENGTHS.get(name, "graft")]
-        rule = Players(discriminator=rules[name].with_(lr=d[-1]), generator=rules[name].with_(lr=g[-1]))
-        found.append(Arm(name, rule, PlayerGrid(discriminator=d, generator=g) if tuned else None,
-                         factors=HALVES.get(name, {})))
-    return tuple(found)
-
-
 def _theory(size: Size) -> list[Call]:
     found = []
     for i, (name, problem) in enumerate(VARIANTS.items()):
         sizes = size.variants if i else size.theory
-        if sizes is not None:
-            plain_steps, normalised_steps, seeds, fresh = sizes
-            for kind, arm, cells, steps in ((PLAIN, plain(name), SGDA_CELLS, plain_steps),
-                                            (NORMALISED, normalised(name), NSGDA_CELLS, normalised_steps)):
+        usual = replace(problem, dimension=TwoModes().dimension) == TwoModes()
+        if sizes is not None and (usual or size.paper):
+            first, last, short, seeds, fresh = sizes
+            for kind, arm, cells, steps in ((PLAIN, plain(name), SGDA_CELLS, (first, last)),
+                                            (NORMALISED, normalised(name), NSGDA_CELLS, (short, short))):
                 found.append(Call(theory, {
                     "arm": arm, "problem": problem, "normalised": kind == NORMALISED, "cells": cells, "steps":
                     steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh))},
@@ -163,13 +127,11 @@ def _theory(size: Size) -> list[Call]:
     return found
 
 
-def _mixture(data: Mixture, names: Sequence[str], size: Size) -> list[Call]:
+def _mixture(name: str, data: Mixture, names: Sequence[str], size: Size, useful: Sequence[str] = ()) -> Fleets:
     assert size.mixed is not None
-    tuning, fresh = size.mixed
-    return [Call(mixture, {
-        "arm": arm.name, "data": data, "rule": arm.rule, "grid": arm.search, "epochs": size.epochs,
-        "tuning": tuple(range(1001, 1001 + tuning)), "seeds": tuple(range(1, 1 + fresh))}, arm.factors)
-        for arm in arms(names, MIXED)]
+    tuning, fresh, whole = size.mixed
+    return Fleets(name, data, arms(names, MIXED), size.epochs, size.tuning_epochs, tuple(range(1, 1 + fresh)),
+                  tuple(range(1001, 1001 + tuning)), {arm: tuple(range(2001, 2001 + whole)) for arm in useful})
 
 
 def _images(name: str, game: Game, plan: Plan, chosen: tuple[Arm, ...], embedding: Embedding, size: Size,
@@ -177,7 +139,9 @@ def _images(name: str, game: Game, plan: Plan, chosen: tuple[Arm, ...], embeddin
     score = Coverage(embedding, samples=size.samples, split="train")
     return Comparison(name, game, chosen, plan, (score, *extra), tuple(range(1, 1 + fresh)),
                       tuple(range(1001, 1001 + max(1, tuning))), Criterion("Fréchet distance"),
-                      moments=4 if chosen[0].search else 2, watched=(Samples(),), validation=score)
+                      moments=4 if chosen[0].search else 2, watched=(Samples(),), validation=score,
+                      widen=WIDEN if chosen[0].search else 0,
+                      tuning_plan=replace(plan, epochs=max(1, plan.epochs // SHORTER)) if plan.epochs else None)
 
 
 def _digits(size: Size) -> list[Experiment]:
@@ -191,7 +155,7 @@ def _digits(size: Size) -> list[Experiment]:
         extra += (Rotation(examples=64),) if tuning else ()
         game = gan("digits", DCGenerator(norm=norm), DCDiscriminator(), Digits(), latent=Normal(16))
         found.append(_images(name, game, Plan(epochs, 64, Linear()),
-                             arms(IMAGE_ARMS, IMAGED, tuning > 0, IMAGE_RULES), OwnClassifier("digits"), size,
+                             arms(IMAGE_ARMS, NEAR, tuning > 0, IMAGE_RULES), OwnClassifier("digits"), size,
                              tuning, fresh, extra))
     return found
 
@@ -263,7 +227,8 @@ def _classifier(size: Size) -> list[Experiment]:
                      factors=HALVES[name])
                  for name, rates in tried.items())
     return [Comparison("classifier", task, each, Plan(15 if desk else 1, 64, Linear()), (Accuracy(),),
-                       tuple(range(1, 1 + seeds)), criterion=Criterion("accuracy", "higher"), moments=3)]
+                       tuple(range(1, 1 + seeds)), criterion=Criterion("accuracy", "higher"), moments=3,
+                       widen=WIDEN if desk else 0)]
 
 
 def experiments(scale: Scale) -> Sequence[Experiment]:
@@ -273,8 +238,8 @@ def experiments(scale: Scale) -> Sequence[Experiment]:
     if size.theory:
         found.append(Calls("theory", _theory(size)))
     if size.mixed:
-        found += [Calls("ring", _mixture(Ring(points=size.points), tuple(RULES), size)),
-                  Calls("lattice", _mixture(Lattice(points=size.points), LATTICE_ARMS, size))]
+        found += [_mixture("ring", Ring(points=size.points), tuple(RULES), size, (SGDA, ADA)),
+                  _mixture("lattice", Lattice(points=size.points), LATTICE_ARMS, size)]
     return [*found, *_digits(size), *_classifier(size), *_fashion(size), *_colour(size), *_paper(size)]
 
 
@@ -309,9 +274,13 @@ STUDY = Study(
              "none of them was run. StyleGAN2 and LSUN are not configured: the network's path-length "
              "regularisation, augmentation and average of weights are no part of this package, its settings in "
              "the paper could not be read, and LSUN and CelebA have no reader here. Images are scored against "
-             "the training part, so copying it is not punished. Learning rates of images were searched over four "
-             "pairs a rule, around those that an earlier pilot with other code had found good, and after a first "
-             "look over five more a rule, beyond the ends at which the best of the four lay; the number of "
-             "epochs on digits and Adam's moments there were set by pilots on a tuning seed.",
+             "the training part, so copying it is not punished. The number of epochs on digits and Adam's "
+             "moments there were set by pilots on a tuning seed.\nRates are chosen after shorter trainings, "
+             "with their whole schedule: a quarter of the epochs on images, three of ten on mixtures. On "
+             "digits the search begins at four pairs a rule, one of them the best of the nine that the first "
+             "report tried at full length, and goes on for at most three rounds while the best of some rule "
+             "lies at an end. In the theory SGDA's grid is played for 8,000 steps and its best pair for "
+             "16,000; modes at an angle, modes seen together and one-hot latent vectors, which no claim asks "
+             "for, are left to --scale paper.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
     before_factors=before_factors)

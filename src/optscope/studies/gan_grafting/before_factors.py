@@ -12,10 +12,14 @@ def before_factors(experiment: str, arm: str, metric: str) -> tuple[str, str, Ma
     """Return arm and metric as they are called now, and the factors in the arm's name.
 
     >>> before_factors("ring", "Adam length, SGD direction, grid", "useful cells")
-    ('Adam length × SGD direction, grid', 'useful cells', {'length': 'Adam', 'direction': 'SGD', 'per': 'layer'})
+    ('Adam length × SGD direction (grid)', 'useful cells', {'length': 'Adam', 'direction': 'SGD', 'per': 'layer'})
+    >>> before_factors("theory", "SGDA, d = 300", "fitted")[0]
+    'SGDA at d = 300'
     """
-    arm = arm.replace(" length, ", " length × ").replace(", whole model", " (whole model)").replace("e, by", "e by")
     kind, _, variant = arm.partition(", ")
     if experiment == "theory" and arm:
-        return arm, metric, played(kind, variant)
-    return arm, metric, HALVES.get(arm.removesuffix(", grid"), {})
+        return f"{kind} at {variant}", metric, played(kind, variant)
+    for old, new in ((" length, ", " length × "), (", whole model", " (whole model)"), ("e, by", "e by"),
+                     (", grid", " (grid)")):
+        arm = arm.replace(old, new)
+    return arm, metric, HALVES.get(arm.removesuffix(" (grid)"), {})

@@ -1,22 +1,14 @@
-"""Calculations of the GAN study that train no single network: the two-mode theory, and fleets on mixtures."""
+"""The two-mode theory of the GAN study, played over a grid of rates and at the best of them on fresh seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from optscope.engine.fleet import outputs, play_members
-from optscope.engine.plan import Plan
 from optscope.evidence.records import Record, measured
-from optscope.optim import SGD, Linear, NormalizedSGD, Players, Rule
-from optscope.probes.modes import count_modes
-from optscope.protocol.search import PlayerGrid
-from optscope.tasks.gan import gan
-from optscope.tasks.gan_models import Perceptron
-from optscope.tasks.mixtures import Mixture
+from optscope.optim import SGD, NormalizedSGD, Players, Rule
 from optscope.tasks.two_modes import Play, labels, simulate
 from optscope.theory.gan_modes import OUTCOMES, TwoModes
 
@@ -26,17 +18,13 @@ Cells = Sequence[tuple[float, float]]
 """Learning rates to try, (η_D, η_G)."""
 
 MOMENTS = ("once D has fitted", "at the budget", "at the end")
-SAMPLES, SHOWN = 2000, 400
-BATCH = 64
-FLEET = 24
-"""Members that play together: so few that their activations stay in the cache."""
 BUDGET = 100.0
 """Of the theory: steps times η_D, within which normalised descent should have found both modes."""
 
 
-def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: int, seeds: Sequence[int],
-           fresh: Sequence[int]) -> Found:
-    """Play the two-mode GAN over a grid of rates, then its best cell on fresh seeds.
+def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: tuple[int, int],
+           seeds: Sequence[int], fresh: Sequence[int]) -> Found:
+    """Play the two-mode GAN over a grid of rates, then its best cell on fresh seeds, for so many `steps` each.
 
     Rows of a cell (at: its number): the share of seeds with both modes at each of the moments, within the budget
     and ever, and, of the seeds whose discriminator fitted, the share that had not found both by then. Rows of a
@@ -45,7 +33,7 @@ def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: i
     generator moved by its own length (nan: never), and the pace. The best cell is the one where most seeds ever
     saw both, of equals the fastest.
     """
-    play = _played(problem, normalised, cells, steps, seeds)
+    play = _played(problem, normalised, cells, steps[0], seeds)
     members = len(seeds), len(cells)
     ever = (play.outcomes == 0).any(0).reshape(members)
     first = play.first_both().reshape(members)
@@ -66,8 +54,8 @@ def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: i
     order = [(-ever[:, i].mean(), float(np.median(first[:, i])), i) for i in range(len(cells))]
     best = min(order)[2]
     rows += [measured(arm, 0, "best rate of D", cells[best][0]), measured(arm, 0, "best rate of G", cells[best][1]),
-             measured(arm, 0, "steps played", float(steps))]
-    again = _played(problem, normalised, [cells[best]], steps, fresh)
+             measured(arm, 0, "steps played", float(steps[1]))]
+    again = _played(problem, normalised, [cells[best]], steps[1], fresh)
     rows += _fresh_rows(arm, again, fresh)
     counts = np.stack([[np.mean(labelled == k, axis=0) for k in range(len(OUTCOMES))] for labelled in found])
     return rows, {f"{arm}/cells": np.array(cells), f"{arm}/outcomes": counts,
@@ -101,60 +89,3 @@ def _fresh_rows(arm: str, play: Play, seeds: Sequence[int]) -> list[Record]:
                      float(np.nanmax(play.pace[:, i]) - np.nanmin(play.pace[:, i]))),
                  measured(arm, seed, "band of the log pace ratio", float(high[i] - low[i]))]
     return rows
-
-
-def mixture(arm: str, data: Mixture, rule: Players, grid: PlayerGrid, epochs: int, tuning: Sequence[int],
-            seeds: Sequence[int]) -> Found:
-    """Tune a rule on a mixture by the missed mass, mean over the tuning seeds, then play the best pair on others.
-
-    Rows: the metrics of `Modes` by seed, and under the arm's grid, by tuning seed, the share of cells with half of
-    the modes and 40 % of high quality. Arrays: the grid's mean missed mass and modes, `(η_D, η_G)`; samples of the
-    first seed.
-    """
-    candidates = [each for each in grid.candidates(rule) if isinstance(each, Players)]
-    tried = _scores(data, candidates, epochs, tuning, 0)
-    missed = tried["missed mass"].mean(0)
-    missed = np.where(np.isfinite(missed), missed, np.inf)
-    best = candidates[int(missed.argmin())]
-    useful = (tried["modes"] >= len(data.means) / 2) & (tried["high quality"] >= 0.4)
-    rows = [measured(grid_of(arm), seed, "useful cells", float(useful[i].mean())) for i, seed in enumerate(tuning)]
-    rows += [measured(grid_of(arm), 0, f"best rate of the {name}", float(each.lr))  # type: ignore[arg-type]
-             for name, each in best.rules]
-    rows.append(measured(grid_of(arm), 0, "missed mass when tuned", float(missed.min())))
-    final = _scores(data, [best], epochs, seeds, 1)
-    samples = final.pop("samples")
-    rows += [measured(arm, seed, name, float(values[i, 0])) for name, values in final.items()
-             for i, seed in enumerate(seeds)]
-    modes = tried["modes"].mean(0)
-    return rows, {f"{arm}/missed": missed.reshape(grid.shape), f"{arm}/modes": modes.reshape(grid.shape),
-                  f"{arm}/samples": samples[0, 0, :SHOWN]}
-
-
-def grid_of(arm: str) -> str:
-    """Return the name under which the tuning of an arm is filed, for its seeds are not those that compare."""
-    return f"{arm}, grid"
-
-
-def _scores(data: Mixture, candidates: Sequence[Players], epochs: int, seeds: Sequence[int],
-            judge: int) -> dict[str, Array]:
-    """Return the metrics of `Modes`, `(seeds, candidates)` each, and the samples they are of, drawn by `judge`."""
-    game = gan("mixture", Perceptron((8, 64, 64, 2)), Perceptron((2, 64, 64, 1)), data, bounds=None)
-    latent = game.latent(SAMPLES, torch.Generator().manual_seed(judge))
-    members = [(seed, rule) for seed in seeds for rule in candidates]
-    parts = []
-    for first in range(0, len(members), FLEET):
-        some, rules = zip(*members[first:first + FLEET], strict=True)
-        vectors = play_members(game, _together(rules), Plan(epochs, BATCH, Linear()), some)
-        parts.append(outputs(game, "generator", vectors, latent))
-    made = torch.cat(parts)
-    shape = len(seeds), len(candidates)
-    found = {name: values.numpy().reshape(shape)
-             for name, values in count_modes(made, data.means, data.std).items()}
-    return found | {"samples": made.numpy().astype(np.float64).reshape(*shape, SAMPLES, 2)}
-
-
-def _together(rules: Sequence[Players]) -> Players:
-    """Return one rule whose members have the rates of `rules`, which differ in nothing else."""
-    def rates(name: str) -> tuple[float, ...]:
-        return tuple(float(rule.by_name[name].lr) for rule in rules)  # type: ignore[arg-type]
-    return Players(**{name: each.with_(lr=rates(name)) for name, each in rules[0].rules})

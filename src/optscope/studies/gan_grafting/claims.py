@@ -14,7 +14,7 @@ from optscope.evidence.records import Factor, Records
 from optscope.evidence.stats import mean_interval, median_interval, wilson
 from optscope.evidence.verdicts import all_of, at_least_k, equivalent, greater, holm_corrected, shown_by, within
 from optscope.protocol.grafts import graft_name
-from optscope.studies.gan_grafting.calculations import grid_of
+from optscope.studies.gan_grafting.fleets import grid_of
 from optscope.theory.gan_modes import TwoModes
 
 Array = NDArray[np.float64]
@@ -52,12 +52,12 @@ Test = Callable[[Records], Verdict]
 
 def plain(variant: str = "d = 1000") -> str:
     """Return the arm of plain descent in a variant of the theory's setting."""
-    return f"{PLAIN}, {variant}"
+    return f"{PLAIN} at {variant}"
 
 
 def normalised(variant: str = "d = 1000") -> str:
     """Return the arm of normalised descent in a variant of the theory's setting."""
-    return f"{NORMALISED}, {variant}"
+    return f"{NORMALISED} at {variant}"
 
 
 def played(kind: str, variant: str) -> Mapping[str, Factor]:

@@ -10,14 +10,18 @@ from optscope.evidence.records import Factor
 _GRID = re.compile(r"(?P<data>.+), batch (?P<batch>\d+)(?:, (?P<view>tuned|watched|other momenta))?")
 _SVAG = re.compile(r"(?P<data>.+), SVAG level (?P<level>\d+)")
 _SUBSET = re.compile(r"(?P<setting>.+), subset (?P<subset>\d+)")
-_METHOD = re.compile(r"(?:SGD|momentum (?P<momentum>[\d.]+))(?:, η (?P<rate>[\d.]+))?")
+_METHOD = re.compile(r"(?:SGD|momentum (?P<momentum>[\d.]+))(?:(?:,| at) η (?P<rate>[\d.]+))?")
 _SVAG_AT = {"digits": (100, 4.0), "fashion-mnist": (128, 0.8), "cifar10": (128, 0.4)}
 """Batch and rate of the SVAG runs at desk scale, which their names do not say."""
 
 
 def before_factors(experiment: str, arm: str, metric: str) -> tuple[str, str, Mapping[str, Factor]]:
-    """Return arm and metric as they are called now, which is as they were, and the factors in their names."""
-    return arm, metric, _factors(experiment, arm) if arm else {}
+    """Return arm and metric as they are called now, and the factors in their names.
+
+    >>> before_factors("digits, batch 16", "SGD, η 0.25", "accuracy")[0]
+    'SGD at η 0.25'
+    """
+    return arm.replace(", η", " at η"), metric, _factors(experiment, arm) if arm else {}
 
 
 def _factors(experiment: str, arm: str) -> Mapping[str, Factor]:

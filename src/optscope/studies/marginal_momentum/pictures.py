@@ -106,7 +106,7 @@ def _learning_rates(records: Records, data: str) -> Picture:
     return Picture(f"learning-rates-{data}", title, panels,
                    "All methods on one axis, in the effective rate. Borne are rates whose accuracy is within "
                    f"{NEAR:g} points of the method's best; ≥ marks the largest that was tried. Momenta 0.5 and "
-                   f"0.99 have 4 seeds. {SEEDS}")
+                   f"0.99 have fewer seeds. {SEEDS}")
 
 
 def _svag(records: Records, data: Sequence[str]) -> list[Figure]:

@@ -41,7 +41,7 @@ def method(beta: float) -> str:
 
 def cell_arm(beta: float, rate: float) -> str:
     """Return the name of the arm with momentum β at the effective rate η."""
-    return f"{method(beta)}, η {rate:g}"
+    return f"{method(beta)} at η {rate:g}"
 
 
 def batches(records: Records, data: str) -> list[int]:
