@@ -11,8 +11,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from optscope.errors import UserError
-from optscope.optim import PolarSGD
-from optscope.tasks.diagonal import Settings, descend, flow, gaussian
+from optscope.optim import SGD, PolarSGD
+from optscope.studies.weight_normalization.starts import convolution
+from optscope.tasks.convolution import ConvolutionReadout
+from optscope.tasks.diagonal import Settings, arrival, descend, flow, gaussian
 from optscope.tasks.recovery import diabetes, lasso, patch
 from optscope.theory.diagonal import fit
 
@@ -210,3 +212,97 @@ def test_without_scikit_learn_the_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(UserError, match=r'pip install "optscope\[digits\]"'):
         diabetes(0)
+
+
+@pytest.mark.parametrize(("blocks", "ratio"), [("stack", None), ("stack", 4.0), ("part", 4.0)])
+def test_unequal_factors_are_trained_as_torch_trains_them(blocks, ratio):
+    problems, depth = one(True), 3
+    tilt = np.exp(0.5 * np.random.default_rng(5).normal(size=(depth, 1, 2, 20)))
+    shape = (1, 40) if blocks == "stack" else (2, 20)  # a unit of the rule is what has a norm
+    weights = [nn.Parameter(torch.from_numpy(0.02 ** (1 / depth) * each).reshape(shape)) for each in tilt]
+    h = float(H / problems.gram_norm[0])
+    rule = (PolarSGD(lr=h / ratio, ratio=ratio) if ratio else SGD(lr=h)).optimizer(weights)
+    A, y = torch.from_numpy(problems.A[0]), torch.from_numpy(problems.y[0])
+
+    def product():
+        w, v = torch.stack([each.reshape(2, 20) for each in weights]).prod(0)
+        return w - v
+    for _ in range(100):
+        rule.zero_grad()
+        (0.5 * (A @ product() - y).square().sum()).backward()
+        rule.step()
+    found = descend(problems, settings(depth, ratio=ratio, tied=False, tilt=tilt, blocks=blocks), 100)
+    np.testing.assert_allclose(found.x[0, :, 0], product().detach().numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize(("depth", "alpha"), [(2, 1e-3), (3, 3e-3)])
+def test_the_flow_has_fitted_when_a_descent_that_follows_it_has(depth, alpha):
+    problems, ratio = gaussian([1], 30, 15, 2), 10.0
+    step = 0.1
+    run = descend(problems, Settings(depth, np.array([alpha]), np.array([step]), np.array([ratio])), 60_000,
+                  stop=1e-2)
+    time, x = arrival(problems.A[0], problems.y[0], alpha, depth, ratio, 1e-2)
+    steps = time * ratio * problems.gram_norm[0] / step
+    assert run.residual[0, 0] <= 1e-2
+    assert steps == pytest.approx(run.steps[-1], rel=0.03)
+    np.testing.assert_allclose(x, run.x[0, :, 0], atol=5e-3)
+
+
+def test_a_flow_that_has_not_fitted_in_time_never_came():
+    problems = gaussian([1], 30, 15, 2)
+    assert arrival(problems.A[0], problems.y[0], 1e-3, 3, 10.0, 1e-2, end=1.0)[0] == np.inf
+
+
+def test_tilt_is_for_untied_factors_and_positive():
+    tilt = np.ones((2, 1, 2, 20))
+    for wrong in ({"tilt": tilt}, {"tilt": -tilt, "tied": False}):
+        with pytest.raises(UserError, match="tilt multiplies"):
+            settings(2, **wrong)
+
+
+def test_the_convolution_is_one_of_mirrored_signals():
+    n = 6
+    network, x = ConvolutionReadout(n), torch.randn(3, n, dtype=torch.float64)
+    kernel = torch.zeros(2 * n, dtype=torch.float64)  # h0 = 1, h±1 = 1/4, around the circle
+    kernel[0], kernel[1], kernel[-1] = 1.0, 0.25, 0.25
+    mirrored = torch.cat([x, x.flip(-1)], dim=-1)
+    expected = torch.fft.ifft(torch.fft.fft(mirrored) * torch.fft.fft(kernel)).real[:, :n]
+    response = 1 + 0.5 * torch.cos(torch.pi * torch.arange(n, dtype=torch.float64) / n)
+    with torch.no_grad():
+        network.filter.copy_(network.cosines @ response)
+        network.readout.copy_(torch.arange(float(n)))
+    torch.testing.assert_close(network.convolved(x), expected)
+    torch.testing.assert_close(network(x), expected @ torch.arange(float(n), dtype=torch.float64))
+
+
+def filters(problems, start, ratio, steps):
+    """The spectra of filter and readout by the update of each, written out; h = 1/‖A‖²."""
+    A, y, w = problems.A[0], problems.y[0], start.copy()
+    h = 1 / problems.gram_norm[0]
+    for _ in range(steps):
+        G = (A.T @ (A @ (w[0] * w[1]) - y)) * w[::-1]
+        if ratio is None:
+            w = w - h * G
+            continue
+        r = np.linalg.norm(w, axis=1, keepdims=True)
+        along = (w / r * G).sum(1, keepdims=True)
+        u = w / r - h * r * (G - along * w / r)
+        w = (r - h / ratio * along) * u / np.linalg.norm(u, axis=1, keepdims=True)
+    return w
+
+
+def test_the_convolution_is_trained_as_its_spectra_are_and_ends_at_the_limit_of_the_diagonal_model():
+    problems = gaussian([902], 50, 25, 3)
+    square = float(np.abs(problems.x).sum())
+    start = np.random.default_rng([902, 2]).normal(size=(2, 50))
+    start *= np.sqrt(0.2 * square) / np.linalg.norm(start, axis=1, keepdims=True)
+    rows, _ = convolution([902], 0.2, 10.0, 40)
+    parts = ((start[0] + [[1], [-1]] * start[1]) / 2) ** 2
+    for arm, ratio in (("SGD", None), ("PolarSGD", 10 / square)):
+        (found,) = (row.value for row in rows if row.arm == arm and row.metric == "residual")
+        after = filters(problems, start, ratio, 40).prod(0)
+        assert found == pytest.approx(np.linalg.norm(problems.A[0] @ after - problems.y[0])
+                                      / np.linalg.norm(problems.y[0]), rel=1e-10)
+        end = filters(problems, start, ratio, 8000).prod(0)
+        limit = fit(problems.A, problems.y, parts[None], ratio=ratio).x[0]
+        assert np.linalg.norm(end - limit) < 0.01 * np.linalg.norm(problems.x)

@@ -89,11 +89,12 @@ class Settings:
     """K ways to descend: `start` x(0) = α, `step` h in units of 1/‖A‖², each `(K,)` or `(S, K)`.
 
     `ratio` is κ, `(K,)` or `(S, K)`, for polar descent, None for plain. With `tied` factors one vector stands for
-    all `depth` of them; untied ones are computed one by one. `blocks` says what has a norm: "stack", (w; v) of a
-    factor together, or "part", w and v apart.
+    all `depth` of them; untied ones are computed one by one, and may start apart: `tilt` `(depth, S, J, N)`
+    multiplies their weights. `blocks` says what has a norm: "stack", (w; v) of a factor together, or "part", w and
+    v apart.
 
     Raises:
-        UserError: for depth < 2, a start, step or ratio <= 0, or other blocks.
+        UserError: for depth < 2, a start, step, ratio or tilt <= 0, a tilt of tied factors, or other blocks.
     """
 
     depth: int
@@ -102,6 +103,7 @@ class Settings:
     ratio: Array | None = None
     tied: bool = True
     blocks: str = "stack"
+    tilt: Array | None = None
 
     def __post_init__(self) -> None:
         check_depth(self.depth)
@@ -112,6 +114,9 @@ class Settings:
             check_ratio(self.ratio)
         if self.blocks not in ("stack", "part"):
             raise UserError(f'blocks must be "stack" or "part"; got {self.blocks!r}')
+        if self.tilt is not None and (self.tied or not (np.isfinite(self.tilt) & (self.tilt > 0)).all()):
+            raise UserError("tilt multiplies the starts of untied factors by finite numbers > 0; got "
+                            f"{'tied factors' if self.tied else self.tilt}")
 
 
 def descend(problems: Instances, settings: Settings, iterations: int, stop: float = 0.0) -> Descent:
@@ -130,8 +135,9 @@ def descend(problems: Instances, settings: Settings, iterations: int, stop: floa
         residual, error = loop.look(iterations)
         iteration = iterations
     kept.append((iteration, residual, error))
-    return Descent(loop.x, error, residual, loop.norms(), loop.reached, np.array([k[0] for k in kept], dtype=float),
-                   np.stack([k[1] for k in kept]), np.stack([k[2] for k in kept]))
+    steps, residuals, errors = (np.array(each) for each in zip(*kept, strict=True))
+    return Descent(loop.x, error, residual, loop.norms(), loop.reached, steps.astype(float),
+                   residuals, errors)
 
 
 class _Loop:
@@ -151,6 +157,8 @@ class _Loop:
         h = (step / problems.gram_norm[:, None])[:, None, None, :]
         w = (start ** (1 / settings.depth))[:, None, None, :]
         z = np.broadcast_to(w, (factors, len(start), parts, size, start.shape[-1])).copy()
+        if settings.tilt is not None:
+            z *= settings.tilt[..., None]
         self.reached = {name: np.full(start.shape, np.inf) for name in TARGETS}
         self.ratio, self.h = settings.ratio, h
         self.z = z
@@ -252,3 +260,51 @@ def flow(A: Array, y: Array, start: ArrayLike, depth: int, ratio: float | Callab
         r = np.linalg.norm(found.y, axis=0)
         return Trajectory(found.t, r, (found.y / r).T)
     return Trajectory(found.t, found.y[0], found.y[1:].T)
+
+
+def arrival(A: Array, y: Array, start: float, depth: int, ratio: float, residual: float,
+            end: float = 1e15) -> tuple[float, Array]:
+    """Return when ‖A x − y‖/‖y‖ of a signed polar flow falls to `residual`, inf if not by `end`, and x then.
+
+    Time is that of the norm (η_r = 1). Flows of depth > 2 wait at saddles for their next entry to grow, so long
+    that only an implicit method gets past: BDF with the exact Jacobian, rtol 1e-5, atol 1e-14.
+
+    Raises:
+        UserError: for depth < 2, start or ratio <= 0; when the integration breaks down.
+    """
+    check_depth(depth)
+    check_start(start)
+    check_ratio(ratio)
+    B = np.hstack([A, -A])
+    gram, scale, size = B.T @ B, float(np.linalg.norm(y)), B.shape[1]
+
+    def motion(_: float, state: Array) -> Array:
+        r, u = state[0], state[1:]
+        G = (B.T @ (B @ (r * u)**depth - y)) * (r * u) ** (depth - 1)
+        return np.concatenate([[-u @ G], -ratio * r * (G - (u @ G) * u)])
+
+    def jacobian(_: float, state: Array) -> Array:
+        r, u = state[0], state[1:]
+        z = r * u
+        g = B.T @ (B @ z**depth - y)
+        G = g * z ** (depth - 1)
+        by_z = (z ** (depth - 1))[:, None] * gram * (depth * z ** (depth - 1))
+        by_z[np.diag_indices(size)] += (depth - 1) * g * z ** (depth - 2)
+        along, along_r, along_u = u @ G, u @ by_z @ u, G + r * (u @ by_z)
+        found = np.empty((1 + size, 1 + size))
+        found[0, 0], found[0, 1:] = -along_r, -along_u
+        found[1:, 0] = -ratio * (G - along * u + r * (by_z @ u - along_r * u))
+        found[1:, 1:] = -ratio * r * (r * by_z - np.outer(u, along_u) - along * np.eye(size))
+        return found
+
+    def above(_: float, state: Array) -> float:
+        return float(np.linalg.norm(B @ (state[0] * state[1:])**depth - y)) / scale - residual
+
+    above.terminal = True  # type: ignore[attr-defined]
+    r0 = start ** (1 / depth) * np.sqrt(size)
+    found = solve_ivp(motion, (0.0, end), np.concatenate([[r0], np.full(size, size**-0.5)]), method="BDF",
+                      jac=jacobian, rtol=1e-5, atol=1e-14, events=above)
+    if not found.success:
+        raise UserError(f"the flow could not be integrated to t = {end:g}: {found.message}")
+    parts = (found.y[0, -1] * found.y[1:, -1]) ** depth
+    return (float(found.t[-1]) if found.status == 1 else np.inf), parts[:size // 2] - parts[size // 2:]

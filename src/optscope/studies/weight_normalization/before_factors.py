@@ -18,6 +18,8 @@ def before_factors(experiment: str, arm: str, metric: str) -> tuple[str, str, Ma
     >>> before_factors("controls", "L=3, tiny start, κ=1", "error")
     ('κ=1', 'error', {'depth': 3, 'problem': 'tiny start'})
     """
+    if (old := "rate over prediction, ") in metric:
+        metric = f"rate of {metric.removeprefix(old)} flow over prediction"
     if not arm.startswith("L="):
         return arm, metric, {}
     factors: dict[str, Factor] = {}

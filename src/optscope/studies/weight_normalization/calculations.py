@@ -50,8 +50,9 @@ def error(problems: Instances, x: Array) -> Array:
     return np.asarray(np.linalg.norm(x - problems.x, axis=-1) / np.linalg.norm(problems.x, axis=-1))
 
 
-def _rows(arm: str, factors: Mapping[str, Factor], seeds: Sequence[int], at: float | None,
-          **metrics: Array) -> list[Record]:
+def rows_of(arm: str, factors: Mapping[str, Factor], seeds: Sequence[int], at: float | None,
+            **metrics: Array) -> list[Record]:
+    """Return a row a metric and seed; an underline in a metric's name is a space."""
     return [measured(arm, seed, name.replace("_", " "), float(value), at, None, **factors)
             for name, values in metrics.items() for seed, value in zip(seeds, values, strict=True)]
 
@@ -65,7 +66,7 @@ def sweep(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Seq
     Q = least(problems)
     size = 2 * problems.x.shape[1]
     of: Mapping[str, Factor] = {"depth": depth}
-    rows = _rows("linear programme", of, seeds, None, least_l1=Q, error=error(problems, np.stack(
+    rows = rows_of("linear programme", of, seeds, None, least_l1=Q, error=error(problems, np.stack(
         [basis_pursuit(A, y) for A, y in zip(problems.A, problems.y, strict=True)])))
     for alpha in alphas:
         arms: list[tuple[str, float | None, Mapping[str, Factor]]] = [
@@ -78,9 +79,9 @@ def sweep(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Seq
                               for s, q in zip(limit.log_rho, Q, strict=True)])
             if kappa is not None and depth == 2:
                 bound = np.minimum(bound, [float(robust_bound(alpha, size, q, kappa)) for q in Q])
-            rows += _rows(name, factors, seeds, alpha, excess=excess, error=error(problems, limit.x),
-                          log10_effective_start=limit.log_rho / np.log(10) + np.log10(alpha),
-                          excess_less_bound=excess - np.minimum(bound, 1e9))
+            rows += rows_of(name, factors, seeds, alpha, excess=excess, error=error(problems, limit.x),
+                            log10_effective_start=limit.log_rho / np.log(10) + np.log10(alpha),
+                            excess_less_bound=excess - np.minimum(bound, 1e9))
     return rows, {}
 
 
@@ -98,14 +99,14 @@ def cells(depth: int, seeds: Sequence[int], sparsities: Sequence[int], measureme
             Q = least(problems)
             recovered = np.abs(Q - 1) < 1e-8
             factors = {"depth": depth, "sparsity": s, "measurements": m}
-            rows += _rows("linear programme", factors, seeds, None,
-                          l1_minimiser_is_the_target=recovered.astype(np.float64))
+            rows += rows_of("linear programme", factors, seeds, None,
+                            l1_minimiser_is_the_target=recovered.astype(np.float64))
             ratio = strength / target_square(problems, depth)
             for share, alpha in zip(shares, starts(problems, depth, shares).T, strict=True):
                 for arm, kappa in (("plain", None), ("polar", ratio)):
                     limit = fit(problems.A, problems.y, alpha, depth=depth, ratio=kappa)
-                    rows += _rows(arm, factors, seeds, share, excess=(limit.l1 - Q) / Q,
-                                  error=error(problems, limit.x))
+                    rows += rows_of(arm, factors, seeds, share, excess=(limit.l1 - Q) / Q,
+                                    error=error(problems, limit.x))
     return rows, {}
 
 
@@ -116,7 +117,7 @@ def dose(depth: int, seeds: Sequence[int], share: float, strengths: Sequence[flo
     rows = []
     for strength in strengths:
         limit = fit(problems.A, problems.y, alpha, depth=depth, ratio=strength / square)
-        rows += _rows("polar", {"depth": depth}, seeds, strength, excess=(limit.l1 - Q) / Q)
+        rows += rows_of("polar", {"depth": depth}, seeds, strength, excess=(limit.l1 - Q) / Q)
     return rows, {}
 
 
@@ -145,22 +146,22 @@ def table(depth: int, seeds: Sequence[int], alphas: Sequence[float], ratios: Seq
     polar = descend(problems, Settings(depth, many[0], np.array([0.25]), many[1]), iterations)
     rows: list[Record] = []
     for i, alpha in enumerate(alphas):
-        rows += _scored("plain", {"depth": depth}, problems, Q, seeds, alpha, found["plain"], i)
+        rows += scored("plain", {"depth": depth}, problems, Q, seeds, alpha, found["plain"], i)
         for j, kappa in enumerate(ratios):
-            rows += _scored(f"κ={kappa:g}", {"depth": depth, "ratio": kappa}, problems, Q, seeds, alpha, polar,
-                            i * len(ratios) + j)
+            rows += scored(f"κ={kappa:g}", {"depth": depth, "ratio": kappa}, problems, Q, seeds, alpha, polar,
+                           i * len(ratios) + j)
     return rows, {}
 
 
-def _scored(arm: str, factors: Mapping[str, Factor], problems: Instances, Q: Array, seeds: Sequence[int],
-            at: float, run: Descent, column: int) -> list[Record]:
+def scored(arm: str, factors: Mapping[str, Factor], problems: Instances, Q: Array, seeds: Sequence[int],
+           at: float, run: Descent, column: int) -> list[Record]:
     """Return what a descent reached: nan for error and excess where it is unfinished."""
     residual = run.residual[:, column]
     whole = np.where(residual <= FINISHED, 1.0, np.nan)
     times = {f"iterations_to_{name.replace(' ', '_')}": reached[:, column] for name, reached in run.reached.items()}
-    return _rows(arm, factors, seeds, at, error=run.error[:, column] * whole, residual=residual,
-                 excess=(np.abs(run.x[..., column]).sum(-1) - Q) / Q * whole,
-                 unfinished=np.isnan(whole).astype(float), **times)
+    return rows_of(arm, factors, seeds, at, error=run.error[:, column] * whole, residual=residual,
+                   excess=(np.abs(run.x[..., column]).sum(-1) - Q) / Q * whole,
+                   unfinished=np.isnan(whole).astype(float), **times)
 
 
 def descents(depth: int, seeds: Sequence[int], shares: Sequence[float], strength: float, iterations: int) -> Found:
@@ -185,10 +186,10 @@ def descents(depth: int, seeds: Sequence[int], shares: Sequence[float], strength
             limit = fit(problems.A, problems.y, np.exp(log_rho[:, i]) * alphas[:, i], depth=depth)
             whole = np.where(run.residual[:, i] <= FINISHED, 1.0, np.nan)
             gap = np.linalg.norm(run.x[..., i] - limit.x, axis=-1) / np.linalg.norm(problems.x, axis=-1)
-            rows += _scored(name, {"depth": depth}, problems, Q, seeds, share, run, i)
-            rows += _rows(name, {"depth": depth}, seeds, share, distance_to_the_limit=gap * whole,
-                          excess_of_the_limit=(limit.l1 - Q) / Q,
-                          log10_effective_start=(log_rho[:, i] + np.log(alphas[:, i])) / np.log(10))
+            rows += scored(name, {"depth": depth}, problems, Q, seeds, share, run, i)
+            rows += rows_of(name, {"depth": depth}, seeds, share, distance_to_the_limit=gap * whole,
+                            excess_of_the_limit=(limit.l1 - Q) / Q,
+                            log10_effective_start=(log_rho[:, i] + np.log(alphas[:, i])) / np.log(10))
             arrays[f"L={depth}/{name}/rate {share:g}"] = np.array([_per_step(problems, limit, depth, kappa, i)])
     return rows, arrays | {f"L={depth}/target": problems.x[0]}
 
@@ -213,7 +214,7 @@ def flows(seeds: Sequence[int]) -> Found:
                 for kappa in (0.5, 3.0):
                     rows += [measured(arm, seed, name, value, kappa, depth=depth) for name, value in
                              _against_theory(A, y, start, depth, kappa, signed).items()]
-                rows += [measured(arm, seed, f"rate over prediction, {name}",
+                rows += [measured(arm, seed, f"rate of {name} flow over prediction",
                                   _measured_rate(A, y, start, depth, ratio, signed), depth=depth)
                          for name, ratio in (("plain", None), ("polar", 3.0))]
                 plain = flow(A, y, start, depth, signed=signed)
@@ -253,11 +254,12 @@ def controls(seeds: Sequence[int], strength: float) -> Found:
     for depth in (2, 3):
         alpha, ratio = starts(dense, depth, [0.2])[:, 0], strength / target_square(dense, depth)
         limit = fit(dense.A, dense.y, alpha, depth=depth, ratio=ratio)
-        rows += _rows("polar", {"depth": depth, "problem": "dense"}, seeds, None, error=error(dense, limit.x))
+        rows += rows_of("polar", {"depth": depth, "problem": "dense"}, seeds, None, error=error(dense, limit.x))
         sparse = gaussian(seeds)
         for name, kappa in (("plain", None), ("κ=1", 1.0)):
             tiny = fit(sparse.A, sparse.y, 1e-6, depth=depth, ratio=kappa)
-            rows += _rows(name, {"depth": depth, "problem": "tiny start"}, seeds, None, error=error(sparse, tiny.x))
+            rows += rows_of(name, {"depth": depth, "problem": "tiny start"}, seeds, None,
+                            error=error(sparse, tiny.x))
     return rows, {}
 
 
@@ -283,7 +285,7 @@ def tuned_speed(depth: int, tuning: Sequence[int], seeds: Sequence[int], iterati
             best = int(np.argmin(np.median(trials.reached[f"error {percent} %"], axis=0)))
             chosen = [g[best:best + 1] for g in grid]
             final = run(gaussian(seeds), chosen)
-            rows += _rows(name, {"depth": depth}, seeds, float(percent),
-                          iterations=final.reached[f"error {percent} %"][:, 0])
+            rows += rows_of(name, {"depth": depth}, seeds, float(percent),
+                            iterations=final.reached[f"error {percent} %"][:, 0])
             arrays[f"L={depth}/{name}/{percent}"] = np.concatenate(chosen)
     return rows, arrays

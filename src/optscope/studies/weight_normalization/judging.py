@@ -28,7 +28,8 @@ HALF = math.log10(0.5)
 EXACT = 1e-6
 
 
-def _log_ratio(records: Records, arm: str, other: str, metric: str, at: float | None) -> Array:
+def log_ratio(records: Records, arm: str, other: str, metric: str, at: float | None) -> Array:
+    """Return log10 of the ratio of two arms' values, paired by seed."""
     a, b = records.pairs(arm, other, metric, at)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log10(a) - np.log10(b))
@@ -75,14 +76,15 @@ class LessError:
 
     depth: int
     experiment: str
+    shares: tuple[float, ...] = (0.2, 0.6)
 
     def __call__(self, records: Records) -> Verdict:
-        """Judge the median of log10 of the error's ratio at 0.2 and 0.6 of the threshold, paired by seed."""
+        """Judge the median of log10 of the error's ratio at shares of the threshold, paired by seed."""
         mine = (_usual(records, self.depth) if self.experiment == "cells" else
                 records.where(experiment=self.experiment, depth=self.depth))
-        parts = [within(median_interval(_log_ratio(mine, "polar", "plain", "error", share)), high=HALF,
+        parts = [within(median_interval(log_ratio(mine, "polar", "plain", "error", share)), high=HALF,
                         what=f"L = {self.depth}, {share:g} of the threshold: log10 of polar over plain error")
-                 for share in (0.2, 0.6)]
+                 for share in self.shares]
         unfinished = records.where(experiment=self.experiment, metric="unfinished", value=1.0)
         verdict = shown_by(all_of(parts), parts[0])
         if not unfinished:
@@ -148,7 +150,7 @@ class Exponential:
     def __call__(self, records: Records) -> Verdict:
         """Judge the worst ratio of measured to predicted slope, polar and plain."""
         values = np.array([row.value for name in ("plain", "polar") for row in records.where(
-            experiment="flows", metric=f"rate over prediction, {name}", depth=self.depth)])
+            experiment="flows", metric=f"rate of {name} flow over prediction", depth=self.depth)])
         missing = int(np.isnan(values).sum())
         worst = float(values[np.nanargmax(np.abs(values - 1))]) if missing < len(values) else math.nan
         verdict = close(worst, 1.0, 0.05, what=f"L = {self.depth}: measured over predicted rate, the worst of "
@@ -204,7 +206,7 @@ def in_most_cells(records: Records) -> Verdict:
              for depth in tried.levels("depth") for sparsity in tried.levels("sparsity")
              for measurements in tried.levels("measurements")]
     places = [(cell, share) for cell in cells for share in BELOW]
-    medians = [float(np.median(_log_ratio(cell, "polar", "plain", "error", share))) for cell, share in places]
+    medians = [float(np.median(log_ratio(cell, "polar", "plain", "error", share))) for cell, share in places]
     less, more = sum(m < HALF for m in medians), sum(m > 0 for m in medians)
     off = [m for m, (cell, _) in zip(medians, places, strict=True)
            if np.mean(cell.values("linear programme", "l1 minimiser is the target")) < 0.5]
@@ -240,7 +242,7 @@ class FadesAbove:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median of polar over plain error."""
-        ratio = _log_ratio(_usual(records, self.depth), "polar", "plain", "error", ABOVE)
+        ratio = log_ratio(_usual(records, self.depth), "polar", "plain", "error", ABOVE)
         return within(median_interval(10**ratio), 0.8, 1.05,
                       what=f"L = {self.depth}: polar over plain error at {ABOVE:g} times the threshold")
 
@@ -265,7 +267,7 @@ class TinyIsWorse:
 
     def __call__(self, records: Records) -> Verdict:
         """Judge the median of log10 of the error's ratio."""
-        ratio = _log_ratio(_control(records, self.depth, "tiny start"), "κ=1", "plain", "error", None)
+        ratio = log_ratio(_control(records, self.depth, "tiny start"), "κ=1", "plain", "error", None)
         return within(median_interval(ratio), low=0.0,
                       what=f"L = {self.depth}, α = 1e-6: log10 of polar (κ = 1) over plain error")
 
