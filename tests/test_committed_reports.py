@@ -22,6 +22,8 @@ CHANGED = {
 """Claims that stand on fewer than six pairs, which held by another test: docs/statistics.md says why."""
 READ_ANEW = {"C4 few-shot", "C4 rotten-tomatoes 16", "C4 rotten-tomatoes 128", "C4 rotten-tomatoes full"}
 """Claims of fine-tuning whose numbers have changed: of equal dev accuracies the dev loss now says which is best."""
+MEASURED_BEFORE = {"C6 cifar10 Adam kernels", "C6 cifar10 RMSProp kernels", "C6 cifar10 kernels"}
+"""Claims that came after the report, of numbers that it holds already."""
 
 
 def study_of(name):
@@ -42,7 +44,7 @@ def test_no_verdict_has_changed_but_the_five_that_are_named(report):
     assert len(scales) == 1
     now = {claim.id: verdict for claim, verdict in study.judge(records, scales.pop())}
     new = {name: now.pop(name) for name in now.keys() - judged.keys()}  # claims that came after the report
-    assert {verdict.outcome for verdict in new.values()} <= {"undecided"}
+    assert {name for name, verdict in new.items() if verdict.outcome != "undecided"} <= MEASURED_BEFORE
     assert now.keys() == judged.keys()
     changed = {name for name in now if now[name].outcome != judged[name]["outcome"]}
     assert changed == CHANGED[study.name]
@@ -63,7 +65,9 @@ def test_names_of_old_become_the_factors_that_experiments_name_now(report):
         assert now.keys() & there.keys()
     for place in now.keys() & there.keys():
         assert there[place] == now[place]
-    given = [(e.name, call.factors) for e in experiments if isinstance(e, Calls) for call in e.calls]
+    run = {row.experiment for row in records}
+    given = [(e.name, call.factors) for e in experiments if isinstance(e, Calls) and e.name in run
+             for call in e.calls]
     for name, factors in given:
         assert not factors or records.where(experiment=name, **factors)
 

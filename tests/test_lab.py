@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import math
@@ -35,9 +36,11 @@ from optscope.protocol.events import Ended, Named, Quiet
 from optscope.protocol.search import Grid
 from optscope.protocol.session import run_experiments
 from optscope.protocol.settings import Settings
-from optscope.protocol.study import check_scale
+from optscope.protocol.study import Gap, check_scale
 from optscope.report.document import Document
 from optscope.report.forest import glance
+from optscope.report.markdown import markdown
+from optscope.report.page import render
 from optscope.studies import STUDIES
 from optscope.studies.robustness_gap import STUDY
 from optscope.tasks.task import Task
@@ -249,6 +252,35 @@ def test_every_scale_can_be_made(scale):
         assert first
         assert all(isinstance(job.work, Run) for job in first)
         assert len({(j.use.arm, j.use.rule, j.use.seed) for j in first}) == len(first)
+
+
+OPEN = {"gan_grafting", "marginal_momentum", "modern_optimisers", "weight_normalization"}
+"""Studies that do not say yet how far they are from their paper."""
+
+
+def test_studies_say_how_far_they_are_from_their_paper(monkeypatch, capsys):
+    gaps = {name: import_module(f"optscope.studies.{name}").STUDY.gaps for name in STUDIES}
+    assert {name for name, found in gaps.items() if len(found) < 3} <= OPEN
+    assert all(len({gap.differs for gap in found}) == len(found) for found in gaps.values())
+    monkeypatch.setenv("COLUMNS", "300")
+    assert call(monkeypatch, "show robustness_gap") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(gap.paper in shown and gap.costs in shown for gap in STUDY.gaps)
+
+
+def test_a_gap_that_says_nothing_is_refused():
+    with pytest.raises(UserError, match="Gap: costs must say something"):
+        Gap("data", "all", "some", " ")
+
+
+def test_the_gap_to_the_paper_opens_a_report():
+    section = answered(STUDY, STUDY.judge(Records(), "smoke"), "smoke")
+    document = Document("t", "q", section.sentences[0], verdicts=section.verdicts, scale="smoke",
+                        summaries=section.summaries, families=dict(section.families))
+    for said, end in ((markdown(document), "## Claims"), (render(document), 'id="claims"')):
+        top = html.unescape(said[:said.index(end)])
+        assert "How far this is from the paper" in top
+        assert all(text in top for gap in STUDY.gaps for text in (gap.paper, gap.ours, gap.costs))
 
 
 @pytest.mark.parametrize("name", STUDIES)

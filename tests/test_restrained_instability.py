@@ -12,16 +12,19 @@ from torch import nn
 from optscope.engine.execute import Inline
 from optscope.engine.plan import Plan
 from optscope.engine.store import Store
+from optscope.engine.train import train
 from optscope.errors import UserError
 from optscope.evidence.claims import Verdict
 from optscope.evidence.records import Record, Records
 from optscope.evidence.variance import deviation_ratio, spread_ratio
 from optscope.optim import SGD, Adam, Decayed, Rounded
+from optscope.probes.batch_sharpness import BatchSharpness
+from optscope.probes.curvature import PreconditionedSharpness, TopEigenvalues
 from optscope.probes.rule_in_use import threshold
 from optscope.protocol.events import Quiet
 from optscope.protocol.session import run_experiments
 from optscope.protocol.study import check_scale
-from optscope.studies.restrained_instability import STUDY, trained_claims
+from optscope.studies.restrained_instability import STUDY, edge_claims, trained_claims
 from optscope.studies.restrained_instability.trained import accuracies, edge_of_stability, part_ways
 from optscope.tasks.images import Digits, FashionMNIST
 from optscope.tasks.models import MLP, ResNet
@@ -51,7 +54,7 @@ def test_smoke_judges_what_is_exact_and_leaves_the_rest_open(smoke):
 def test_smoke_draws_every_figure(smoke):
     names = {figure.name for figure in STUDY.pictures(smoke.records, smoke.arrays)}
     assert names == {"heat", "window", "bifurcation", "one-layer", "curves", "rates", "edge", "crossed", "gap",
-                     "depth-and-decay", "spread"}
+                     "settled", "depth-and-decay", "spread"}
 
 
 @pytest.mark.parametrize("scale", list(STUDY.costs))
@@ -68,7 +71,7 @@ def test_every_scale_can_be_made_and_is_undecided_without_records(scale):
 # Claims on made records
 
 def edge_records(runs: list[tuple[float, bool, bool]]) -> Records:
-    return Records(Record("edge", "3 hidden, decay 0", seed, metric, float(value), at=0.3)
+    return Records(Record("edge", "3 hidden with decay 0", seed, metric, float(value), at=0.3)
                    for seed, (loss, crossed, amplified) in enumerate(runs)
                    for metric, value in (("final loss", loss), ("crossed", crossed), ("amplified", amplified)))
 
@@ -90,7 +93,7 @@ def test_crossed_and_amplified(runs, outcome):
 
 
 def spread_records(rng: np.random.Generator, rounding: float, seeds: float, count: int = 20) -> Records:
-    names = [*trained_claims.ARMS, "k = 2", *(f"k = {k}, first step only" for k in trained_claims.FIRST)]
+    names = [*trained_claims.ARMS, "k = 2", *(f"k = {k} in the first step" for k in trained_claims.FIRST)]
     base = rng.normal(80, seeds, count)
     return Records(Record("spread", arm, seed, "accuracy", base[seed] + rng.normal(0, rounding))
                    for seed in range(count) for arm in names)
@@ -146,7 +149,7 @@ def test_twins_part_with_a_control():
 def test_accuracies_of_every_divisor():
     rows, _ = accuracies(TASK, SGD(lr=0.5), Plan(4, 16), 1, (1, 3, 2), (3,), last=2)
     found = {(row.arm, row.metric): row.value for row in rows}
-    assert {arm for arm, _ in found} == {"k = 1", "k = 3", "k = 2", "k = 3, first step only"}
+    assert {arm for arm, _ in found} == {"k = 1", "k = 3", "k = 2", "k = 3 in the first step"}
     assert found["k = 2", "accuracy"] == found["k = 1", "accuracy"]
     assert found["k = 2", "distance"] == 0 < found["k = 3", "distance"]
 
@@ -160,6 +163,49 @@ def test_the_edge_is_followed(edge, crosses):
     assert arrays["a/0.05/0/steps"].tolist() == [20, 40, 60, 80, 100]
     assert (found["crossing step"] == 120) != crosses
     assert arrays["a/0.05/0/threshold"] == edge
+
+
+@pytest.mark.parametrize(("rule", "met", "batch"), [
+    (Adam(lr=3e-3), "preconditioned sharpness", 100), (SGD(lr=0.05), "batch sharpness", 20)], ids=repr)
+def test_other_edges_are_followed_by_what_the_rule_meets(rule, met, batch):
+    plan, steps = Plan(steps=80, batch=batch), (20, 40, 60, 80)
+    rows, arrays = edge_of_stability("a", SMALL_EDGE, rule, plan, 0, threshold(rule), met)
+    seen: list[tuple[float, float]] = []
+
+    def look(snapshot):
+        plain = TopEigenvalues(rel=1e-4, examples=None)(snapshot).values["sharpness"]
+        probe = BatchSharpness(examples=None) if batch == 20 else PreconditionedSharpness(rel=1e-4, examples=None)
+        seen.append((probe(snapshot).values[met], plain))
+
+    train(SMALL_EDGE, Rounded(rule, 1), plan, 0, at=steps, watch=look)
+    found = {row.metric: row.value for row in rows}
+    np.testing.assert_allclose(arrays[f"a/{rule.lr:g}/0/sharpness"], [own for own, _ in seen], rtol=0.06)
+    assert found["late sharpness / threshold"] == pytest.approx(seen[-1][0] / threshold(rule), rel=0.06)
+    if batch == 20:
+        assert found["late sharpness of all / threshold"] == pytest.approx(seen[-1][1] / threshold(rule), rel=0.06)
+
+
+def late_records(experiment: str, metric: str, values: list[float], crossed: bool = True) -> Records:
+    return Records(Record(experiment, "3 hidden with decay 0", seed, name, value, at=0.1)
+                   for seed, late in enumerate(values)
+                   for name, value in (("final loss", 0.1), ("crossed", float(crossed)), (metric, late)))
+
+
+@pytest.mark.parametrize(("claim", "experiment", "metric"), [
+    (edge_claims.adam_stays_at_its_edge, edge_claims.ADAM, edge_claims.LATE),
+    (edge_claims.batches_stay_at_their_edge, edge_claims.BATCHES, edge_claims.LATE),
+    (edge_claims.all_examples_stay_below, edge_claims.BATCHES, edge_claims.LATE_OF_ALL)])
+def test_levels_at_other_edges(claim, experiment, metric):
+    at, above = [0.95, 0.9, 0.97, 0.92, 0.96, 0.94], [1.5, 1.6, 1.4, 1.5, 1.55, 1.45]
+    assert claim(late_records(experiment, metric, at)).outcome == "holds"
+    assert claim(late_records(experiment, metric, above)).outcome == "fails"
+    assert claim(late_records(experiment, metric, [0.5, 1.6, 0.7, 1.5, 0.9, 1.2])).outcome == "undecided"
+    assert claim(late_records(experiment, metric, at, crossed=False)).outcome == "undecided"
+
+
+@pytest.mark.parametrize("claim", [edge_claims.amplified_by_adam, edge_claims.amplified_in_batches])
+def test_other_edges_are_judged_on_their_own_records(claim):
+    assert claim(edge_records([(0.1, True, True)] * 50 + [(0.1, False, False)] * 50)).outcome == "undecided"
 
 
 def test_a_diverged_training_is_reported_as_such():

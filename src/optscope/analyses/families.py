@@ -1,4 +1,4 @@
-"""The answer of a study in a sentence, and what every family of its claims is about."""
+"""The answer of a study in a sentence, its claims by family, and how far it is from its paper."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.words import listed
 from optscope.protocol.study import Study
 from optscope.report.section import Section
+from optscope.report.tables import Table
 
 NAMED = 4
 """So many claims that fail are named."""
@@ -20,4 +21,10 @@ def answered(study: Study, verdicts: Sequence[tuple[Claim, Verdict]], scale: Sca
     named = f" ({listed(failing)})" if 0 < len(failing) <= NAMED else ""
     summary = (f"Of {len(verdicts)} claims {outcomes.count('holds')} hold, {outcomes.count('fails')} fail{named} "
                f"and {outcomes.count('undecided')} are undecided at {scale} scale.")
-    return Section([summary], verdicts, families=list(study.families.items()))
+    return Section([summary], verdicts, families=list(study.families.items()), summaries=[gap_table(study)])
+
+
+def gap_table(study: Study) -> Table:
+    """Return what differs between a study and its paper, a row each."""
+    return Table("How far this is from the paper", ("what differs", "the paper", "here", "what closing it costs"),
+                 [(gap.differs, gap.paper, gap.ours, gap.costs) for gap in study.gaps])

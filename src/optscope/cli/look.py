@@ -40,6 +40,10 @@ def show(study: str, power: Annotated[Path | None, typer.Option("--power", metav
                f"arXiv {found.paper.arxiv}\n", highlight=False)
     for text in (found.question, found.reproduced, found.left_out):
         OUT.print(text + "\n", highlight=False)
+    for gap in found.gaps:
+        OUT.print(f"[bold]{gap.differs}[/bold]: the paper {gap.paper}; here {gap.ours}; to close it: {gap.costs}",
+                  highlight=False)
+    OUT.print()
     for claim in found.claims:
         OUT.print(f"[bold]{claim.id}[/bold] {claim.text} ({claim.source})", highlight=False)
     OUT.print()

@@ -31,14 +31,34 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """One thing that differs from the paper: what it is, the paper's setting, ours, and what closing it costs.
+
+    Raises:
+        UserError: when one of them says nothing.
+    """
+
+    differs: str
+    paper: str
+    ours: str
+    costs: str
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            if not text.strip():
+                raise UserError(f"Gap: {name} must say something; got {text!r} in {self}")
+
+
+@dataclass(frozen=True)
 class Study:
     """A paper's question and what it takes to answer it.
 
     `reproduced` and `left_out` say in a few sentences what is done here, what is not, and why; a line of `left_out`
-    is a point of its own. `costs` gives the expected time of each scale. `pictures` turns records (and arrays, as
-    `Results` names them) into figures; `claims` are judged on the same records. Claims whose ids share the first
-    word are a family: `families` says in a few words what each is about. `before_factors` reads the rows of reports
-    of 0.1, written before factors: of an experiment, an arm and a metric it returns arm, metric and factors.
+    is a point of its own. `gaps` put the paper's settings beside ours, and `costs` gives the expected time of each
+    scale. `pictures` turns records (and arrays, as `Results` names them) into figures; `claims` are judged on the
+    same records. Claims whose ids share the first word are a family: `families` says in a few words what each is
+    about. `before_factors` reads the rows of reports of 0.1, written before factors: of an experiment, an arm and a
+    metric it returns arm, metric and factors.
 
     Raises:
         UserError: when a family has no words, or words have no family.
@@ -55,6 +75,7 @@ class Study:
     families: Mapping[str, str]
     costs: Mapping[Scale, str] = field(default_factory=dict)
     before_factors: Before | None = None
+    gaps: tuple[Gap, ...] = ()
 
     def __post_init__(self) -> None:
         there = {claim.id.partition(" ")[0] for claim in self.claims}

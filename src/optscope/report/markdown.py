@@ -24,6 +24,7 @@ def _lines(document: Document) -> Iterator[str]:
     for sentence in document.verdict_sentence.splitlines():
         yield f"**{_text(sentence)}**\n" if sentence.strip() else ""
     for table in glance(document):
+        yield f"### {_text(table.title)}\n" if table.title and table.rows else ""
         yield from _table(table)
         yield f"{_text(table.note)}\n"
     yield from _figures(document.openers)

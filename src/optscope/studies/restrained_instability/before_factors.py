@@ -19,16 +19,19 @@ def before_factors(experiment: str, arm: str, metric: str) -> tuple[str, str, Ma
     >>> before_factors("one layer", "white noise, between", "late distance")
     ('white noise', 'late distance', {'place': 'between'})
     >>> before_factors("spread", "k = 3, first step only", "accuracy")
-    ('k = 3, first step only', 'accuracy', {'k': 3, 'steps': 'first'})
+    ('k = 3 in the first step', 'accuracy', {'k': 3, 'steps': 'first'})
     """
     if found := _PRECISION.fullmatch(arm):
         return found[1], metric, {"precision": found[2]}
     if found := _PLACE.fullmatch(arm):
         return found[1], metric, {"place": found[2]}
     if found := _NETWORK.fullmatch(arm):
-        return arm, metric, {"activation": found[1], "convolutions": int(found[2])}
+        return (f"{found[1]} with {found[2]} convolutions", metric,
+                {"activation": found[1], "convolutions": int(found[2])})
     if found := _EDGE.fullmatch(arm):
-        return arm, metric, {"hidden": int(found[1]), "decay": float(found[2])}
+        return (f"{found[1]} hidden with decay {found[2]}", metric,
+                {"hidden": int(found[1]), "decay": float(found[2])})
     if found := _TWIN.fullmatch(arm):
-        return arm, metric, {"k": int(found[1]), "steps": "first" if found[2] else "all"}
+        return (f"k = {found[1]}{' in the first step' if found[2] else ''}", metric,
+                {"k": int(found[1]), "steps": "first" if found[2] else "all"})
     return arm, metric, {}

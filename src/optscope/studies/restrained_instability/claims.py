@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from optscope.evidence.claims import Claim
+from optscope.studies.restrained_instability import edge_claims as edges
 from optscope.studies.restrained_instability import exact_claims as exact
 from optscope.studies.restrained_instability import trained_claims as trained
 
@@ -58,6 +59,18 @@ CLAIMS = tuple(Claim(*claim) for claim in (
      "table 3", exact.thrown_back, "no unstable steps, no stable ones, or a stay of more than 50 steps"),
     ("K9", "Rounding is amplified in the trainings whose sharpness crosses the edge of stability, and in no others",
      "abstract", trained.amplified_where_crossed, "more than 10 % exceptions in either direction"),
+    ("K9 Adam", "Under Adam rounding is amplified in the trainings whose preconditioned sharpness crosses Adam's "
+     "own edge, and in no others", "K9 for the rule of arXiv 2207.14484", edges.amplified_by_adam,
+     "more than 10 % exceptions in either direction"),
+    ("K9 Adam settles", "Past Adam's edge the preconditioned sharpness stays there", "arXiv 2207.14484",
+     edges.adam_stays_at_its_edge, "a late ratio to the threshold outside 0.8 to 1.25"),
+    ("K9 batch", "In small batches rounding is amplified in the trainings whose batch sharpness crosses 2/lr, and "
+     "in no others", "K9 for the quantity of arXiv 2412.20553", edges.amplified_in_batches,
+     "more than 10 % exceptions in either direction"),
+    ("K9 batch settles", "Past 2/lr the batch sharpness stays there", "arXiv 2412.20553",
+     edges.batches_stay_at_their_edge, "a late ratio to 2/lr outside 0.8 to 1.25"),
+    ("K9 batch all", "The sharpness of all examples then stays below 2/lr", "arXiv 2412.20553",
+     edges.all_examples_stay_below, "a late ratio to 2/lr above 1"),
     ("K10 decay", "More weight decay, within its window, delays the edge of stability",
      "abstract, in our reading", trained.decay_delays, "a larger decay crosses earlier"),
     ("K10 depth", "Deeper networks reach the edge of stability at smaller learning rates",

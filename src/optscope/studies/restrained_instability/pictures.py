@@ -10,6 +10,7 @@ from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval
 from optscope.evidence.variance import spread_ratio
 from optscope.protocol.study import Arrays
+from optscope.studies.restrained_instability.edge_claims import ADAM, BATCHES, LATE, LATE_OF_ALL
 from optscope.studies.restrained_instability.exact import PAPER, PARTED, WINDOW_DECAYS
 from optscope.studies.restrained_instability.trained_claims import (
     AMPLIFIED,
@@ -36,6 +37,8 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
         found += [_curves(records, arrays), _rates(records)]
     if records.where(experiment="edge"):
         found += [_edge(records, arrays), _crossed(records), _gap(records), _depth_and_decay(records)]
+    if records.where(experiment=ADAM):
+        found.append(_settled(records))
     if records.where(experiment="spread"):
         found.append(_spread(records))
     return found
@@ -155,8 +158,8 @@ def _rates(records: Records) -> Picture:
                    "Geometric mean over seeds with 95 % t intervals of the logarithm.")
 
 
-SHOWN = (("3 hidden, decay 0", 0.3), ("3 hidden, decay 0.003", 0.3), ("3 hidden, decay 0", 0.15),
-         ("1 hidden, decay 0", 0.45), ("1 hidden, decay 0", 0.3))
+SHOWN = tuple((f"{hidden} hidden with decay {decay}", lr) for hidden, decay, lr in (
+    (3, "0", 0.3), (3, "0.003", 0.3), (3, "0", 0.15), (1, "0", 0.45), (1, "0", 0.3)))
 
 
 def _edge(records: Records, arrays: Arrays) -> Picture:
@@ -189,19 +192,44 @@ def _crossed(records: Records) -> Heatmap:
 
 
 def _gap(records: Records) -> Picture:
-    sides = crossing_distances(records)
-    series = [Series(name, [x for x, _ in side], [y for _, y in side], mark="points")
-              for name, side in zip(("crossed the edge", "did not cross"), sides, strict=True)]
-    return Picture("gap", "Largest distance of twins against the largest sharpness, one mark a training",
-                   [Panel("largest sharpness / threshold (1 is the edge of stability)",
-                          "largest distance of rounding twins", series, log_y=True)],
-                   "Full-batch gradient descent on 800 digits, over depth, learning rate, weight decay and seeds.")
+    panels = []
+    for experiment, title in (("edge", "gradient descent, full batches"), (ADAM, "Adam, full batches"),
+                              (BATCHES, "gradient descent, batches of 16")):
+        series = [Series(name, [x for x, _ in side], [y for _, y in side], mark="points") for name, side in zip(
+            ("crossed the edge", "did not cross"), crossing_distances(records, experiment), strict=True)]
+        if records.where(experiment=experiment):
+            panels.append(Panel("largest sharpness / threshold (1 is the edge of stability)",
+                                "largest distance of rounding twins", series, title, log_y=True))
+    return Picture("gap", "Largest distance of twins against the largest sharpness, one mark a training", panels,
+                   "On 800 digits, over depth, learning rate, weight decay and seeds. The sharpness is that which "
+                   "the rule meets: of all examples, preconditioned by Adam, and the mean over batches along their "
+                   "own gradient.")
+
+
+def _settled(records: Records) -> Picture:
+    panels = []
+    for experiment, title, metrics in (
+            (ADAM, "Adam, full batches", {LATE: ""}),
+            (BATCHES, "gradient descent, batches of 16", {LATE: ": of batches", LATE_OF_ALL: ": of all examples"})):
+        mine, series = records.where(experiment=experiment), []
+        for arm in [arm for arm in mine.arms() if arm]:
+            for metric, of in metrics.items():
+                rates = mine.where(arm=arm).axis(metric)
+                found = [mean_interval(mine.values(arm, metric, lr)) for lr in rates]
+                series.append(Series(f"{mine.where(arm=arm).levels('hidden')[0]} hidden layers{of}", rates,
+                                     [f.estimate for f in found], [f.low for f in found], [f.high for f in found]))
+        panels.append(Panel("learning rate", "late sharpness / threshold", series, title, log_x=True, log_y=True,
+                            levels={"edge of stability": 1.0}))
+    return Picture("settled", "Where the sharpness that a rule meets is at last, over its threshold", panels,
+                   "Medians over the last quarter of a training, mean over seeds with 95 % t intervals. Adam's is "
+                   "the sharpness preconditioned by its second moments; that of batches is taken along each "
+                   "batch's gradient.")
 
 
 def _depth_and_decay(records: Records) -> Picture:
     mine = records.where(experiment="edge")
     decays, depths = mine.where(hidden=3).levels("decay"), mine.levels("hidden")
-    found = [mean_interval(mine.values(f"3 hidden, decay {decay:g}", "crossing step", 0.3)) for decay in decays]
+    found = [mean_interval(mine.values(f"3 hidden with decay {decay:g}", "crossing step", 0.3)) for decay in decays]
     crossing = Series("3 hidden layers, lr 0.3", list(range(len(decays))), [f.estimate for f in found],
                       [f.low for f in found], [f.high for f in found], mark="points")
     rates = [np.array(list(smallest_crossing_rate(records, depth).values())) for depth in depths]
@@ -218,7 +246,7 @@ def _depth_and_decay(records: Records) -> Picture:
 
 def _spread(records: Records) -> Picture:
     found = table(records)
-    once = table(records, ("k = 1", *(f"k = {k}, first step only" for k in FIRST)))
+    once = table(records, ("k = 1", *(f"k = {k} in the first step" for k in FIRST)))
     seeds = records.where(experiment="spread").seeds("k = 1")
     starts = records.where(experiment="starts").values("k = 1", "accuracy")
     ratio = spread_ratio(found)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from optscope.engine.plan import Plan
 from optscope.engine.saving import Saving
@@ -15,8 +16,9 @@ from optscope.evidence.growth import growth_rate
 from optscope.evidence.records import Factor, Record, measured
 from optscope.optim import Rounded, Rule
 from optscope.probes.accuracy import Accuracy
-from optscope.probes.curvature import TopEigenvalues
-from optscope.probes.probe import Memory, Reading
+from optscope.probes.batch_sharpness import BatchSharpness
+from optscope.probes.curvature import PreconditionedSharpness, TopEigenvalues
+from optscope.probes.probe import Memory, Probe, Reading, Value
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
 
@@ -26,6 +28,13 @@ RISE = (1e-6, 1e-3)
 """Between these distances the growth rate of float32 twins is fitted."""
 EVERY = 20
 """Steps between readings of the sharpness."""
+_TOP = TopEigenvalues(rel=0.05, margin=2.0, examples=None, split="train")
+MET: Mapping[str, tuple[Probe, ...]] = {
+    "sharpness": (_TOP,),
+    "preconditioned sharpness": (PreconditionedSharpness(rel=0.05, margin=2.0, examples=None, split="train"),),
+    "batch sharpness": (BatchSharpness(examples=None), _TOP),
+}
+"""What a rule meets: gradient descent in full batches, Adam in full batches, and gradient descent in small ones."""
 
 
 def part_ways(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, control: bool,
@@ -60,10 +69,10 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
                last: int, saving: Saving | None = None) -> Found:
     """Train one network with every `k`, and take the mean test accuracy of the last epochs of each.
 
-    Arms are "k = 3", or "k = 3, first step only", and have k and the steps that are rounded as factors.
+    Arms are "k = 3", or "k = 3 in the first step", and have k and the steps that are rounded as factors.
     """
     rules = {f"k = {k}": Rounded(rule, k) for k in ks}
-    rules |= {f"k = {k}, first step only": Rounded(rule, k, steps=1) for k in first_only}
+    rules |= {f"k = {k} in the first step": Rounded(rule, k, steps=1) for k in first_only}
     factors: list[dict[str, Factor]] = [{"k": k, "steps": "all"} for k in ks]
     factors += [{"k": k, "steps": "first"} for k in first_only]
     examples = task.data().train.size
@@ -83,17 +92,16 @@ def accuracies(task: Task, rule: Rule, plan: Plan, seed: int, ks: Sequence[int],
 
 
 def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, threshold: float,
-                      saving: Saving | None = None) -> Found:
-    """Follow the sharpness of a full-batch training against `threshold`, and the distance of its rounding twin.
+                      met: str = "sharpness", saving: Saving | None = None) -> Found:
+    """Follow the sharpness that a rule meets, one of `MET`, against `threshold`, and the distance of a twin.
 
     Coordinates are learning rates. A run crosses at the first reading whose sharpness is at least the threshold.
     It amplifies if its distance ever is a hundred times the median of the readings before it crosses (of the
-    first half, if it never does). Steps that are never reached are reported as one reading beyond the last.
+    first half, if it never does). Steps that are never reached are reported as one reading beyond the last. Late
+    numbers are medians over the last quarter of the readings.
     """
-    probe = TopEigenvalues(rel=0.05, margin=2.0, examples=None, split="train")
-
     def look(i: int, snapshot: Snapshot, memory: Memory) -> Reading | None:
-        return probe(snapshot, memory) if i == 0 else None
+        return _joined([probe(snapshot, memory) for probe in MET[met]]) if i == 0 else None
 
     total = plan.total(task.data().train.size)
     found = weight_paths(task, [Rounded(rule, k) for k in (1, 3)], plan, seed, at=range(EVERY, total + 1, EVERY),
@@ -102,19 +110,37 @@ def edge_of_stability(arm: str, task: Task, rule: Rule, plan: Plan, seed: int, t
     name = f"{arm}/{lr:g}/{seed}"
     if found.trained[0].diverged_at is not None:
         return [measured(arm, seed, "final loss", float("nan"), at=lr)], {}
-    sharpness = np.array([reading.values["sharpness"] for reading in found.seen[0].values()])
+    readings = list(found.seen[0].values())
+    sharpness = np.array([float(reading.values.get(met, np.nan)) for reading in readings])  # type: ignore[arg-type]
     ratio, distance = sharpness / threshold, found.distance[0]
+    late = max(1, len(ratio) // 4)
     crossing = _first(ratio >= 1)
     before = float(np.median(distance[:max(1, crossing) if crossing < len(ratio) else len(ratio) // 2]))
     amplified = _first(distance >= 100 * before)
     rows = [measured(arm, seed, metric, value, at=lr) for metric, value in (
-        ("final loss", float(found.trained[0].losses[-1])), ("largest sharpness / threshold", float(ratio.max())),
+        ("final loss", float(found.trained[0].losses[-1])),
+        ("largest sharpness / threshold", float(np.nanmax(ratio))),
+        ("late sharpness / threshold", float(np.nanmedian(ratio[-late:]))),
         ("crossing step", float(EVERY * (crossing + 1))), ("amplifying step", float(EVERY * (amplified + 1))),
         ("crossed", float(crossing < len(ratio))), ("amplified", float(amplified < len(ratio))),
         ("distance before", before), ("largest distance", float(distance.max())),
         ("final distance", float(distance[-1])))]
+    if len(MET[met]) > 1:
+        whole = np.array([float(reading.values["sharpness"]) for reading in readings])  # type: ignore[arg-type]
+        rows.append(measured(arm, seed, "late sharpness of all / threshold",
+                             float(np.median(whole[-late:])) / threshold, at=lr))
     return rows, {f"{name}/steps": found.steps, f"{name}/distance": distance,
                   f"{name}/sharpness": sharpness, f"{name}/threshold": np.array(threshold)}
+
+
+def _joined(readings: Sequence[Reading]) -> Reading:
+    """Return readings of several probes as one."""
+    values: dict[str, Value] = {}
+    memory: dict[str, Tensor] = {}
+    for reading in readings:
+        values |= reading.values
+        memory |= reading.memory
+    return Reading(values, memory=memory)
 
 
 def _first(flags: NDArray[np.bool_]) -> int:

@@ -27,8 +27,8 @@ FIRST = (3, 5)
 """Divisors that are also applied to the first step only."""
 COMPARABLE = 0.5
 """Rounding spreads as much as seeds if its share of a single run's standard deviation is above this (K1)."""
-DEEP, MIDDLE, SHALLOW = "Swish, 19 convolutions", "Swish, 9 convolutions", "Swish, 3 convolutions"
-KINKED = "ReLU, 19 convolutions"
+DEEP, MIDDLE, SHALLOW = (f"Swish with {n} convolutions" for n in (19, 9, 3))
+KINKED = "ReLU with 19 convolutions"
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001)
 """Learning rates of the deep net (K2)."""
 STEPS = "distance after 300 steps"
@@ -86,7 +86,7 @@ def rounding_spreads_like_starts(records: Records) -> Verdict:
 def one_step_is_enough(records: Records) -> Verdict:
     """Judge the spread of runs perturbed in their first step only against that of runs perturbed in all steps."""
     what = "spread after one perturbed step / after all"
-    found = table(records, ("k = 1", *(f"k = {k}" for k in FIRST), *(f"k = {k}, first step only" for k in FIRST)))
+    found = table(records, ("k = 1", *(f"k = {k}" for k in FIRST), *(f"k = {k} in the first step" for k in FIRST)))
     if np.isfinite(found).all(1).sum() < BOOTSTRAP_LEAST:
         return within(Interval(math.nan, math.nan, math.nan, len(found)), what=what)
     often = len(FIRST) + 1
@@ -161,10 +161,10 @@ def depth_amplifies(records: Records) -> Verdict:
 
 # K9, K10
 
-def edge_runs(records: Records) -> tuple[Flags, Flags, int, int]:
+def edge_runs(records: Records, experiment: str = "edge") -> tuple[Flags, Flags, int, int]:
     """Return who crossed and who amplified among the runs that learned, and how many did not, or diverged."""
     runs: dict[tuple[str, int, float | None], dict[str, float]] = {}
-    for r in records.where(experiment="edge"):
+    for r in records.where(experiment=experiment):
         if r.metric in ("final loss", "crossed", "amplified"):
             runs.setdefault((r.arm, r.seed, r.at), {})[r.metric] = r.value
     learned = [run for run in runs.values() if run["final loss"] <= LEARNED]
@@ -174,9 +174,9 @@ def edge_runs(records: Records) -> tuple[Flags, Flags, int, int]:
     return crossed, amplified, len(runs) - len(learned) - diverged, diverged
 
 
-def amplified_where_crossed(records: Records) -> Verdict:
+def amplified_where_crossed(records: Records, experiment: str = "edge") -> Verdict:
     """Judge the table of crossed against amplified: exceptions in each direction, and Fisher's exact test."""
-    crossed, amplified, stuck, diverged = edge_runs(records)
+    crossed, amplified, stuck, diverged = edge_runs(records, experiment)
     both, first = int((crossed & amplified).sum()), int((crossed & ~amplified).sum())
     second, neither = int((~crossed & amplified).sum()), int((~crossed & ~amplified).sum())
     p = float(stats.fisher_exact(np.array([[both, first], [second, neither]])).pvalue)
@@ -185,13 +185,13 @@ def amplified_where_crossed(records: Records) -> Verdict:
         within(wilson(second, second + neither), high=EXCEPTIONS, what="amplified but did not cross")])
     note = (f"Crossed and amplified {both}, crossed only {first}, amplified only {second}, neither {neither}; "
             f"Fisher's exact p = {p:.2g}. {stuck} runs that never left the constant predictor and {diverged} that "
-            f"diverged are left out. {verdict.note}{_gap(records)}")
+            f"diverged are left out. {verdict.note}{_gap(records, experiment)}")
     return replace(verdict, note=note, n=len(crossed), p=p)
 
 
-def _gap(records: Records) -> str:
+def _gap(records: Records, experiment: str) -> str:
     """Return in a sentence how far the largest distances of runs that crossed lie from those of the others."""
-    sides = crossing_distances(records)
+    sides = crossing_distances(records, experiment)
     if not all(len(side) for side in sides):
         return ""
     crossed, others = (np.array([y for _, y in side]) for side in sides)
@@ -199,10 +199,11 @@ def _gap(records: Records) -> str:
             f"{others.min():.2g} to {others.max():.2g} in the others.")
 
 
-def crossing_distances(records: Records) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+def crossing_distances(records: Records, experiment: str = "edge",
+                       ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Return (largest sharpness / threshold, largest distance) of runs that crossed, and of those that did not."""
     runs: dict[tuple[str, int, float | None], dict[str, float]] = {}
-    for r in records.where(experiment="edge"):
+    for r in records.where(experiment=experiment):
         runs.setdefault((r.arm, r.seed, r.at), {})[r.metric] = r.value
     learned = [run for run in runs.values() if "largest distance" in run and run["final loss"] <= LEARNED]
     crossed, others = ([(run["largest sharpness / threshold"], run["largest distance"]) for run in learned
@@ -220,7 +221,7 @@ def _crossing(records: Records, arm: str, lr: float) -> BySeed:
 
 def decay_delays(records: Records) -> Verdict:
     """Judge whether each larger weight decay crosses later; runs that never cross count as the end."""
-    arms = [f"3 hidden, decay {decay}" for decay in ("0", "0.001", "0.003")]
+    arms = [f"3 hidden with decay {decay}" for decay in ("0", "0.001", "0.003")]
     return all_of([greater(*pairs(_crossing(records, more, 0.3), _crossing(records, less, 0.3)),
                            what=f"crossing step, {more} − {less}", unit="steps")
                    for less, more in pairwise(arms)])
@@ -235,6 +236,6 @@ def depth_crosses_earlier(records: Records) -> Verdict:
 
 def smallest_crossing_rate(records: Records, depth: int) -> BySeed:
     """Return by seed the smallest learning rate at which a net of that depth crossed, 1 where none did."""
-    mine = records.where(experiment="edge", arm=f"{depth} hidden, decay 0", metric="crossed")
+    mine = records.where(experiment="edge", arm=f"{depth} hidden with decay 0", metric="crossed")
     return {seed: min((r.at or 1.0 for r in mine if r.seed == seed and r.value), default=1.0)
             for seed in sorted({r.seed for r in mine})}

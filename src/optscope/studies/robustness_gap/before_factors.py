@@ -17,13 +17,13 @@ def before_factors(experiment: str, arm: str, metric: str) -> tuple[str, str, Ma
     """Return arm and metric as they are called now, and the factors that the arm's old name said.
 
     >>> before_factors("filtered", "low energy removed, keep 30 %", "accuracy")
-    ('low energy removed, keep 30 %', 'accuracy', {'removed': 'low energy', 'keep': 30})
+    ('low energy removed (30 % kept)', 'accuracy', {'removed': 'low energy', 'keep': 30})
     >>> before_factors("linear", "GD, 5000 a batch", "standard risk")
     ('GD', 'standard risk', {'gradient': 'sampled', 'batch': 5000})
     """
     arm, metric = arm.replace(" length, ", " length × "), _METRICS.get(metric, metric)
     if found := _FILTERED.fullmatch(arm):
-        return arm, metric, {"removed": found[1], "keep": int(found[2])}
+        return (f"{found[1]} removed ({found[2]} % kept)", metric, {"removed": found[1], "keep": int(found[2])})
     if found := _SAMPLED.fullmatch(arm):
         return found[1], metric, {"gradient": "sampled", "batch": int(found[2])}
     if found := _POPULATION.fullmatch(arm):
