@@ -235,6 +235,17 @@ def test_a_rehearsal_times_the_steps_of_every_arm():
 
 # Choices
 
+@pytest.mark.parametrize(("few", "more", "tuning"), [
+    (8, 1000, 2), (1000, 1001, 1), (1, 10_000, 1000), (1001, 2000, 1000), (1999, 2002, 999)])
+def test_seeds_that_choose_rates_never_compare_arms_and_more_seeds_keep_all_that_was_there(few, more, tuning):
+    one, other = (comparison_of(TASK, Settings(seeds=n, tuning_seeds=tuning)) for n in (few, more))
+    assert not set(other.seeds) & set(other.tuning_seeds)
+    assert len(other.seeds) == len(set(other.seeds)) == more
+    assert one.seeds == other.seeds[:few]
+    assert one.tuning_seeds == other.tuning_seeds == tuple(range(1001, 1001 + tuning))
+    assert one.seeds[:1000] == tuple(range(1, min(few, 1000) + 1))
+
+
 def test_the_baseline_is_chosen_by_its_name_or_its_label():
     for name in ("rmsprop", "RMSProp"):
         assert [arm.name for arm in comparison_of(TASK, Settings(baseline=name)).arms][:2] == ["RMSProp", "SGD"]

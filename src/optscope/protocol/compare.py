@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from optscope.errors import UserError, nearest
 from optscope.evidence.paired import FEWEST
@@ -20,8 +22,8 @@ from optscope.protocol.search import Thinned
 from optscope.protocol.settings import Settings
 from optscope.tasks.task import Task
 
-FIRST_TUNING_SEED = 1001
-"""Seeds that choose learning rates start here; those that compare arms start at 1."""
+FOR_TUNING = range(1001, 2001)
+"""Seeds that choose learning rates, the first of them first. None ever compares arms, however many do."""
 
 
 def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> Comparison:
@@ -40,17 +42,27 @@ def comparison_of(task: Task, settings: Settings, arms: Sequence[Arm] = ()) -> C
         chosen = graft_arms(crossed(chosen), settings.graft)
     if settings.quick:
         chosen = thinned(chosen)
-    kit, seeds = kit_of(task), tuple(range(1, settings.seeds + 1))
+    kit, seeds = kit_of(task), compared_seeds(settings.seeds)
     criterion, validation = kit.judge(task)
     probes, described, watched, at_end = _wanted(settings.probes, (
         kit.probes(task, settings.examples), kit.describing(task, settings.examples), kit.watched(chosen),
         kit.at_end()), task)
     return Comparison(task.name, task, tuple(kit.arm(arm, task) for arm in chosen), settings.plan, probes, seeds,
-                      tuple(range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + settings.tuning_seeds)), criterion,
-                      watched=watched, described=described,
+                      tuple(FOR_TUNING[:settings.tuning_seeds]), criterion, watched=watched, described=described,
                       twin_seeds=seeds[:settings.twin_seeds] if kit.twins else (), validation=validation,
                       place=settings.place, widen=settings.widen, at_end=at_end,
                       metrics=tuple(settings.metrics or ()))
+
+
+def compared_seeds(count: int) -> tuple[int, ...]:
+    """Return the first so many seeds that compare arms: 1, 2, 3, ... without those that are kept for tuning.
+
+    More of them are the fewer and others, so that a comparison that grows repeats no run and chooses as before.
+
+    >>> compared_seeds(3), compared_seeds(1001)[-2:]
+    ((1, 2, 3), (1000, 2001))
+    """
+    return tuple(islice((seed for seed in itertools.count(1) if seed not in FOR_TUNING), count))
 
 
 def question(comparison: Comparison) -> str:
