@@ -52,7 +52,7 @@ from optscope.engine.run_folder import LOOKS, STATE, RunFolder
 from optscope.engine.store import Store
 from optscope.engine.training import Training
 from optscope.errors import UserError
-from optscope.evidence.columns import read_csv, sqlite_bytes, write_csv
+from optscope.evidence.columns import read_csv, write_csv, write_sqlite
 from optscope.evidence.records import Records
 from optscope.files import Lines, to_line
 from optscope.following import Follower
@@ -235,7 +235,7 @@ class Folder:
         rows, _ = read(self.use, self.run_folder.contents())
         found = Records(rows)
         write_csv(found, self.path / "summary.csv")
-        sqlite_bytes(found, 1)
+        write_sqlite(found, self.path / "index.sqlite", 1)
 
     def ledger(self) -> None:
         ledger = Ledger(self.path)

@@ -7,11 +7,12 @@ import math
 import pickle
 import random
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
 from optscope.errors import UserError
-from optscope.evidence.columns import read_csv, sqlite_bytes, write_csv, write_parquet
+from optscope.evidence.columns import read_csv, write_csv, write_parquet, write_sqlite
 from optscope.evidence.records import FIELDS, Record, Records, check_factors, measured
 
 KEEPS = (30, 50)
@@ -153,15 +154,26 @@ def test_columns_are_of_one_kind_each():
     assert list(map(repr, found["x"])) == ["1.0", "0.5"]
 
 
-def test_sqlite_has_a_column_a_factor():
-    database = sqlite3.connect(":memory:")
-    database.deserialize(sqlite_bytes(SOME, 7))
+def test_sqlite_has_a_column_a_factor(tmp_path):
+    write_sqlite(SOME, tmp_path / "index.sqlite", 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.sqlite"]
+    database = sqlite3.connect(tmp_path / "index.sqlite")
     assert database.execute("pragma user_version").fetchone() == (7,)
     found = database.execute('select seed, value from records where "keep" = 30 and cut = ? and metric = ?',
                              ("low", "accuracy")).fetchall()
     assert found == [(1, 30.125), (2, 30.25)]
     assert database.execute("select count(*) from records where k is null").fetchone() == (len(SOME) - 1,)
     database.close()
+    before = (tmp_path / "index.sqlite").read_bytes()
+    with pytest.raises(OverflowError):  # which it meets only when it comes to that row
+        write_sqlite(Records([*SOME, replace(SOME[0], seed=2**70)]), tmp_path / "index.sqlite", 7)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("index.sqlite", before)]
+
+
+@pytest.mark.parametrize("rows", [SOME, Records(), Records(SOME[:3])])
+def test_lines_stand_under_the_header_as_columns_do(rows):
+    assert list(map(repr, rows.lines())) == list(map(repr, zip(*rows.columns().values(), strict=True)))
+    assert list(rows.columns()) == rows.header()
 
 
 def test_parquet_holds_the_same_columns(tmp_path):

@@ -20,6 +20,7 @@ from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.picture import Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Record, Records
+from optscope.report import tables
 from optscope.report.document import Check, Document
 from optscope.report.drawable import MOST_POINTS, Points, thin
 from optscope.report.figures import draw, plain
@@ -300,6 +301,19 @@ def test_a_diverged_run_is_counted_and_left_out_of_the_mean():
     assert metric_table(rows, [Metric("loss")]).rows == [("Adam", "2 ± 13 (2 of 4 not finite)")]
     assert [row[2] for row in runs_table(rows).rows] == ["ok", "ok", "diverged", "diverged"]
     assert "4 runs, 2 of them diverged" in runs_table(rows).note
+
+
+def test_of_many_runs_the_diverged_are_shown_and_the_first_of_the_others_and_it_is_said():
+    runs = range(tables.MOST_RUNS + 500)
+    late = {tables.MOST_RUNS + 1, tables.MOST_RUNS + 400}
+    found = runs_table(Records(Record("e", "a", seed, metric, seed / 8, run=str(seed),
+                                      status="diverged" if seed in late else "ok")
+                               for seed in runs for metric in (f"m{i}" for i in range(40))))
+    seeds = [row[1] for row in found.rows]
+    assert seeds == [*range(tables.MOST_RUNS - 2), *sorted(late)]
+    assert len(found.rows) * sum(name.startswith("m") for name in found.header) == tables.MOST_CELLS
+    assert found.note == ("2500 runs, 2 of them diverged. 2000 are shown, diverged ones before others; every run "
+                          'is in summary.csv. 10 more columns are in summary.csv, from "m30" on.')
 
 
 def test_rounding_is_no_spread_and_no_difference():

@@ -7,9 +7,9 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from optscope.errors import UserError
 
@@ -23,19 +23,32 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
     Raises:
         OSError: with the path as its `filename`, so that a full disk is told from errors of others.
     """
+    with whole(path) as file:
+        for piece in content:
+            file.write(piece)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write that takes its place when it is whole: it may be larger than what memory should hold.
+
+    Raises:
+        OSError: with the path as its `filename`; the file is then as it was before.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            for piece in content:
-                file.write(piece)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def make_folder(path: Path) -> None:

@@ -17,7 +17,7 @@ from optscope.engine.ledger import LEDGER, Ledger
 from optscope.engine.rows import Use, read, used
 from optscope.engine.run_folder import SCHEMA, RunFolder, gone
 from optscope.errors import UserError
-from optscope.evidence.columns import sqlite_bytes
+from optscope.evidence.columns import write_sqlite
 from optscope.evidence.records import Records
 from optscope.files import DamagedError, make_folder, names_in, read_json, set_aside, to_json, write_atomically
 
@@ -143,10 +143,9 @@ class Store:
         """Write records to `index.sqlite`, for anyone's SQL; return why that was not possible, or ""."""
         path = self.folder / "index.sqlite"
         try:
-            content = sqlite_bytes(records, SCHEMA)
             for stale in ("-wal", "-shm", "-journal"):  # of an older file: they would be taken for this one's
                 path.with_name(path.name + stale).unlink(missing_ok=True)
-            write_atomically(path, content)
+            write_sqlite(records, path, SCHEMA)
         except (sqlite3.Error, OSError) as error:
             return f"{path} could not be written ({error}): every number is in summary.csv"
         return ""

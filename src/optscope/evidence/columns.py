@@ -12,18 +12,19 @@ from typing import Any
 
 from optscope.errors import UserError
 from optscope.evidence.records import FIELDS, NO_FACTORS, Factor, Record, Records
-from optscope.files import write_atomically
+from optscope.files import whole, write_atomically
 
 _SQL = {"seed": "integer", "step": "integer", "value": "real", "at": "real"}
 
 
 def write_csv(records: Records, path: Path) -> None:
     """Write records to a CSV file, one row a number; what a row has not got is left empty."""
-    table, text = records.columns(), io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table)
-    writer.writerows(zip(*table.values(), strict=True))
-    write_atomically(path, text.getvalue().encode())
+    with whole(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(records.header())
+        writer.writerows(records.lines())
+        text.detach()  # which writes what is left, and leaves the file open
 
 
 def read_csv(path: str | Path) -> Records:
@@ -83,18 +84,23 @@ def _factor(text: str) -> Factor:
     return text
 
 
-def sqlite_bytes(records: Records, version: int) -> bytes:
-    """Return records as the file of an SQLite database with the table "records"; `version` is its user_version."""
-    table = records.columns()
-    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+def write_sqlite(records: Records, path: Path, version: int) -> None:
+    """Write records as an SQLite database with the table "records"; `version` is its user_version.
+
+    Raises:
+        sqlite3.Error or OSError: when that is not possible; the file is then as it was before.
+    """
+    header, kinds = records.header(), {**dict.fromkeys(FIELDS, "text"), **_SQL}
+    columns = ", ".join(f'"{name}" {kinds.get(name, "")}' for name in header)
+    # In the file's place, not in memory: there it would lie twice. A journal is for who goes on after a crash.
+    with whole(path) as file, contextlib.closing(sqlite3.connect(file.name, isolation_level=None)) as database:
+        database.execute("pragma journal_mode=off")
+        database.execute("pragma synchronous=off")  # it is forced to disk when it is whole
         database.execute(f"pragma user_version={version}")
-        kinds = {**dict.fromkeys(FIELDS, "text"), **_SQL}
-        columns = ", ".join(f'"{name}" {kinds.get(name, "")}' for name in table)
+        database.execute("begin")
         database.execute(f"create table records ({columns})")
-        database.executemany(f"insert into records values ({', '.join('?' * len(table))})",
-                             zip(*table.values(), strict=True))
-        database.commit()
-        return database.serialize()
+        database.executemany(f"insert into records values ({', '.join('?' * len(header))})", records.lines())
+        database.execute("commit")
 
 
 def write_parquet(records: Records, path: Path) -> None:

@@ -189,19 +189,38 @@ class Records(Sequence[Record]):
         """Return the factors that are not at one level in all of these rows."""
         return [name for name in self.factors() if len({row.factors.get(name) for row in self._rows}) > 1]
 
+    def header(self) -> list[str]:
+        """Return the names of the columns: the fields of a record, then the factors."""
+        return [*FIELDS, *self.factors()]
+
+    def lines(self) -> Iterator[tuple[Any, ...]]:
+        """Yield every row as it stands under the header, None where it has not got a factor.
+
+        A column of numbers and words is one of words; one of whole and of other numbers is one of floats.
+        """
+        fields_of, kinds = attrgetter(*FIELDS), {name: self._kind(name) for name in self.factors()}
+        known: dict[int, tuple[Any, ...]] = {}  # of a mapping that many rows share, what it says
+        for row in self._rows:
+            said = known.get(id(row.factors))
+            if said is None:
+                found = ((row.factors.get(name), kind) for name, kind in kinds.items())
+                said = known[id(row.factors)] = tuple(v if v is None or kind is None else kind(v)
+                                                      for v, kind in found)
+            yield (*fields_of(row), *said)
+
+    def _kind(self, name: str) -> type[str] | type[float] | None:
+        """Return of what a column of a factor is, where its values are not of one kind."""
+        different = {id(row.factors): row.factors for row in self._rows}.values()
+        kinds = {type(factors[name]) for factors in different if name in factors}
+        return str if str in kinds else float if float in kinds else None
+
     def columns(self) -> dict[str, list[Any]]:
         """Return a list a column, one value a row: what `pandas.DataFrame` and `polars.DataFrame` take.
 
-        The fields of a record come first, then each factor, None where a row has not got it. A column of numbers
-        and words is one of words; one of whole and of other numbers is one of floats.
+        The columns are those of the header, their values those of the lines.
         """
-        table: dict[str, list[Any]] = {name: [getattr(row, name) for row in self._rows] for name in FIELDS}
-        for name in self.factors():
-            values = [row.factors.get(name) for row in self._rows]
-            kinds = {type(value) for value in values if value is not None}
-            kind = str if str in kinds else float if float in kinds else None
-            table[name] = [v if v is None or kind is None else kind(v) for v in values]
-        return table
+        columns = zip(*self.lines(), strict=True) if self._rows else ([] for _ in self.header())
+        return {name: list(values) for name, values in zip(self.header(), columns, strict=True)}
 
     def arms(self) -> list[str]:
         """Return the arms in order of first appearance."""

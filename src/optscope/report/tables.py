@@ -19,8 +19,8 @@ from optscope.evidence.stats import Interval, mean_interval, paired_difference
 Cell = str | int | float
 MOST_ROWS = 60
 """So many numbers of a series stand in a figure's table."""
-MOST_CELLS = 60_000
-"""So many numbers of runs are shown; a page of more would be slow to open."""
+MOST_RUNS, MOST_CELLS = 2_000, 60_000
+"""So many runs are shown, and so many numbers of runs; a page of more would be slow to open."""
 _SIGNS = {"better": "\u00a0▲", "worse": "\u00a0▼", "": ""}
 _ARROWS = {"higher": "\u00a0↑", "lower": "\u00a0↓", "neither": ""}
 
@@ -163,7 +163,8 @@ def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def runs_table(records: Records) -> Table:
     """Return one row a run with all that was measured on it after its last step; diverged runs stay in.
 
-    Of many runs as many columns are shown as make `MOST_CELLS` numbers, the first.
+    Of more than `MOST_RUNS` runs the diverged ones are shown and the first of the others, in their order; of many
+    runs as many columns as make `MOST_CELLS` numbers, the first.
     """
     runs: dict[tuple[Cell, ...], dict[str, float]] = {}
     diverged = set()
@@ -174,19 +175,23 @@ def runs_table(records: Records) -> Table:
             diverged.add(key)
         if row.step is None:
             values[_column(row)] = row.value
-    columns = list(dict.fromkeys(name for values in runs.values() for name in values))
-    left = columns[max(1, MOST_CELLS // max(len(runs), 1)):]
+    first = {*sorted(runs, key=lambda key: key not in diverged)[:MOST_RUNS]}
+    shown = {key: values for key, values in runs.items() if key in first}
+    columns = list(dict.fromkeys(name for values in shown.values() for name in values))
+    left = columns[max(1, MOST_CELLS // max(len(shown), 1)):]
     columns = columns[:len(columns) - len(left)]
     # The rule and the run's own name are shown where they say more than the arm and the seed do.
     kept = [i for i in range(6) if i in (1, 2) or len({key[i] for key in runs}) > 1]
     kept = [i for i in kept if i != 4 or any(key[4] != key[1] for key in runs)]
     names = ("experiment", "arm", "seed", "phase", "rule", "run")
     rows = [(*(key[i] for i in kept), "diverged" if key in diverged else "ok",
-             *(values.get(name, "") for name in columns)) for key, values in runs.items()]
+             *(values.get(name, "") for name in columns)) for key, values in shown.items()]
+    notes = [f"{len(runs)} runs, {len(diverged)} of them diverged.",
+             f"{len(shown)} are shown, diverged ones before others; every run is in summary.csv."
+             if len(shown) < len(runs) else "",
+             f"{len(left)} more columns are in summary.csv, from \"{left[0]}\" on." if left else ""]
     return Table("Every run", (*(names[i] for i in kept), "status", *columns), rows,
-                 f"{len(runs)} runs, {len(diverged)} of them diverged. " + (
-                     f"{len(left)} more columns are in summary.csv, from \"{left[0]}\" on." if left else
-                     "Nothing is left out."))
+                 " ".join(filter(None, notes)) if any(notes[1:]) else f"{notes[0]} Nothing is left out.")
 
 
 def _column(row: Record) -> str:
