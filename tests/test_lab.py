@@ -181,6 +181,13 @@ def test_the_command_compares_on_a_users_file_in_workers_and_continues(tmp_path,
     assert again.out == first.out
     assert again.err == ""
     assert results == {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/runs/*/*")}
+    page = (tmp_path / "out" / "report.html").read_bytes()
+    assert b"my_task.py:make" in page
+    with monkeypatch.context() as patched:  # the page that stands there says it all, and is not drawn again
+        patched.setattr("optscope.report.page.write", None)
+        assert call(monkeypatch, line.replace(":task", ":make")) == 0
+    assert capsys.readouterr() == again
+    assert (tmp_path / "out" / "report.html").read_bytes() == page
 
     assert call(monkeypatch, "report out") == 0
     told = capsys.readouterr().out.splitlines()

@@ -27,7 +27,9 @@ from optscope.report.figures import draw, plain
 from optscope.report.forest import forest
 from optscope.report.inline import inline
 from optscope.report.manifest import manifest, verdict_rows
+from optscope.report.measures import Measure
 from optscope.report.page import SCRIPTS, render, write
+from optscope.report.seal import sealed
 from optscope.report.style import Styles, slug
 from optscope.report.tables import Table, figure_tables, interval, metric_table, number, runs_table
 
@@ -301,6 +303,34 @@ def test_a_diverged_run_is_counted_and_left_out_of_the_mean():
     assert metric_table(rows, [Metric("loss")]).rows == [("Adam", "2 ± 13 (2 of 4 not finite)")]
     assert [row[2] for row in runs_table(rows).rows] == ["ok", "ok", "diverged", "diverged"]
     assert "4 runs, 2 of them diverged" in runs_table(rows).note
+
+
+def test_a_page_is_known_by_all_that_it_says_by_what_drew_it_and_by_its_bytes(tmp_path, monkeypatch):
+    given = replace(document(), measures=[Measure("loss", {"SGD": {1: 0.5, 2: math.nan}})],
+                    environment={"torch": "2", "time of this call [s]": 3.0})
+    page = write(given, tmp_path)
+    assert sealed(given, tmp_path) == page
+    assert sealed(replace(given, environment={"torch": "2", "time of this call [s]": 4.0}), tmp_path) == page
+    (claim, verdict), *others = given.verdicts
+    figure = replace(given.figures[0], title=given.figures[0].title + ".")
+    for other in ({"title": given.title + " "}, {"environment": {"torch": "3"}}, {"checklist": given.checklist[1:]},
+                  {"verdicts": [(claim, replace(verdict, effect=math.nextafter(verdict.effect, 9))), *others]},
+                  {"figures": [figure, *given.figures[1:]]}, {"figures": given.figures[::-1]}, {"command": "other"},
+                  {"measures": [Measure("loss", {"SGD": {1: 0.5, 2: 0.25}})]}):
+        assert sealed(replace(given, **other), tmp_path) is None, other
+    for name, content in (("report.html", page.read_text() + " "), ("report.json", '{"se'), ("report.json", "[]")):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(content)
+        assert sealed(given, tmp_path) is None
+        (tmp_path / name).write_text(before)
+    drawing = next((tmp_path / "figures").iterdir())
+    drawing.rename(tmp_path / "away.svg")
+    assert sealed(given, tmp_path) is None
+    (tmp_path / "away.svg").rename(drawing)
+    assert sealed(given, tmp_path) == page
+    monkeypatch.setattr("optscope.report.seal._drawn_by", lambda: b"other code")
+    assert sealed(given, tmp_path) is None
+    assert sealed(given, tmp_path / "none") is None
 
 
 def test_of_many_runs_the_diverged_are_shown_and_the_first_of_the_others_and_it_is_said():

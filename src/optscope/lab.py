@@ -52,6 +52,7 @@ from optscope.protocol.session import Results, run_experiments
 from optscope.protocol.settings import Settings, settings_with
 from optscope.protocol.study import Study
 from optscope.report.document import Document
+from optscope.report.seal import sealed
 from optscope.report.section import Section, joined
 from optscope.report.style import slug
 from optscope.report.tables import runs_table
@@ -262,26 +263,26 @@ class Done:
 
         `rows` are shown run by run; `known` was told before the work began, and `left_out` is the study's.
         """
-        from optscope.report.page import write  # matplotlib, which the runs need not wait for
-
         results, answer = self.results, "\n".join([*found.sentences, *found.details])
         around = environment(self.seconds, results.records, self.place) | dict(about or {})
         write_csv(results.records, self.store.folder / "summary.csv")
-        write_atomically(self.store.folder / "run.json", to_json(
-            {"command": command, "answer": answer, **around}))
+        write_atomically(self.store.folder / "run.json", to_json({"command": command, "answer": answer, **around}))
         document = Document(
             title, question, "\n".join(found.sentences),
             [*left_out, *together(results.failures), *results.inapplicable, *found.warnings, *known],
             found.verdicts, scale, next_steps, found.figures, found.tables, found.checks, around, command,
             runs_table(rows) if rows is not None else None, found.summaries, found.openers, found.details,
             dict(found.families), found.measures)
-        return Result(results.records, document, write(document, self.store.folder), results.failures)
+        page = sealed(document, self.store.folder)  # it stays, if this code drew it and it says all this
+        if page is None:
+            from optscope.report.page import write  # matplotlib, which the runs need not wait for
+            page = write(document, self.store.folder)
+        return Result(results.records, document, page, results.failures)
 
 
 def environment(seconds: float, records: Records, place: Place) -> dict[str, object]:
     """Return what a reader needs to get the same numbers: versions, processor, place of the runs, time."""
-    packages = ("optscope", "torch", "numpy", "scipy")
-    versions = {name: metadata.version(name) for name in packages}
+    versions = {name: metadata.version(name) for name in ("optscope", "torch", "numpy", "scipy")}
     return {"optscope": versions.pop("optscope"), "python": platform.python_version(), **versions,
             "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
             "device": numerics(place).get("device", "cpu"), "threads a run": place.threads,

@@ -24,6 +24,7 @@ from optscope.report.forest import forest
 from optscope.report.manifest import as_json, manifest, verdict_rows
 from optscope.report.markdown import markdown
 from optscope.report.measures import difference_table, embedded
+from optscope.report.seal import seal
 from optscope.report.style import Styles, clean, slug
 from optscope.report.svg import headed
 from optscope.report.tables import Table, figure_tables, interval, number
@@ -59,19 +60,22 @@ def render(document: Document) -> str:
 
 
 def write(document: Document, folder: str | Path) -> Path:
-    """Write `report.html`, `.md` and `.json`, `verdicts.json` and `figures/*.svg`; return the path of the page."""
+    """Write `report.html`, `.md` and `.json`, `verdicts.json` and `figures/*.svg`; return the path of the page.
+
+    `report.json`, with its seal, comes last: then all others are there.
+    """
     folder = Path(folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     drawings, styles = _drawings(document)
-    _save(folder / "report.html", _page(document, drawings, styles))
-    named = _named(document, drawings)
+    page, named = _page(document, drawings, styles), _named(document, drawings)
+    _save(folder / "report.html", page)
     _save(folder / "report.md", markdown(named))
-    _save(folder / "report.json", as_json(manifest(named)) + "\n")
     _save(folder / "verdicts.json", json.dumps(verdict_rows(document), indent=1, ensure_ascii=False,
                                                allow_nan=False) + "\n")
     for drawing in drawings:
         _save(folder / "figures" / f"{drawing.figure.name}.svg",
               headed(drawing.svg, clean(drawing.figure.title)) + "\n")
+    _save(folder / "report.json", as_json(manifest(named) | {"seal": seal(document, page)}) + "\n")
     return folder / "report.html"
 
 
