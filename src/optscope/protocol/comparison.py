@@ -159,8 +159,7 @@ class Comparison:
                             f"got {sorted(set(self.twin_seeds) - set(self.seeds))} beside {self.seeds}")
         if set(self.seeds) & set(self.tuning_seeds):
             both = sorted(set(self.seeds) & set(self.tuning_seeds))
-            raise UserError(f"seeds that choose learning rates cannot also compare arms; got {both} in both: leave "
-                            "out the one or the other")
+            raise UserError(f"seeds that choose learning rates cannot also compare arms; got {both} in both")
         if isinstance(self.widen, bool) or not isinstance(self.widen, int) or not 0 <= self.widen <= MOST_ROUNDS:
             raise UserError(f"widen must be a whole number from 0 to {MOST_ROUNDS}; got {self.widen!r}")
         for arm in self.arms if self.widen else ():
