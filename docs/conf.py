@@ -15,7 +15,7 @@ project = settings["name"]
 release = version = settings["version"]
 copyright = "the optscope authors"  # noqa: A001 (Sphinx's name)
 extensions = ["myst_parser", "sphinx.ext.intersphinx"]
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
 # With DOCS_ONLINE=1, types of other packages link to their documentation; else the build asks no network.
 intersphinx_mapping = {

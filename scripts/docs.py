@@ -58,6 +58,11 @@ def moved(text: str, file: str, keep: Callable[[str], str]) -> str:
         if not (ROOT / aimed).exists() and aimed not in WRITTEN:
             raise SystemExit(f"{file}: links to {target}, which is not there")
         place = PLACES.get(aimed) or WRITTEN.get(aimed) or (keep(aimed) if picture else "")
+        dark = aimed.replace(".png", "-dark.png")
+        if picture and dark != aimed and (ROOT / dark).is_file():
+            both = (f"![{words}]({os.path.relpath(each, here)}){{.only-{light}}}"
+                    for each, light in ((place, "light"), (keep(dark), "dark")))
+            return " ".join(both)
         if not place:
             return words if aimed.removeprefix("src/") in words else f"{words} (`{aimed}`)"
         return f"{picture}[{words}]({os.path.relpath(place, here)}{hash_}{anchor})"

@@ -3,10 +3,10 @@
     python scripts/release_matrix.py                  every Python from 3.11 on that is found
     python scripts/release_matrix.py 3.11 3.12        these alone
 
-The newest end is what the index gives today, the oldest what pyproject.toml permits and has a wheel for a Python; torch
-is no exception. On Linux its builds on PyPI bring gigabytes of CUDA (5 GB an environment, which goes when it was tried;
-uv keeps the wheels): UV_TORCH_BACKEND=cpu takes the builds for the CPU, where their index answers. Every environment
-runs the core of the suite without pandas, and what makes data frames again with it. Prints a table, and exits with 1
+The newest end is what the index gives today, the oldest what pyproject.toml permits and has a wheel for a Python.
+On Linux torch's builds on PyPI bring gigabytes of CUDA (5 GB an environment, which goes when it was tried; uv keeps
+the wheels): UV_TORCH_BACKEND=cpu takes the builds for the CPU, where their index answers. Every environment runs
+the core of the suite without pandas, and what makes data frames again with it. Prints a table, and exits with 1
 where something fails.
 """
 
@@ -26,7 +26,8 @@ LARGEST = 12_000_000
 """Bytes that a wheel may have."""
 TOOLS = ["hypothesis", "pytest", "jsonschema", "pytorch-optimizer"]
 """What the tests need; against the last, rules are tested."""
-CORE = [f"tests/test_{name}.py" for name in ("rules", "task", "tree", "comparison", "stats", "verdicts", "records", "doors")]
+CORE = [f"tests/test_{name}.py" for name in ("rules", "task", "tree", "comparison", "stats", "verdicts", "records",
+                                             "doors")]
 FRAMES = [f"tests/test_{name}.py" for name in ("records", "gather", "doors")]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

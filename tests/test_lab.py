@@ -320,8 +320,11 @@ def test_without_records_every_claim_is_undecided_and_nothing_is_drawn(scale):
 
 
 def test_what_was_written_for_former_names_goes_on_and_is_told(tmp_path):
-    with pytest.warns(DeprecationWarning, match="optscope.study is called optscope.protocol now"):
+    sys.modules.pop("optscope.study", None)
+    with pytest.warns(DeprecationWarning, match=r"optscope.study is called optscope.protocol now: 0.1 is the last"):
         from optscope.study.settings import Settings as Former
     assert Former is Settings
-    with pytest.warns(DeprecationWarning, match="engine= is called executor= now"), pytest.raises(UserError):
+    with pytest.warns(DeprecationWarning, match="engine= is called executor= now: 0.1 is the last") as heard, \
+            pytest.raises(UserError):
         lab.compare(TASK, tmp_path, arms=(Arm("a", SGD(lr=0.1)),) * 2, engine=Inline())
+    assert {each.filename for each in heard} == {__file__}

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 
 import pytest
@@ -98,3 +99,26 @@ def test_data_and_extras_have_a_licence_line():
     page, sources = (ROOT / "docs" / "licences.md").read_text(), importlib.import_module("optscope.tasks.sources")
     none((name for name in sources.sources() if f"`{name}`" not in page),
          "docs/licences.md says of every data set what may be done with it")
+
+
+def lasts() -> Iterator[tuple[str, str]]:
+    """Yield where a former name is still known, and the last version that is to know it."""
+    for module in MODULES:
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("formerly", "told"):
+                given = [*node.args[:1], *(each.value for each in node.keywords if each.arg == "last")]
+                yield from ((module.at(node.lineno), each.value) for each in given
+                            if isinstance(each, ast.Constant) and re.fullmatch(r"\d+\.\d+", str(each.value)))
+
+
+def test_former_names_go_after_one_minor_version():
+    def minor(version: str) -> list[int]:
+        return [int(each) for each in version.split(".")[:2]]
+
+    now = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert len(list(lasts())) >= 4
+    none((f"{at}: {last} is the last version that was to know it, and this is {now}" for at, last in lasts()
+          if minor(last) < minor(now)), "former names are taken out when their last version is over")
+    most = [minor(now)[0], minor(now)[1] + 1]
+    none((f"{at}: promised until {last}" for at, last in lasts() if minor(last) > most),
+         "a former name is known for one minor version more, no longer")

@@ -1,4 +1,4 @@
-"""Keywords under the names they had at first: they are taken, and the new ones are told."""
+"""Former names: they are taken for one minor version more, and the new ones are told."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def formerly(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take keywords by former names, given as former="present".
+def told(former: str, now: str, last: str, depth: int) -> None:
+    """Warn of a former name, whose last version is `last`; `depth` calls above this one it was used."""
+    warnings.warn(f"{former} is called {now} now: {last} is the last version that knows the former name",
+                  DeprecationWarning, stacklevel=depth + 1)
+
+
+def formerly(last: str, **names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take keywords by former names, given as former="present", until the version `last`.
 
     >>> with warnings.catch_warnings():
     ...     warnings.simplefilter("ignore")
-    ...     formerly(engine="executor")(lambda *, executor: executor)(engine=1)
+    ...     formerly("0.1", engine="executor")(lambda *, executor: executor)(engine=1)
     1
     """
     def around(function: Callable[P, R]) -> Callable[P, R]:
@@ -24,7 +30,7 @@ def formerly(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def call(*positional: P.args, **given: P.kwargs) -> R:
             keywords: dict[str, Any] = dict(given)
             for former in names.keys() & keywords.keys():
-                warnings.warn(f"{former}= is called {names[former]}= now", DeprecationWarning, stacklevel=2)
+                told(f"{former}=", f"{names[former]}=", last, depth=2)
                 keywords[names[former]] = keywords.pop(former)
             return function(*positional, **keywords)
         return call

@@ -61,7 +61,7 @@ from optscope.tasks.check import check_task
 from optscope.tasks.task import UNNAMED, Task
 
 
-@formerly(engine="executor")
+@formerly("0.1", engine="executor")
 @looked_at_once()
 def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str | Path | None = None,
             settings: Settings | None = None, executor: Executor | None = None, listener: Listener | None = None,
@@ -108,7 +108,7 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
         next_steps=next_steps(comparison, done.results.records, folder, settings.quick) if found.verdicts else ())
 
 
-@formerly(engine="executor")
+@formerly("0.1", engine="executor")
 @looked_at_once()
 def rounding(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str | Path | None = None,
              settings: Settings | None = None, executor: Executor | None = None, listener: Listener | None = None,
@@ -198,7 +198,7 @@ def recorded(folder: str | Path) -> Result:
         rows=found.measured(found.records)[1] + found.records)
 
 
-@formerly(engine="executor")
+@formerly("0.1", engine="executor")
 def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor | None = None,
               listener: Listener | None = None, command: str = "", place: Place = CPU) -> Result:
     """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`.

@@ -1,9 +1,10 @@
 """The name that `optscope.protocol` had at first: what was written for it goes on, and is told the new one."""
 
 import sys
-import warnings
 from importlib import import_module
+
+from optscope.former import told
 
 for _name in ("arms", "search", "settings", "comparison"):
     sys.modules[f"{__name__}.{_name}"] = import_module(f"optscope.protocol.{_name}")
-warnings.warn("optscope.study is called optscope.protocol now", DeprecationWarning, stacklevel=2)
+told("optscope.study", "optscope.protocol", last="0.1", depth=2)
