@@ -10,7 +10,7 @@ from importlib.resources import files
 import jsonschema
 import pytest
 import referencing
-from scripts import docs, verdicts
+from scripts import docs, site_links, verdicts
 from typer.testing import CliRunner
 
 from optscope.cli.app import app
@@ -52,6 +52,23 @@ def test_links_are_moved_with_their_pages():
     assert docs.moved(text, "docs/start.md", lambda file: f"p/{file}") == (
         "[s](studies/gan_grafting.md#claims) ![p](p/results/gan_grafting/figures/race.svg) "
         "[w](https://a.b) l (`LICENSE`)\n```\n[s](../nowhere.md)\n```\n")
+
+
+def test_a_picture_with_a_dark_twin_is_shown_as_the_page_is():
+    assert docs.moved("![p](pictures/demo.png)", "docs/start.md", lambda file: f"p/{file}") == (
+        "![p](p/docs/pictures/demo.png){.only-light} ![p](p/docs/pictures/demo-dark.png){.only-dark}")
+
+
+def test_links_that_lead_nowhere_and_pages_out_of_reach_are_found(tmp_path):
+    pages = {"index.html": '<a href="a/">a</a><a href="https://b.c/d">w</a><a href="#">top</a><img src="no.png">',
+             "a/index.html": '<a id="here" href="../b.html#there">b</a><a href="#here">h</a>',
+             "b.html": '<p id="else"><a href="c%20d.html">c</a></p>', "c d.html": "", "search.html": ""}
+    for name, text in pages.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert site_links.problems(tmp_path) == [
+        "a/index.html: ../b.html#there leads to no place in b.html", "index.html: no.png leads to no file",
+        "c d.html is more than 2 clicks from the first page"]
 
 
 def test_a_tutorial_shows_what_it_prints_and_draws(tmp_path):
