@@ -101,6 +101,16 @@ def test_data_and_extras_have_a_licence_line():
          "docs/licences.md says of every data set what may be done with it")
 
 
+def test_every_dependency_has_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "licences.md").read_text()
+    wanted = [re.match(r"[\w-]+", each)[0] for each in project["dependencies"]]
+    none((name for name in wanted if not re.search(rf"^\| ([\w-]+, )*{name}(, [\w-]+)* \|", page, re.M)),
+         "docs/licences.md says of every dependency what it is for")
+    none((name for name in project["optional-dependencies"] if not re.search(rf"^\|.*`{name}`", page, re.M)),
+         "docs/licences.md says of every extra what it brings")
+
+
 def lasts() -> Iterator[tuple[str, str]]:
     """Yield where a former name is still known, and the last version that is to know it."""
     for module in MODULES:
