@@ -174,7 +174,7 @@ def test_other_edges_are_followed_by_what_the_rule_meets(rule, met, batch):
 
     def look(snapshot):
         plain = TopEigenvalues(rel=1e-4, examples=None)(snapshot).values["sharpness"]
-        probe = BatchSharpness(examples=None) if batch == 20 else PreconditionedSharpness(rel=1e-4, examples=None)
+        probe = BatchSharpness(examples=320) if batch == 20 else PreconditionedSharpness(rel=1e-4, examples=None)
         seen.append((probe(snapshot).values[met], plain))
 
     train(SMALL_EDGE, Rounded(rule, 1), plan, 0, at=steps, watch=look)

@@ -32,7 +32,7 @@ _TOP = TopEigenvalues(rel=0.05, margin=2.0, examples=None, split="train")
 MET: Mapping[str, tuple[Probe, ...]] = {
     "sharpness": (_TOP,),
     "preconditioned sharpness": (PreconditionedSharpness(rel=0.05, margin=2.0, examples=None, split="train"),),
-    "batch sharpness": (BatchSharpness(examples=None), _TOP),
+    "batch sharpness": (BatchSharpness(examples=320), _TOP),
 }
 """What a rule meets: gradient descent in full batches, Adam in full batches, and gradient descent in small ones."""
 
