@@ -246,7 +246,7 @@ STUDY = Study(
              "epochs, the last three of which count); --scale long trains a ResNet-8 for 1,560. An earlier desk "
              "run stopped after 186 steps, when twins were still parting. The equation with feedback and the "
              "reduction to a scalar map are ours.\nThe rates at the edges of Adam and of small batches were "
-             "chosen by the sharpness alone, of one training each on a seed that is not used, so that some cross "
+             "chosen by the sharpness alone, of a few trainings on a seed that is not used, so that some cross "
              "and some do not.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
     before_factors=before_factors, gaps=GAPS)
