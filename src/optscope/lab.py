@@ -19,9 +19,9 @@ from optscope import notebook
 from optscope.analyses import rounding_levels
 from optscope.analyses.caveats import next_steps, together
 from optscope.analyses.families import answered
-from optscope.analyses.outlook import outlooks
 from optscope.analyses.recorded import of_recordings
 from optscope.analyses.saved import saved
+from optscope.analyses.twice import beside_the_claims
 from optscope.analyses.usual import of_a_study, said, usual
 from optscope.engine.execute import Local
 from optscope.engine.executor import Executor
@@ -31,7 +31,7 @@ from optscope.engine.once import looked_at_once
 from optscope.engine.place import CPU, Place
 from optscope.engine.store import Store
 from optscope.errors import UserError
-from optscope.evidence.claims import SCALES, Scale
+from optscope.evidence.claims import Scale
 from optscope.evidence.columns import write_csv
 from optscope.evidence.records import Records
 from optscope.files import to_json, write_atomically
@@ -211,10 +211,11 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
     _check(*(task for c in comparisons for task in (c.task, *(arm.task for arm in c.arms if arm.task))))
     comparisons, known, _ = _rehearsed(comparisons, listener)
     done = _done(out, f"the study {study.name}",
-                 [*comparisons, *(e for e in experiments if not isinstance(e, Comparison))], executor, listener,
-                 place)
+                 [*comparisons, *(e for e in experiments if not isinstance(e, Comparison)),
+                  *study.looking(scale, comparisons)], executor, listener, place)
     records = done.results.records
-    found = joined([_judged(study, done.results, scale), *(of_a_study(c, records) for c in comparisons)])
+    found = joined([_judged(study, done.results, scale), beside_the_claims(study, records, scale),
+                    *(of_a_study(c, records) for c in comparisons)])
     return done.reported(
         found, known, study.left_out.splitlines(), title=study.paper.title, question=study.question, scale=scale,
         command=command, rows=Records(row for row in records if row.rule),
@@ -243,8 +244,7 @@ def _judged(study: Study, results: Results, scale: Scale) -> Section:
     """Return what a study says: its answer and its first picture, its claims, its other pictures."""
     pictures = study.pictures(results.records, results.arrays)
     return replace(answered(study, study.judge(results.records, scale), scale),
-                   openers=pictures[:1], figures=pictures[1:],
-                   tables=[outlooks(study, results.records)] if scale != SCALES[0] else [])
+                   openers=pictures[:1], figures=pictures[1:])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 
 from optscope.analyses.findings import Finding, Place
 from optscope.analyses.headline import lost
-from optscope.evidence.paired import ALPHA, FEWEST
+from optscope.evidence.level import ALPHA
+from optscope.evidence.paired import FEWEST
 from optscope.evidence.power import MOST, seeds_to_show, spread_of
 from optscope.evidence.records import Records
 from optscope.evidence.verdicts import MISSING_MOST, greater, holm_corrected

@@ -13,7 +13,8 @@ from optscope.analyses.headline import ORDER, headline
 from optscope.analyses.joined import claims
 from optscope.analyses.scorecard import quality_name, scorecard
 from optscope.evidence.claims import Verdict
-from optscope.evidence.paired import ALPHA, FEWEST
+from optscope.evidence.level import ALPHA
+from optscope.evidence.paired import FEWEST
 from optscope.evidence.records import Records
 from optscope.evidence.stats import seeds_needed, smallest_p
 from optscope.protocol.compared import Compared

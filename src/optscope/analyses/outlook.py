@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from math import inf, isnan
 
-from optscope.evidence.claims import Verdict
+from optscope.evidence.claims import Claim, Verdict
+from optscope.evidence.level import at_level
 from optscope.evidence.power import MOST, outlook
 from optscope.evidence.records import Records, Watched
 from optscope.protocol.study import Study
@@ -22,7 +23,7 @@ def outlooks(study: Study, records: Records) -> Table:
     rows: list[tuple[str, ...]] = []
     for claim in study.claims:
         read: set[str] = set()
-        verdict = claim.test(Watched(records, read))
+        verdict = _tested(study, claim, records, read)
         if verdict.outcome == "undecided":
             spent = sum(seconds.get(run, 0.0) for run in read)
             rows += [(claim.id, *_row(part, spent)) for part in _open(verdict)]
@@ -31,6 +32,17 @@ def outlooks(study: Study, records: Records) -> Table:
                  "In four of five cases: how far from its bounds so many pairs (or cells, or cases) show an "
                  "effect, if its spread is as found; and how many would decide the claim, if the effect is, too. "
                  "Hours are of one process.")
+
+
+def _tested(study: Study, claim: Claim, records: Records, read: set[str]) -> Verdict:
+    """Return the verdict of a claim's test, at its last look where it has some, and note the runs that it read."""
+    looks = next((found for scale in study.looks if (found := study.looks_at(claim, scale))), None)
+    if looks is None or not (taken := looks.taken(records)):
+        return claim.test(Watched(records, read))
+    verdict = looks.judge(claim, records, "paper")
+    with at_level(looks.levels[taken - 1]):
+        last = claim.test(Watched(looks.records(records, taken - 1), read))
+    return last if verdict is None or verdict.outcome == "undecided" else verdict
 
 
 def _open(verdict: Verdict) -> list[Verdict]:

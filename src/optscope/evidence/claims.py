@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from optscope.evidence.level import level
 from optscope.evidence.records import Records
 
 Outcome = Literal["holds", "fails", "undecided"]
@@ -16,12 +17,14 @@ SCALES: tuple[Scale, ...] = ("smoke", "desk", "long", "paper")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a test found: the outcome, the effect with its 95 % interval, n, p, the test's name, and one sentence.
+    """What a test found: the outcome, the effect with its interval (95 %), n, p, the test's name, and one sentence.
 
     Numbers that a test has no use for are nan. `p` is that of `test`, corrected where its name says so. The claim
     is that the effect, in `unit`, lies between `least` and `most`: one of them is infinite where there is one
     bound, both where the test knows none. `said` is the outcome in a word of the claim's own, where it has one.
-    The p is one of `tests` that were corrected together; `parts` are the verdicts that this one combines.
+    The p is one of `tests` that were corrected together; `parts` are the verdicts that this one combines. It was
+    tested at `level`, 5 % but where looks share that, and its interval leaves out as much. `halves` are the
+    verdicts on either half of the seeds.
     """
 
     outcome: Outcome
@@ -38,6 +41,8 @@ class Verdict:
     said: str = ""
     tests: int = 1
     parts: tuple[Verdict, ...] = ()
+    level: float = field(default_factory=level)
+    halves: tuple[Verdict, ...] = ()
 
     @property
     def word(self) -> str:

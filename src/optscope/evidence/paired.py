@@ -10,9 +10,9 @@ import scipy
 from numpy.typing import ArrayLike
 
 from optscope.errors import UserError
+from optscope.evidence.level import ALPHA, level
 from optscope.evidence.stats import Interval, complete_pairs, paired_difference, seeds_needed, sign_flip_p
 
-ALPHA = 0.05
 FEWEST = seeds_needed(1, ALPHA)
 """From so many pairs on the t test is taken, and below the exact one can show no difference."""
 SAME = 1e-6
@@ -80,7 +80,7 @@ def sooner_test(a: ArrayLike, b: ArrayLike) -> Tested:
     return Tested("sign test", min(1.0, 2 * tail) if len(first) > 1 else math.nan)
 
 
-def equivalence(a: ArrayLike, b: ArrayLike, margin: ArrayLike, alpha: float = ALPHA) -> Equivalence:
+def equivalence(a: ArrayLike, b: ArrayLike, margin: ArrayLike, alpha: float | None = None) -> Equivalence:
     """Test on pairs whether the mean of a - b lies within ±margin, by two one-sided tests (TOST).
 
     p is the larger of the p of mean(a - b + margin) > 0 and of mean(margin - (a - b)) > 0, each by `paired_test`;
@@ -91,6 +91,7 @@ def equivalence(a: ArrayLike, b: ArrayLike, margin: ArrayLike, alpha: float = AL
     Raises:
         UserError: unless alpha is between 0 and 0.5 and the margin positive and finite.
     """
+    alpha = level() if alpha is None else alpha
     first, second, _ = complete_pairs(a, b)
     given = np.asarray(margin, dtype=np.float64)
     kept = given if given.ndim == 0 else given[~np.isnan(np.asarray(a) + np.asarray(b))]

@@ -10,7 +10,7 @@ import scipy
 
 from optscope.errors import UserError
 from optscope.evidence.claims import Verdict
-from optscope.evidence.paired import ALPHA, FEWEST
+from optscope.evidence.paired import FEWEST
 
 SHARE = 0.8
 """Pairs are said to show something when they do so in this share of cases."""
@@ -18,13 +18,13 @@ MOST = 1000
 """More pairs than that nobody is told to run."""
 
 
-def spread_of(low: float, high: float, n: int) -> float:
-    """Return the standard deviation of n values behind their 95 % t interval, (high − low) √n / (2 t₀.₉₇₅).
+def spread_of(low: float, high: float, n: int, alpha: float = 0.05) -> float:
+    """Return the standard deviation of n values behind their t interval, (high − low) √n / (2 t_{1−α/2}).
 
     >>> round(spread_of(1.0, 3.0, 8), 3)
     1.196
     """
-    return (high - low) / 2 * math.sqrt(n) / float(scipy.stats.t.ppf(0.975, n - 1)) if n > 1 else math.nan
+    return (high - low) / 2 * math.sqrt(n) / float(scipy.stats.t.ppf(1 - alpha / 2, n - 1)) if n > 1 else math.nan
 
 
 def power(n: int, effect: float, alpha: float = 0.05) -> float:
@@ -71,22 +71,22 @@ class Outlook:
 def outlook(verdict: Verdict) -> Outlook | None:
     """Return what it would take to decide a verdict; None where nobody can tell.
 
-    The 95 % interval is taken for that of a t test over n pairs, whose spread it gives; where it is another's (of a
+    The interval is taken for that of a t test over n pairs, whose spread it gives; where it is another's (of a
     median, a rank correlation, a bootstrap) this is an approximation, in which widths shrink with √n. With d the
     distance of the effect from a bound, over that spread, a bound is shown to be kept or broken with probability
     `power(n, d)`; two bounds are kept at least as often as the sum of what is lost at either allows:
 
         1 − Σ (1 − power(n, d_bound))
 
-    Levels are 5 % in all, 5 % a bound for two one-sided tests, divided by the verdict's `tests` (Bonferroni, which
-    Holm's method is at least as good as).
+    The level is the verdict's, and as much a bound for two one-sided tests, divided by its `tests` (Bonferroni,
+    which Holm's method is at least as good as).
     """
-    spread = spread_of(verdict.low, verdict.high, verdict.n)
+    spread = spread_of(verdict.low, verdict.high, verdict.n, verdict.level)
     bounds = [bound for bound in (verdict.least, verdict.most) if math.isfinite(bound)]
     if not bounds or not spread > 0 or not math.isfinite(verdict.effect):
         return None
     holds = verdict.least <= verdict.effect <= verdict.most
-    level = (2 * ALPHA if holds and "one-sided" in verdict.test else ALPHA) / verdict.tests
+    level = verdict.level * (2 if holds and "one-sided" in verdict.test else 1) / verdict.tests
     if not holds:
         bounds = [min(bounds, key=lambda bound: abs(verdict.effect - bound))]
     gaps = [abs(verdict.effect - bound) / spread for bound in bounds]

@@ -3,7 +3,8 @@
 Seeds are few (five to thirty), so intervals are Student's; the bootstrap, whose 95 % interval covers about 83 % at
 five seeds, is refused below twenty. One rule for gaps holds throughout: nan
 marks a number that is missing (a diverged run), its whole pair is left out, and the result counts it in
-`missing`. Infinite numbers raise UserError, except where a function says that it takes them.
+`missing`. Intervals are those of `confidence`, 95 % where nothing is said and claims are tested at 5 %
+(`optscope.evidence.level`). Infinite numbers raise UserError, except where a function says that it takes them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from optscope.errors import UserError
+from optscope.evidence.level import level
 
 Array = NDArray[np.float64]
 
@@ -72,35 +74,36 @@ def complete_pairs(a: ArrayLike, b: ArrayLike, infinite: bool = False) -> tuple[
     return rows[:, 0], rows[:, 1], missing
 
 
-def _upper_level(confidence: float) -> float:
+def _upper_level(confidence: float | None) -> float:
+    confidence = 1 - level() if confidence is None else confidence
     if not 0 < confidence < 1:
         raise UserError(f"expected a confidence between 0 and 1, got {confidence}; write 0.95 for 95 %")
     return (1 + confidence) / 2
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def mean_interval(values: ArrayLike, confidence: float | None = None) -> Interval:
     """Return the mean with its Student t interval, mean ± t_{n-1} · sd / √n (nan bounds below n = 2).
 
     >>> mean_interval([1.0, 2.0, 3.0])
     Interval(estimate=2.0, low=-0.48..., high=4.48..., n=3, missing=0)
     """
-    level = _upper_level(confidence)
+    quantile = _upper_level(confidence)
     kept, missing = _values(values)
     n = len(kept)
     if n < 2:
         return Interval(float(kept[0]) if n else math.nan, math.nan, math.nan, n, missing)
     mean = float(kept.mean())
-    half = float(scipy.special.stdtrit(n - 1, level)) * float(kept.std(ddof=1)) / math.sqrt(n)
+    half = float(scipy.special.stdtrit(n - 1, quantile)) * float(kept.std(ddof=1)) / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n, missing)
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
+def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float | None = None) -> Interval:
     """Return the mean of a - b over pairs (seeds) with its Student t interval."""
     first, second, missing = complete_pairs(a, b)
     return replace(mean_interval(first - second, confidence), missing=missing)
 
 
-def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def median_interval(values: ArrayLike, confidence: float | None = None) -> Interval:
     """Return the median with its order-statistic interval, which assumes no distribution.
 
     x_(l) to x_(n+1-l) with the largest l for which P(Binomial(n, 1/2) < l) <= (1 - confidence)/2, which
@@ -116,7 +119,7 @@ def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 def bootstrap_interval(values: ArrayLike, statistic: Callable[[Array], float],
-                       confidence: float = 0.95, resamples: int = 9_999) -> Interval:
+                       confidence: float | None = None, resamples: int = 9_999) -> Interval:
     """Return a statistic of the rows of `values` with its BCa bootstrap interval (fixed seed).
 
     Rows (seeds) are resampled whole. Bounds are nan where BCa is not defined: where no single row changes the
@@ -125,7 +128,7 @@ def bootstrap_interval(values: ArrayLike, statistic: Callable[[Array], float],
     Raises:
         UserError: below 20 rows.
     """
-    _upper_level(confidence)
+    covered = 2 * _upper_level(confidence) - 1
     kept, missing = _complete(np.asarray(values, dtype=np.float64), infinite=False)
     if len(kept) < BOOTSTRAP_LEAST:
         raise UserError(f"expected {BOOTSTRAP_LEAST} values or more for a bootstrap, got {len(kept)}; "
@@ -134,12 +137,12 @@ def bootstrap_interval(values: ArrayLike, statistic: Callable[[Array], float],
         warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         bounds = scipy.stats.bootstrap(
             (np.arange(len(kept)),), lambda rows: statistic(kept[rows]), vectorized=False, method="BCa",
-            confidence_level=confidence, n_resamples=resamples, rng=np.random.default_rng(0),
+            confidence_level=covered, n_resamples=resamples, rng=np.random.default_rng(0),
         ).confidence_interval
     return Interval(float(statistic(kept)), float(bounds.low), float(bounds.high), len(kept), missing)
 
 
-def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, confidence: float | None = None) -> Interval:
     """Return a rate with its Wilson score interval; half successes (ties) are taken.
 
     low, high = (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)        Wilson, JASA 22 (1927) 209.
@@ -158,7 +161,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)), n)
 
 
-def probability_better(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
+def probability_better(a: ArrayLike, b: ArrayLike, confidence: float | None = None) -> Interval:
     """Return P(a > b) + P(a = b)/2 over pairs, with the Wilson interval that counts each tie as half a win.
 
     Infinite values are taken (a miss ties with a miss). Swap the arguments where lower is better.
@@ -246,7 +249,7 @@ def holm(p_values: ArrayLike) -> Array:
     return adjusted
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> Interval:
+def rank_correlation(x: ArrayLike, y: ArrayLike, confidence: float | None = None) -> Interval:
     """Return Spearman's r with a Fisher z interval, var z = (1 + r²/2)/(n - 3), over independent pairs.
 
     Bonett and Wright, Psychometrika 65 (2000) 23. At |r| = 1, where z is infinite, r is taken half a swap of

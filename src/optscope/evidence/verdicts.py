@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 
 from optscope.errors import UserError
 from optscope.evidence.claims import Outcome, Verdict
-from optscope.evidence.paired import ALPHA, FEWEST, equivalence, paired_test
-from optscope.evidence.stats import Interval, complete_pairs, holm, paired_difference
+from optscope.evidence.level import level
+from optscope.evidence.paired import FEWEST, equivalence, paired_test
+from optscope.evidence.stats import Interval, complete_pairs, holm, paired_difference, seeds_needed
 
 MISSING_MOST = 0.2  # the largest share of pairs that may be missing
 
@@ -40,11 +41,12 @@ def greater(a: ArrayLike, b: ArrayLike, margin: float = 0.0, what: str = "differ
     if found.n < 2:
         return _unmeasured(what, _too_little(found), found)
     tested = paired_test(first, second, margin=margin)
-    outcome: Outcome = ("undecided" if tested.p > ALPHA or _too_little(found) else
+    outcome: Outcome = ("undecided" if tested.p > level() or _too_little(found) else
                         "holds" if found.estimate > margin else "fails")
     side = {"holds": "above", "fails": "below", "undecided": "not told apart from"}[outcome]
-    shown = f"{_bounds(found, 95)}, {found.n} pairs, {tested.test} p = {tested.p:.2g}"
-    weak = f"{found.n} pairs can never reach p < {ALPHA}, it takes {FEWEST}" if found.n < FEWEST else ""
+    shown = f"{_bounds(found)}, {found.n} pairs, {tested.test} p = {tested.p:.2g}"
+    weak = (f"{found.n} pairs can never reach p < {level():g}, it takes {seeds_needed(1, level())}"
+            if found.n < FEWEST else "")
     note = _sentence(f"{what}: {_signed(found.estimate, unit)} ({shown}), {side} {_plain(margin, unit)}",
                      _too_little(found), _gaps(found), weak)
     return Verdict(outcome, note, found.estimate, found.low, found.high, found.n, tested.p, tested.test,
@@ -67,17 +69,17 @@ def equivalent(a: ArrayLike, b: ArrayLike, margin: ArrayLike, what: str = "diffe
     wide = paired_difference(a, b)
     if wide.n < 2:
         return _unmeasured(what, _too_little(wide), wide)
-    tost = equivalence(a, b, margin, ALPHA)
+    tost = equivalence(a, b, margin)
     margins = np.broadcast_to(margin, np.shape(a))[~np.isnan(np.asarray(a) + np.asarray(b))]
     side_of = 1.0 if wide.estimate > 0 else -1.0
     outside = paired_test(side_of * first, side_of * second, margin=margins)
-    apart = outside.p <= ALPHA and abs(wide.estimate) > float(margins.mean())
+    apart = outside.p <= level() and abs(wide.estimate) > float(margins.mean())
     reason = _too_little(wide)
     outcome: Outcome = "holds" if tost.equivalent else "fails" if apart else "undecided"
     outcome = "undecided" if reason else outcome
     p, test = (outside.p, outside.test) if apart else (tost.p, f"two one-sided {tost.test}s")
     side = {"holds": "within", "fails": "outside", "undecided": "neither shown within nor outside"}[outcome]
-    interval = _bounds(wide, 95) if apart else _bounds(tost.interval, 90)
+    interval = _bounds(wide) if apart else _bounds(tost.interval, 2)
     reach = float(margins.mean())
     note = _sentence(f"{what}: {_signed(wide.estimate, unit)} ({interval}, {wide.n} pairs, {test} p = {p:.2g}), "
                      f"{side} ±{_plain(reach, unit)}", reason, _gaps(wide))
@@ -113,7 +115,7 @@ def within(value: float | Interval, low: float = -math.inf, high: float = math.i
     if not isinstance(value, Interval):
         return Verdict(outcome, _sentence(f"{what}: {_plain(value, unit)}, {side}{asked}"), value,
                        least=low, most=high, unit=unit)
-    shown = f"{_plain(found.estimate, unit)} ({_bounds(found, 95)}, n = {found.n})"
+    shown = f"{_plain(found.estimate, unit)} ({_bounds(found)}, n = {found.n})"
     note = _sentence(f"{what}: {shown}, {side}{asked}", reason, _gaps(found))
     return Verdict("undecided" if reason else outcome, note, found.estimate, found.low, found.high, found.n,
                    least=low, most=high, unit=unit)
@@ -180,7 +182,7 @@ def holm_corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
     def corrected(verdict: Verdict, p: float) -> Verdict:
         if math.isnan(p):
             return verdict
-        lost = verdict.outcome != "undecided" and p > ALPHA
+        lost = verdict.outcome != "undecided" and p > level()
         note = f"{verdict.note} Holm over {tests} tests: p = {p:.2g}{', so undecided' if lost else ''}."
         return replace(verdict, outcome="undecided" if lost else verdict.outcome, p=p, note=note,
                        test=f"{verdict.test}, Holm over {tests}", tests=tests)
@@ -223,8 +225,9 @@ def _gaps(found: Interval) -> str:
     return f"{found.missing} of {found.n + found.missing} missing" if found.missing else ""
 
 
-def _bounds(found: Interval, level: int) -> str:
-    return f"{level} % interval {found.low:+.3g} to {found.high:+.3g}"
+def _bounds(found: Interval, sides: int = 1) -> str:
+    """Return an interval's ends; of two one-sided tests it leaves out twice the level."""
+    return f"{100 * (1 - sides * level()):.4g} % interval {found.low:+.3g} to {found.high:+.3g}"
 
 
 def _suffix(unit: str) -> str:

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from optscope.errors import UserError, nearest
 from optscope.evidence.claims import SCALES, Claim, Scale, Verdict
 from optscope.evidence.columns import read_csv
+from optscope.evidence.halves import halves, on_halves
 from optscope.evidence.picture import Figure
 from optscope.evidence.records import Factor, Record, Records
-from optscope.protocol.comparison import Experiment
+from optscope.protocol.comparison import Comparison, Experiment
+from optscope.protocol.looks import Looking, Looks
+from optscope.protocol.twice import Twice
 
 Arrays = Mapping[str, NDArray[np.generic]]
 Before = Callable[[str, str, str], tuple[str, str, Mapping[str, Factor]]]
@@ -58,10 +61,11 @@ class Study:
     scale. `pictures` turns records (and arrays, as `Results` names them) into figures; `claims` are judged on the
     same records. Claims whose ids share the first word are a family: `families` says in a few words what each is
     about. `before_factors` reads the rows of reports of 0.1, written before factors: of an experiment, an arm and a
-    metric it returns arm, metric and factors.
+    metric it returns arm, metric and factors. `looks` say, by scale, of which claims more seeds are run while they
+    are undecided; `twice` are numbers that are found in two ways.
 
     Raises:
-        UserError: when a family has no words, or words have no family.
+        UserError: when a family has no words, or words have no family; when a claim of looks is unknown, or in two.
     """
 
     name: str
@@ -76,12 +80,33 @@ class Study:
     costs: Mapping[Scale, str] = field(default_factory=dict)
     before_factors: Before | None = None
     gaps: tuple[Gap, ...] = ()
+    looks: Mapping[Scale, tuple[Looks, ...]] = field(default_factory=dict)
+    twice: tuple[Twice, ...] = ()
 
     def __post_init__(self) -> None:
         there = {claim.id.partition(" ")[0] for claim in self.claims}
         if there != set(self.families):
             raise UserError(f"{self.name}: families must say what {', '.join(sorted(there))} are about, no more; "
                             f"got {', '.join(sorted(self.families)) or 'nothing'}")
+
+        ids = {claim.id for claim in self.claims}
+        for scale, looks in self.looks.items():
+            named = [claim for each in looks for claim in each.claims]
+            for claim in named:
+                if claim not in ids or named.count(claim) > 1:
+                    raise UserError(f"{self.name}: looks at {scale} name claims of the study, each once; "
+                                    f"got {claim}")
+
+    def looking(self, scale: Scale, comparisons: Sequence[Comparison]) -> list[Looking]:
+        """Return what is run for looks, on comparisons as they are done."""
+        by_name = {comparison.name: comparison for comparison in comparisons}
+        return [Looking(each, tuple(claim for claim in self.claims if claim.id in each.claims), scale,
+                        by_name[each.on] if isinstance(each.on, str) else None)
+                for each in self.looks.get(scale, ())]
+
+    def looks_at(self, claim: Claim, scale: Scale) -> Looks | None:
+        """Return the looks of a claim, where it has some."""
+        return next((each for each in self.looks.get(scale, ()) if claim.id in each.claims), None)
 
     def read(self, path: str | Path) -> Records:
         """Return the records of a report's summary.csv, of this version or written before factors.
@@ -101,8 +126,16 @@ class Study:
         return Records(map(renamed, records))
 
     def judge(self, records: Records, scale: Scale) -> list[tuple[Claim, Verdict]]:
-        """Return every claim with its verdict at a scale."""
-        return [(claim, claim.judge(records, scale)) for claim in self.claims]
+        """Return every claim with its verdict at a scale, and with those on either half of the seeds.
+
+        A claim with looks has the verdict of its looks, where they were taken.
+        """
+        parts, found = halves(records), []
+        for claim in self.claims:
+            looks = self.looks_at(claim, scale)
+            verdict = looks.judge(claim, records, scale) if looks else None
+            found.append((claim, verdict or on_halves(claim, records, parts, scale)))
+        return found
 
 
 def check_scale(scale: str, study: Study) -> Scale:

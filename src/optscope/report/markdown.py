@@ -10,7 +10,7 @@ from optscope.evidence.picture import Figure
 from optscope.report.document import Document
 from optscope.report.forest import glance
 from optscope.report.style import clean
-from optscope.report.tables import Cell, Table, interval, number
+from optscope.report.tables import Cell, Table, interval, number, on_halves
 
 
 def markdown(document: Document) -> str:
@@ -67,7 +67,8 @@ def _figures(figures: Sequence[Figure]) -> Iterator[str]:
 def _claims(document: Document) -> Table:
     rows = [(claim.id, claim.text, claim.source, v.word,
              "" if math.isnan(v.effect) else interval(v.effect, v.low, v.high), v.n,
-             "" if math.isnan(v.p) else number(v.p, 2), v.note) for claim, v in document.verdicts]
+             "" if math.isnan(v.p) else number(v.p, 2), f"{v.note} {on_halves(v)}".strip())
+            for claim, v in document.verdicts]
     return Table("", ("claim", "sentence", "source", "verdict", "effect", "n", "p", "found"), rows)
 
 

@@ -27,7 +27,7 @@ from optscope.report.measures import difference_table, embedded
 from optscope.report.seal import seal
 from optscope.report.style import Styles, clean, slug
 from optscope.report.svg import headed
-from optscope.report.tables import Table, figure_tables, interval, number
+from optscope.report.tables import Table, figure_tables, interval, number, on_halves
 
 SCRIPTS = [Path(__file__).with_name(name) for name in ("page.js", "figures.js")]
 """What makes the page interactive: tables, and figures; without it all is there to be read."""
@@ -133,7 +133,8 @@ def _templates() -> jinja2.Environment:
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
         finalize=lambda value: clean(value) if type(value) is str else value)
     found.filters.update(number=number, interval=lambda v: interval(v.effect, v.low, v.high), p=_p_value,
-                         parts=_parts, refuted=REFUTED.__getitem__, csp_hash=_csp_hash, markup=Markup)
+                         parts=_parts, refuted=REFUTED.__getitem__, halves=on_halves, csp_hash=_csp_hash,
+                         markup=Markup)
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import SAME
 from optscope.evidence.picture import Figure, Heatmap, Panel, Picture, Scorecard
 from optscope.evidence.records import Metric, Record, Records
@@ -65,6 +66,13 @@ def interval(estimate: float, low: float, high: float, signed: bool = False) -> 
         return _sign(estimate, signed) + number(estimate)
     shown = [_rounded(v, (high - low) / 2, signed) for v in (estimate, low, high)]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def on_halves(verdict: Verdict) -> str:
+    """Return what was found on either half of the seeds, nothing where no halves were taken."""
+    found = [half.word + (f", {number(half.effect, 3)}" if math.isfinite(half.effect) else "") + f" (n = {half.n})"
+             for half in verdict.halves]
+    return f"On one half of the seeds and on the other: {'; '.join(found)}." if found else ""
 
 
 def _sign(value: float, signed: bool) -> str:

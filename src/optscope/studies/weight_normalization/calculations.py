@@ -25,6 +25,7 @@ Found = tuple[list[Record], Mapping[str, NDArray[np.float64]]]
 
 FINISHED = 1e-2
 """A descent whose relative residual is above this is counted as unfinished and never scored."""
+FIRST_TUNING_SEED = 1000
 
 
 def least(problems: Instances) -> Array:
