@@ -30,6 +30,7 @@ from optscope.theory.noisy_oracle import (
     valley,
     wells,
 )
+from optscope.theory.valley import account, mean_drift, still_drift
 
 
 def momentum_path(grads: np.ndarray, rates: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -165,3 +166,30 @@ def test_regimes():
 def test_bad_input_is_refused_in_one_sentence(call, says):
     with pytest.raises(UserError, match=says):
         call()
+
+
+def test_the_account_of_the_valley_closes_and_says_how_large_each_part_is():
+    found = account(0.05, 0.9, paths=2000)
+    assert abs(found.unexplained) < 1e-10  # the equations of the means are exact
+    assert abs(found.still) < 0.002 * found.limit
+    assert 0.005 < found.moving / found.limit < 0.03  # the 1 to 2 % that curvature and buffer do not explain
+    sgd = account(0.05, 0.0, paths=400)
+    assert sgd.still / sgd.limit == pytest.approx(-0.081, abs=0.001)
+    assert abs(sgd.moving / sgd.limit) < 0.002
+
+
+def test_a_valley_without_memory_is_sgd_of_the_closed_form():
+    steps, rate = 40, 0.1
+    squares = [3.75 * (1 - rate**2) ** k for k in range(steps)]  # e = ±1 throughout: the error stays 0
+    assert mean_drift(rate, 0.0, squares, [0.0] * steps) == pytest.approx(3.75 * (1 - rate**2) ** steps)
+
+
+def test_still_drift_has_its_first_order_terms_and_its_limit():
+    rate, beta, time = 0.004, 0.9, 0.25
+    held = rate**2 * beta * (2 + beta) / (1 - beta**2)  # what the buffer holds, as a share of D
+    d = 3.75 * np.exp(-np.linspace(0, time, 1001))
+    curved = rate / 2 * (1 - beta) / (1 + beta) * float(np.sqrt(d**2 + 4).mean()) * time
+    found = still_drift(rate, beta, time=time) / float(slow_limit(3.75, 1.0, time)) - 1
+    start = rate**2 * beta / (1 - beta) / 2 * 1.1  # of the error's own beginning at 0, in steps of 1/(1 − β)
+    assert found == pytest.approx(held * (1 - time) - curved, abs=start)
+    assert still_drift(0.004, 0.0, sigma=0.5) == pytest.approx(float(slow_limit(3.75, 0.5, 1.0)), rel=0.003)

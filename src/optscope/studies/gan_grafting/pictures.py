@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from optscope.theory.gan_modes import OUTCOMES
 
 MISSED = Metric("missed mass", "", "lower")
 MODES = Metric("modes", "", "higher")
+FRECHET, COVERAGE = Metric("Fréchet distance", "", "lower"), Metric("coverage", "", "higher")
 MODE_WORDS = ("both", "single", "average", "noise", "other")
 MIXTURES: dict[str, Mixture] = {"ring": Ring(), "lattice": Lattice()}
 IMAGES = ("digits", "digits with norm", "fashion-mnist", "fashion-mnist, WGAN-GP", "cifar10, DCGAN", "cifar10",
@@ -52,6 +54,10 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     ring = records.where(experiment="ring")
     if ring:
         found += [graft_matrix(ring, GRAFTED, MISSED), graft_matrix(ring, GRAFTED, MODES)]
+    fashion = records.where(experiment="fashion-mnist", phase="final")
+    if set(GRAFTED) <= set(fashion.arms()):
+        found += [replace(graft_matrix(fashion, GRAFTED, metric), name=f"grafts-fashion-{name}")
+                  for name, metric in (("frechet", FRECHET), ("coverage", COVERAGE))]
     for name in IMAGES:
         mine = records.where(experiment=name, phase="final")
         if mine:

@@ -14,6 +14,7 @@ from optscope.studies.gan_grafting.claims import (
     ADAM,
     DIR,
     DIR_GLOBAL,
+    GRAFTED,
     HALVES,
     MODEL,
     MODULE,
@@ -59,6 +60,8 @@ LENGTHS = {SGDA: "SGD", DIR: "SGD", DIR_GLOBAL: "SGD", graft_name(SGDA, SIGN): "
            MODEL: "model"}
 """What sets an arm's step length; "graft" where nothing is said: a root mean square about Adam's rate."""
 IMAGE_ARMS = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
+FASHION_ARMS = tuple(dict.fromkeys((*IMAGE_ARMS, *(graft_name(m, d) for m in GRAFTED for d in GRAFTED))))
+"""All of the graft matrix, and what images are compared on besides."""
 LATTICE_ARMS = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
 
 

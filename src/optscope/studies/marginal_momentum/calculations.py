@@ -19,6 +19,7 @@ from optscope.theory.momentum import (
     stationary_variance,
 )
 from optscope.theory.noisy_oracle import distance, drift, quadratic, settled_variance, together
+from optscope.theory.valley import account
 from optscope.vector import Layout
 
 Array = NDArray[np.float64]
@@ -75,7 +76,10 @@ def approximation(alpha: float, scale: float, rates: Sequence[float], paths: int
 
 
 def along_valley(rate: float, paths: int) -> Found:
-    """Follow u² − v² along the valley uv = 1 under label noise for SGD and momentum, over slow time 1."""
+    """Follow u² − v² along the valley uv = 1 under label noise for SGD and momentum, over slow time 1.
+
+    Of momentum 0.9 rows say besides what puts it off its limit (`theory.valley.account`).
+    """
     betas = {"SGD": 0.0, "momentum 0.9": 0.9, "momentum 0.97": 0.97, "momentum 1 − η": 1 - rate}
     found = drift(rate, tuple(betas.values()), paths=paths)
     rows = [measured("limit", 0, "u² − v² at time 1", float(found.limit[-1]), rate)]
@@ -84,6 +88,10 @@ def along_valley(rate: float, paths: int) -> Found:
         rows += [measured(arm, 0, "u² − v² at time 1", float(found.mean[-1, i]), rate),
                  measured(arm, 0, "standard error", float(found.error[i]), rate)]
         arrays[f"{rate:g}/{arm}"] = found.mean[:, i]
+    why = account(rate, betas["momentum 0.9"], paths=paths)
+    rows += [measured("momentum 0.9", 0, f"beyond the limit, {what}", value, rate)
+             for what, value in (("by curvature and buffer", why.still), ("unexplained", why.unexplained),
+                                 ("by motion within the memory", why.moving))]
     return rows, arrays
 
 
