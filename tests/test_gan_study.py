@@ -180,9 +180,9 @@ def test_fleets_are_tuned_before_they_are_played_and_further_seeds_repeat_nothin
     assert [job.work.arguments["shown"] for job in plays] == [True, False]
     assert {name: rule.lr for name, rule in plays[0].work.arguments["rule"].rules} == {
         "discriminator": 0.003, "generator": 0.01}
-    more = replace(fleets, more={ADA: (31, 32)}).jobs(tuned)
-    assert {job.work.id for job in [*first, *plays]} < {job.work.id for job in more}
-    assert more[-1].work.arguments["seeds"] == (31, 32)
+    more = replace(fleets, arms=fleets.arms[1:], seeds=(31, 32)).jobs(tuned)
+    assert [job.work.arguments["seeds"] for job in more] == [(1001,), (2001, 2002), (31, 32)]
+    assert {job.work.id for job in more[:2]} < {job.work.id for job in first}
 
 
 def test_the_study_runs_at_smoke_scale(tmp_path):

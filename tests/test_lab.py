@@ -261,7 +261,7 @@ def test_every_scale_can_be_made(scale):
         assert len({(j.use.arm, j.use.rule, j.use.seed) for j in first}) == len(first)
 
 
-OPEN = {"gan_grafting", "marginal_momentum", "modern_optimisers", "weight_normalization"}
+OPEN = {"modern_optimisers", "weight_normalization"}
 """Studies that do not say yet how far they are from their paper."""
 
 

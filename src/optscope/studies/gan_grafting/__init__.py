@@ -24,7 +24,7 @@ from optscope.probes.modes import Classes, Samples
 from optscope.probes.probe import Probe
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
 from optscope.protocol.search import Grid
-from optscope.protocol.study import Paper, Study
+from optscope.protocol.study import Gap, Paper, Study
 from optscope.studies.gan_grafting.before_factors import before_factors
 from optscope.studies.gan_grafting.calculations import theory
 from optscope.studies.gan_grafting.claims import (
@@ -259,6 +259,23 @@ FAMILIES = {
     "K3": "The graft works at more rates than SGD (our own claim)",
 }
 
+GAPS = (
+    Gap("data sets", "CIFAR-10, STL-10, LSUN and CelebA, as recalled: only the abstract could be read",
+        "mixtures of Gaussians and 8x8 digits at desk, 8,000 images of Fashion-MNIST at long",
+        "--scale paper has CIFAR-10 and STL-10: months on many cores; LSUN and CelebA have no reader here"),
+    Gap("networks", "a DCGAN, residual networks with WGAN-GP, StyleGAN2, as recalled",
+        "MLPs of 4,866 and 4,417 weights; a DCGAN of 37,665 and 33,633; at long one for 28x28 images, and WGAN-GP",
+        "--scale paper has a DCGAN and residual networks of usual sizes; StyleGAN2 would have to be written"),
+    Gap("score", "FID in the features of Inception", "modes and missed mass; Fréchet distance, precision, recall, "
+        "density and coverage in the features of a small classifier of the same images",
+        "torch-fidelity and 10,000 samples a model, as at --scale paper"),
+    Gap("theory", "dimensions to infinity, with constants that are recalled here",
+        "exact play in 300, 1,000, 3,000 and a million dimensions, 8,000 steps at 45 pairs of rates, 16,000 at the "
+        "best", "nothing: the theorems would have to be read"),
+    Gap("rates and seeds", "not known to us", "twelve pairs on mixtures, four and what widening adds on digits; "
+        "ten and eight seeds", "nothing: the paper would have to say"),
+)
+
 STUDY = Study(
     name="gan_grafting", paper=PAPER,
     question="Adam trains GANs better than SGD. Is it the length of its steps or their direction, and does plain "
@@ -284,4 +301,4 @@ STUDY = Study(
              "16,000; modes at an angle, modes seen together and one-hot latent vectors, which no claim asks "
              "for, are left to --scale paper.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
-    before_factors=before_factors)
+    before_factors=before_factors, gaps=GAPS)

@@ -72,8 +72,8 @@ class Fleets:
     """Rules on one mixture: every arm is tuned alike, after fewer `tuning_epochs`, then played on shared seeds.
 
     What is tuned is the pair of rates in the arm's `PlayerGrid`. Arms in `useful` play their whole grid for all
-    epochs besides, on seeds of its own (how wide is the region that works?). Arms in `more` are played on further
-    seeds, which repeats nothing.
+    epochs besides, on seeds of its own (how wide is the region that works?). Arms are tuned apart from each other,
+    so the same with other `seeds`, or with some of the arms, tunes nothing again.
     """
 
     name: str
@@ -84,7 +84,6 @@ class Fleets:
     seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
     useful: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    more: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def jobs(self, records: Records) -> list[Job]:
         """Return the tuning of every arm and, of those that are tuned, the plays."""
@@ -98,9 +97,8 @@ class Fleets:
                      for row in mine.where(arm=grid_of(arm.name)) if row.metric.startswith(_best(""))}
             if not rates:
                 continue
-            for seeds in (self.seeds, self.more.get(arm.name, ())):
-                found += [self._job(play, arm, rule=arm.rule.with_(**rates), epochs=self.epochs, seeds=block,
-                                    shown=block[0] == self.seeds[0]) for block in _blocks(seeds)]
+            found += [self._job(play, arm, rule=arm.rule.with_(**rates), epochs=self.epochs, seeds=block,
+                                shown=block[0] == self.seeds[0]) for block in _blocks(self.seeds)]
         return found
 
     def _job(self, function: Callable[..., Found], arm: Arm, **given: Any) -> Job:

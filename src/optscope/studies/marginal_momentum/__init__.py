@@ -22,7 +22,7 @@ from optscope.probes.gradient_noise import DescentSplit
 from optscope.probes.probe import Probe
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
 from optscope.protocol.search import Grid
-from optscope.protocol.study import Paper, Study
+from optscope.protocol.study import Gap, Paper, Study
 from optscope.studies.marginal_momentum import finetuning
 from optscope.studies.marginal_momentum.before_factors import before_factors
 from optscope.studies.marginal_momentum.calculations import (
@@ -217,6 +217,20 @@ FAMILIES = {
     "C7": "Momentum too close to 1 for the rate is beyond the theorem",
 }
 
+GAPS = (
+    Gap("images", "ImageNet, ResNet-50, several batch sizes, 90 epochs",
+        "1,200 digits with an MLP; 6,000 images of Fashion-MNIST and of CIFAR-10 with a small CNN; 6 to 100 epochs",
+        "a reader for data that do not fit in memory, and weeks of GPUs"),
+    Gap("SVAG", "CIFAR-10, ResNet-32, batch 512, 160 epochs", "those small networks, batch 100 and 128, 4 to 10 "
+        "epochs, up to level 16, 8 and 4", "--scale paper has it: weeks on many cores, 2 · level times a training"),
+    Gap("fine-tuning", "RoBERTa-large with prompts on SST-2, SST-5, SNLI, TREC and MNLI, 512 texts a class, 1,000 "
+        "steps", "MiniLM with a classification head on two sets of film reviews, 16 and 128 texts a class and all, "
+        "300 steps, at long", "--scale paper has RoBERTa-large, which you bring, with a head: weeks on many cores; "
+        "prompts would have to be written"),
+    Gap("learning rates", "searched for momentum, and carried over to SGD", "every rate of a grid for both, and "
+        "each tuned with equal budgets", "nothing: ours holds the paper's comparison, at each rate of the grid"),
+)
+
 STUDY = Study(
     name="marginal_momentum", paper=PAPER,
     question="At the same effective learning rate, does momentum change what SGD reaches, and if so, is it because "
@@ -245,4 +259,4 @@ STUDY = Study(
              "had been; that there are 300 steps in place of 150 to 284, 16 subsets of one seed in place of 4 "
              "of two, and a dev loss that parts equals, when the first report had been. No margin has changed.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
-    before_factors=before_factors)
+    before_factors=before_factors, gaps=GAPS)
