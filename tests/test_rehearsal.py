@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from optscope import lab
 from optscope.engine.execute import Inline
+from optscope.engine.place import Place
 from optscope.engine.plan import Plan
 from optscope.engine.rehearsal import rehearse
 from optscope.errors import UserError
@@ -21,10 +22,12 @@ from optscope.probes.accuracy import Accuracy
 from optscope.probes.edge import EdgeOfStability
 from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.probe import Probe, Reading
+from optscope.protocol import remembered
 from optscope.protocol.compare import comparison_of
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.kits import Predictors
 from optscope.protocol.rehearse import planned, rehearsed, trainings
+from optscope.protocol.remembered import Remembered
 from optscope.protocol.search import Grid
 from optscope.protocol.settings import OptimiserSettings, Settings
 from optscope.tasks.check import check_task
@@ -230,6 +233,43 @@ def test_probes_that_stop_are_left_out_and_silent_ones_are_told_beforehand_once(
     assert "(name='c', least=99) and" in told[0]
     with pytest.raises(UserError, match=r"learning rates are chosen by .* nothing of an untrained .*: needs 999"):
         rehearsed(replace(given, validation=Stubborn("loss", least=999)))
+
+
+def test_what_was_rehearsed_is_known_the_next_time_and_nothing_else_is(tmp_path, monkeypatch):
+    done, real = [], remembered.rehearse
+    monkeypatch.setattr(remembered, "rehearse", lambda *given: done.append(given) or real(*given))
+
+    def found(comparison):
+        memory = Remembered(tmp_path)
+        before = len(done)
+        told = rehearsed(comparison, memory.rehearse)
+        memory.write()
+        return told, len(done) - before
+
+    silent, stops = Stubborn("c", least=99), Stubborn("d", least=99, kind=ZeroDivisionError)
+    arms = Arm("SGD", SGD(lr=0.1)), Arm("hoarding", Foreign(Hoarding, lr=0.1))
+    given = Comparison("c", TASK, arms, PLAN, (Stubborn("a"), silent, stops), (1, 2), twin_seeds=(1,),
+                       watched=(replace(stops, name="e"), replace(silent, name="f")))
+    first, count = found(given)
+    assert count == 1
+    assert found(given) == (first, 0)
+    assert (first.comparison.single, len(first.comparison.probes)) == (("hoarding",), 2)
+    assert found(replace(given, seeds=(1, 2, 3), name="other"))[1] == 0  # of which a rehearsal knows nothing
+    for change in ({"plan": Plan(2, 17)}, {"twin_seeds": ()}, {"probes": given.probes[1:]}, {"arms": arms[:1]},
+                   {"arms": arms[::-1]}, {"arms": (replace(arms[0], rule=SGD(lr=0.2)), arms[1])},
+                   {"probes": (*given.probes, given.watched[0]), "watched": given.watched[1:]},
+                   {"task": replace(TASK, name="another")}, {"task": replace(TASK, bounds=None)},
+                   {"place": Place(threads=2)}):
+        assert [found(replace(given, **change))[1] for _ in range(2)] == [1, 0], change
+    path = tmp_path / "rehearsed.json"
+    for content in ("", "[]", "null", '{"a', path.read_text().replace("seconds", "minutes")):
+        path.write_text(content)
+        assert [found(given)[1] for _ in range(2)] == [1, 0], content
+    monkeypatch.setattr(remembered, "source_digest", lambda *modules: "other code")
+    assert found(given)[1] == 1
+    for _ in range(2):
+        with pytest.raises(UserError, match="learning rates are chosen by"):
+            found(replace(given, validation=Stubborn("loss", least=999)))
 
 
 def test_an_arm_that_cannot_be_rounded_has_no_twins():

@@ -48,6 +48,7 @@ from optscope.protocol.kits import kit_of
 from optscope.protocol.probing import probing_of
 from optscope.protocol.recordings import recordings_in
 from optscope.protocol.rehearse import rehearsed
+from optscope.protocol.remembered import Remembered
 from optscope.protocol.session import Results, run_experiments
 from optscope.protocol.settings import Settings, settings_with
 from optscope.protocol.study import Study
@@ -94,12 +95,13 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
     listener = listener or display()
     _check(task, *(arm.task for arm in wish.arms if arm.task))
     executor = executor or Local()
-    (comparison,), known, step = _rehearsed([comparison_of(task, settings, wish.arms)], listener)
+    memory = Remembered(Path(folder))
+    (comparison,), known, step = _rehearsed([comparison_of(task, settings, wish.arms)], listener, memory)
     listener.hear(Said(f"{comparison.name}: {estimated(comparison, step, executor)}"))
     if settings.quick:
         known = [looked_quickly(comparison), *known]
         listener.hear(Said(known[0]))
-    done = _done(folder, f"the comparison on {task.name}", [comparison], executor, listener, comparison.place)
+    done = _done(folder, f"the comparison on {task.name}", [comparison], executor, listener, settings.place, memory)
     found = said(comparison, done.results.records, usual(settings, done.store))
     return done.reported(
         found, [*known, *([] if settings.probes else kit_of(task).left_out(task))],
@@ -127,8 +129,7 @@ def rounding(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str
     listener = listener or display()
     _check(task)
     chosen = wish.arms or arms_of(settings)
-    known = rounding_twins.rehearsed(task, settings, chosen)
-    for sentence in known:
+    for sentence in (known := rounding_twins.rehearsed(task, settings, chosen)):
         listener.hear(Said(sentence))
     done = _done(folder, f"the rounding floor of {task.name}", [rounding_twins.calls(task, settings, chosen)],
                  executor, listener, settings.place)
@@ -209,10 +210,11 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
     experiments = study.experiments(scale)
     comparisons = [replace(e, place=place) for e in experiments if isinstance(e, Comparison)]
     _check(*(task for c in comparisons for task in (c.task, *(arm.task for arm in c.arms if arm.task))))
-    comparisons, known, _ = _rehearsed(comparisons, listener)
+    memory = Remembered(Path(out))
+    comparisons, known, _ = _rehearsed(comparisons, listener, memory)
     done = _done(out, f"the study {study.name}",
                  [*comparisons, *(e for e in experiments if not isinstance(e, Comparison)),
-                  *study.looking(scale, comparisons)], executor, listener, place)
+                  *study.looking(scale, comparisons)], executor, listener, place, memory)
     records = done.results.records
     found = joined([_judged(study, done.results, scale), beside_the_claims(study, records, scale),
                     *(of_a_study(c, records) for c in comparisons)])
@@ -233,9 +235,11 @@ def _usual_folder(door: str, task: Task) -> Path:
 
 
 def _done(out: str | Path, holds: str, experiments: Sequence[Experiment], executor: Executor | None,
-          listener: Listener, place: Place) -> Done:
-    """Run experiments in a folder whose report is about what it `holds`."""
+          listener: Listener, place: Place, memory: Remembered | None = None) -> Done:
+    """Run experiments in a folder whose report is about what it `holds`, and that keeps what was rehearsed."""
     store, start = Store(Path(out), holds), time.perf_counter()
+    if memory:
+        memory.write()
     results = run_experiments(experiments, store, executor or Local(), listener)
     return Done(store, results, time.perf_counter() - start, place)
 
@@ -282,24 +286,20 @@ class Done:
 
 def environment(seconds: float, records: Records, place: Place) -> dict[str, object]:
     """Return what a reader needs to get the same numbers: versions, processor, place of the runs, time."""
+    spent = sum({row.run: row.value for row in records.where(metric="seconds")}.values())  # each run once
     versions = {name: metadata.version(name) for name in ("optscope", "torch", "numpy", "scipy")}
     return {"optscope": versions.pop("optscope"), "python": platform.python_version(), **versions,
             "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
             "device": numerics(place).get("device", "cpu"), "threads a run": place.threads,
             **({} if place == CPU else {"place": repr(place)}), "system": platform.system(),
             "time of this call [s]": round(seconds, 1),
-            **({"time of all trainings [s]": round(spent, 1)} if (spent := _spent(records)) else {})}
+            **({"time of all trainings [s]": round(spent, 1)} if spent else {})}
 
 
-def _spent(records: Records) -> float:
-    """Return the seconds all runs took, each counted once."""
-    return sum({row.run: row.value for row in records.where(metric="seconds")}.values())
-
-
-def _rehearsed(comparisons: Sequence[Comparison],
-               listener: Listener) -> tuple[list[Comparison], list[str], dict[str, float]]:
+def _rehearsed(comparisons: Sequence[Comparison], listener: Listener,
+               memory: Remembered) -> tuple[list[Comparison], list[str], dict[str, float]]:
     """Rehearse comparisons, tell what is known of them, and return it for the report, with the seconds of steps."""
-    found = [rehearsed(comparison) for comparison in comparisons]
+    found = [rehearsed(comparison, memory.rehearse) for comparison in comparisons]
     shared = [kit_of(c.task).known(c.task) for c in comparisons]
     known = list(dict.fromkeys(sentence for each in (*(f.known for f in found), *shared) for sentence in each))
     for sentence in (*dict.fromkeys(sentence for each in found for sentence in each.before), *known):

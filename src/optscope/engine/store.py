@@ -22,9 +22,9 @@ from optscope.evidence.records import Records
 from optscope.files import DamagedError, make_folder, names_in, read_json, set_aside, to_json, write_atomically
 
 MARKER = "optscope.json"
-WRITTEN = {"runs", "data", "figures", "entries.json", "events.jsonl", LEDGER, "index.sqlite", "index.sqlite-wal",
-           "index.sqlite-shm", "report.html", "report.md", "report.json", "verdicts.json", "summary.csv",
-           "summary.parquet", "run.json"}
+WRITTEN = {"runs", "data", "figures", "entries.json", "rehearsed.json", "events.jsonl", LEDGER, "index.sqlite",
+           "index.sqlite-wal", "index.sqlite-shm", "report.html", "report.md", "report.json", "verdicts.json",
+           "summary.csv", "summary.parquet", "run.json"}
 """What may lie in an output folder, for a reader to see; parquet is of an older version."""
 
 

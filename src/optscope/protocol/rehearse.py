@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from optscope.engine.plan import Plan
@@ -32,11 +32,12 @@ class Rehearsed:
     seconds: Mapping[str, float]
 
 
-def rehearsed(comparison: Comparison) -> Rehearsed:
+def rehearsed(comparison: Comparison, rehearse: Callable[..., Rehearsal] = rehearse) -> Rehearsed:
     """Return the comparison without what cannot be measured, and what is to be said of it.
 
     On every task its arms make a few steps, and every probe is taken of an untrained model. Probes that stop with
-    an error, and twins of arms whose step cannot be taken inside a combinator, are left out.
+    an error, and twins of arms whose step cannot be taken inside a combinator, are left out. `rehearse` finds that,
+    or looks into a folder that knows it (`Remembered.rehearse`).
 
     Raises:
         UserError: naming an arm that cannot step a parameter, or saying why validation measures nothing.
