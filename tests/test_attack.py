@@ -18,6 +18,7 @@ from optscope.probes.attack import BIM, FGSM, PGD, Attack
 from optscope.probes.attack_checks import CHECKS
 from optscope.probes.attack_losses import DLR, CrossEntropy, MarginLoss, TargetedDLR
 from optscope.probes.black_box import RandomSearch
+from optscope.probes.dense import by_graph, dense
 from optscope.probes.ensemble import Ensemble
 from optscope.probes.perturbation import L2, Linf, ball_of, per_example
 from optscope.probes.robust import RobustAccuracy
@@ -183,6 +184,85 @@ def test_the_balls(norm: str) -> None:
     gain = (gradient.double() * u).sum(1)
     assert torch.allclose(gain, gradient.double().norm(p=dual, dim=1), rtol=1e-5, atol=0)
     assert not ball.steepest(torch.zeros(2, 3)).any()
+
+
+class Behind(nn.Module):
+    """A model that is asked as any other is, whatever it is made of."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+STACKS = {
+    "MLP": lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(),
+                                 nn.Linear(7, 4)),
+    "nested, idle, in place": lambda: nn.Sequential(nn.Flatten(), nn.Sequential(
+        nn.Dropout(0.5), nn.Linear(12, 9), nn.ReLU(inplace=True)), nn.Identity(), nn.Linear(9, 4, bias=False)),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 4)),
+    "a layer twice": lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 12), *[nn.Linear(12, 12), nn.ReLU()] * 2,
+                                           nn.Linear(12, 4)),
+}
+
+
+def made(make, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", STACKS)
+def test_a_stack_has_the_bits_of_autograd(kind: str) -> None:
+    model = made(STACKS[kind])
+    x = torch.randn(50, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    y, before = torch.arange(50) % 4, x.clone()
+    stack = dense(model, x[:8])
+    assert stack is not None
+    for loss in (CrossEntropy(), MarginLoss(), DLR()):
+        theirs = by_graph(model, x, lambda z, loss=loss: loss(z, y))
+        ours = stack.graded(x, lambda z, loss=loss: loss(z, y))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(x, before)
+    broken = torch.full_like(x, math.inf)
+    assert torch.isfinite(stack.graded(broken, lambda z: CrossEntropy()(z, y))[2]).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_attacks_of_a_stack_find_what_they_find_by_autograd(trained, norm: str) -> None:
+    model, x, y = trained
+    for attack in (PGD(10), BIM(5), APGD(steps=20)):
+        ours, theirs = (attack.run(each, x, y, RADIUS[norm], norm) for each in (model, Behind(model)))
+        assert torch.equal(ours, theirs)
+        alone = robust(model, x, y, norm=norm, eps=RADIUS[norm], attack=attack)
+        name = f"correct under {norm} attack"
+        assert np.array_equal(alone.arrays[name], robust(Behind(model), x, y, norm=norm, eps=RADIUS[norm],
+                                                         attack=attack).arrays[name])
+        found = attack.run(model, x, y, RADIUS[norm], norm, generator=torch.Generator().manual_seed(0))
+        assert np.array_equal(alone.arrays[name][0], (model(found).argmax(1) == y).numpy())
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked() -> nn.Module:
+    model = STACKS["MLP"]()
+    model[1].register_forward_hook(lambda module, inputs, output: output + 1)
+    return model
+
+
+@pytest.mark.parametrize("make", [
+    hooked, lambda: nn.Sequential(nn.Flatten(), Doubled(12, 4)), lambda: nn.Sequential(nn.Linear(2, 4)),
+    lambda: nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(12, 4)),
+    lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh()),
+    lambda: nn.Sequential(nn.Flatten(2), nn.Linear(4, 4)), lambda: nn.Sequential(), lambda: Behind(STACKS["MLP"]()),
+])
+def test_what_is_no_stack_is_not_taken_for_one(make) -> None:
+    assert dense(made(make), torch.rand(3, 3, 2, 2)) is None
 
 
 def test_losses_against_their_formulas() -> None:

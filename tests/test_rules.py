@@ -472,6 +472,8 @@ ROWS = [
     Row(Graft(Adam(lr=0.01), SGD(lr=1.0))),
     Row(Graft(SGD(lr=0.05, momentum=0.9), Adam(lr=1.0), per="model")),
     Row(Graft(Adam(lr=0.01), SGD(lr=1.0), per="module")),
+    Row(Graft(SGD(lr=0.05), SGD(lr=1.0, momentum=0.9, nesterov=True), per="model")),
+    Row(Graft(SGD(lr=0.05, momentum=0.5), SGD(lr=1.0, momentum=0.9))),
     Row(Graft(AdamW(lr=0.01), Foreign("torch.optim:NAdam", lr=0.1))),
     Row(Graft(Adam(lr=0.01), Adam(lr=0.5)), lambda p: T.Adam(p, lr=0.01)),
     Row(Scheduled(Adam(lr=0.01), StepDecay(at=(0.5,), factor=0.1), steps=STEPS)),

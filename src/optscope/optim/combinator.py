@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -177,6 +177,40 @@ def portions(params: Sequence[Tensor], *rules: Rule) -> list[list[int]]:
         found[-1].append(i)
         held += p.numel()
     return found
+
+
+@runtime_checkable
+class Multiple(Protocol):
+    """A rule whose step may be a number times tensors that are there without it: gradients, or a mean of them."""
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether it is."""
+
+    def multiple_(self, grads: Sequence[Tensor], states: Sequence[State],
+                  scale: float) -> tuple[Sequence[Tensor], float]:
+        """Return these tensors and the number, and advance `states` in place."""
+
+
+def at_hand(rule: Rule) -> bool:
+    """Return whether nothing has to be made for a rule's step but a number.
+
+    >>> from optscope.optim import SGD, Adam
+    >>> at_hand(SGD(lr=0.1)), at_hand(SGD(lr=0.1, momentum=0.9, nesterov=True)), at_hand(Adam(lr=0.1))
+    (True, False, False)
+    """
+    return isinstance(rule, Multiple) and rule.at_hand
+
+
+def multiple(rule: Rule, grads: Sequence[Tensor] | Slopes, states: Sequence[State], params: Sequence[Tensor],
+             scale: float, room: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], float]:
+    """Return a rule's step as tensors and a number that times them is it, and advance its states.
+
+    `room()` gives the tensors that it is made in where it has to be.
+    """
+    if isinstance(rule, Multiple) and rule.at_hand and not callable(grads):
+        return rule.multiple_(grads, states, scale)
+    return stepped(rule, grads, states, params, scale, room()), 1.0
 
 
 def stepped(rule: Rule, grads: Sequence[Tensor] | Slopes, states: Sequence[State], params: Sequence[Tensor],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optscope.optim.combinator import Combinator, known, portions, stepped
+from optscope.optim.combinator import Combinator, at_hand, known, multiple, portions
 from optscope.optim.pieces import Room
 from optscope.optim.rule import Gradient, Rule, Slopes, State
 from optscope.optim.sign import Per, block_norms, check_per, norms_of, safe_inverse, shared
@@ -59,10 +59,13 @@ class Graft(Combinator):
         return step * outside, {"magnitude": m_state, "direction": d_state}
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
-        """Return the in-place states of both parts; where norms join layers, with "scratch", room for a step."""
+        """Return the in-place states of both parts.
+
+        Where norms join layers, and the direction has to be made, with "scratch", room for it.
+        """
         parts = zip(self.magnitude.begin(params, layout), self.direction.begin(params, layout), strict=True)
         states: list[State] = [{"magnitude": m, "direction": d} for m, d in parts]
-        if self.per != "layer":
+        if self.per != "layer" and not at_hand(self.direction):
             for state, p in zip(states, params, strict=True):
                 state["scratch"] = torch.zeros_like(p)
         return states
@@ -76,19 +79,19 @@ class Graft(Combinator):
         grads: Sequence[Tensor] | Slopes = slopes if self.asks else slopes()
         room = Room()
 
-        def made(rule: Rule, name: str, factor: float, some: list[int], steps: list[Tensor]) -> Sequence[Tensor]:
-            given = grads if callable(grads) else [grads[i] for i in some]
-            return stepped(rule, given, [states[i][name] for i in some], [params[i] for i in some], factor, steps)
+        def made(rule: Rule, name: str, factor: float, some: list[int]) -> tuple[Sequence[Tensor], float]:
+            given, there = grads if callable(grads) else [grads[i] for i in some], [params[i] for i in some]
+            kept = [states[i]["scratch"] for i in some if name == "direction" and "scratch" in states[i]]
+            return multiple(rule, given, [states[i][name] for i in some], there, factor,
+                            lambda: kept or room.like(there))  # the direction's where the magnitude's step was
 
         for some in several:
             lengths = []
             for part in portions([params[i] for i in some], self.magnitude):
-                mine = [some[i] for i in part]
-                m = made(self.magnitude, "magnitude", inside, mine, room.like([params[i] for i in mine]))
-                lengths.append(norms_of(m))
-            kept = (room.like([params[i] for i in some]) if self.per == "layer"  # where the magnitude's step was
-                    else [states[i]["scratch"] for i in some])
-            d = made(self.direction, "direction", turning, some, kept)
+                m, number = made(self.magnitude, "magnitude", inside, [some[i] for i in part])
+                lengths.append(norms_of(m) * abs(number))
+            d, number = made(self.direction, "direction", turning, some)
             factors = shared(torch.cat(lengths), self.per) * safe_inverse(shared(norms_of(d), self.per))
+            sign = (number > 0) - (number < 0)
             for i, step, factor in zip(some, d, factors.unbind(), strict=True):
-                targets[i].addcmul_(step, factor, value=outside)
+                targets[i].addcmul_(step, factor.expand_as(step), value=outside * sign)  # as fast as by a number

@@ -57,6 +57,20 @@ class SGD(Fused):
         direction = grad + momentum * v if self.nesterov else v
         return -lr * direction, {"v": v}
 
+    @property
+    def at_hand(self) -> bool:
+        """The step is −lr times the gradient or the buffer, but for Nesterov's."""
+        return not self.nesterov
+
+    def multiple_(self, grads: Sequence[Tensor], states: Sequence[State],
+                  scale: float) -> tuple[Sequence[Tensor], float]:
+        """Return the gradients or the new buffers, and −lr · scale."""
+        buffers = [state["v"] for state in states if state]
+        if buffers:
+            torch._foreach_mul_(buffers, self.momentum)  # type: ignore[arg-type]
+            torch._foreach_add_(buffers, list(grads))
+        return buffers or grads, -self.lr * scale  # type: ignore[operator]
+
     def add_step_(self, targets: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State],
                   params: Sequence[Tensor], scale: float = 1.0) -> None:
         """Add the step in place by torch's fused kernel."""

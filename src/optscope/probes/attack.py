@@ -21,12 +21,16 @@ from optscope.devices import convolves_fast, to_floats
 from optscope.errors import UserError
 from optscope.probes.accuracy import named
 from optscope.probes.attack_losses import AttackLoss, CrossEntropy
-from optscope.probes.perturbation import Ball, Bounds, ball_of, check_box, check_movable, per_example
+from optscope.probes.dense import Dense, by_graph, dense
+from optscope.probes.perturbation import Ball, Bounds, ball_of, check_box, check_movable, per_example, standing
 from optscope.probes.still import frozen
 
 Search = Callable[["Batch"], Tensor]
 Moved = Callable[[Tensor, Tensor], Tensor]
 """`outputs(x, where)`: a model's outputs for the examples at `where` `(m,)`, the moved part of which is `x`."""
+
+SOME = 8
+"""Inputs of which a model is asked whether it is what it seems."""
 
 LOOK = 16
 """Steps between two looks at who is done, where a look is a wait: in between, they are computed in vain."""
@@ -37,7 +41,7 @@ class Batch:
     """Images under attack: their balls, with `inputs` `(n, ...)` as centres, and their labels `(n,)`.
 
     `outputs(x, where)` is the model at points `x` of the examples `where` `(n,)`: it may take along more of each
-    example than is attacked.
+    example than is attacked. Of a `stack` of dense layers that is all, the stack is asked instead.
     """
 
     outputs: Moved
@@ -45,6 +49,7 @@ class Batch:
     ball: Ball
     labels: Tensor
     generator: torch.Generator
+    stack: Dense | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +61,7 @@ class Batch:
 
     def take(self, where: Tensor) -> Batch:
         """Return the images at `where`, indices or a mask."""
-        return Batch(self.outputs, self.where[where], self.ball.take(where), self.labels[where], self.generator)
+        return replace(self, where=self.where[where], ball=self.ball.take(where), labels=self.labels[where])
 
     def step(self, x: Tensor, direction: Tensor, length: float | Tensor) -> Tensor:
         """Return `x` moved by `length` (in radii) along `direction` of norm 1, brought back into the balls."""
@@ -64,6 +69,8 @@ class Batch:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the model's logits `(n, C)` without a gradient."""
+        if self.stack is not None:
+            return self.stack.outputs(x)
         with torch.no_grad():
             return self.outputs(x, self.where)
 
@@ -79,15 +86,14 @@ class Batch:
         Raises:
             UserError: when no gradient reaches the inputs.
         """
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            logits = self.outputs(x, self.where)
-            losses = loss(logits)
-            gradient = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
+        if self.stack is not None:
+            logits, losses, gradient = self.stack.graded(x, loss)
+        else:
+            logits, losses, gradient = by_graph(lambda x: self.outputs(x, self.where), x, loss)
         if gradient is None:
             raise UserError("an attack by gradients needs a model that passes them to its inputs; this one "
                             "computes without, or makes whole numbers of them: attack it by RandomSearch()")
-        return named(logits.detach()) != self.labels, lowest(losses.detach()), gradient.nan_to_num(0, 0, 0)
+        return named(logits) != self.labels, lowest(losses), gradient
 
 
 def lowest(losses: Tensor) -> Tensor:
@@ -138,7 +144,8 @@ class Attack(ABC):
                 check_logits(at(inputs[:1], every[:1]), targets)
             laid, size = laid_out(still, at, inputs)
             balls = ball_of(norm)(laid, per_example(radii, inputs), bounds)
-            whole = Batch(at, every, balls, targets, generator or torch.Generator().manual_seed(0))
+            stack = dense(still, inputs[:SOME]) if outputs is None else None
+            whole = Batch(at, every, balls, targets, generator or torch.Generator().manual_seed(0), stack)
             found = inputs.clone()
             for where in every.split(size):
                 part = whole.take(where)
@@ -226,7 +233,7 @@ def ascend(batch: Batch, start: Tensor, loss: AttackLoss, steps: int, length: fl
             if len(left) == 0:
                 return found
         # Who is done stays: a step in which all of a batch move costs less than one that picks out who does.
-        x = torch.where(per_example(done, x), x, batch.step(x, batch.ball.steepest(gradient), length))
+        x = standing(done, x, batch.ball.climb(x, gradient, length))
     found[left] = x
     return found
 

@@ -17,6 +17,7 @@ from optscope.probes.accuracy import percent, verdicts
 from optscope.probes.attack import BIM, Attack
 from optscope.probes.attack_losses import CrossEntropy
 from optscope.probes.black_box import RandomSearch
+from optscope.probes.dense import dense
 from optscope.probes.perturbation import Bounds, Norm
 from optscope.probes.probe import Subject, in_batches
 
@@ -60,8 +61,10 @@ def check_attack(attack: Attack, survivors: Subject, norm: Norm, eps: float, sha
 
 def run(attack: Attack, subject: Subject, norm: Norm, eps: float | Tensor) -> Tensor:
     """Return what an attack finds around the part of a subject's inputs that is moved."""
+    plain = isinstance(subject.inputs, Tensor) and subject.task.output is None
+    stack = plain and dense(subject.model, subject.leaf[:1]) is not None  # then it takes and gives tensors alone
     return attack.run(subject.model, subject.leaf, subject.targets, eps, norm, subject.bounds, subject.generator,
-                      outputs=subject.moved)
+                      outputs=None if stack else subject.moved)
 
 
 def loss_rises(subject: Subject, norm: Norm, eps: float) -> bool:

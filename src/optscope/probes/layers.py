@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,6 +65,16 @@ def known(module: nn.Module, path: str, kinds: Sequence[type[nn.Module]]) -> typ
     kind = next((base for base in type(module).__mro__ if base in kinds), None)
     same = all(getattr(type(module), name, None) is getattr(kind, name, None) for name in DECIDE)
     return kind if same else None
+
+
+def in_order(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules inside `Sequential`s, one behind the other, with their paths."""
+    if known(module, name, (nn.Sequential,)):
+        assert isinstance(module, nn.Sequential)
+        for child, part in enumerate(module):  # unlike named_children, this repeats a layer used twice
+            yield from in_order(part, f"{name}.{child}".lstrip("."))
+    else:
+        yield name or type(module).__name__, module
 
 
 def constant(layer: Any, x: Tensor, path: str) -> float:

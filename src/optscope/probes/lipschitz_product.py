@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from optscope.errors import UserError
-from optscope.probes.layers import constant, known
+from optscope.probes.layers import constant, in_order, known
 from optscope.tasks.models import Residual
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -67,7 +67,7 @@ def pieces(model: nn.Module, x: Tensor, name: str = "") -> tuple[tuple[Piece, ..
         UserError: naming a module whose Lipschitz constant is not known here.
     """
     chain: list[Piece] = []
-    for path, leaf in _leaves(model, name):
+    for path, leaf in in_order(model, name):
         kind = known(leaf, path, (Residual, *AFFINE, *IDENTITIES))
         if kind is Residual:
             assert isinstance(leaf, Residual)
@@ -156,18 +156,9 @@ def _scale(layer: nn.Module) -> Tensor:
     return 1 / root if layer.weight is None else layer.weight.detach().double() / root
 
 
-def _leaves(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    if known(module, name, (nn.Sequential,)):
-        assert isinstance(module, nn.Sequential)
-        for child, part in enumerate(module):  # unlike named_children, this repeats a layer used twice
-            yield from _leaves(part, f"{name}.{child}".lstrip("."))
-    else:
-        yield name or type(module).__name__, module
-
-
 def _check_apart(branch: nn.Module, path: str) -> None:
     """Raise if a residual branch begins by writing into the input that the shortcut sees as well."""
-    for _, leaf in _leaves(branch, path):
+    for _, leaf in in_order(branch, path):
         if isinstance(leaf, (*IDENTITIES, nn.Flatten)):  # what they return is the input itself
             continue
         if getattr(leaf, "inplace", False):

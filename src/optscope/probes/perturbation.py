@@ -27,6 +27,14 @@ def per_example(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
+def standing(done: Tensor, x: Tensor, moved: Tensor) -> Tensor:
+    """Return `moved` `(n, ...)`, whose memory may be taken, with `x` where examples are `done` `(n,)`."""
+    if done.device.type != "cpu":  # to know who they are is a wait
+        return torch.where(per_example(done, x), x, moved)
+    where = done.nonzero().squeeze(1)
+    return moved.index_copy_(0, where, x[where])
+
+
 @dataclass(frozen=True, eq=False)
 class Ball(ABC):
     """One ball around each of `n` inputs, all cut by the same box.
@@ -47,6 +55,10 @@ class Ball(ABC):
     @abstractmethod
     def steepest(gradient: Tensor) -> Tensor:
         """Return the u of norm 1 that maximises <gradient, u>, input by input (0 where the gradient is)."""
+
+    def climb(self, x: Tensor, gradient: Tensor, length: float) -> Tensor:
+        """Return `x` moved by `length` (in radii) along the steepest direction, and back. It ends `gradient`."""
+        return self.project(torch.addcmul(x, self.steepest(gradient), length * self.eps))
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
@@ -78,6 +90,10 @@ class Linf(Ball):
     def steepest(gradient: Tensor) -> Tensor:
         """Return sign(gradient)."""
         return gradient.sign()
+
+    def climb(self, x: Tensor, gradient: Tensor, length: float) -> Tensor:
+        """Return the point of `Ball.climb`, in the memory of `gradient`."""
+        return torch.addcmul(x, gradient.sign_(), length * self.eps, out=gradient).clamp_(*self._corners)
 
     def project(self, x: Tensor) -> Tensor:
         """Return the nearest points."""
