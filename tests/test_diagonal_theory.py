@@ -19,7 +19,6 @@ from optscope.theory.diagonal import (
     square_norm,
     threshold,
 )
-from optscope.theory.normal import Normal
 
 M, N = 6, 12
 CASES = [(depth, signed) for depth in (2, 3, 4) for signed in (True, False)]
@@ -221,59 +220,6 @@ def test_systems_of_a_bad_condition_are_solved(m, n, condition, most, ratio, dep
         p = 1 - 2 / depth
         slope = np.log(found.parts / 1e-3) if depth == 2 else 1e-3**-p - found.parts**-p
         np.testing.assert_allclose(V @ (V.T @ slope[0]), slope[0], atol=1e-6 * np.abs(slope).max())
-
-
-def plainly(A, y, alpha, steps=60):
-    """The limit of depth 2 by damped Newton's method on the dual with exact factors: x = 2α sinh(Aᵀν), A x = y."""
-    nu = np.zeros(len(A))
-    for _ in range(steps):
-        t = A.T @ nu
-        missing = y - A @ (2 * alpha * np.sinh(t))
-        step = np.linalg.solve(A * (2 * alpha * np.cosh(t)) @ A.T, missing)
-        nu = nu + step * min(1.0, 1 / np.abs(A.T @ step).max())
-    return 2 * alpha * np.sinh(A.T @ nu)
-
-
-@pytest.mark.parametrize("alpha", [1e-3, 1e-1, 10.0])
-def test_factors_in_single_precision_lose_nothing(alpha, monkeypatch):
-    asked = []
-    single = Normal.factor
-
-    def noted(self, weight):
-        found = single(self, weight)
-        asked.append(self.single)
-        return found
-
-    monkeypatch.setattr(Normal, "factor", noted)
-    problems = gaussian(range(4), 400, 100, 12)
-    found = fit(problems.A, problems.y, alpha).x
-    assert sum(asked) > len(asked) / 2  # of most systems the factors were single
-    for A, y, x in zip(problems.A, problems.y, found, strict=True):
-        assert np.abs(A @ x - y).max() < 1e-13
-        np.testing.assert_allclose(x, plainly(A, y, alpha), atol=1e-12 * np.abs(x).max())
-
-
-@pytest.mark.parametrize("condition", [1.0, 30.0, 1e4])
-def test_a_factor_is_as_exact_as_the_system_allows(condition):
-    rng = np.random.default_rng(0)
-    U, V = (np.linalg.qr(rng.normal(size=(size, 120)))[0] for size in (120, 500))
-    A = U * np.geomspace(1, 1 / condition, 120) @ V.T
-    b, normal = rng.normal(size=120), Normal(A)
-    assert normal.factor(np.ones(500))
-    exact = np.linalg.lstsq(A, b, rcond=None)[0]
-    error = np.abs(normal.solve(b) - exact).max() / np.abs(exact).max()
-    assert normal.single == (condition < 1e4)
-    assert error < (1e-3 if normal.single else 1e-6)  # double: the ridge, 1e-15 of the trace, over 1e-8
-    assert not normal.solve(np.zeros(120)).any()
-
-
-def test_a_single_factor_that_does_not_serve_gives_way(monkeypatch):
-    """Whatever a coarse factor is off by, the limit is the same: double factors take over."""
-    problems = gaussian((0,), 400, 100, 12)
-    expected = fit(problems.A, problems.y, 1e-3).x
-    solve = Normal.solve
-    monkeypatch.setattr(Normal, "solve", lambda self, right: solve(self, right) * (0.5 if self.single else 1.0))
-    np.testing.assert_allclose(fit(problems.A, problems.y, 1e-3).x, expected, atol=1e-12)
 
 
 def test_rows_that_repeat_others_are_no_obstacle():

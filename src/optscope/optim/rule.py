@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -242,8 +243,8 @@ class Rule(ABC):
 
     def held(self) -> Iterator[Rule]:
         """Yield the rules that this one holds."""
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
+        for name in _names(type(self)):
+            value = getattr(self, name)
             if isinstance(value, Rule):
                 yield value
 
@@ -279,6 +280,12 @@ class Rule(ABC):
     def __repr__(self) -> str:
         changed = (f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default)
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+
+@cache
+def _names(kind: type[Rule]) -> tuple[str, ...]:
+    """Return the names of a rule's fields, which every step asks for."""
+    return tuple(f.name for f in dataclasses.fields(kind))
 
 
 class Fused(Rule):

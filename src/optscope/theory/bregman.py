@@ -13,8 +13,7 @@ A polar flow from x0 ends where the plain flow from ρ x0 does, with log ρ one 
 
 Newton's method runs on (ζ, ν, log ρ) together, so that it may begin anywhere. When x0 is small it begins at a
 larger ρ x0, and comes down once that is nearly solved. The cost is that of H = A diag(−dx/dζ) Aᵀ, so its factor
-serves until the diagonal has changed: with changes of a share ε, a step by the old one leaves ε times the error. So
-does one in single precision, with ε its rounding times the condition of H: the last two steps tell what it leaves.
+serves until the diagonal has changed: with changes of a share ε, a step by the old one leaves ε times the error.
 
 Source: arXiv 2305.05448 and, for the plain flow, arXiv 2112.11027; the conditions follow from ζ' ∝ s Aᵀ(A x − y).
 """
@@ -23,9 +22,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.blas import dsyrk
+from scipy.linalg.lapack import dpocon, dpotrf, dpotrs
 
 from optscope.errors import UserError
-from optscope.theory.normal import STEEP, Normal
 
 Array = NDArray[np.float64]
 
@@ -38,11 +38,10 @@ SOLVABLE = 1e-7
 """The largest residual of the nearest solution, in units of the largest entry of y."""
 LOOSE = 0.3  # the last step, in units of the largest entry of x, after which log ρ moves too
 STALE = 0.05  # the relative change of the diagonal that calls for a new factor
-ROUGH = float(np.finfo(np.float32).eps) / STEEP  # what a step with a single factor may leave of an error, at least
-SLOW = 0.3  # the share of an error that a step with a single factor leaves, from which on factors are double
 SKEWED = 1e-6  # the reciprocal condition of A Aᵀ below which the rows are made orthonormal first
 LOST = 1e-13  # the share of the largest singular value at which one is rounding
-FAINT = 1e-15  # of the largest weight: below it changes are rounding
+RIDGE = 1e-15  # of rounding size, in units of the trace, against singular systems ...
+MOST_RIDGES = 6  # ... and ten times more whenever that is not enough
 MOST_STEPS = 400
 RISE = 2.0  # an entry may rise by this factor's logarithm in one step ...
 NEGLIGIBLE = np.log(1e-2)  # ... or to this share of the typical entry
@@ -80,14 +79,17 @@ class _Newton:
     """The iteration on one problem, of whose unknowns ζ and log ρ are kept: ν follows from them."""
 
     def __init__(self, A: Array, y: Array, log_start: Array, depth: int, signs: Array, kappa: float | None) -> None:
-        norms = np.sqrt(np.einsum("ij,ij->i", A, A))
-        norms[norms == 0] = 1.0  # rows of any size count alike
+        norms = np.linalg.norm(A, axis=1)
+        norms = np.where(norms > 0, norms, 1.0)  # rows of any size count alike
         self.rows, self.right = np.ascontiguousarray(A / norms[:, None]), y / norms
-        self.y, self.log_start = self.right, log_start
+        self.A, self.y, self.log_start = self.rows, self.right, log_start
         self.depth, self.power, self.kappa = depth, 1 - 2 / depth, kappa
         self.signs, self.column = signs, signs[:, None]
-        self.normal = Normal(self.rows)
-        nearest = self._nearest()
+        self._factor(np.ones(A.shape[1]))
+        if dpocon(self.factor, 1.0, uplo="L")[0] < SKEWED:
+            self._straighten()
+            self._factor(np.ones(A.shape[1]))
+        nearest = self._solve(self.y)
         if self._misses(nearest):
             raise UserError("the system A x = y has no solution: y must lie in the range of A; drop rows that "
                             "contradict each other, or measure less than there are unknowns")
@@ -101,13 +103,11 @@ class _Newton:
     def solve(self) -> Array:
         """Return the parts of the limit."""
         gap, before, fresh, near = self.zeta - self._start(), 0.0, True, False  # gap = ζ − ζ0 + s Aᵀν
-        moved = drift = np.inf
         for _ in range(MOST_STEPS):
             if fresh:
                 weight = self.weight
                 self._factor(weight)
-            single = self.normal.single
-            missing = self.y - self.normal.A @ (self.signs @ (self.x + self.slope * gap))
+            missing = self.y - self.A @ (self.signs @ (self.x + self.slope * gap))
             fall = self.column * self._solve(missing) + gap
             move = lift = 0.0
             if near and (self.kappa is not None or self.log_rho):
@@ -119,25 +119,20 @@ class _Newton:
             if part < 1 and not fresh:
                 fresh = True
                 continue
-            earlier, moved = moved, part * float((self.slope * np.abs(fall)).max() / self.x.max())
-            slow = near and moved > SLOW * earlier and drift < STALE
+            moved = part * float((self.slope * np.abs(fall)).max() / self.x.max())
             if part < 1:
                 move = -part * lift if self.depth == 2 else -float(np.log1p(self.power * part * lift)) / self.power
             self.log_rho += move
             gap = (1 - part) * gap
             self._put(self.zeta - part * fall)
-            drift = float((np.abs(self.weight - weight) / (weight + FAINT * self.weight.max())).max())
-            left = max(drift, ROUGH, moved / max(earlier, FAINT)) if single else drift
-            unit, stuck = max(1.0, abs(self.log_rho)), fresh and abs(move) > abs(before) / 2
-            if single and (slow or (near and stuck and abs(move) <= STALLED * unit)):
-                self.normal.coarse, stuck, left = False, False, np.inf
-            last = (STALLED if stuck else SETTLED) * unit
-            if near and part == 1 and moved * left < TOLERANCE and abs(move) <= last:
+            drift = float((np.abs(self.weight - weight) / (weight + RIDGE * self.weight.max())).max())
+            last = (STALLED if fresh and abs(move) > abs(before) / 2 else SETTLED) * max(1, abs(self.log_rho))
+            if near and part == 1 and moved * drift < TOLERANCE and abs(move) <= last:
                 parts = self._met(self._parts())
                 if self._misses(self.signs @ parts) or self._drowned(parts):
                     raise UserError(NOT_FOUND)
                 return parts
-            fresh = left > STALE or abs(move) > STALE * abs(before)
+            fresh = drift > STALE or abs(move) > STALE * abs(before)
             near, before = part == 1 and moved < LOOSE, move
         raise UserError(f"log ρ was not found in {MOST_STEPS} steps; the ratio {self.kappa} or the start may be "
                         "extreme: try others" if near and self.kappa is not None else self._failed())
@@ -153,7 +148,7 @@ class _Newton:
         """
         left, sizes, across = np.linalg.svd(self.rows, full_matrices=False)
         kept = sizes > LOST * sizes[0]
-        self.normal = Normal(np.ascontiguousarray(across[kept]))
+        self.A = np.ascontiguousarray(across[kept])
         self.y = left.T[kept] @ self.right / sizes[kept]
 
     def _drowned(self, parts: Array) -> bool:
@@ -164,37 +159,22 @@ class _Newton:
     def _failed(self) -> str:
         return NONE_POSITIVE if len(self.signs) == 1 else NOT_FOUND
 
-    def _nearest(self) -> Array:
-        """Return the nearest solution to 0, once rows are such that normal equations have one."""
-        ones = np.ones(self.rows.shape[1])
-        self._factor(ones)
-        condition = self.normal.condition()
-        if self.normal.single and condition < STEEP:
-            self.normal.coarse = False
-            self._factor(ones)
-            condition = self.normal.condition()
-        if condition < SKEWED:
-            self._straighten()
-            self.normal.coarse = False
-            self._factor(ones)
-        nearest = self._solve(self.y)
-        if self.normal.single:
-            for _ in range(2):
-                nearest += self._solve(self.y - self.normal.A @ nearest)
-            if self._misses(nearest):
-                self.normal.coarse = False
-                self._factor(ones)
-                nearest = self._solve(self.y)
-        return nearest
-
     def _factor(self, weight: Array) -> None:
-        """Keep the factor of H = A diag(weight) Aᵀ."""
-        if not self.normal.factor(weight):
-            raise UserError(self._failed())  # entries have grown, or shrunk, out of all bounds
+        """Keep the Cholesky factor of H = A diag(weight) Aᵀ."""
+        gram = dsyrk(1.0, (self.A * np.sqrt(weight)).T, trans=1, lower=1)
+        diagonal = np.einsum("ii->i", gram)  # a view
+        ridge = RIDGE * diagonal.sum()
+        for _ in range(MOST_RIDGES):
+            diagonal += ridge
+            self.factor, failed = dpotrf(gram, lower=1, clean=0)
+            if not failed:
+                return
+            ridge *= 10
+        raise UserError(self._failed())  # entries have grown, or shrunk, out of all bounds
 
     def _solve(self, right: Array) -> Array:
         """Return AᵀH⁻¹ right."""
-        return self.normal.solve(right)
+        return np.asarray(dpotrs(self.factor, right, lower=1)[0] @ self.A)
 
     def _zeta(self, log_x: Array) -> Array:
         return np.asarray(-log_x if self.depth == 2 else np.exp(-self.power * log_x))
@@ -227,7 +207,7 @@ class _Newton:
         if self._reach(self.log_rho) < self.fall - self.log_rho:
             return np.asarray(self._small() / self.grade)
         pull = 1.0 if self.depth == 2 else self.power * self._start()
-        return np.asarray(pull - self.column * self._solve(self.normal.A @ (self.signs @ (self.slope * pull))))
+        return np.asarray(pull - self.column * self._solve(self.A @ (self.signs @ (self.slope * pull))))
 
     def _move(self, fall: Array, pull: Array, before: float) -> float:
         """Return the Newton step of log ρ after the fall of ζ; back it goes by half the step before at most."""
@@ -243,8 +223,6 @@ class _Newton:
 
     def _share(self, fall: Array) -> float:
         """Return the largest share of the step, up to 1, that lets no entry rise too far."""
-        if self.depth == 2 and fall.max() <= RISE:
-            return 1.0
         room = self.zeta - self._zeta(np.maximum(self.log_x + RISE, NEGLIGIBLE + self.typical))
         return 1 / max(1.0, float((fall / room).max()))
 
@@ -252,10 +230,9 @@ class _Newton:
         """Return parts that solve the system, moved as ζ would move them: scaled small entries leave a gap."""
         if self._misses(self.signs @ parts, TOLERANCE):
             slope = parts * self.grade
-            self.normal.coarse = False
             self._factor(np.add.reduce(slope))
             for _ in range(2):
-                missing = self.y - self.normal.A @ (self.signs @ parts)
+                missing = self.y - self.A @ (self.signs @ parts)
                 parts = np.maximum(parts + slope * self.column * self._solve(missing), 0)
         return parts
 
