@@ -67,7 +67,7 @@ class SGD(Fused):
         """Return the gradients or the new buffers, and −lr · scale."""
         buffers = [state["v"] for state in states if state]
         if buffers:
-            torch._foreach_mul_(buffers, self.momentum)  # type: ignore[arg-type]
+            torch._foreach_mul_(buffers, self.momentum)
             torch._foreach_add_(buffers, list(grads))
         return buffers or grads, -self.lr * scale  # type: ignore[operator]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,6 @@ def dense(model: nn.Module, x: Tensor) -> Dense | None:
         return None
     if kinds[:1] != [nn.Linear] or not {nn.Linear, nn.ReLU} >= set(kinds):
         return None
-    found = Dense(tuple(layers))
+    found = Dense(tuple(cast(list[nn.Linear | nn.ReLU], layers)))
     with torch.no_grad():
         return found if torch.equal(found.outputs(x), model(x)) else None
