@@ -1,7 +1,11 @@
-"""What a built site owes to who clicks: no link leads nowhere, and every page is two clicks from the first."""
+"""What a built site owes to who clicks: no link leads nowhere, and every page is two clicks from the first.
+
+    make docs && python scripts/site_links.py docs/_build/html
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,7 +33,7 @@ class Page(HTMLParser):
 
 def problems(html: Path) -> list[str]:
     """Return a line for each link that leads nowhere and each page that is too far from the first."""
-    pages = {path: Page(path) for path in sorted(html.rglob("*.html"))}
+    pages = {path: Page(path) for path in sorted(html.rglob("*.html")) if "_static" not in path.parts}
     found, near = [], {html / "index.html": 0}
     for path, page in pages.items():
         for link, target, place in inside(path, page):
@@ -53,3 +57,9 @@ def inside(path: Path, page: Page) -> Iterator[tuple[str, Path, str]]:
         if not parts.scheme and not parts.netloc and link != "#":
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             yield link, target / "index.html" if target.is_dir() else target, unquote(parts.fragment)
+
+
+if __name__ == "__main__":
+    told = problems(Path(sys.argv[1]).resolve())
+    print(*told, sep="\n", end="\n" * bool(told))
+    sys.exit(bool(told))

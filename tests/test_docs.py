@@ -62,7 +62,8 @@ def test_a_picture_with_a_dark_twin_is_shown_as_the_page_is():
 def test_links_that_lead_nowhere_and_pages_out_of_reach_are_found(tmp_path):
     pages = {"index.html": '<a href="a/">a</a><a href="https://b.c/d">w</a><a href="#">top</a><img src="no.png">',
              "a/index.html": '<a id="here" href="../b.html#there">b</a><a href="#here">h</a>',
-             "b.html": '<p id="else"><a href="c%20d.html">c</a></p>', "c d.html": "", "search.html": ""}
+             "b.html": '<p id="else"><a href="c%20d.html">c</a></p>', "c d.html": "", "search.html": "",
+             "_static/macros.html": '<a href="{{ a }}">of the theme</a>'}
     for name, text in pages.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
