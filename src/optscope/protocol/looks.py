@@ -10,7 +10,7 @@ from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.halves import halves, on_halves
 from optscope.evidence.level import ALPHA, at_level
 from optscope.evidence.records import Records
-from optscope.protocol.comparison import Calls, Comparison, Experiment, Job
+from optscope.protocol.comparison import Comparison, Experiment, Job
 
 MOST = 3
 """More looks than that nobody is told of: each takes from the level of the others."""
@@ -27,8 +27,8 @@ class Looks:
 
     so that a claim is decided wrongly in Σ α_k = 5 % of cases at most, whatever its test (Bonferroni's inequality).
     `on` is the comparison of the study, by its name, whose `arms` (all without) are trained on these seeds, with
-    the learning rates that it chose; or what returns calls for seeds. Seeds on which the claims were judged before,
-    at the whole level, have spent it: they must not be among these.
+    the learning rates that it chose; or what returns the experiment on seeds. Seeds on which claims were judged
+    before, at the whole level, have spent it: they must not be among these.
 
     Raises:
         UserError: without claims, for one look or more than three, or seeds that are no different whole numbers.
@@ -36,7 +36,7 @@ class Looks:
 
     claims: tuple[str, ...]
     seeds: tuple[tuple[int, ...], ...]
-    on: str | Callable[[tuple[int, ...]], Calls]
+    on: str | Callable[[tuple[int, ...]], Experiment]
     arms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -69,7 +69,9 @@ class Looks:
 
     def taken(self, records: Records) -> int:
         """Return how many looks there are records for."""
-        there = {row.seed for row in records.where(experiment=self.name)}
+        rows = records.where(experiment=self.name)
+        there = set.intersection(*({row.seed for row in (rows.where(arm=arm) if arm else rows)}
+                                   for arm in self.arms or ("",)))
         return next((k for k, added in enumerate(self.seeds) if not there.issuperset(added)), len(self.seeds))
 
     def judge(self, claim: Claim, records: Records, scale: Scale) -> Verdict | None:

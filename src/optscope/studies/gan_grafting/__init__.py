@@ -8,7 +8,7 @@ collapses, for normalisation makes both players move at the same pace.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from optscope.engine.plan import Plan
@@ -23,19 +23,23 @@ from optscope.probes.game_field import Rotation
 from optscope.probes.modes import Classes, Samples
 from optscope.probes.probe import Probe
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
+from optscope.protocol.looks import Looks
 from optscope.protocol.search import Grid
 from optscope.protocol.study import Gap, Paper, Study
 from optscope.studies.gan_grafting.before_factors import before_factors
 from optscope.studies.gan_grafting.calculations import theory
 from optscope.studies.gan_grafting.claims import (
     ADA,
+    ADA_GLOBAL,
     ADAM,
     CLAIMS,
     DIR,
+    DIR_GLOBAL,
     HALVES,
     MODEL,
     NORMALISED,
     PLAIN,
+    ROOT,
     SGDA,
     UNIT,
     VARIANTS,
@@ -276,6 +280,18 @@ GAPS = (
         "ten and eight seeds", "nothing: the paper would have to say"),
 )
 
+FRESH = tuple(range(101, 125)), tuple(range(125, 149)), tuple(range(149, 197))
+"""Ten seeds left two claims on mixtures open; 58 and 83 would have decided. None of these was used before."""
+
+
+def _again(name: str, data: Mixture, names: Sequence[str]) -> Callable[[tuple[int, ...]], Experiment]:
+    """Return what plays some rules on a mixture from given seeds, at the rates that were chosen."""
+    return lambda seeds: replace(_mixture(name, data, names, SIZES["desk"]), seeds=seeds)
+
+
+LOOKS = (Looks(("C2 ring, whole model",), FRESH, _again("ring", Ring(points=20_000), (ADA_GLOBAL, DIR_GLOBAL))),
+         Looks(("C3 lattice",), FRESH, _again("lattice", Lattice(points=20_000), (ADAM, ROOT, MODEL))))
+
 STUDY = Study(
     name="gan_grafting", paper=PAPER,
     question="Adam trains GANs better than SGD. Is it the length of its steps or their direction, and does plain "
@@ -301,4 +317,4 @@ STUDY = Study(
              "16,000; modes at an angle, modes seen together and one-hot latent vectors, which no claim asks "
              "for, are left to --scale paper.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS)
+    before_factors=before_factors, gaps=GAPS, looks={"desk": LOOKS})

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 
 from optscope.engine.plan import Plan
 from optscope.engine.run import Call
 from optscope.evidence.claims import Scale
+from optscope.evidence.records import Records
 from optscope.optim import SGD, SVAG, Decayed, Momentum, Rule, StepDecay
 from optscope.probes.accuracy import Accuracy
 from optscope.probes.curvature import TopEigenvalues
@@ -23,6 +25,7 @@ from optscope.probes.probe import Probe
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
 from optscope.protocol.search import Grid
 from optscope.protocol.study import Gap, Paper, Study
+from optscope.protocol.twice import Twice
 from optscope.studies.marginal_momentum import finetuning
 from optscope.studies.marginal_momentum.before_factors import before_factors
 from optscope.studies.marginal_momentum.calculations import (
@@ -231,6 +234,26 @@ GAPS = (
         "each tuned with equal budgets", "nothing: ours holds the paper's comparison, at each rate of the grid"),
 )
 
+def _noise(records: Records) -> tuple[float, float]:
+    """Return momentum's variance over SGD's after 2,000 steps of pure noise, simulated and in closed form."""
+    rows = records.where(experiment="pure noise", at=2000.0)
+    found = [[row.value for row in rows.where(metric=name)]
+             for name in ("variance ratio", "variance ratio, closed form")]
+    return (found[0][0], found[1][0]) if all(found) else (nan, nan)
+
+
+def _settled(records: Records) -> tuple[float, float]:
+    """Return the variance at which SGD settles on a quadratic, η h = 1, simulated and in closed form."""
+    rows = records.where(experiment="quadratic", at=1.0, momentum=0.0)
+    found = [[row.value for row in rows.where(metric=name)] for name in ("variance", "variance over closed form")]
+    return (found[0][0], found[0][0] / found[1][0]) if all(found) else (nan, nan)
+
+
+TWICE = (Twice("momentum's variance over SGD's after 2,000 steps of pure noise", "simulation", "closed form",
+               _noise, 0.02, relative=True),
+         Twice("SGD's variance on a quadratic, η h = 1", "simulation", "closed form",
+               _settled, 0.03, relative=True))
+
 STUDY = Study(
     name="marginal_momentum", paper=PAPER,
     question="At the same effective learning rate, does momentum change what SGD reaches, and if so, is it because "
@@ -259,4 +282,4 @@ STUDY = Study(
              "had been; that there are 300 steps in place of 150 to 284, 16 subsets of one seed in place of 4 "
              "of two, and a dev loss that parts equals, when the first report had been. No margin has changed.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS)
+    before_factors=before_factors, gaps=GAPS, twice=TWICE)

@@ -11,16 +11,19 @@ of stability.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 
 from optscope.engine.plan import Plan
 from optscope.engine.run import Call
 from optscope.evidence.claims import Scale
+from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam, Decayed, Rule, StepDecay
 from optscope.probes.rule_in_use import threshold
 from optscope.protocol.comparison import Calls, Experiment
 from optscope.protocol.study import Gap, Paper, Study
+from optscope.protocol.twice import Twice
 from optscope.studies.restrained_instability import exact
 from optscope.studies.restrained_instability.before_factors import before_factors
 from optscope.studies.restrained_instability.claims import CLAIMS
@@ -140,7 +143,7 @@ _SMOOTH_RESNET = Task("cifar10", Smooth(ResNet(56), BETA), CIFAR10(49_000, 1000,
 SIZES: dict[Scale, Size] = {
     "smoke": Size(2, 200, 60, _cells({1: (0.1, 0.001)}, 2, 12), _edges(2, 80, (1, 3), (0.3,), (1e-3,), (0.1,)),
                   (_SMOKE, Plan(2, 128), 2, (3,), 1)),
-    "desk": Size(20, 1000, 800, _cells({9: RATES, 4: RATES[::2], 1: RATES[::2]}, 5, 300),
+    "desk": Size(20, 1000, 800, _cells({9: RATES, 4: RATES[::2], 1: RATES[::2]}, 8, 300),
                  _edges(8, 1000, (1, 2, 3), (0.15, 0.3, 0.45), ADAMS, SMALL_BATCHES, (1e-3, 3e-3)),
                  (*_spread(5000, 5000, 12), 20, FIRST, 3)),
     "long": Size(20, 1000, 800, (), (), (_COLOURS, Plan(20, 128, StepDecay(at=(0.4, 0.8))), 10, FIRST, 5)),
@@ -231,6 +234,20 @@ GAPS = (
         "batches of 16", "the paper's text, and what it then asks for"),
 )
 
+def _heat(measured: str, predicted: str) -> Callable[[Records], tuple[float, float]]:
+    """Return what reads a number of the heat equation, measured and predicted."""
+    def numbers(records: Records) -> tuple[float, float]:
+        heat = records.where(experiment="heat")
+        found = [[row.value for row in heat.where(metric=name)] for name in (measured, predicted)]
+        return found[0][0] if found[0] else nan, found[1][0] if found[1] else nan
+    return numbers
+
+
+TWICE = (Twice("the largest stable step of the heat equation", "bisection of simulations", "von Neumann's analysis",
+               _heat("measured step limit", "predicted step limit"), 1e-6, relative=True),
+         Twice("growth a step just beyond it", "simulation", "von Neumann's analysis",
+               _heat("measured factor a step", "predicted factor a step"), 1e-6, relative=True))
+
 STUDY = Study(
     name="restrained_instability", paper=PAPER,
     question="Two trainings that differ only in the last bit of their steps end as different networks. Are they as "
@@ -249,4 +266,4 @@ STUDY = Study(
              "chosen by the sharpness alone, of a few trainings on a seed that is not used, so that some cross "
              "and some do not.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS)
+    before_factors=before_factors, gaps=GAPS, twice=TWICE)
