@@ -261,3 +261,49 @@ def test_curves_are_seen_closely_with_ticks_and_marks_where_their_numbers_are(pa
     page.run("svg.parentNode.dispatchEvent(new MouseEvent('dblclick', {bubbles: true}))")
     assert page.run("ticks()") == before
     assert page.said == []
+
+
+def test_curves_on_a_logarithmic_axis_are_seen_closely_too(browser, tmp_path):
+    rates = [10 ** (k / 4) for k in range(-16, 5)]
+    curve = Series("SGD", rates, [1 + rate for rate in rates])
+    figure = Picture("rates", "t", [Panel("learning rate", "loss", [curve], log_x=True)])
+    browser.open(write(replace(document(), openers=[], figures=[figure]), tmp_path))
+    browser.run("""window.svg = document.querySelector('#fig-rates svg');
+        window.number = text => Number(text.replace(/10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)/, (_, power) => '1e' + [...power].map(
+            each => each === '⁻' ? '-' : '⁰¹²³⁴⁵⁶⁷⁸⁹'.indexOf(each)).join('')).replace('−', '-'));
+        window.ticks = () => [...svg.querySelectorAll('[data-axes="1"] [data-tick]:not(.off)')].filter(
+            each => each.textContent.trim()).map(
+            each => [number(each.textContent.trim()), each.querySelector('use').getBoundingClientRect().x]);
+        window.press = key => svg.closest('.card').dispatchEvent(new KeyboardEvent('keydown', {key}));""")
+    before = browser.run("ticks()")
+    slope, _ = np.polyfit(*zip(*((math.log10(value), x) for value, x in before), strict=True), 1)
+    for times in (2, 4, 8, 16):  # down to a third of a decade, where ticks are even again
+        browser.run("press('+')")
+        found = browser.run("ticks()")
+        assert len(found) > 2
+        places = [math.log10(value) for value, _ in found]
+        now, start = np.polyfit(places, [x for _, x in found], 1)
+        assert now == pytest.approx(times * slope, rel=0.01)
+        np.testing.assert_allclose([now * place + start for place in places], [x for _, x in found], atol=0.8)
+    browser.run("press('0')")
+    assert browser.run("ticks()") == before
+    assert browser.said == []
+
+
+def test_the_answer_and_the_scorecard_of_five_are_one_screen(browser, tmp_path):
+    arms = tuple("ABCDE")
+    quality = Quality("accuracy under attack", [0.9] * 5, [0.8] * 5, [1.0] * 5, [""] * 5)
+    card = Scorecard("card", "Qualities", arms, [replace(quality, name=f"{quality.name} {i}") for i in range(8)])
+    line = "Take A, which is better than B in what matters, by more than rounding can do. " * 2
+    lines = "\n".join([line] * 5)
+    made = replace(document(), verdict_sentence=lines, openers=[card], question="Which? " * 30)
+    browser.open(write(made, tmp_path), 1280, 800)
+    seen = browser.run("""Object.fromEntries(['.answer', '.card'].map(each => [
+        each, document.querySelector(each).getBoundingClientRect().toJSON()]))""")
+    assert max(each["bottom"] for each in seen.values()) <= 800
+    assert seen[".answer"]["right"] <= seen[".card"]["left"]
+    assert browser.run("document.documentElement.scrollWidth") <= 1280
+    browser.size(390, 844)
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    assert browser.run("""document.querySelector('.answer').getBoundingClientRect().bottom <=
+        document.querySelector('.card').getBoundingClientRect().top""")

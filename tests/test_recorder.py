@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from optscope import Recorder, lab
-from optscope.engine.recording import recorded_in
 from optscope.errors import UserError
+from optscope.evidence.recorded import recorded_in
 from optscope.evidence.records import Metric
 from optscope.files import RECORDED, Lines
 from optscope.optim import AdamW, ScheduleFree

@@ -24,7 +24,7 @@ from optscope.report import tables
 from optscope.report.document import Check, Document
 from optscope.report.drawable import MOST_POINTS, Points, thin
 from optscope.report.figures import draw, plain
-from optscope.report.forest import forest
+from optscope.report.forest import BRIEF, forest
 from optscope.report.inline import inline
 from optscope.report.manifest import manifest, verdict_rows
 from optscope.report.measures import Measure
@@ -494,6 +494,15 @@ def drawn(*verdicts, family="C1"):
 
 
 inf, nan = math.inf, math.nan
+
+
+@pytest.mark.parametrize(("effect", "low", "high", "said"), [
+    (2.1, -0.7, 4.8, "2.1 [−0.7, 4.8]"), (-10.501, -10.516, -10.486, "−10.5 [−10.5, −10.5]"),
+    (-2.335e-13, -3.345e-13, -2.123e-13, "−2.34e−13"), (0.5, nan, nan, "0.5")])
+def test_a_number_beside_a_row_of_the_forest_has_room(effect, low, high, said):
+    row, = drawn(judged(0, inf, effect, low, high))
+    assert row.brief == said
+    assert len(row.brief) <= BRIEF
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3), st.floats(-1e3, 1e3), st.floats(1e-6, 1e3), st.booleans())

@@ -15,18 +15,23 @@ import urllib.parse
 import urllib.request
 
 import pytest
+import torch
 
+from optscope import Recorder
+from optscope.cli import main
 from optscope.engine.execute import Inline
 from optscope.engine.plan import Plan
 from optscope.engine.store import Store
 from optscope.errors import UserError
+from optscope.files import RECORDED
+from optscope.following import Follower
 from optscope.optim import SGD
 from optscope.probes.accuracy import Accuracy
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.events import Quiet
 from optscope.protocol.search import Grid
 from optscope.protocol.session import run_experiments
-from optscope.serving import Server
+from optscope.serving import Gallery, Server
 from tiny import TASK
 
 EVIL = "<script>alert(1)</script>"
@@ -192,3 +197,39 @@ def test_the_command_says_where_and_ends_by_ctrl_c(tmp_path):
             assert process.wait(timeout=20) == 0
         finally:
             process.kill()
+
+
+def test_a_damaged_folder_says_on_its_page_what_is_wrong(server):
+    status, _, page = asked(server, "/folder/spoilt/")
+    assert status == 200
+    assert "entries.json is not what optscope writes there" in page
+
+
+def test_recordings_are_told_of(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "mine"
+    recorders = {seed: Recorder(folder, arm=EVIL, seed=seed, task=TASK, every=1, probes=(), at_end=())
+                 for seed in (1, 2)}
+    model = TASK.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorders[1].step(model, optimizer, 0.75)
+    follower = Follower(folder)
+    status = follower.status()
+    assert (status.state, status.done, status.total, status.works) == ("recording", 0, 2, True)
+    assert [(each.arm, each.seed, each.step, dict(each.values)) for each in status.running] == [
+        (EVIL, 1, 1, {"training loss": 0.75}), (EVIL, 2, 0, {})]
+    assert "0 of 2 trainings have closed" in str(status)
+    shown = Gallery(tmp_path).shown("mine")
+    assert shown.works
+    assert shown.status.state == "recording"
+    recorders[1].step(model, optimizer, 0.5)
+    assert dict(follower.status().running[0].values) == {"training loss": 0.5}
+    for each in recorders.values():
+        each.step(model, optimizer, 0.25)
+        each.close()
+    assert follower.status().state == "recorded"
+    next((folder / "runs").glob(f"*/{RECORDED}")).write_text("{}\n")
+    assert "is not what a recorder writes" in Gallery(tmp_path).shown("mine").problem
+    monkeypatch.setattr("sys.argv", ["optscope", "status", str(folder)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "is not what a recorder writes" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from optscope.errors import UserError
+from optscope.evidence.recorded import LOSS, Recorded, Stamp, recorded_at, recorded_in
 from optscope.files import from_json, read_json
 from optscope.pace import rate
 from optscope.status import Best, Status, UnderWay
@@ -59,6 +60,7 @@ class Follower:
         self._place = 0
         self._entries: tuple[int, list[Use]] = (0, [])
         self._values: dict[tuple[str, str], float] = {}
+        self._recordings: tuple[tuple[Stamp, ...], list[Recorded]] = ((), [])
 
     def status(self) -> Status:
         """Read on, and return how the work stands.
@@ -70,6 +72,8 @@ class Follower:
         told, now = self._told, time.time()
         process, alive = _owner(self.folder)
         done = told.before + len(told.ends)
+        if not told.total and (recorded := self._recorded(now)):
+            return recorded
         if not told.total:
             return Status(str(self.folder), "running" if alive else "empty", process, unread=told.unread)
         over = done >= told.total and told.stage != "tuning"
@@ -80,6 +84,21 @@ class Follower:
             sum(told.ended.get(run) == "diverged" for run in told.runs),
             [told.under_way(run, now) for run in told.begun], of_late,
             (told.total - done) / of_late if of_late else None, self._best(), told.unread)
+
+    def _recorded(self, now: float) -> Status | None:
+        """Return how recordings of somebody's own loops stand; None where there are none."""
+        stamp = recorded_at(self.folder)
+        if not stamp:
+            return None
+        if stamp != self._recordings[0]:
+            self._recordings = stamp, recorded_in(self.folder)
+        found = [each for each in self._recordings[1] if each.task]
+        going = [each for each in found if each.ended is None]
+        return Status(
+            str(self.folder), "recording" if going else "recorded", "", found[0].task if found else "", len(found),
+            len(found) - len(going), 0, sum(each.diverged for each in found),
+            [UnderWay(each.run, each.arm, "final", each.seed, each.rule, max(0.0, now - each.time), each.last,
+                      {LOSS.name: each.losses[max(each.losses)]} if each.losses else {}) for each in going])
 
     def _read_on(self) -> None:
         """Hear the lines since the last time; one that is still being written waits."""
@@ -232,7 +251,7 @@ def followed(folder: Path) -> Iterator[Status]:
     while True:
         status = follower.status()
         yield status
-        if status.state != "running":
+        if not status.works:
             return
         time.sleep(TICK)
 

@@ -53,7 +53,7 @@ class Shown:
     @property
     def works(self) -> bool:
         """Whether a command works there."""
-        return self.status is not None and self.status.state == "running"
+        return self.status is not None and self.status.works
 
 
 class Gallery:

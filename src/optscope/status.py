@@ -51,9 +51,10 @@ class Best:
 class Status:
     """How far the work in a folder is: of the stage that its last command has named, and of all its arms.
 
-    `state` is "empty" (nothing was named yet), "running", "stopped" or "finished"; `done` counts runs that ended
-    in any way; `running` are those that were begun, which in a folder that was stopped are interrupted. Times are
-    seconds. Without ends the rate is 0, and what is left is None. `unread` counts lines that are not of ours.
+    `state` is "empty" (nothing was named yet), "running", "stopped" or "finished"; of somebody's own loops
+    "recording" until each of them has closed, then "recorded". `done` counts runs that ended in any way; `running`
+    are those that were begun, which in a folder that was stopped are interrupted. Times are seconds. Without
+    ends the rate is 0, and what is left is None. `unread` counts lines that are not of ours.
     """
 
     folder: str
@@ -70,6 +71,16 @@ class Status:
     best: Sequence[Best] = ()
     unread: int = 0
 
+    @property
+    def works(self) -> bool:
+        """Whether more may come: a command works, or a recorder has not closed."""
+        return self.state in ("running", "recording")
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it is of somebody's own loops, which recorders look on at."""
+        return self.state in ("recording", "recorded")
+
     def told(self) -> dict[str, Any]:
         """Return it as plain values."""
         return {"schema": SCHEMA, **asdict(self)}
@@ -84,8 +95,11 @@ class Status:
         if self.state == "running":
             left = outlook(self.runs_per_second, self.total - self.done)
             lines[-1] += f", {len(self.running)} running; {left}"
-            lines += [f"  {each.arm or 'a call'}, seed {each.seed}, {each.rule}: {each.seconds:.0f} s"
-                      f"{_seen(each)}" for each in self.running[:SHOWN]]
+        elif self.recorded:
+            lines[-1] = f"  {self.done} of {self.total} trainings have closed ({self.diverged} diverged)"
+        if self.works:
+            lines += [f"  {each.arm or 'a call'}, seed {each.seed}{', ' * bool(each.rule)}{each.rule}: "
+                      f"{each.seconds:.0f} s{_seen(each)}" for each in self.running[:SHOWN]]
             lines += [f"  and {len(self.running) - SHOWN} more"] if len(self.running) > SHOWN else []
         several = len({each.experiment for each in self.best}) > 1
         lines += ["best so far, on validation data:"] if self.best else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optscope.errors import UserError
 from optscope.optim.adaptive import Adam, AdamW, RMSProp
-from optscope.optim.by_kind import ByKind
+from optscope.optim.by_kind import ByKind, Where
 from optscope.optim.combinator import bare
 from optscope.optim.graft import Graft
 from optscope.optim.momentum import Momentum
@@ -25,6 +25,7 @@ from optscope.optim.torch_bridge import RuleOptimizer
 from optscope.optim.trust_ratio import LAMB, LARS
 from optscope.tasks.snapshot import Snapshot
 from optscope.theory import stability
+from optscope.vector import Layer
 
 
 def threshold(rule: Rule, step: int = 0) -> float:
@@ -100,11 +101,27 @@ def _plain_threshold(rule: Rule, step: int) -> float | None:
     return stability.gradient_descent(one(rule.lr)) if isinstance(rule, (RMSProp, Shampoo)) else None
 
 
+@dataclass(frozen=True, repr=False)
+class Group(Where):
+    """The parameters of a model that one param group of its optimiser holds, by their names."""
+
+    number: int = 0
+    names: frozenset[str] = frozenset()
+
+    def __call__(self, layer: Layer) -> bool:
+        """Return whether a parameter is in the group."""
+        return layer.name in self.names
+
+    def __repr__(self) -> str:
+        return f"param group {self.number}"
+
+
 def rule_in_use(snapshot: Snapshot) -> Rule | None:
     """Return the snapshot's rule with the learning rate it has now, or None when it is not known.
 
     A live optimiser is believed before the snapshot's rule: `torch.optim`'s SGD, Adam, AdamW and RMSprop in
-    their plain forms are recognised. Param groups with different numbers are no one rule.
+    their plain forms are recognised. Param groups with different numbers, such as a decay of some parameters alone,
+    are a rule each (`ByKind`).
     """
     optimizer = snapshot.optimizer
     if optimizer is None:
@@ -112,14 +129,25 @@ def rule_in_use(snapshot: Snapshot) -> Rule | None:
     groups = [{name: plain(value) for name, value in group.items() if name not in ("params", "param_names", "name")}
               for group in optimizer.param_groups]
     try:
-        if any(group != groups[0] for group in groups):
-            return None
-        if isinstance(optimizer, RuleOptimizer) and isinstance(optimizer.rule, Rule):
-            names = {f.name for f in fields(optimizer.rule)} | {"lr"}
-            return optimizer.rule.with_(**{name: value for name, value in groups[0].items() if name in names})
-        return _from_torch(type(optimizer), groups[0])
+        if all(group == groups[0] for group in groups):
+            return _of_group(optimizer, groups[0])
+        held = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
+        named = dict(snapshot.model.named_parameters())
+        names = [frozenset(name for name, p in named.items() if id(p) in group) for group in held]
+        parts = [(Group(number=i, names=mine), _of_group(optimizer, group))
+                 for i, (mine, group) in enumerate(zip(names, groups, strict=True), start=1) if mine]
+        known = [(group, rule) for group, rule in parts if rule is not None]
+        return ByKind(*known) if parts and len(known) == len(parts) else None
     except (LookupError, RuntimeError, TypeError, ValueError):  # numbers that no rule has, such as a rate of 0
         return None
+
+
+def _of_group(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule | None:
+    """Return what a param group is as a rule, None where that is not known."""
+    if isinstance(optimizer, RuleOptimizer) and isinstance(optimizer.rule, Rule):
+        names = {f.name for f in fields(optimizer.rule)} | {"lr"}
+        return optimizer.rule.with_(**{name: value for name, value in group.items() if name in names})
+    return _from_torch(type(optimizer), group)
 
 
 def plain(value: Any) -> Any:

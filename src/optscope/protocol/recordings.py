@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from optscope.engine.recording import LOSS, USES, Meant, Recorded, recorded_in
+from optscope.evidence.recorded import LOSS, USES, Meant, Recorded, recorded_in
 from optscope.evidence.records import Metric, Records
 from optscope.evidence.words import listed
 from optscope.protocol.compared import last_measured

@@ -18,8 +18,17 @@ const nice = (low, high) => {
   for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(Number((i * step).toPrecision(12)));
   return found;
 };
-const panelOf = (svg, [table, axes, left, right, low, high]) => {
+const marked = (low, high, log) => {
+  const decades = [];
+  for (let k = Math.floor(low); log && k <= high; k++)
+    for (const m of high - low < 3 ? [1, 2, 5] : [1]) decades.push([m * 10 ** k, k + Math.log10(m)]);
+  const found = decades.filter(each => each[1] >= low && each[1] <= high);
+  return found.length > 2 ? found : log ? nice(10 ** low, 10 ** high).map(each => [each, Math.log10(each)])
+    : nice(low, high).map(each => [each, each]);
+};
+const panelOf = (svg, [table, axes, left, right, low, high, log]) => {
   const group = svg.querySelector(`[data-axes="${axes}"]`), ticks = all('[data-tick]', group);
+  const model = ticks.find(each => each.querySelector('text'));
   let inner = null, made = [];
   const panel = { table, left, right, a: left, b: right };
   panel.at = x => left + (x - panel.a) * (right - left) / (panel.b - panel.a);
@@ -45,13 +54,14 @@ const panelOf = (svg, [table, axes, left, right, low, high]) => {
     made.forEach(each => each.remove());
     ticks.forEach(each => each.classList.toggle('off', !whole));
     const number = x => low + (x - left) / (right - left) * (high - low);
-    made = whole || !ticks[0] ? [] : nice(number(panel.a), number(panel.b)).map(value => {
-      const tick = ticks[0].cloneNode(true), own = tick.querySelector('use').x.baseVal.value;
-      const x = panel.at(left + (value - low) / (high - low) * (right - left));
+    made = whole || !model ? [] : marked(number(panel.a), number(panel.b), log).map(([value, place]) => {
+      const tick = model.cloneNode(true), own = tick.querySelector('use').x.baseVal.value;
+      const x = panel.at(left + (place - low) / (high - low) * (right - left));
       tick.classList.remove('off');
       tick.setAttribute('transform', `translate(${x - own} 0)`);
-      tick.querySelector('text').textContent = String(value).replace('-', '−');
-      ticks[0].parentNode.append(tick);
+      all('text', tick).slice(1).forEach(each => each.remove());
+      tick.querySelector('text').textContent = log ? general(value) : String(value).replace('-', '−');
+      model.parentNode.append(tick);
       return tick;
     });
   };

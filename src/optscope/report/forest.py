@@ -13,6 +13,8 @@ from optscope.report.tables import Table, interval, number
 
 ALIKE = 20.0
 """Rows share a scale unless one reaches so many times as far as another, which could not be seen beside it."""
+BRIEF = 23
+"""So many characters have room beside a row."""
 ROOM = 46.0
 """Per cent of a row's width on either side of its middle."""
 NAMED = 4
@@ -43,6 +45,14 @@ class Row:
         if math.isnan(found.effect):
             return "in parts" if "needed:" in found.note else "not measured"
         return interval(found.effect, found.low, found.high)
+
+    @property
+    def brief(self) -> str:
+        """The same within `BRIEF` characters: in three digits, or the effect alone."""
+        found = self.verdict
+        ends = [number(end, 3) for end in (found.effect, found.low, found.high)]
+        forms = self.number, f"{ends[0]} [{ends[1]}, {ends[2]}]", ends[0]
+        return next(text for text in forms if len(text) <= BRIEF)
 
     @property
     def text(self) -> str:

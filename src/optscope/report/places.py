@@ -30,15 +30,19 @@ class Places:
 
 
 def panels_as_text(tables: Sequence[tuple[int, Places]]) -> str:
-    """Return the curves of a drawing as JSON: which table, which axes, their ends in the SVG and in numbers."""
+    """Return the curves of a drawing as JSON: which table, which axes, their ends in the SVG and in numbers.
+
+    Of a logarithmic axis the ends are the logarithms, to base 10, and a 1 follows.
+    """
     found = []
     for table, places in tables:
         axes = places.axes
-        if places.curves and axes.get_xscale() == "linear":
+        if places.curves:
             (left, _), (right, _) = axes.transData.transform([(x, axes.get_ylim()[0]) for x in axes.get_xlim()])
-            low, high = axes.get_xlim()
+            log = axes.get_xscale() == "log"
+            low, high = (math.log10(end) if log else end for end in axes.get_xlim())
             which = axes.figure.axes.index(axes) + 1
-            found.append(f"[{table},{which},{left:.1f},{right:.1f},{low:.6g},{high:.6g}]")
+            found.append(f"[{table},{which},{left:.1f},{right:.1f},{low:.6g},{high:.6g}{',1' * log}]")
     return f"[{','.join(found)}]"
 
 
