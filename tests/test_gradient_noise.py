@@ -13,16 +13,8 @@ from torch.nn import functional
 
 from optscope.errors import UserError
 from optscope.optim import SGD, Adam, Scheduled, StepDecay
-from optscope.probes.gradient_noise import (
-    DescentSplit,
-    GradientNoise,
-    curvatures,
-    effective_rate,
-    pseudo_values,
-    ratio_interval,
-    shuffled_parts,
-    signal_and_noise,
-)
+from optscope.probes.gradient_noise import DescentSplit, GradientNoise, effective_rate, shuffled_parts
+from optscope.probes.jackknife import curvatures, pseudo_values, ratio_interval, signal_and_noise
 from optscope.probes.probe import Subject, trained_names
 from optscope.probes.still import frozen
 from optscope.tasks.snapshot import Snapshot
@@ -121,16 +113,25 @@ def test_curvatures_are_unbiased_over_all_partitions():
     assert np.mean(found, axis=0) == pytest.approx([curved, spread], rel=1e-12)
 
 
+class Own(nn.Linear):
+    """A layer that may do what no rule knows."""
+
+    def forward(self, x):
+        """Do what its parent does."""
+        return super().forward(x)
+
+
 @pytest.mark.parametrize("model", [
-    nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)),
+    nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Own(3, 3)),
     nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2, padding=1), nn.BatchNorm2d(2), nn.Dropout(),
-                  nn.Flatten(), nn.Linear(18, 3)).to(memory_format=torch.channels_last).train(),
+                  nn.Flatten(), Own(18, 3)).to(memory_format=torch.channels_last).train(),
 ], ids=["mlp", "convolution with batch normalisation and dropout"])
 def test_noise_of_the_parts_a_probe_sees(model):
     snapshot, probe = example(40, model, seed=3), GradientNoise(parts=5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     reading = probe(snapshot)
+    assert "over 5 parts of the examples, as no rule is known for the Own" in reading.silence
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     g = np.array([per_sample(snapshot, part.inputs, part.targets).mean(0) for part in parts_of(probe, snapshot)])
@@ -283,7 +284,9 @@ def test_what_a_user_can_mend():
     with pytest.raises(UserError, match="batch must be a whole number >= 1; got 0"):
         DescentSplit(batch=0)
     with pytest.raises(UserError, match="8 parts of the examples; got 5 examples"):
-        GradientNoise(examples=5)(example(20))
+        DescentSplit(examples=5)(example(20))
+    with pytest.raises(UserError, match="three examples or more; got 2: raise examples"):
+        GradientNoise(examples=2)(example(20))
     with pytest.raises(UserError, match="the loss must be a mean over the examples"):
         GradientNoise()(example(20, loss=nn.CrossEntropyLoss(reduction="sum")))
     weights = torch.tensor([1.0, 5.0, 0.1]).double()

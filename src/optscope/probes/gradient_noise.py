@@ -1,23 +1,20 @@
 """How noisy the gradient is, and what its noise and the curvature do to the loss in one step.
 
-The examples are shuffled and cut into k parts of b. The parts' gradients g_1 .. g_k are independent draws with mean
-G and covariance Σ/b, where Σ is the covariance of one example's gradient; products of different parts are then
-unbiased, and leaving out one part at a time gives intervals. Models are in eval mode: batch normalisation uses its
-running statistics (in training mode the examples of a batch would not be independent), dropout and augmentation are
-off.
+The examples' gradients g_1 .. g_n are independent draws with mean G and covariance Σ; products of different
+ones are then unbiased, and leaving out one at a time gives intervals. Where the examples are shuffled and cut
+into k parts of b, the parts' gradients have the covariance Σ/b, and one part is left out at a time. Models are in
+eval mode: batch normalisation uses its running statistics (in training mode the examples of a batch would not be
+independent), dropout and augmentation are off.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import Tensor
 
 from optscope.devices import to_numpy
@@ -28,37 +25,51 @@ from optscope.optim.combinator import bare
 from optscope.optim.momentum import Momentum, matched
 from optscope.optim.rule import Rule
 from optscope.optim.sgd import SGD
-from optscope.probes.at_weights import AtWeights, change_by_parts, mean_gradient
+from optscope.probes.at_weights import AtWeights, change_by_parts, mean_gradient, seen
 from optscope.probes.hessian import Hessian
+from optscope.probes.jackknife import (
+    Array,
+    curvatures,
+    example_values,
+    positive_interval,
+    pseudo_values,
+    ratio_interval,
+    signal_and_noise,
+)
+from optscope.probes.layer_gradients import NoRuleError
 from optscope.probes.needs import Need
+from optscope.probes.per_example import lengths
 from optscope.probes.probe import Probe, Reading, Subject, check_examples, portion_of
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.tasks.kinds import BATCH
+from optscope.tasks.mean_loss import parts_change
 from optscope.tasks.tree import Batch
-
-Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, repr=False)
 class GradientNoise(Probe):
-    """Measure |G|², tr Σ and the simple noise scale B = tr Σ / |G|² from one gradient, taken in k parts.
+    """Measure |G|², tr Σ and the simple noise scale B = tr Σ / |G|² from one gradient of all examples.
 
-        |G|²  = mean over i ≠ j of g_i · g_j            tr Σ = b (mean over i of |g_i|² - |G|²)
+        |G|²  = mean over i ≠ j of g_i · g_j            tr Σ = mean over i of |g_i|² - |G|²
 
     Both are unbiased, the first possibly negative. B, in examples, is the batch size at which noise and signal are
     equally strong; as a ratio of unbiased numbers it is itself biased, and infinite where |G|² is estimated <= 0.
     Arrays: a 95 % interval (low, high) for each, "gradient square interval", "gradient noise interval" (jackknife
-    over the parts, Student's t, the second on a log scale) and "noise scale interval" (Fieller's, unbounded above
-    unless |G|² differs from 0).
+    over the examples, Student's t, the second on a log scale) and "noise scale interval" (Fieller's, unbounded
+    above unless |G|² differs from 0).
 
-    The loss must be a mean over examples. Of n examples k ⌊n/k⌋ are used, and k gradients are held in memory.
+    The loss must be a mean over examples. The gradients of single examples are known by their lengths and products
+    (`per_example`), for models whose trained weights are those of linear layers, convolutions of one and two axes,
+    normalisation, embeddings and PReLU. Of any other `silence` says so, and the examples are shuffled and cut into
+    k = `parts` parts of b, with g_i the gradient of a part, whose covariance is Σ/b: k ⌊n/k⌋ examples are used, k
+    gradients are held in memory, and intervals are wider.
 
-    Reference: McCandlish et al. 2018, arXiv 1812.06162, appendix A.1, with B_small = b and B_big = n.
+    Reference: McCandlish et al. 2018, arXiv 1812.06162, appendix A.1, with B_small = 1, or b, and B_big = n.
 
     Raises:
-        UserError: unless parts >= 3.
+        UserError: unless parts >= 3, and for fewer than 3 examples.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network",)
@@ -77,15 +88,19 @@ class GradientNoise(Probe):
                 Metric("noise scale", "examples", "neither", "gradient noise over gradient square"))
 
     def measure(self, subject: Subject) -> Reading:
-        """Take the gradient of each part."""
-        batches = shuffled_parts(subject, self.parts)
-        gradients = batch_gradients(subject, batches)
-        square, noise = pseudo_values(signal_and_noise, _array(gradients @ gradients.T)).T
-        noise = noise * len(batches[0])
-        found = {"gradient square": mean_interval(square, CONFIDENCE),
-                 "gradient noise": positive_interval(noise, CONFIDENCE),
-                 "noise scale": ratio_interval(noise, square, CONFIDENCE)}
-        return _reading(found)
+        """Take one gradient of all examples, or of each part."""
+        if len(subject.batch) < 3:
+            raise UserError("the noise of a gradient is read from three examples or more; got "
+                            f"{len(subject.batch)}: raise examples")
+        check_examples(subject, every=False)
+        try:
+            return _noise(example_values(*_example_products(subject)))
+        except NoRuleError as reason:
+            batches = shuffled_parts(subject, self.parts)
+            gradients = batch_gradients(subject, batches)
+            values = pseudo_values(signal_and_noise, _array(gradients @ gradients.T)) * [1, len(batches[0])]
+            said = f"the intervals are over {self.parts} parts of the examples, as {reason}"
+            return replace(_noise(values), silence=said)
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,80 +185,17 @@ def batch_gradients(subject: Subject, batches: Sequence[Batch]) -> Tensor:
     at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
     change = change_by_parts(at, subject.loss, batches, lambda part: [
         size for size in (len(part) // 2, len(part) - len(part) // 2) if size])
-    if change:
-        raise UserError("the noise of a gradient needs a loss that is a mean over examples; this one's gradient "
-                        f"changes by {change:.1%} when it is the mean over halves of batches: use "
-                        "reduction='mean' without class weights or ignored labels")
+    _check_parts(change)
     size = portion_of(subject)
     size = len(batches[0]) if size == BATCH else size  # in one pass, unless every example has many outputs
     return torch.stack([mean_gradient(at, subject.loss, batch, size) for batch in batches])
 
 
-def signal_and_noise(products: Array) -> Array:
-    """Return |G|² and tr Σ / b from the products g_i · g_j of the parts' gradients, `(k, k)`: `(2,)`.
-
-    >>> g = np.array([[3.0, 1.0], [3.0, -1.0]])
-    >>> signal_and_noise(g @ g.T)
-    array([8., 2.])
-    """
-    k, same = len(products), np.trace(products)
-    square = (products.sum() - same) / (k * (k - 1))
-    return np.array([square, same / k - square])
-
-
-def curvatures(products: Array) -> Array:
-    """Return GᵀHG and tr(HΣ) / b from g_iᵀ H_m g_j at [m, i, j], `(k, k, k)`, zero where m is i or j: `(2,)`."""
-    k, same = len(products), np.einsum("mii->", products)
-    curved = (products.sum() - same) / (k * (k - 1) * (k - 2))
-    return np.array([curved, same / (k * (k - 1)) - curved])
-
-
-def pseudo_values(statistic: Callable[[Array], Array], products: Array) -> Array:
-    """Return the jackknife's pseudo-values of q statistics of k parts, `(k, q)`: k θ - (k - 1) θ_without_one.
-
-    Their mean is θ itself for the statistics here, and they vary as if each part had a value of its own. Every axis
-    of `products` runs over the parts. Arvesen 1969, Ann. Math. Stat. 40, 2076.
-    """
-    k = len(products)
-    kept = [np.delete(np.arange(k), part) for part in range(k)]
-    without = np.stack([statistic(products[np.ix_(*[rest] * products.ndim)]) for rest in kept])
-    return k * statistic(products) - (k - 1) * without
-
-
-def positive_interval(values: Array, confidence: float = 0.95) -> Interval:
-    """Return the mean of pseudo-values of a statistic >= 0, m, with the interval m exp(± t se / m).
-
-    It is Student's t on a log scale, which suits variances: they spread in proportion to their size.
-
-    >>> positive_interval(np.array([1.0, 2.0, 3.0]))
-    Interval(estimate=2.0, low=0.57..., high=6.9..., n=3, missing=0)
-    """
-    plain = mean_interval(values, confidence)
-    m = plain.estimate
-    factor = math.exp((plain.high - m) / m) if m > 0 else 1.0
-    return Interval(m, m / factor, m * factor, plain.n)
-
-
-def ratio_interval(numerator: Array, denominator: Array, confidence: float = 0.95) -> Interval:
-    """Return the ratio of the means of paired values, one known to be >= 0, with Fieller's interval.
-
-    It holds every ρ >= 0 for which the mean of numerator - ρ denominator may be zero by Student's t. A denominator
-    that may be zero leaves it unbounded above, and one with a mean <= 0 makes the estimate infinite. Fieller 1954,
-    J. R. Stat. Soc. B 16, 175.
-
-    >>> ratio_interval(np.array([1.9, 2.1, 2.0]), np.array([1.1, 1.0, 0.9]))
-    Interval(estimate=2.0, low=1.4..., high=2.8..., n=3, missing=0)
-    """
-    n = len(numerator)
-    t = float(stdtrit(n - 1, (1 + confidence) / 2))
-    top, bottom = float(numerator.mean()), float(denominator.mean())
-    spread = t**2 * np.cov(numerator, denominator) / n
-    # ρ is inside where a ρ² - 2 h ρ + c <= 0.
-    a, h, c = bottom**2 - spread[1, 1], top * bottom - spread[0, 1], top**2 - spread[0, 0]
-    root = math.sqrt(max(h * h - a * c, 0.0))
-    low = c / (h + root) if c > 0 and h + root > 0 else 0.0
-    high = (h + root) / a if a > 0 and bottom > 0 else math.inf
-    return Interval(top / bottom if bottom > 0 else math.inf, float(low), float(high), n)
+def _check_parts(change: float) -> None:
+    if change:
+        raise UserError("the noise of a gradient needs a loss that is a mean over examples; this one's gradient "
+                        f"changes by {change:.1%} when it is the mean over parts of a batch: use "
+                        "reduction='mean' without class weights or ignored labels")
 
 
 def effective_rate(rule: Rule | None, step: int = 0) -> float | None:
@@ -280,6 +232,30 @@ def _curved_products(subject: Subject, batches: Sequence[Batch], gradients: Tens
     return products
 
 
+def _example_products(subject: Subject) -> tuple[Array, Array, float]:
+    """Return |g_i|² and g_i · Ḡ of the examples, `(n,)`, and |Ḡ|².
+
+    Raises:
+        NoRuleError: when they do not follow from what the layers see.
+        UserError: when outputs are not finite, nothing is trained, or the loss is no mean over examples.
+    """
+    at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
+    firsts: list[Batch] = []
+
+    def look(outputs: Tensor, part: Batch) -> None:
+        if not bool(torch.isfinite(outputs).all()):
+            check_examples(subject)
+        _check_parts(parts_change(subject.loss, outputs, seen(subject.loss, part),
+                                  [size for size in (1, 1, len(part) - 2) if size > 0][:len(part)]))
+        firsts.append(part.first(1))
+
+    found = lengths(at, subject.loss, subject.batch, look)
+    if len(firsts) > 1:  # equal within each of the parts that were looked at, so equal if these are
+        _check_parts(change_by_parts(at, subject.loss, firsts, lambda part: [len(part)]))
+    n, numbers = len(subject.batch), to_numpy(torch.cat([found.squares, found.along, found.mean.view(1)]))
+    return numbers[:n], numbers[n:-1], float(numbers[-1])
+
+
 def _check_count(probe: Probe, name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{type(probe).__name__}: {name} must be a whole number >= {least}; got {value!r}")
@@ -287,6 +263,14 @@ def _check_count(probe: Probe, name: str, value: object, least: int) -> None:
 
 def _array(tensor: Tensor) -> Array:
     return to_numpy(tensor.double())
+
+
+def _noise(values: Array) -> Reading:
+    """Return what pseudo-values of |G|² and tr Σ say, `(k, 2)`."""
+    square, noise = values.T
+    return _reading({"gradient square": mean_interval(square, CONFIDENCE),
+                     "gradient noise": positive_interval(noise, CONFIDENCE),
+                     "noise scale": ratio_interval(noise, square, CONFIDENCE)})
 
 
 def _reading(found: dict[str, Interval]) -> Reading:
