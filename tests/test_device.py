@@ -52,7 +52,7 @@ def test_a_rule_steps_on_a_device_as_on_the_cpu_and_waits_for_nothing(rule, tabl
 
 
 WAITS = {"Accuracy": 7, "Checkpoint": 3 + 2, "Chance": 7, "Margin": 7, "GaussianNoise": 7, "BandNoise": 8,
-         "SensitivityMap": 7, "FirstStep": 7, "GradientNoise": 7, "PolarDrift": 3, "HessianTrace": 8,
+         "SensitivityMap": 7, "FirstStep": 7, "GradientNoise": 10, "PolarDrift": 3, "HessianTrace": 8,
          "Coverage": 4, "Modes": 3, "Samples": 3, "Classes": 3, "FID": 4,
          "Geometry": 6 + 10,  # matrices: of each the singular values
          "DescentSplit": 8 + 4,  # parts: whether the loss of each is a mean

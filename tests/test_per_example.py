@@ -215,9 +215,19 @@ NO_RULE = {
     "hooked": (hooked, FLAT, "hooks"),
     "recurrent": (lambda: nn.Sequential(nn.GRU(6, 4, batch_first=True), Last(), nn.Linear(4, CLASSES)), (2, 6),
                   "GRU"),
+    "examples that see each other": (lambda: nn.Sequential(nn.Linear(6, 4), Centred(), nn.Linear(4, CLASSES)), FLAT,
+                                     "the outputs of an example depend on the others"),
     "statistics of the batch": (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False),
                                                       nn.Linear(4, CLASSES)), FLAT, "mixes the examples"),
 }
+
+
+class Centred(nn.Module):
+    """Examples less their mean."""
+
+    def forward(self, x):
+        """Return them."""
+        return x - x.mean(0)
 
 
 class Last(nn.Module):

@@ -1,8 +1,9 @@
 """Every example's own gradient, by its length and its share of the mean, from one ordinary pass over a batch.
 
-Hooks keep what each layer sees and the slopes of the loss in what it gives; `layer_gradients` says what follows of
-single examples. No gradient of one is made. What the layers saw must add up to the gradient that the backward pass
-gave, of all examples and of the first two alone: where it does not, or a layer has no rule, nothing is said.
+Hooks keep what each layer sees and the slopes of the loss in what it gives; `layer_gradients` says what follows
+of single examples. No gradient of one is made. Layers must see two rows of two examples, whose outputs are those
+that they have among others, and what the layers saw of all must add up to the gradient that the backward pass gave:
+where it does not, or a layer has no rule, nothing is said.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class Pass:
     outputs: Tensor
     gradients: Mapping[str, Tensor]
     uses: Mapping[str, Sequence[Use]]
-    bytes: int
 
     def squares(self) -> dict[str, Tensor]:
         """Return the squared lengths of the examples' gradients, `(n,)` for each weight that was used."""
@@ -69,29 +69,31 @@ def lengths(at: AtWeights, loss: Loss, batch: Batch, look: Callable[[Tensor, Bat
             and for a model whose layers do not have the examples on the first axis of what they see.
         UserError: when the loss does not depend on the trained weights.
     """
-    layers, n = _layers(at), len(batch)
-    few = _passed(at, layers, loss, batch.first(2))
-    each = few.bytes / len(few.outputs)
+    layers, n = trained_layers(at), len(batch)
+    few, each = _first(at, layers, batch.first(2))
     parts = list(batch.split(max(1, min(n, int(CACHED / each)))))
     keep = each * n <= KEPT
-    mean = {name: torch.zeros_like(gradient) for name, gradient in few.gradients.items()}
+    made = passed(at, layers, loss, parts[0])
+    if len(parts[0]) > 1:
+        _check_rows(few, made.outputs[:2])
+    mean = {name: torch.zeros_like(gradient) for name, gradient in made.gradients.items()}
     found: list[dict[str, Tensor]] = []
     kept = []
-    for part in parts:
-        made = _passed(at, layers, loss, part)
+    for number, part in enumerate(parts):
+        made = passed(at, layers, loss, part) if number else made
         for name, gradient in made.gradients.items():
             mean[name].add_(gradient, alpha=len(part) / n)
         look(made.outputs, part)
         found.append(made.squares())
         kept += [made] if keep else []
-    again: Iterable[Pass] = kept if keep else (_passed(at, layers, loss, part) for part in parts)
+    again: Iterable[Pass] = kept if keep else (passed(at, layers, loss, part) for part in parts)
     square = _by_weight(found, mean)
     along = _by_weight([made.along(mean) for made in again], mean)
-    total = torch.stack([g.double().square().sum() for g in mean.values()])
-    first = torch.stack([(few.gradients[name] * g).sum() for name, g in mean.items()])
-    lost = max(APART, 8 * torch.finfo(few.outputs.dtype).eps)
-    _check(mean, along.mean(1) - total, lost * (square.mean(1) * total).sqrt())
-    _check(mean, along[:, :len(few.outputs)].mean(1) - first, lost * (square[:, :2].sum(1) * total).sqrt())
+    total = torch.stack([torch.linalg.vector_norm(g) for g in mean.values()]).double().square()
+    most = max(APART, 8 * torch.finfo(few.dtype).eps) * (square.mean(1) * total).sqrt()
+    for name, wrong in zip(mean, to_floats(*((along.mean(1) - total).abs() > most).double()), strict=True):
+        if wrong:
+            raise NoRuleError(f"the gradient of {name!r} does not follow from what its layer sees of the examples")
     return Lengths(square.sum(0), along.sum(0), total.sum())
 
 
@@ -102,18 +104,17 @@ def _by_weight(parts: Sequence[Mapping[str, Tensor]], names: Iterable[str]) -> T
                                    zip(parts, blanks, strict=True)]) for name in names]).double()
 
 
-def _check(names: Iterable[str], apart: Tensor, most: Tensor) -> None:
-    """Raise NoRuleError where sums over the examples are not those of their mean gradients."""
-    for name, wrong in zip(names, to_floats(*(apart.abs() > most).double()), strict=True):
-        if wrong:
-            raise NoRuleError(f"the gradient of {name!r} does not follow from what its layer sees of the examples")
+def _check_rows(few: Tensor, same: Tensor) -> None:
+    """Raise NoRuleError unless the first examples alone have the outputs that they have among others."""
+    if not bool(((few - same).abs() <= max(APART, 8 * torch.finfo(few.dtype).eps) * few.abs().max()).all()):
+        raise NoRuleError("the outputs of an example depend on the others")
 
 
-_Layers = Sequence[tuple[nn.Module, type[nn.Module], Mapping[str, str]]]
+Layers = Sequence[tuple[nn.Module, type[nn.Module], Mapping[str, str]]]
 """Modules with trained weights, the kinds they are of, and the model's names of the weights by their own."""
 
 
-def _layers(at: AtWeights) -> _Layers:
+def trained_layers(at: AtWeights) -> Layers:
     """Return the modules that hold the trained weights.
 
     Raises:
@@ -136,14 +137,38 @@ def _layers(at: AtWeights) -> _Layers:
     return found
 
 
-def _passed(at: AtWeights, layers: _Layers, loss: Loss, batch: Batch) -> Pass:
+def _first(at: AtWeights, layers: Layers, few: Batch) -> tuple[Tensor, float]:
+    """Return the outputs of a few examples, and how many bytes the layers see and give of one.
+
+    Few are another number than the places that a layer may see first: those it sees then are no examples.
+
+    Raises:
+        NoRuleError: where a layer sees another number of rows than there are examples.
+    """
+    size = 0
+
+    def weigh(module: nn.Module, given: tuple[Any, ...], out: Any) -> None:
+        nonlocal size
+        for tensor in (*given, out):
+            if not isinstance(tensor, Tensor) or not given or len(tensor) != len(few):
+                raise NoRuleError(f"a {type(module).__name__} does not see one row an example")
+            size += tensor.numel() * tensor.element_size()
+
+    with ExitStack() as stack:
+        for module, _, _ in layers:
+            stack.callback(module.register_forward_hook(weigh).remove)
+        stack.enter_context(at.held())
+        stack.enter_context(torch.no_grad())
+        outputs = at.outputs(few.inputs)
+    return outputs, max(1.0, size / len(few))
+
+
+def passed(at: AtWeights, layers: Layers, loss: Loss, batch: Batch) -> Pass:
     """Return what a forward and backward pass over a batch, taken as in training, leaves to be seen."""
     calls: list[tuple[int, Tensor, list[Tensor]]] = []
 
     def look(number: int) -> Any:
         def hook(_: nn.Module, given: tuple[Any, ...], out: Any) -> None:
-            if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(out, Tensor):
-                raise NoRuleError("a layer is given its input by name")
             if out.requires_grad:
                 slopes: list[Tensor] = []
                 calls.append((number, given[0].detach(), slopes))
@@ -164,18 +189,16 @@ def _passed(at: AtWeights, layers: _Layers, loss: Loss, batch: Batch) -> Pass:
     return _gathered(at, layers, len(batch), outputs.detach(), calls)
 
 
-def _gathered(at: AtWeights, layers: _Layers, n: int, outputs: Tensor,
+def _gathered(at: AtWeights, layers: Layers, n: int, outputs: Tensor,
               calls: Sequence[tuple[int, Tensor, list[Tensor]]]) -> Pass:
     """Return a pass from the calls of its layers: which layer, what it saw, and its slopes, if the loss has any."""
     found: dict[str, list[Use]] = {}
-    size = 0
     for number, x, slopes in calls:
         if not slopes:
             continue
         layer, kind, own = layers[number]
         if len(slopes) > 1 or len(x) != n or len(slopes[0]) != n:
             raise NoRuleError(f"a {kind.__name__} does not see one row an example")
-        size += x.numel() * x.element_size() + slopes[0].numel() * slopes[0].element_size()
         for short, use in uses(kind, Call(layer, x, slopes[0] * n)):
             if short in own:
                 found.setdefault(own[short], []).append(use)
@@ -185,4 +208,4 @@ def _gathered(at: AtWeights, layers: _Layers, n: int, outputs: Tensor,
             raise NoRuleError(f"{name!r} is used by no layer's own call")
         weight.grad = None
     wide = {name: g.to(torch.promote_types(g.dtype, torch.float32)) for name, g in gradients.items()}
-    return Pass(outputs, wide, found, size)
+    return Pass(outputs, wide, found)
