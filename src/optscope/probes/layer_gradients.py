@@ -114,7 +114,8 @@ def _of_matrices(x: Tensor, slope: Tensor) -> Tensor:
     inside, outside, places = x.shape[2], slope.shape[2], x.shape[3]
     if places == 1:
         long, steep = (torch.linalg.vector_norm(each, dim=(2, 3)) for each in (x, slope))
-        return (long * steep).square().sum(1)
+        both: Tensor = long * steep
+        return both.square().sum(1)
     if places * (inside + outside) < inside * outside:
         return ((x.mT @ x) * (slope.mT @ slope)).sum((1, 2, 3))
     return (slope @ x.mT).square().sum((1, 2, 3))
