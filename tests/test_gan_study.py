@@ -12,12 +12,15 @@ from optscope.evidence.records import Record, Records
 from optscope.lab import run_study
 from optscope.protocol.comparison import Comparison
 from optscope.protocol.grafts import graft_name
+from optscope.protocol.looks import Looking, Looks
 from optscope.studies.gan_grafting import NSGDA_CELLS, SGDA_CELLS, STUDY
 from optscope.studies.gan_grafting.claims import (
     ADA,
+    ADA_GLOBAL,
     ADAM,
     CLAIMS,
     DIR,
+    DIR_GLOBAL,
     GRAFTED,
     MODEL,
     ROOT,
@@ -183,6 +186,19 @@ def test_fleets_are_tuned_before_they_are_played_and_further_seeds_repeat_nothin
     more = replace(fleets, arms=fleets.arms[1:], seeds=(31, 32)).jobs(tuned)
     assert [job.work.arguments["seeds"] for job in more] == [(1001,), (2001, 2002), (31, 32)]
     assert {job.work.id for job in more[:2]} < {job.work.id for job in first}
+
+
+def test_looks_play_some_arms_on_seeds_of_their_own_with_the_rates_that_were_chosen():
+    def on(seeds):
+        return Fleets("ring", Ring(points=256), arms((ADA_GLOBAL, DIR_GLOBAL), MIXED), 2, 1, seeds, (1001,))
+    looking = Looking(Looks(("C2 ring, whole model",), ((11, 12), (13, 14)), on), (CLAIM["C2 ring, whole model"],),
+                      "desk")
+    tuned = Records(Record("ring", grid_of(arm), 0, f"best rate of the {player}", 0.003)
+                    for arm in (ADA_GLOBAL, DIR_GLOBAL) for player in ("discriminator", "generator"))
+    jobs = looking.jobs(tuned)
+    assert {job.use.experiment for job in jobs} == {"ring at looks"}
+    plays = [job.work.arguments for job in jobs if job.work.function.__name__ == "play"]
+    assert [(each["arm"], each["seeds"]) for each in plays] == [(ADA_GLOBAL, (11, 12)), (DIR_GLOBAL, (11, 12))]
 
 
 def test_the_study_runs_at_smoke_scale(tmp_path):
