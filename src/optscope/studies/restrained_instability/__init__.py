@@ -44,7 +44,7 @@ BETA = 5.0
 """The paper's Swish, x · sigmoid(5 x)."""
 DECAY = 5e-4
 """The paper's weight decay of deep networks."""
-ADAMS, SMALL_BATCHES = (3e-4, 1e-3, 3e-3, 1e-2), (0.3, 0.5, 1.0, 1.4)
+ADAMS, SMALL_BATCHES = (3e-4, 1e-3, 3e-3, 1e-2), (0.5, 1.0, 1.2, 1.4)
 """Rates on both sides of the edge, Adam's and that of small batches: found on a seed that is not used here."""
 CLOTHES = FashionMNIST(8000, 2000, 2000)
 DIGITS = Centred(Digits(), examples=800, shift=0.3)
