@@ -481,6 +481,19 @@ def test_what_was_found_of_a_claim_folds_away_and_every_claim_can_be_linked_to(p
     assert "What refutes it: plain" in page.text_of(found[1])
 
 
+def test_families_of_claims_and_the_figures_that_show_them_lead_to_each_other():
+    first = slug(document().figures[0].name)
+    page = Page(render(replace(document(), families={"C1": "words"}, shown={"C1": (first[:3],), "C9": (first,)})))
+    figure = next(i for i in page.all("figure") if page.tags[i][1]["id"] == f"fig-{first}")
+    caption = next(i for i in page.all("figcaption") if i > figure)
+    leads = [page.tags[i][1]["href"] for i in page.all("a") if "figcaption" in page.tags[i][2] and i > caption]
+    assert leads[0] == "#claim-1"
+    assert page.text_of(caption).endswith(" Shows C1.")
+    found = [i for i in page.all("tr") if page.tags[i][1].get("class") == "found"]
+    assert all("Shown in figure 1" in page.text_of(i) for i in found)
+    assert sum(page.tags[i][1]["href"] == f"#fig-{first}" for i in page.all("a")) >= len(found)
+
+
 def judged(least, most, effect, low, high, unit=""):
     return Verdict("holds", "", effect, low, high, 8, least=least, most=most, unit=unit)
 

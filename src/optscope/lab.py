@@ -276,7 +276,7 @@ class Done:
             [*left_out, *together(results.failures), *results.inapplicable, *found.warnings, *known],
             found.verdicts, scale, next_steps, found.figures, found.tables, found.checks, around, command,
             runs_table(rows) if rows is not None else None, found.summaries, found.openers, found.details,
-            dict(found.families), found.measures)
+            dict(found.families), found.measures, dict(found.shown))
         page = sealed(document, self.store.folder)  # it stays, if this code drew it and it says all this
         if page is None:
             from optscope.report.page import write  # matplotlib, which the runs need not wait for

@@ -21,7 +21,8 @@ def answered(study: Study, verdicts: Sequence[tuple[Claim, Verdict]], scale: Sca
     named = f" ({listed(failing)})" if 0 < len(failing) <= NAMED else ""
     summary = (f"Of {len(verdicts)} claims {outcomes.count('holds')} hold, {outcomes.count('fails')} fail{named} "
                f"and {outcomes.count('undecided')} are undecided at {scale} scale.")
-    return Section([summary], verdicts, families=list(study.families.items()), summaries=[gap_table(study)])
+    return Section([summary], verdicts, families=list(study.families.items()), shown=list(study.shown.items()),
+                   summaries=[gap_table(study)])
 
 
 def gap_table(study: Study) -> Table:

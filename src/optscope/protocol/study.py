@@ -62,7 +62,8 @@ class Study:
     same records. Claims whose ids share the first word are a family: `families` says in a few words what each is
     about. `before_factors` reads the rows of reports of 0.1, written before factors: of an experiment, an arm and a
     metric it returns arm, metric and factors. `looks` say, by scale, of which claims more seeds are run while they
-    are undecided; `twice` are numbers that are found in two ways.
+    are undecided; `twice` are numbers that are found in two ways;
+    `shown` says of a family how the names of the pictures begin that show it.
 
     Raises:
         UserError: when a family has no words, or words have no family; when a claim of looks is unknown, or in two.
@@ -82,12 +83,16 @@ class Study:
     gaps: tuple[Gap, ...] = ()
     looks: Mapping[Scale, tuple[Looks, ...]] = field(default_factory=dict)
     twice: tuple[Twice, ...] = ()
+    shown: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         there = {claim.id.partition(" ")[0] for claim in self.claims}
         if there != set(self.families):
             raise UserError(f"{self.name}: families must say what {', '.join(sorted(there))} are about, no more; "
                             f"got {', '.join(sorted(self.families)) or 'nothing'}")
+        if not self.shown.keys() <= there:
+            raise UserError(f"{self.name}: shown must be of {', '.join(sorted(there))}; got "
+                            f"{', '.join(sorted(self.shown.keys() - there))}")
 
         ids = {claim.id for claim in self.claims}
         for scale, looks in self.looks.items():

@@ -16,10 +16,11 @@ from optscope.report.tables import Table
 class Document:
     """Everything a report says, in the order in which it says it.
 
-    `verdict_sentence` is the answer; a line break in it starts another. `summaries` and `openers` show it at a
-    glance, `details` are its lines in full. `warnings` are what a reader must know before believing it. `verdicts`
-    were judged at `scale`, where there are several; `families` says what those are about whose ids share the first
-    word. `measures` are what arms can be compared on, seed by seed, all of the same arms.
+    `verdict_sentence` is the answer; a line break in it starts another. `summaries` and `openers` show it at
+    a glance, `details` are its lines in full. `warnings` are what a reader must know before believing it.
+    `verdicts` were judged at `scale`, where there are several; `families` says what those are about whose ids
+    share the first word, `shown` how the names of figures begin that show them. `measures` are what arms can
+    be compared on, seed by seed, all of the same arms.
     """
 
     title: str
@@ -40,3 +41,4 @@ class Document:
     details: Sequence[str] = ()
     families: Mapping[str, str] = field(default_factory=dict)
     measures: Sequence[Measure] = ()
+    shown: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -110,16 +110,32 @@ def _drawings(document: Document) -> tuple[list[Drawing], Styles]:
 
 def _page(document: Document, drawings: Sequence[Drawing], styles: Styles) -> str:
     tally = Counter((verdict.outcome, verdict.word) for _, verdict in document.verdicts)
-    openers = len(document.openers)
+    openers, names = len(document.openers), [drawing.figure.name for drawing in drawings]
+    figures_of, claims_of = _led(document, names)
     return _templates().get_template("template.html").render(
         d=document, openers=drawings[:openers], drawings=drawings[openers:], labels=styles.measured,
         tally=sorted(tally.items(), key=lambda each: OUTCOMES.index(each[0][0])), forest=forest(document),
         script="\n".join(script.read_text(encoding="utf-8") for script in SCRIPTS),
-        seeds=_seeds_are_drawn(document),
+        seeds=_seeds_are_drawn(document), figures_of=figures_of, claims_of=claims_of,
+        numbers={name: max(i - openers + 1, 0) for i, name in enumerate(names)},
         differences=difference_table(document.measures, next(iter(document.measures[0].values)))
         if document.measures else None, measures=as_json(embedded(document.measures)) if document.measures else "",
         joined=any(verdict.said for _, verdict in document.verdicts),
         manifest=as_json(manifest(_named(document, drawings))))
+
+
+def _led(document: Document, names: Sequence[str],
+         ) -> tuple[dict[int, list[str]], dict[str, list[tuple[str, int]]]]:
+    """Return the figures that show each claim, by its place, and of figures the first claims of their families."""
+    figures: dict[int, list[str]] = {}
+    claims: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
+    for place, (claim, _) in enumerate(document.verdicts, start=1):
+        family = claim.id.partition(" ")[0]
+        figures[place] = [name for name in names if name.startswith(tuple(document.shown.get(family, ())))]
+        for name in figures[place]:
+            if family not in dict(claims[name]):
+                claims[name].append((family, place))
+    return figures, claims
 
 
 def _seeds_are_drawn(document: Document) -> bool:

@@ -24,9 +24,10 @@ class Check:
 class Section:
     """What one analysis says of a comparison: lines of the answer, and what they rest on.
 
-    `summaries` and `openers` are the table and the picture that show the answer at a glance, `details` its lines
-    in full. `families` says of claims whose ids share the first word what they are about, where there are such,
-    `measures` what arms can be compared on, seed by seed.
+    `summaries` and `openers` are the table and the picture that show the answer at a glance, `details` its
+    lines in full. `families` says of claims whose ids share the first word what they are about, where there
+    are such, `shown` how the names of figures begin that show them, `measures` what arms can be compared on,
+    seed by seed.
     `warnings` are what a reader must know before believing it. An analysis that does not fit returns a
     section of nothing.
     """
@@ -41,6 +42,7 @@ class Section:
     openers: Sequence[Figure] = ()
     details: Sequence[str] = ()
     families: Sequence[tuple[str, str]] = ()
+    shown: Sequence[tuple[str, Sequence[str]]] = ()
     measures: Sequence[Measure] = ()
 
 

@@ -48,7 +48,7 @@ from optscope.studies.gan_grafting.claims import (
     played,
 )
 from optscope.studies.gan_grafting.fleets import Fleets
-from optscope.studies.gan_grafting.pictures import pictures
+from optscope.studies.gan_grafting.pictures import OF_FAMILY, pictures
 from optscope.studies.gan_grafting.rules import (
     FASHION_ARMS,
     IMAGE_ARMS,
@@ -316,5 +316,5 @@ STUDY = Study(
              "lies at an end. In the theory SGDA's grid is played for 8,000 steps and its best pair for "
              "16,000; modes at an angle, modes seen together and one-hot latent vectors, which no claim asks "
              "for, are left to --scale paper.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=OF_FAMILY, costs=COSTS,
     before_factors=before_factors, gaps=GAPS, looks={"desk": LOOKS})

@@ -39,6 +39,10 @@ MIXTURES: dict[str, Mixture] = {"ring": Ring(), "lattice": Lattice()}
 IMAGES = ("digits", "digits with norm", "fashion-mnist", "fashion-mnist, WGAN-GP", "cifar10, DCGAN", "cifar10",
           "stl10")
 SHOWN = (SGDA, ADAM, ADA, DIR, ROOT, MODEL)
+OF_FAMILY = {"C0": ("modes", "scores"), "C1": ("modes", "samples", "scores", "gallery"), "C2": ("grafts",),
+             "C3": ("modes", "scores"), "C4": ("phases-nsgda", "dimensions"), "C5": ("phases-sgda", "dimensions"),
+             "C6": ("race",), "K1": ("phases-sgda-at-the-end", "dimensions"), "K2": ("grafts",)}
+"""How the names of the pictures begin that show a family of claims."""
 
 
 def pictures(records: Records, arrays: Arrays) -> list[Figure]:

@@ -254,6 +254,10 @@ TWICE = (Twice("momentum's variance over SGD's after 2,000 steps of pure noise",
          Twice("SGD's variance on a quadratic, η h = 1", "simulation", "closed form",
                _settled, 0.03, relative=True))
 
+SHOWN = {"A1": ("advice",), "C1": ("quadratic", "orders"), "C2": ("valley",),
+         "C3": ("gap-against-batch", "learning-rates"), "C4": ("fine-tuning",), "C5": ("svag",), "C6": ("terms",),
+         "C7": ("orders",)}
+
 STUDY = Study(
     name="marginal_momentum", paper=PAPER,
     question="At the same effective learning rate, does momentum change what SGD reaches, and if so, is it because "
@@ -281,5 +285,5 @@ STUDY = Study(
              "before any result was seen, that of equal rates and Holm's correction when those of one setting "
              "had been; that there are 300 steps in place of 150 to 284, 16 subsets of one seed in place of 4 "
              "of two, and a dev loss that parts equals, when the first report had been. No margin has changed.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
     before_factors=before_factors, gaps=GAPS, twice=TWICE)

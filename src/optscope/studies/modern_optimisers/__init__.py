@@ -198,6 +198,9 @@ FAMILIES = {
     "C11": "AdamW's loss is reached in fewer steps",
 }
 
+SHOWN = {"C2": ("robust",), "C3": ("robust",), "C4": ("bands",), "C5": ("ranks", "anatomy"), "C6": ("cued",),
+         "C7": ("edge",), "C8": ("grafts",), "C10": ("rare",), "C11": ("losses",)}
+
 STUDY = Study(
     name="modern_optimisers", paper=PAPER,
     question="Muon, SOAP, Lion and schedule-free methods lower the loss faster than SGD and AdamW. At learning "
@@ -220,4 +223,4 @@ STUDY = Study(
              "any run of the study; one training of some arms was looked at for its cost before, the edge's "
              "middle rates on seed 1 among them. CIFAR-10 and text were made shorter, for time, while their "
              "first rates were being tried and before any number was looked at.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS)
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS)

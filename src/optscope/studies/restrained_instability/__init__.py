@@ -248,6 +248,10 @@ TWICE = (Twice("the largest stable step of the heat equation", "bisection of sim
          Twice("growth a step just beyond it", "simulation", "von Neumann's analysis",
                _heat("measured factor a step", "predicted factor a step"), 1e-6, relative=True))
 
+SHOWN = {"K1": ("spread",), "K2": ("curves", "rates"), "K3": ("rates",), "K4": ("heat",), "K5": ("window",),
+         "K6": ("one-layer", "bifurcation"), "K7": ("bifurcation",), "K8": ("bifurcation",),
+         "K9": ("edge", "crossed", "gap"), "K10": ("depth-and-decay",)}
+
 STUDY = Study(
     name="restrained_instability", paper=PAPER,
     question="Two trainings that differ only in the last bit of their steps end as different networks. Are they as "
@@ -265,5 +269,5 @@ STUDY = Study(
              "reduction to a scalar map are ours.\nThe rates at the edges of Adam and of small batches were "
              "chosen by the sharpness alone, of a few trainings on a seed that is not used, so that some cross "
              "and some do not.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
     before_factors=before_factors, gaps=GAPS, twice=TWICE)

@@ -237,6 +237,9 @@ def _risks(records: Records) -> tuple[float, float]:
 TWICE = (Twice("adversarial risk of gradient descent in the linear theory", "sampling and perturbing",
                "the closed form of the weights", _risks, 0.01, relative=True),)
 
+SHOWN = {"C1": ("perturbations", "radii", "attacked"), "C2": ("filtered", "filters"), "C3": ("bands",),
+         "C4": ("linear",), "C5": ("linear",), "C6": ("lipschitz",), "C7": ("spectrum",)}
+
 STUDY = Study(
     name="robustness_gap", paper=PAPER,
     question="Networks trained by SGD and by adaptive methods are equally accurate. Are SGD's more robust to "
@@ -249,5 +252,5 @@ STUDY = Study(
              "fewer random queries: every accuracy under attack is an upper bound on robust accuracy. The paper's "
              "Lipschitz values are not known to us; the sign of its comparison is. The digits were a pilot's "
              "second set, whose places they keep; MNIST, KMNIST and SVHN could not be fetched where this was run.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
     before_factors=before_factors, gaps=GAPS, twice=TWICE, looks={"desk": LOOKS})

@@ -185,6 +185,10 @@ GAPS = (
         "diagonal models, a linear convolution, and a small CNN on 4,000 images", "larger networks: hours each"),
 )
 
+SHOWN = {"C1": ("excess", "coefficients"), "C2": ("excess", "phase"), "C3": ("collapse",), "C5": ("convergence",),
+         "C6a": ("table",), "C6b": ("table",), "C6c": ("speed",), "C7": ("cells", "recovered"), "C8": ("excess",),
+         "N": ("network",), "R": ("patches", "methods"), "T4": ("phase",)}
+
 STUDY = Study(
     name="weight_normalization", paper=PAPER,
     question="Gradient flow on a deep diagonal model finds sparse solutions, but only from tiny starts. Does "
@@ -199,5 +203,5 @@ STUDY = Study(
              "are counted as unfinished, not scored: at depths 3 and 4 the flow itself waits for millions of steps "
              "and more. From unequal starts only descent is studied: no limit is known. The small CNN shows a "
              "direction, not a law.",
-    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, costs=COSTS,
+    experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
     before_factors=before_factors, gaps=GAPS, looks={"desk": LOOKS}, twice=TWICE)
