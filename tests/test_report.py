@@ -660,12 +660,14 @@ def test_verdicts_json_has_the_agreed_form(folder):
 
 
 @pytest.mark.parametrize("name", ["folder", "hostile_folder"])
-def test_the_page_holds_the_report_as_json_which_is_that_of_its_file(name, request):
+def test_the_page_holds_the_report_as_json_and_its_file_the_same_with_its_seal(name, request):
     found = request.getfixturevalue(name)
     page = Page((found / "report.html").read_text(encoding="utf-8"))
     held, = (i for i in page.all("script") if page.tags[i][1].get("id") == "manifest")
     said = json.loads(page.text_of(held), parse_constant=pytest.fail)
-    assert said == json.loads((found / "report.json").read_text(encoding="utf-8"))
+    filed = json.loads((found / "report.json").read_text(encoding="utf-8"))
+    assert re.fullmatch("[0-9a-f]{32}", filed.pop("seal"))  # of the page too, which so cannot hold it
+    assert said == filed
     text = HOSTILE if name == "hostile_folder" else ""
     assert said["schema"] == 1
     assert said["verdicts"] == verdict_rows(document(text))

@@ -124,8 +124,8 @@ SIZES: dict[Scale, Size] = {
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images, no tuning and no text; every claim stays "
              "undecided; needs scikit-learn",
-    "desk": "about an hour on two cores; needs fashion-mnist, cifar10 and shakespeare (optscope data ...), and "
-            "scikit-learn",
+    "desk": "about 7,900 seconds of one process, over an hour on two cores; needs fashion-mnist, cifar10 and "
+            "shakespeare (optscope data ...), and scikit-learn",
 }
 
 

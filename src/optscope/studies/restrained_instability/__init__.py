@@ -154,7 +154,8 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; every claim of trained networks stays undecided",
-    "desk": "about 25 minutes on two cores; needs Fashion-MNIST (optscope data fashion-mnist) and scikit-learn",
+    "desk": "about 2,900 seconds of one process, some 25 minutes on two cores; needs Fashion-MNIST (optscope data "
+            "fashion-mnist) and scikit-learn",
     "long": "accuracy spread of ResNet-8 of width 8 on 10,000 CIFAR-10 images, ten seeds: about an hour and a half "
             "on two cores",
     "paper": "ResNet-56 on CIFAR-10 for 200 epochs, nine twins of six seeds, and five divergence curves; no GPU "
