@@ -158,8 +158,8 @@ COSTS: dict[Scale, str] = {
             "fashion-mnist) and scikit-learn",
     "long": "accuracy spread of ResNet-8 of width 8 on 10,000 CIFAR-10 images, ten seeds: about an hour and a half "
             "on two cores",
-    "paper": "ResNet-56 on CIFAR-10 for 200 epochs, nine twins of six seeds, and five divergence curves; no GPU "
-             "support yet: months of one core",
+    "paper": "ResNet-56 on CIFAR-10 for 200 epochs, nine twins of six seeds, and five divergence curves; not "
+             "run: months of one core",
 }
 
 
