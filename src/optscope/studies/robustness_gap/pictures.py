@@ -45,7 +45,11 @@ def _arms(records: Records) -> list[str]:
 
 def _gap(records: Records, metric: Metric, at: float) -> str:
     found = paired_difference(*records.pairs("SGD", "Adam", metric.name, at))
-    return f"{found.estimate:+.1f} [{found.low:+.1f}, {found.high:+.1f}]".replace("-", "−")
+    return f"{_signed(found.estimate)} [{_signed(found.low)}, {_signed(found.high)}]"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _perturbations(records: Records, data: str) -> Picture:
@@ -55,8 +59,8 @@ def _perturbations(records: Records, data: str) -> Picture:
     clean = paired_difference(*records.pairs("SGD", "Adam", "accuracy"))
     return Picture(
         f"perturbations-{data}",
-        f"{data}: SGD − Adam is {clean.estimate:+.1f} points on clean images, {_gap(records, L2, l2)} under l2 "
-        "attack".replace("-0", "−0"),
+        f"{data}: SGD − Adam is {_signed(clean.estimate)} points on clean images, {_gap(records, L2, l2)} under l2 "
+        "attack",
         [by_arm(records, places, _arms(records), "test accuracy [%]")],
         "Mean over seeds with 95 % t intervals. What no attack of the ensemble fools may still be foolable: "
         "accuracies under attack are upper bounds.")
