@@ -25,13 +25,14 @@ from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.files import RECORDED
 from optscope.following import Follower
+from optscope.lab import recorded_page
 from optscope.optim import SGD
 from optscope.probes.accuracy import Accuracy
 from optscope.protocol.comparison import Arm, Comparison
 from optscope.protocol.events import Quiet
 from optscope.protocol.search import Grid
 from optscope.protocol.session import run_experiments
-from optscope.serving import Gallery, Server
+from optscope.serving import Server
 from tiny import TASK
 
 EVIL = "<script>alert(1)</script>"
@@ -205,7 +206,7 @@ def test_a_damaged_folder_says_on_its_page_what_is_wrong(server):
     assert "entries.json is not what optscope writes there" in page
 
 
-def test_recordings_are_told_of(tmp_path, capsys, monkeypatch):
+def test_recordings_are_told_of_and_their_report_is_of_what_is_there_now(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "mine"
     recorders = {seed: Recorder(folder, arm=EVIL, seed=seed, task=TASK, every=1, probes=(), at_end=())
                  for seed in (1, 2)}
@@ -218,17 +219,39 @@ def test_recordings_are_told_of(tmp_path, capsys, monkeypatch):
     assert [(each.arm, each.seed, each.step, dict(each.values)) for each in status.running] == [
         (EVIL, 1, 1, {"training loss": 0.75}), (EVIL, 2, 0, {})]
     assert "0 of 2 trainings have closed" in str(status)
-    shown = Gallery(tmp_path).shown("mine")
-    assert shown.works
-    assert shown.status.state == "recording"
-    recorders[1].step(model, optimizer, 0.5)
-    assert dict(follower.status().running[0].values) == {"training loss": 0.5}
-    for each in recorders.values():
-        each.step(model, optimizer, 0.25)
-        each.close()
-    assert follower.status().state == "recorded"
-    next((folder / "runs").glob(f"*/{RECORDED}")).write_text("{}\n")
-    assert "is not what a recorder writes" in Gallery(tmp_path).shown("mine").problem
+    made = []
+
+    def page_of(place):
+        made.append(place)
+        return recorded_page(place)
+
+    with Server(tmp_path, port=0, page_of=page_of) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        _, _, listed = asked(server, "/")
+        assert "recording" in listed
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        first, again = (asked(server, "/folder/mine/") for _ in range(2))
+        assert first[0] == 200
+        assert first[2] == again[2]
+        assert made == [folder.resolve()]  # once, as nothing has come
+        assert "Recorded trainings of" in first[2]
+        assert EVIL not in first[2]
+        recorders[1].step(model, optimizer, 0.5)
+        assert asked(server, "/folder/mine/")[2] != first[2]
+        assert len(made) == 2
+        for each in recorders.values():
+            each.step(model, optimizer, 0.25)
+            each.close()
+        assert {path: before[path] for path in before if path.name != RECORDED} == {
+            path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != RECORDED}
+        assert follower.status().state == "recorded"
+        next((folder / "runs").glob(f"*/{RECORDED}")).write_text("{}\n")
+        status, _, said = asked(server, "/folder/mine/")
+        assert status == 200
+        assert "is not what a recorder writes" in said
+        server.shutdown()
+        thread.join()
     monkeypatch.setattr("sys.argv", ["optscope", "status", str(folder)])
     with pytest.raises(SystemExit):
         main()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib import metadata
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +14,22 @@ from rich.console import Console
 
 from optscope import notebook
 from optscope.analyses import rounding_levels
-from optscope.analyses.caveats import next_steps, together
-from optscope.analyses.families import answered
+from optscope.analyses.caveats import next_steps
+from optscope.analyses.families import judged
 from optscope.analyses.recorded import of_recordings
 from optscope.analyses.saved import saved
 from optscope.analyses.twice import beside_the_claims
 from optscope.analyses.usual import of_a_study, said, usual
+from optscope.done import Done
 from optscope.engine.execute import Local
 from optscope.engine.executor import Executor
 from optscope.engine.naming import named_task
-from optscope.engine.numerics import numerics
 from optscope.engine.once import looked_at_once
 from optscope.engine.place import CPU, Place
 from optscope.engine.store import Store
 from optscope.errors import UserError
 from optscope.evidence.claims import Scale
-from optscope.evidence.columns import write_csv
 from optscope.evidence.records import Records
-from optscope.files import to_json, write_atomically
 from optscope.former import formerly
 from optscope.probes.probe import Probe
 from optscope.progress import Display
@@ -53,10 +48,8 @@ from optscope.protocol.session import Results, run_experiments
 from optscope.protocol.settings import Settings, settings_with
 from optscope.protocol.study import Study
 from optscope.report.document import Document
-from optscope.report.seal import sealed
-from optscope.report.section import Section, joined
+from optscope.report.section import joined
 from optscope.report.style import slug
-from optscope.report.tables import runs_table
 from optscope.result import Result
 from optscope.tasks.check import check_task
 from optscope.tasks.task import UNNAMED, Task
@@ -103,11 +96,11 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
         listener.hear(Said(known[0]))
     done = _done(folder, f"the comparison on {task.name}", [comparison], executor, listener, settings.place, memory)
     found = said(comparison, done.results.records, usual(settings, done.store))
-    return done.reported(
+    return done.reported(done.document(
         found, [*known, *([] if settings.probes else kit_of(task).left_out(task))],
         title=f"Which optimiser for {task.name}?" if task.name != UNNAMED else "Which optimiser?",
         question=question(comparison), command=command, rows=done.results.records,
-        next_steps=next_steps(comparison, done.results.records, folder, settings.quick) if found.verdicts else ())
+        next_steps=next_steps(comparison, done.results.records, folder, settings.quick) if found.verdicts else ()))
 
 
 @formerly("0.1", engine="executor")
@@ -134,8 +127,9 @@ def rounding(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str
     done = _done(folder, f"the rounding floor of {task.name}", [rounding_twins.calls(task, settings, chosen)],
                  executor, listener, settings.place)
     found = rounding_levels.section(chosen, done.results, task, settings.seeds)
-    return done.reported(found, known, title=f"Does rounding decide the training of {task.name}?",
-                         question=rounding_levels.QUESTION, command=command)
+    return done.reported(done.document(
+        found, known, title=f"Does rounding decide the training of {task.name}?",
+        question=rounding_levels.QUESTION, command=command))
 
 
 @looked_at_once()
@@ -176,9 +170,10 @@ def probe(checkpoints: str | Path | Sequence[str | Path], task: Task, *, probes:
     done = _done(folder, f"saved models of {task.name}", [probing], executor, listener, wish.place)
     records = done.results.records
     found = saved(probing, records, done.store, wish.margin)
-    return done.reported(found, known, [] if probes else kit_of(task).left_out(task),
-                         title=f"Saved models of {task.name}" if task.name != UNNAMED else "Saved models",
-                         question="what are these models like, beyond their loss?", command=command, rows=records)
+    return done.reported(done.document(
+        found, known, [] if probes else kit_of(task).left_out(task),
+        title=f"Saved models of {task.name}" if task.name != UNNAMED else "Saved models",
+        question="what are these models like, beyond their loss?", command=command, rows=records))
 
 
 def recorded(folder: str | Path) -> Result:
@@ -187,12 +182,28 @@ def recorded(folder: str | Path) -> Result:
     Raises:
         UserError: when there is nothing of theirs, or a file is not what they write.
     """
-    start, found = time.perf_counter(), recordings_in(Path(folder))
+    done, document = _recorded(Path(folder))
+    return done.reported(document)
+
+
+def recorded_page(folder: Path) -> str:
+    """Return that report as a page, and write nothing.
+
+    Raises:
+        UserError: when there is nothing of theirs, or a file is not what they write.
+    """
+    from optscope.report.page import render  # matplotlib, which other doors need not wait for
+
+    return render(_recorded(folder)[1])
+
+
+def _recorded(folder: Path) -> tuple[Done, Document]:
+    """Return what recorders have left in a folder so far, and the report of it."""
+    start, found = time.perf_counter(), recordings_in(folder)
     if found is None:
         raise UserError(f"{folder} holds nothing that optscope.Recorder has recorded")
-    results = Results(found.records, {}, (), tuple(found.known))
-    done = Done(Store(Path(folder)), results, time.perf_counter() - start, CPU)
-    return done.reported(
+    done = Done(folder, Results(found.records, {}, (), tuple(found.known)), time.perf_counter() - start, CPU)
+    return done, done.document(
         of_recordings(found, None), title=f"Recorded trainings of {found.name}",
         question="how do these trainings differ, beyond their loss?",
         command=shlex.join(["optscope", "report", str(folder)]),
@@ -216,13 +227,13 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
                  [*comparisons, *(e for e in experiments if not isinstance(e, Comparison)),
                   *study.looking(scale, comparisons)], executor, listener, place, memory)
     records = done.results.records
-    found = joined([_judged(study, done.results, scale), beside_the_claims(study, records, scale),
+    found = joined([judged(study, records, done.results.arrays, scale), beside_the_claims(study, records, scale),
                     *(of_a_study(c, records) for c in comparisons)])
-    return done.reported(
+    return done.reported(done.document(
         found, known, study.left_out.splitlines(), title=study.paper.title, question=study.question, scale=scale,
         command=command, rows=Records(row for row in records if row.rule),
         about={"paper": f"{study.paper.authors}, {study.paper.venue}, arXiv {study.paper.arxiv}",
-               "reproduced": study.reproduced})
+               "reproduced": study.reproduced}))
 
 
 def display() -> Listener:
@@ -241,59 +252,7 @@ def _done(out: str | Path, holds: str, experiments: Sequence[Experiment], execut
     if memory:
         memory.write()
     results = run_experiments(experiments, store, executor or Local(), listener)
-    return Done(store, results, time.perf_counter() - start, place)
-
-
-def _judged(study: Study, results: Results, scale: Scale) -> Section:
-    """Return what a study says: its answer and its first picture, its claims, its other pictures."""
-    pictures = study.pictures(results.records, results.arrays)
-    return replace(answered(study, study.judge(results.records, scale), scale),
-                   openers=pictures[:1], figures=pictures[1:])
-
-
-@dataclass(frozen=True)
-class Done:
-    """Experiments that have been run in a folder, how long this call of them took, and where they were done."""
-
-    store: Store
-    results: Results
-    seconds: float
-    place: Place
-
-    def reported(self, found: Section, known: Sequence[str] = (), left_out: Sequence[str] = (), *, title: str,
-                 question: str, command: str, scale: Scale | None = None, next_steps: Sequence[str] = (),
-                 rows: Records | None = None, about: Mapping[str, object] | None = None) -> Result:
-        """Write the folder's files beside the runs: the report, every number, and how they were made.
-
-        `rows` are shown run by run; `known` was told before the work began, and `left_out` is the study's.
-        """
-        results, answer = self.results, "\n".join([*found.sentences, *found.details])
-        around = environment(self.seconds, results.records, self.place) | dict(about or {})
-        write_csv(results.records, self.store.folder / "summary.csv")
-        write_atomically(self.store.folder / "run.json", to_json({"command": command, "answer": answer, **around}))
-        document = Document(
-            title, question, "\n".join(found.sentences),
-            [*left_out, *together(results.failures), *results.inapplicable, *found.warnings, *known],
-            found.verdicts, scale, next_steps, found.figures, found.tables, found.checks, around, command,
-            runs_table(rows) if rows is not None else None, found.summaries, found.openers, found.details,
-            dict(found.families), found.measures, dict(found.shown))
-        page = sealed(document, self.store.folder)  # it stays, if this code drew it and it says all this
-        if page is None:
-            from optscope.report.page import write  # matplotlib, which the runs need not wait for
-            page = write(document, self.store.folder)
-        return Result(results.records, document, page, results.failures)
-
-
-def environment(seconds: float, records: Records, place: Place) -> dict[str, object]:
-    """Return what a reader needs to get the same numbers: versions, processor, place of the runs, time."""
-    spent = sum({row.run: row.value for row in records.where(metric="seconds")}.values())  # each run once
-    versions = {name: metadata.version(name) for name in ("optscope", "torch", "numpy", "scipy")}
-    return {"optscope": versions.pop("optscope"), "python": platform.python_version(), **versions,
-            "processor": f"{platform.machine()} {numerics()['cpu']}, {os.cpu_count()} cores",
-            "device": numerics(place).get("device", "cpu"), "threads a run": place.threads,
-            **({} if place == CPU else {"place": repr(place)}), "system": platform.system(),
-            "time of this call [s]": round(seconds, 1),
-            **({"time of all trainings [s]": round(spent, 1)} if spent else {})}
+    return Done(store.folder, results, time.perf_counter() - start, place)
 
 
 def _rehearsed(comparisons: Sequence[Comparison], listener: Listener,

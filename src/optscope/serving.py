@@ -10,7 +10,7 @@ import platform
 import socket
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import islice
@@ -19,6 +19,7 @@ from pathlib import Path
 import jinja2
 
 from optscope.errors import UserError
+from optscope.evidence.recorded import Stamp, recorded_at
 from optscope.files import read_json
 from optscope.following import Follower
 from optscope.pace import outlook
@@ -28,6 +29,7 @@ KINDS = {"report.html": "text/html", "report.md": "text/markdown", "report.json"
          "verdicts.json": "application/json", "summary.csv": "text/csv"}
 """The files of a folder that are shown, of what type; no other is."""
 MARKER = "optscope.json"
+PageOf = Callable[[Path], str]
 SOON, LATER = 2, 10
 """Seconds after which a page is asked for again: while a command works, and while none does."""
 MOST = 500
@@ -59,8 +61,11 @@ class Shown:
 class Gallery:
     """What optscope made in a folder and below it; each folder's events are read on from where they were left."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, page_of: PageOf | None) -> None:
         self.root = root.resolve()
+        self.page_of = page_of
+        self._pages: dict[str, tuple[tuple[Stamp, ...], bytes]] = {}
+        self._made = threading.Lock()
         self._followers: dict[str, Follower] = {}
         self._lock = threading.Lock()
 
@@ -89,6 +94,18 @@ class Gallery:
         except (UserError, OSError) as error:
             return Shown(path, problem=str(error))
         return Shown(path, status, _answer(folder), (folder / "report.html").is_file())
+
+    def page(self, path: str, page_of: PageOf) -> bytes:
+        """Return the report of what recorders have left at a path so far, made anew when there is more; in memory.
+
+        Raises:
+            UserError: when a file is not what they write.
+        """
+        with self._made:
+            stamp = recorded_at(self.root / path)
+            if path not in self._pages or self._pages[path][0] != stamp:
+                self._pages[path] = stamp, page_of(self.root / path).encode()
+            return self._pages[path][1]
 
 
 def _answer(folder: Path) -> str:
@@ -127,7 +144,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815, the name that http.server looks for
 
     def _folder(self, shown: Shown) -> None:
-        """Send a folder's report; while a command works, or before one has ended, how it stands."""
+        """Send a folder's report; while a command works, or before one has ended, how it stands.
+
+        That of recordings, of which no command writes one, is of what is there now.
+        """
+        gallery, page_of = self.server.gallery, self.server.gallery.page_of
+        if page_of and shown.status and shown.status.recorded:
+            try:
+                page = gallery.page(shown.path, page_of)
+            except (UserError, OSError) as error:  # a file was damaged since
+                shown = Shown(shown.path, problem=str(error))
+            else:
+                self._send(HTTPStatus.OK, page, "text/html", THEIRS)
+                return
         if shown.report and not shown.works:
             self._file(self.server.gallery.root / shown.path, "report.html")
             return
@@ -161,13 +190,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Server(http.server.ThreadingHTTPServer):
     """A gallery at an address of this machine; anything but loopback only where that is said to be meant.
 
+    `page_of` makes the report of a folder of recordings, which takes what this module does without; without it, how
+    they stand is shown.
+
     Raises:
         UserError: when the folder is not there, the address is none, is open and not meant to be, or is taken.
     """
 
     daemon_threads = True
 
-    def __init__(self, root: Path, host: str = "127.0.0.1", port: int = 8000, *, open_to_all: bool = False) -> None:
+    def __init__(self, root: Path, host: str = "127.0.0.1", port: int = 8000, *, open_to_all: bool = False,
+                 page_of: PageOf | None = None) -> None:
         if not root.is_dir():
             raise UserError(f"no folder {root}: give the one in which runs lie, such as runs")
         try:
@@ -178,7 +211,7 @@ class Server(http.server.ThreadingHTTPServer):
         if self.open and not open_to_all:
             raise UserError(f"at {address} everyone who can reach this machine may read the reports: leave --host "
                             "out, or add --yes-open if that is meant")
-        self.gallery = Gallery(root)
+        self.gallery = Gallery(root, page_of)
         self.address_family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         try:
             super().__init__((str(address), port), Handler)

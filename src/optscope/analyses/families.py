@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from optscope.evidence.claims import Claim, Scale, Verdict
+from optscope.evidence.records import Records
 from optscope.evidence.words import listed
-from optscope.protocol.study import Study
+from optscope.protocol.study import Arrays, Study
 from optscope.report.section import Section
 from optscope.report.tables import Table
 
 NAMED = 4
 """So many claims that fail are named."""
+
+
+def judged(study: Study, records: Records, arrays: Arrays, scale: Scale) -> Section:
+    """Return what a study says: its answer and its first picture, its claims, its other pictures."""
+    pictures = study.pictures(records, arrays)
+    return replace(answered(study, study.judge(records, scale), scale), openers=pictures[:1], figures=pictures[1:])
 
 
 def answered(study: Study, verdicts: Sequence[tuple[Claim, Verdict]], scale: Scale) -> Section:

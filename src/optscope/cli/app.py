@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from optscope.endings import ended, say
-from optscope.errors import UserError, nearest
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False,
                   help="See what the choice of optimiser does to a trained model, beyond its loss curve.")
@@ -66,15 +64,6 @@ def command() -> str:
     kept = [w for i, w in enumerate(words)
             if not w.startswith("--out") and (i == 0 or words[i - 1] != "--out")]
     return shlex.join(["optscope", *kept])
-
-
-def study_of(name: str) -> Any:
-    """Return the study of that name, and load no other."""
-    from optscope.studies import STUDIES
-
-    if name not in STUDIES:
-        raise UserError(f'no study "{name}"; {nearest(name, STUDIES)}')
-    return importlib.import_module(f"optscope.studies.{name}").STUDY
 
 
 def close(result: Any) -> None:

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from optscope.cli.app import app, study_of
+from optscope.cli.app import app
 from optscope.endings import OUT, say
 from optscope.errors import UserError
+from optscope.studies import STUDIES, study_of
 
 
 @app.command("list")
 def list_() -> None:
     """List studies, tasks and optimisers by name."""
     from optscope.protocol.arms import NAMES
-    from optscope.studies import STUDIES
     from optscope.tasks.catalog import TASKS
 
     OUT.print("[bold]studies[/bold]")
@@ -100,12 +100,19 @@ def status(folder: Annotated[Path, typer.Argument(help="A folder in which a comm
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A folder that run, compare, probe or a Recorder made.")],
            as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
+           anew: Annotated[bool, typer.Option("--anew", help=(
+               "Judge and draw a study's report anew from its summary.csv; nothing is trained."))] = False,
            ) -> None:
     """Say again where a folder's report is and what it found; of recorded trainings, write it anew."""
     from optscope.files import RECORDED, read_json
     from optscope.following import check_is_ours
 
-    check_is_ours(folder)
+    if anew:
+        from optscope.again import rewritten
+
+        rewritten(folder)
+    else:
+        check_is_ours(folder)
     if any((folder / "runs").glob(f"*/{RECORDED}")):  # of which more may have come since
         from optscope.lab import recorded
 
@@ -158,7 +165,12 @@ def serve(folder: Annotated[Path, typer.Argument(help="A folder in or below whic
     """Show the folders' reports in a browser, and how the work goes until they are there; Ctrl-C ends it."""
     from optscope.serving import Server
 
-    with Server(folder, host, port, open_to_all=yes_open) as server:
+    def page_of(recordings: Path) -> str:
+        from optscope.lab import recorded_page
+
+        return recorded_page(recordings)
+
+    with Server(folder, host, port, open_to_all=yes_open, page_of=page_of) as server:
         say(f"{folder} is shown at {server.url} (Ctrl-C ends it)")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

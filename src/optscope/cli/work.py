@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from optscope.cli.app import Batch, Device, Out, Pool, Slots, app, close, command, study_of
+from optscope.cli.app import Batch, Device, Out, Pool, Slots, app, close, command
 from optscope.endings import ERR, say
 from optscope.engine.fork_server import FORKS, shared_server
 from optscope.errors import UserError
+from optscope.studies import study_of
 
 
 @app.command()

@@ -128,4 +128,18 @@ class Scorecard:
     caption: str = ""
 
 
-Figure = Picture | ImageGrid | Heatmap | Scorecard
+KEPT = "As it was drawn when the study ran: its arrays are not here."
+"""What is said below a figure that only its drawing is left of."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A figure that only its drawing is left of: the text of its SVG file, which nothing is read from."""
+
+    name: str
+    title: str
+    svg: str
+    caption: str = ""
+
+
+Figure = Picture | ImageGrid | Heatmap | Scorecard | Kept

@@ -13,14 +13,15 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from optscope.evidence.picture import Figure, Heatmap, ImageGrid, Picture, Scorecard
+from optscope.errors import UserError
+from optscope.evidence.picture import KEPT, Figure, Heatmap, ImageGrid, Kept, Picture, Scorecard
 from optscope.evidence.words import listed
 from optscope.report.grids import draw_images, draw_matrix
 from optscope.report.panels import draw_picture
 from optscope.report.places import Places
 from optscope.report.scorecard import draw_scorecard
 from optscope.report.style import SETTINGS, Styles, clean, slug
-from optscope.report.svg import headed, serialise
+from optscope.report.svg import as_image, headed, serialise
 
 WIDTH, NARROW = 9.0, 4.2  # inches, shown at 100 px each
 TITLE = 0.5
@@ -48,6 +49,8 @@ def draw(figure: Figure, path: str | Path | None = None, styles: Styles | None =
 
 def plain(figure: Figure, styles: Styles | None = None, width: float = WIDTH) -> str:
     """Return a figure as SVG without its title, for a page that sets the title itself."""
+    if isinstance(figure, Kept):
+        return as_image(figure.svg, alt(figure))
     with _alike():
         canvas, places = _canvas(figure, styles or Styles.of([figure]), width)
         tables = [(0 if isinstance(figure, Scorecard) else i, each) for i, each in enumerate(places)]
@@ -88,6 +91,9 @@ def _canvas(figure: Figure, styles: Styles, width: float) -> tuple[Canvas, list[
             draw_matrix(canvas, figure)
         case Scorecard():
             places = draw_scorecard(canvas, figure, styles)
+        case Kept():
+            raise UserError(f"the numbers of {figure.name} are not here, only its drawing: take "
+                            f"figures/{figure.name}.svg, or run the study again")
     return canvas, places
 
 
@@ -110,4 +116,6 @@ def alt(figure: Figure) -> str:
         case Scorecard():
             what = (f"Scorecard of {listed(figure.arms)}, better to the right. A panel each: "
                     f"{listed(quality.name for quality in figure.qualities)}")
+        case Kept():
+            what = KEPT.rstrip(".")
     return " ".join(clean(f"{title}. {what}.").split())

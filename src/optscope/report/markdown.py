@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from optscope.evidence.picture import Figure
+from optscope.evidence.picture import KEPT, Figure, Kept
 from optscope.report.document import Document
 from optscope.report.forest import glance
 from optscope.report.style import clean
@@ -62,6 +62,7 @@ def _figures(figures: Sequence[Figure]) -> Iterator[str]:
     for figure in figures:
         yield f"### {_text(figure.title)}\n\n![{_text(figure.title)}](figures/{figure.name}.svg)\n"
         yield f"{_text(figure.caption)}\n"
+        yield f"{KEPT}\n" if isinstance(figure, Kept) else ""
 
 
 def _claims(document: Document) -> Table:

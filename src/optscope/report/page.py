@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from optscope.evidence.claims import Outcome
-from optscope.evidence.picture import Figure, Picture, Scorecard
+from optscope.evidence.picture import KEPT, Figure, Kept, Picture, Scorecard
 from optscope.files import write_atomically
 from optscope.report.document import Document
 from optscope.report.figures import NARROW, alt, plain
@@ -49,6 +49,11 @@ class Drawing:
     """The figure once more, for a narrow screen, where it is drawn otherwise there."""
 
     @property
+    def note(self) -> str:
+        """What is said below a figure whose numbers are not here."""
+        return KEPT if isinstance(self.figure, Kept) else ""
+
+    @property
     def chart(self) -> bool:
         """Whether its colours may be turned on a dark page: those of images may not."""
         return isinstance(self.figure, Picture | Scorecard)
@@ -73,8 +78,9 @@ def write(document: Document, folder: str | Path) -> Path:
     _save(folder / "verdicts.json", json.dumps(verdict_rows(document), indent=1, ensure_ascii=False,
                                                allow_nan=False) + "\n")
     for drawing in drawings:
-        _save(folder / "figures" / f"{drawing.figure.name}.svg",
-              headed(drawing.svg, clean(drawing.figure.title)) + "\n")
+        alone = (drawing.figure.svg if isinstance(drawing.figure, Kept) else
+                 headed(drawing.svg, clean(drawing.figure.title)) + "\n")
+        _save(folder / "figures" / f"{drawing.figure.name}.svg", alone)
     _save(folder / "report.json", as_json(manifest(named) | {"seal": seal(document, page)}) + "\n")
     return folder / "report.html"
 

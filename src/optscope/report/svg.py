@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import re
@@ -72,3 +73,17 @@ def headed(svg: str, heading: str) -> str:
                     for i, line in enumerate(lines))
     title = f'<text font-size="14" font-weight="600" fill="#1A1A1A">{spans}</text>'
     return svg.replace(found[0], box, 1).replace("</desc>", f"</desc>{ground}{title}", 1)
+
+
+def as_image(svg: str, alt: str) -> str:
+    """Return the text of a figure's file as an image in which nothing runs, without the title drawn above it."""
+    drawn = re.sub(r'viewBox="0 -[\d.]+ ([\d.]+) ([\d.]+)" width="[\d.]+" height="[\d.]+"', _without_title, svg,
+                   count=1)
+    return (f'<img src="data:image/svg+xml;base64,{base64.b64encode(drawn.encode()).decode()}" '
+            f'alt="{html.escape(alt)}">')
+
+
+def _without_title(box: re.Match[str]) -> str:
+    above = float(box[0].split()[1].lstrip("-"))
+    width, height = float(box[1]), float(box[2]) - above
+    return f'viewBox="0 0 {width:g} {height:g}" width="{width / 0.72:g}" height="{height / 0.72:g}"'

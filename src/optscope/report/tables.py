@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import SAME
-from optscope.evidence.picture import Figure, Heatmap, Panel, Picture, Scorecard
+from optscope.evidence.picture import Figure, Heatmap, Kept, Panel, Picture, Scorecard
 from optscope.evidence.records import Metric, Record, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import Interval, mean_interval, paired_difference
@@ -220,6 +220,8 @@ def figure_tables(figure: Figure, most: int = MOST_ROWS) -> list[Table]:
             rows = [(q.name, *(f"{interval(middle, low, high)}{_SIGNS[shown]}" for middle, low, high, shown in
                                zip(q.estimates, q.lows, q.highs, q.shown, strict=True))) for q in figure.qualities]
             return [Table("", ("quality", *figure.arms), rows, "After a number its 95 % interval.")]
+        case Kept():
+            return []
     rows = [(label, *map(_brightness, images))
             for label, images in zip(figure.rows, figure.images, strict=False)]
     return [Table("Mean brightness of each image (darkest to brightest)", ("", *figure.columns), rows)]

@@ -50,7 +50,8 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     found: list[Figure] = []
     if {f"theory/{arm()}/cells" for arm in (plain, normalised)} <= arrays.keys():
         found += [*_phases(arrays), _race(arrays)]
-        found += [_dimensions(records)] if f"theory/{plain('d = 300')}/cells" in arrays else []
+    if records.where(experiment="theory", arm=plain("d = 300"), metric="steps to both modes"):
+        found.append(_dimensions(records))
     for name, data in MIXTURES.items():
         mine = records.where(experiment=name, metric=("modes", "high quality", "missed mass", "KL to uniform"))
         if mine:

@@ -29,14 +29,20 @@ Array = NDArray[np.float64]
 
 
 def pictures(records: Records, arrays: Arrays) -> list[Figure]:
-    """Return all pictures for which there are records."""
+    """Return all pictures for which there are records, and arrays where they are of arrays."""
     found: list[Figure] = []
-    if "heat/heat 0.4" in arrays:
-        found += [_heat(arrays), _window(records), _bifurcation(arrays), _one_layer(records, arrays)]
+    there = {name.partition("/")[0] for name in arrays}
+    if "heat" in there:
+        found.append(_heat(arrays))
+    if records.where(experiment="window"):
+        found.append(_window(records))
+    if "one layer" in there:
+        found += [_bifurcation(arrays), _one_layer(records, arrays)]
     if records.where(experiment="parting"):
-        found += [_curves(records, arrays), _rates(records)]
+        found += [*([_curves(records, arrays)] if "parting" in there else []), _rates(records)]
     if records.where(experiment="edge"):
-        found += [_edge(records, arrays), _crossed(records), _gap(records), _depth_and_decay(records)]
+        found += [*([_edge(records, arrays)] if "edge" in there else []), _crossed(records), _gap(records),
+                  _depth_and_decay(records)]
     if records.where(experiment=ADAM):
         found.append(_settled(records))
     if records.where(experiment="spread"):

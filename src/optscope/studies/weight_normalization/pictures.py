@@ -40,7 +40,9 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
     if records.where(experiment="network", phase="final"):
         found.append(_network(records.where(experiment="network", phase="final")))
     if "photographs/original" in arrays:
-        found += [_patches(arrays), _methods(records)]
+        found.append(_patches(arrays))
+    if records.where(experiment="photographs"):
+        found.append(_methods(records))
     return found
 
 
