@@ -126,8 +126,13 @@ def test_an_image_without_a_gradient_does_not_make_a_model_constant(climb):
 class Divided(nn.Module):
     """Divides by the norm: a blank image gets nan for logits."""
 
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3, bias=False)
+        nn.init.eye_(self.layer.weight)
+
     def forward(self, x):
-        return x / x.norm(dim=1, keepdim=True)
+        return self.layer(x / x.norm(dim=1, keepdim=True))
 
 
 @pytest.mark.parametrize("blank", [0, 12])
