@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optscope.errors import UserError
-from optscope.optim import SGD, Adam, AdamW, Constant, Cosine, Decayed, NormalizedSGD, RMSProp, Scheduled
+from optscope.optim import SGD, Adam, AdamW, ByKind, Constant, Cosine, Decayed, NormalizedSGD, RMSProp, Scheduled
 from optscope.optim.rule import Rule
 from optscope.probes.rule_in_use import rule_in_use, threshold
 from optscope.tasks.snapshot import Snapshot
@@ -154,8 +154,10 @@ def test_live_optimisers_are_recognised_with_their_present_rate(make, rule):
     assert changed == (rule and rule.with_(lr=0.05))
 
 
-def test_param_groups_that_differ_are_no_one_rule():
+def test_param_groups_that_differ_are_a_rule_each():
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD([{"params": [model.weight], "lr": 0.1}, {"params": [model.bias]}], lr=0.2)
-    assert rule_in_use(Snapshot(model, None, optimizer=optimizer)) is None  # type: ignore[arg-type]
+    found = rule_in_use(Snapshot(model, None, optimizer=optimizer))  # type: ignore[arg-type]
+    assert isinstance(found, ByKind)
+    assert [rule for _, rule in found.parts] == [SGD(0.1), SGD(0.2)]
     assert rule_in_use(Snapshot(model, None, rule=SGD(0.3))) == SGD(0.3)  # type: ignore[arg-type]
