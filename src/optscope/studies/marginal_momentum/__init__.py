@@ -118,7 +118,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; all but exact claims stay undecided",
-    "desk": "about 5,000 seconds of one process, some 40 minutes on two cores; needs fashion-mnist and cifar10 "
+    "desk": "by estimate 5,000 seconds of one process, 40 min on two cores; needs fashion-mnist and cifar10 "
             "(optscope data ...), and scikit-learn",
     "long": "desk and about 10 hours more of fine-tuning MiniLM (64 few-shot subsets of 12 runs of 300 steps, and "
             "two full sets) and a character transformer; needs shakespeare, rotten-tomatoes and movie-snippets "
