@@ -14,6 +14,7 @@ from optscope.protocol.comparison import Comparison
 from optscope.protocol.grafts import graft_name
 from optscope.protocol.looks import Looking, Looks
 from optscope.studies.gan_grafting import NSGDA_CELLS, SGDA_CELLS, STUDY
+from optscope.studies.gan_grafting.calculations import theory
 from optscope.studies.gan_grafting.claims import (
     ADA,
     ADA_GLOBAL,
@@ -30,7 +31,9 @@ from optscope.studies.gan_grafting.claims import (
 )
 from optscope.studies.gan_grafting.fleets import Fleets, grid_of
 from optscope.studies.gan_grafting.rules import IMAGE_ARMS, IMAGED, MIXED, NEAR, RULES, arms
+from optscope.studies.gan_grafting.twice import IN_SPACE, STEPS, TWICE
 from optscope.tasks.mixtures import Ring
+from optscope.theory.gan_modes import TwoModes
 
 CLAIM = {claim.id: claim for claim in CLAIMS}
 SEEDS = range(1, 11)
@@ -211,3 +214,18 @@ def test_the_study_runs_at_smoke_scale(tmp_path):
     figures = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
     assert {"race", "phases-sgda-at-the-end", "modes-ring", "samples-lattice", "grafts-missed-mass",
             "scores-digits", "gallery-digits"} <= figures
+
+
+@pytest.mark.parametrize(("unit", "rates", "steps"), [(True, (0.2, 0.1), 200), (False, (0.3, 0.09), 400)])
+def test_usual_networks_in_all_coordinates_need_the_same_steps(unit, rates, steps):
+    arm = normalised() if unit else plain()
+    problem = TwoModes(dimension=60, correlation=0.1, together=0.1)
+    rows, _ = theory(arm, problem, unit, [rates], (1, steps), (0,), (1000, 1001, 1002), (1000, 1002))
+    by_metric = {name: {row.seed: row.value for row in rows if row.metric == name} for name in (STEPS, IN_SPACE)}
+    assert set(by_metric[IN_SPACE]) == {1000, 1002}
+    assert all(by_metric[STEPS][seed] == value for seed, value in by_metric[IN_SPACE].items())
+    records = Records([replace(row, experiment="theory") for row in rows])
+    (twice,) = [each for each in TWICE if each.numbers.arm == arm]
+    assert np.isfinite(by_metric[IN_SPACE][1000])
+    assert twice.difference(records) == 0
+    assert np.isnan(twice.difference(Records()))

@@ -60,6 +60,7 @@ from optscope.studies.gan_grafting.rules import (
     RULES,
     arms,
 )
+from optscope.studies.gan_grafting.twice import REPLAYED, TWICE
 from optscope.tasks.game import Game, Normal
 from optscope.tasks.gan import WGANGP, gan
 from optscope.tasks.gan_models import DCDiscriminator, DCGenerator, ResDiscriminator, ResGenerator
@@ -127,7 +128,8 @@ def _theory(size: Size) -> list[Call]:
                                             (NORMALISED, normalised(name), NSGDA_CELLS, (short, short))):
                 found.append(Call(theory, {
                     "arm": arm, "problem": problem, "normalised": kind == NORMALISED, "cells": cells, "steps":
-                    steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh))},
+                    steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh)),
+                    "again": REPLAYED if usual and size.variants else ()},
                     played(kind, name)))
     return found
 
@@ -317,4 +319,4 @@ STUDY = Study(
              "16,000; modes at an angle, modes seen together and one-hot latent vectors, which no claim asks "
              "for, are left to --scale paper.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=OF_FAMILY, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, looks={"desk": LOOKS})
+    before_factors=before_factors, gaps=GAPS, twice=TWICE, looks={"desk": LOOKS})

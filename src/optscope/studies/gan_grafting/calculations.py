@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from optscope.evidence.records import Record, measured
 from optscope.optim import SGD, NormalizedSGD, Players, Rule
+from optscope.studies.gan_grafting.twice import replayed
 from optscope.tasks.two_modes import Play, labels, simulate
 from optscope.theory.gan_modes import OUTCOMES, TwoModes
 
@@ -23,8 +24,10 @@ BUDGET = 100.0
 
 
 def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: tuple[int, int],
-           seeds: Sequence[int], fresh: Sequence[int]) -> Found:
+           seeds: Sequence[int], fresh: Sequence[int], again: Sequence[int] = ()) -> Found:
     """Play the two-mode GAN over a grid of rates, then its best cell on fresh seeds, for so many `steps` each.
+
+    Seeds in `again` are played a second time, in all coordinates, by other code.
 
     Rows of a cell (at: its number): the share of seeds with both modes at each of the moments, within the budget
     and ever, and, of the seeds whose discriminator fitted, the share that had not found both by then. Rows of a
@@ -55,13 +58,14 @@ def theory(arm: str, problem: TwoModes, normalised: bool, cells: Cells, steps: t
     best = min(order)[2]
     rows += [measured(arm, 0, "best rate of D", cells[best][0]), measured(arm, 0, "best rate of G", cells[best][1]),
              measured(arm, 0, "steps played", float(steps[1]))]
-    again = _played(problem, normalised, [cells[best]], steps[1], fresh)
-    rows += _fresh_rows(arm, again, fresh)
+    last = _played(problem, normalised, [cells[best]], steps[1], fresh)
+    rows += _fresh_rows(arm, last, fresh)
+    rows += replayed(arm, problem, normalised, cells[best], last.steps.tolist(), again)
     counts = np.stack([[np.mean(labelled == k, axis=0) for k in range(len(OUTCOMES))] for labelled in found])
     return rows, {f"{arm}/cells": np.array(cells), f"{arm}/outcomes": counts,
-                  f"{arm}/steps": again.steps.astype(np.float64), f"{arm}/pace": np.median(again.pace, axis=1),
-                  f"{arm}/doubt": np.median(again.doubt, axis=1), f"{arm}/moved": np.median(again.moved, axis=1),
-                  f"{arm}/both": (again.outcomes == 0).mean(1)}
+                  f"{arm}/steps": last.steps.astype(np.float64), f"{arm}/pace": np.median(last.pace, axis=1),
+                  f"{arm}/doubt": np.median(last.doubt, axis=1), f"{arm}/moved": np.median(last.moved, axis=1),
+                  f"{arm}/both": (last.outcomes == 0).mean(1)}
 
 
 def _mean(values: Array) -> float:
