@@ -216,7 +216,7 @@ def test_the_study_runs_at_smoke_scale(tmp_path):
             "scores-digits", "gallery-digits"} <= figures
 
 
-@pytest.mark.parametrize(("unit", "rates", "steps"), [(True, (0.2, 0.1), 200), (False, (0.3, 0.09), 400)])
+@pytest.mark.parametrize(("unit", "rates", "steps"), [(True, (0.1, 0.05), 300), (False, (0.3, 0.09), 400)])
 def test_usual_networks_in_all_coordinates_need_the_same_steps(unit, rates, steps):
     arm = normalised() if unit else plain()
     problem = TwoModes(dimension=60, correlation=0.1, together=0.1)
