@@ -35,7 +35,7 @@ class PolarDrift(Probe):
         return (Metric("direction stretch", "%", "lower", "how far steps lengthened a direction"),
                 Metric("polar descent follows its flow", "check", "higher",
                        f"its steps lengthened a direction by more than {TOLERANCE:.0%}, the flow does not: what "
-                       "is known of polar flow need not hold; try a smaller learning rate or ratio."))
+                       "is known of polar flow need not hold; try a smaller learning rate or ratio"))
 
     def measure(self, subject: Subject) -> Reading:
         """Read the optimiser's state."""

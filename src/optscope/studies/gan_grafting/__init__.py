@@ -81,7 +81,6 @@ SGDA_CELLS = tuple((d, d * r) for d in (0.03, 0.1, 0.3, 1.0, 3.0)
 NSGDA_CELLS = tuple((d, d * r) for d in (0.02, 0.05, 0.1, 0.2) for r in (0.2, 0.5, 1.0))
 
 
-
 @dataclass(frozen=True)
 class Size:
     """How large everything is at one scale."""
@@ -127,10 +126,9 @@ def _theory(size: Size) -> list[Call]:
             for kind, arm, cells, steps in ((PLAIN, plain(name), SGDA_CELLS, (first, last)),
                                             (NORMALISED, normalised(name), NSGDA_CELLS, (short, short))):
                 found.append(Call(theory, {
-                    "arm": arm, "problem": problem, "normalised": kind == NORMALISED, "cells": cells, "steps":
-                    steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh)),
-                    "again": REPLAYED if usual and size.variants else ()},
-                    played(kind, name)))
+                    "arm": arm, "problem": problem, "normalised": kind == NORMALISED, "cells": cells,
+                    "steps": steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh)),
+                    "again": REPLAYED if usual and size.variants else ()}, played(kind, name)))
     return found
 
 
