@@ -44,9 +44,12 @@ def pictures() -> list:
     steps, draw, curves = [10, 20, 40], np.random.default_rng(0), []
     for i, arm in enumerate(ARMS[:3]):
         runs = draw.normal(i, 0.1, (5, 3))
-        curves.append(Series.over(arm, steps, [mean_interval(column) for column in runs.T], runs=runs.tolist()))
-    quality = Quality("accuracy", [0.9, 0.8, 0.7], [0.88, 0.7, 0.6], [0.92, 0.9, 0.8], ["", "worse", ""])
-    return [Scorecard("card", "Two qualities", ARMS[:3], [quality, replace(quality, name="loss")]),
+        curves.append(Series.over(arm, steps, [mean_interval(column) for column in runs.T], runs=runs.tolist(),
+                                  seeds=range(1, 6)))
+    quality = Quality("accuracy", [0.9, 0.8, 0.7], [0.88, 0.7, 0.6], [0.92, 0.9, 0.8], ["", "worse", ""],
+                      n=[5, 5, 4])
+    return [Scorecard("card", "Two qualities", ARMS[:3], [quality, replace(quality, name="loss")],
+                      seeds=[range(1, 6)] * 3),
             Picture("curves", "Losses fall", [Panel("step", "loss", curves), Panel("step", "loss", curves[:2])])]
 
 
@@ -173,7 +176,7 @@ def test_every_mark_is_stepped_to_by_keys_and_said_in_the_numbers_of_its_table(p
         page.press("ArrowRight")
         said.append(page.run("document.querySelector('.tip').textContent"))
     first = table.rows[0]
-    assert said[0] == f"SGD: {first[1]} · step 10 · n = 5 seeds"
+    assert said[0] == f"SGD: {first[1]} · step 10 · n = 5: seeds 1–5"
     assert len(set(said)) == 9  # three curves of three steps; the second panel's two are among them
     page.press("ArrowLeft", shift=True)
     assert page.run("document.querySelector('.tip').textContent").startswith("SGD: ")
@@ -190,7 +193,7 @@ def test_what_the_pointer_is_on_is_said(page):
         return [row, column, box.left + x * scale, box.top + y * scale]; })()""")
     page.point(place[2] + 2, place[3] - 2)
     assert page.run("document.querySelector('.tip').textContent") == (
-        "Adam: 0.80 [0.70, 0.90]\u00a0▼ · quality accuracy")
+        "Adam: 0.80 [0.70, 0.90]\u00a0▼ · quality accuracy · n = 5: seeds 1–5")
     assert place[:2] == [0, 2]
     page.point(2, 2)
     assert page.run("document.querySelector('.tip').hidden")

@@ -187,6 +187,8 @@ def test_a_scorecard_is_drawn_better_to_the_right_and_told_in_words_and_numbers(
     _, card = scorecard(PAIR, found, findings(PAIR, found))
     assert "Scorecard of A, B, better to the right. A panel each: accuracy [%]" in alt(card)
     rows = figure_tables(card)[0].rows
+    seeds = found.seeds("A")
+    assert figure_tables(card)[0].samples == ("", *[f"n = {len(seeds)}: seeds {seeds[0]}–{seeds[-1]}"] * 2)
     assert rows[0][2].endswith("\u00a0▲")
     assert rows[3][2].endswith("\u00a0▼")
     lower = replace(card, qualities=[replace(card.qualities[0], higher_is_better=False)])

@@ -20,6 +20,7 @@ from optscope.errors import UserError
 from optscope.evidence.claims import Claim, Verdict
 from optscope.evidence.picture import Heatmap, ImageGrid, Panel, Picture, Series
 from optscope.evidence.records import Metric, Record, Records
+from optscope.evidence.stats import Interval
 from optscope.report import tables
 from optscope.report.document import Check, Document
 from optscope.report.drawable import MOST_POINTS, Points, thin
@@ -370,6 +371,21 @@ def test_the_numbers_of_a_figure_are_its_numbers():
     assert loop.rows == [(0.0, "1"), (0.0, "3"), (1.0, "2")]
     long, = figure_tables(Picture("p", "t", [Panel("x", "y", [Series("a", range(1000), range(1000))])]))
     assert len(long.rows) <= 60
+
+
+def test_the_numbers_of_a_figure_say_over_which_seeds_they_are():
+    found = [Interval(1.0, 0.5, 1.5, 3), Interval(2.0, 1.5, 2.5, 2)]
+    series = [Series.over("whole", [0, 1], found[:1] * 2, seeds=(1, 2, 4)),
+              Series("seed", [0, 1], [1, 1], seeds=[3]),
+              Series.over("fewer", [0, 1], found, seeds=(1, 2, 4)), Series.over("of some", [0, 1], found[1:] * 2),
+              Series("theory", [0, 1], [1, 1], mark="theory")]
+    table, = figure_tables(Picture("p", "t", [Panel("step", "y", series)]))
+    assert table.samples == ("", "n = 3: seeds 1–2, 4", "seed 3", "of seeds 1–2, 4", "n = 2", "")
+    assert [row[3] for row in table.rows] == ["1.00 [0.50, 1.50] (n = 3)", "2.00 [1.50, 2.50] (n = 2)"]
+    assert [row[1] for row in table.rows] == ["1.00 [0.50, 1.50]"] * 2
+    page = render(replace(document(), figures=[Picture("p", "t", [Panel("step", "y", series)])]))
+    assert '<th scope="col" data-n="n = 3: seeds 1–2, 4">whole</th>' in page
+    assert '<th scope="col">theory</th>' in page
 
 
 @given(anything, anything, anything)

@@ -32,7 +32,7 @@ def by_arm(records: Records, places: Sequence[tuple[Metric, float | None, str]],
     series = []
     for arm in arms:
         found = [mean_interval(records.values(arm, metric.name, at)) for metric, at, _ in places]
-        series.append(Series.over(arm, list(range(len(places))), found, "points"))
+        series.append(Series.over(arm, list(range(len(places))), found, "points", seeds=records.seeds(arm)))
     return Panel("", y_label, series, title, categories=[name for _, _, name in places])
 
 
@@ -43,7 +43,7 @@ def along_axis(records: Records, metric: Metric, arms: Sequence[str], title: str
     series = []
     for arm in arms:
         found = [mean_interval(records.values(arm, metric.name, at)) for at in places]
-        series.append(Series.over(arm, places, found))
+        series.append(Series.over(arm, places, found, seeds=records.seeds(arm)))
     return Panel(metric.axis, label(metric), series, title, log_x=log_x)
 
 
@@ -94,7 +94,8 @@ def over_time(rows: Records, label: str) -> Series:
     steps = sorted({step for run in by_run.values() for step in run})
     found = [mean_interval([run[step] for run in by_run.values() if step in run]) for step in steps]
     runs = [[run.get(step, np.nan) for step in steps] for run in list(by_run.values())[:MOST_RUNS]]
-    return Series.over(label, [float(step) for step in steps], found, runs=runs if len(by_run) > 1 else ())
+    return Series.over(label, [float(step) for step in steps], found, runs=runs if len(by_run) > 1 else (),
+                       seeds=sorted({seed for seed, _ in by_run}))
 
 
 def floor_picture(records: Records, percent: Sequence[Place], arms: Sequence[str]) -> Picture:
@@ -105,7 +106,7 @@ def floor_picture(records: Records, percent: Sequence[Place], arms: Sequence[str
     for arm, own in zip(others, floors, strict=True):
         found = [paired_difference(*records.pairs(arm, first, p.metric.name, p.at)) for p in percent]
         drowned += sum(f.covers(d.estimate) for f, d in zip(own, found, strict=True))
-        series.append(Series.over(arm, x, found, "points"))
+        series.append(Series.over(arm, x, found, "points", seeds=records.seeds(arm, first)))
     highest = [max((f.value for f in column), default=np.nan) for column in zip(*floors, strict=True)]
     series.append(Series("rounding alone, two runs", x, [0.0] * len(x), [-h for h in highest], highest,
                          mark="points"))

@@ -71,7 +71,8 @@ def _picture(records: Records, shown: Sequence[Place], arms: Sequence[str], foun
         qualities.append(Quality(
             quality_name(place), [i.estimate for i in intervals], [i.low for i in intervals],
             [i.high for i in intervals], [said.get((arm, place), "") for arm in arms],
-            place.metric.better == "higher", max((f for f in floors if np.isfinite(f)), default=0.0)))
+            place.metric.better == "higher", max((f for f in floors if np.isfinite(f)), default=0.0),
+            [i.n for i in intervals]))
     counts = {word: sum(each == word for each in said.values()) for word in ("better", "worse")}
     title = f"{sum(counts.values())} of {len(others) * len(shown)} differences to {first} are shown"
     told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
@@ -80,4 +81,5 @@ def _picture(records: Records, shown: Sequence[Place], arms: Sequence[str], foun
     return Scorecard("scorecard", title, arms, qualities,
                      "Mean over seeds with 95 % t intervals; in every panel better is to the right. A full mark: "
                      f"the difference to {first}, at the dotted line, is shown, and is more than rounding can do; "
-                     f"the grey band is what rounding alone does to two runs.{more}")
+                     f"the grey band is what rounding alone does to two runs.{more}",
+                     [records.seeds(arm) for arm in arms])

@@ -84,4 +84,4 @@ def _series(arm: str, seeds: Sequence[NDArray[np.float64]]) -> Series:
     found = [mean_interval(column) for column in logs.T]
     drawn = [f for f in found if f.estimate > found[0].estimate + np.log(LEAST)]
     mean, low, high = ([float(np.exp(getattr(f, name))) for f in drawn] for name in ("estimate", "low", "high"))
-    return Series(arm, list(range(1, len(drawn) + 1)), mean, low, high)
+    return Series(arm, list(range(1, len(drawn) + 1)), mean, low, high, n=[f.n for f in drawn])

@@ -183,8 +183,7 @@ def _ratios(comparison: Comparison, found: Reached, moments: Sequence[int], goal
     first, *others = found
     each = [ratio(found, arm, first, moments) for arm in others]
     said = ", ".join(f"{arm} {number(r.estimate, 3)}" for arm, r in zip(others, each, strict=True))
-    series = Series("", list(range(len(others))), [r.estimate for r in each], [r.low for r in each],
-                    [r.high for r in each], mark="points")
+    series = Series.over("", list(range(len(others))), each, "points", seeds=sorted(set().union(*found.values())))
     return Picture("steps-to-target", f"Steps to {first}'s mean final validation {comparison.criterion.metric} "
                    f"({number(goal)}), relative to {first}'s: {said}",
                    [Panel("", f"steps / steps of {first}", [series], log_y=True, categories=others,

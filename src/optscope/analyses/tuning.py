@@ -65,14 +65,15 @@ def learning_rates(comparison: Comparison, records: Records) -> Picture:
     scores = [y for curve in finite.values() for _, y in curve]
     log_y = bool(scores) and min(scores) > 0 and max(scores) > WIDE * min(scores)
     end = _beyond(scores, sign, log_y)
-    series, lost = [], False
+    tuned, series, lost = comparison.tuning_seeds, [], False
     for name, curve in curves.items():
         diverged = [x for x, y in curve if not math.isfinite(y)]
         lost |= bool(diverged)
         one_each = len({x for x, _ in curve}) == len(curve)  # else others are searched too, and no line joins them
         series.append(Series(name, [x for x, _ in finite[name]], [y for _, y in finite[name]],
-                             mark="line" if one_each else "points"))
-        series.append(Series(name, diverged, [end] * len(diverged), mark="points"))
+                             mark="line" if one_each else "points", n=[len(tuned)] * len(finite[name]),
+                             seeds=tuned))
+        series.append(Series(name, diverged, [end] * len(diverged), mark="points", seeds=tuned))
         best = [(x, y) for x, y in finite[name] if x == float(chosen[name].lr)]  # type: ignore[arg-type]
         series.append(Series(name, [x for x, _ in best[:1]], [sign * min((sign * y for _, y in best), default=0.0)
                                                               for _ in best[:1]], mark="rings"))

@@ -22,8 +22,8 @@ class Series:
     `rings` as circles around points of other series, which they pick out.
 
     `x` holds numbers, or indices into the panel's `categories`. Series with the same label share a colour and
-    a marker in all panels of a picture. `n` counts the seeds behind each point; `runs` are the seeds' own `y`, one
-    after the other, drawn faintly.
+    a marker in all panels of a picture. `n` counts the seeds behind each point, `seeds` says which were asked;
+    `runs` are the seeds' own `y`, one after the other, drawn faintly.
     """
 
     label: str
@@ -34,13 +34,14 @@ class Series:
     mark: Mark = "line"
     n: Sequence[int] = ()
     runs: Sequence[Sequence[float]] = ()
+    seeds: Sequence[int] = ()
 
     @classmethod
     def over(cls, label: str, x: Sequence[float], found: Sequence[Interval], mark: Mark = "line",
-             runs: Sequence[Sequence[float]] = ()) -> Series:
+             runs: Sequence[Sequence[float]] = (), seeds: Sequence[int] = ()) -> Series:
         """Return a series of estimates with their intervals, each from so many seeds."""
         return cls(label, x, [f.estimate for f in found], [f.low for f in found], [f.high for f in found], mark,
-                   [f.n for f in found], runs)
+                   [f.n for f in found], runs, seeds)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Quality:
     """One thing that arms are held against: a mean with its interval an arm, and what is shown of each.
 
     `shown` says of each arm whether it is "better" or "worse" than the first ("" where nothing is shown). Within
-    `floor` of the first arm's mean a difference is no more than rounding.
+    `floor` of the first arm's mean a difference is no more than rounding. `n` counts the seeds behind each mean.
     """
 
     name: str
@@ -115,17 +116,22 @@ class Quality:
     shown: Sequence[str]
     higher_is_better: bool = True
     floor: float = 0.0
+    n: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Scorecard:
-    """A figure of many qualities at a glance: a panel each, in which every arm is a mark on a line of its own."""
+    """A figure of many qualities at a glance: a panel each, in which every arm is a mark on a line of its own.
+
+    `seeds` are those of each arm, where marks stand for several trainings.
+    """
 
     name: str
     title: str
     arms: Sequence[str]
     qualities: Sequence[Quality]
     caption: str = ""
+    seeds: Sequence[Sequence[int]] = ()
 
 
 KEPT = "As it was drawn when the study ran: its arrays are not here."

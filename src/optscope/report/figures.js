@@ -70,8 +70,7 @@ const panelOf = (svg, [table, axes, left, right, low, high, log]) => {
 for (const card of all('.card.chart')) {
   const figure = card.closest('figure');
   const tables = all('details table', figure).map(table => ({
-    head: table.tHead.rows[0].cells, rows: [...table.tBodies[0].rows],
-    note: /n = [\d to]+ seeds/.exec(table.closest('.scroll').nextElementSibling?.textContent ?? '')?.[0] }));
+    head: table.tHead.rows[0].cells, rows: [...table.tBodies[0].rows] }));
   let at = -1, known = new Map(), panels = new Map(), from = null;
   const seen = () => all('svg', card).find(svg => svg.clientWidth || svg.getBoundingClientRect().width);
   const places = svg => {
@@ -117,9 +116,9 @@ for (const card of all('.card.chart')) {
   });
   card.addEventListener('dblclick', () => panelsOf(seen()).forEach(each => each.zoom(each.left, each.right)));
   const say = (svg, [t, r, c, x, y]) => {
-    const { head, rows, note } = tables[t], row = rows[r], name = head[c].textContent;
+    const { head, rows } = tables[t], row = rows[r], name = head[c].textContent, { n } = head[c].dataset;
     const where = [head[0].textContent, row.cells[0].textContent].filter(each => each && each !== 'x').join(' ');
-    tip.textContent = `${name ? `${name}: ` : ''}${row.cells[c].textContent} · ${where}${note ? ` · ${note}` : ''}`;
+    tip.textContent = `${name ? `${name}: ` : ''}${row.cells[c].textContent} · ${where}${n ? ` · ${n}` : ''}`;
     const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
     ring.setAttribute('cx', x);
     ring.setAttribute('cy', y);

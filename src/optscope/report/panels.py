@@ -98,7 +98,7 @@ def draw_panel(axes: Axes, panel: Panel, styles: Styles, width: float) -> list[S
     axes.set_xlabel("\n".join((short(panel.x_label, 90), *lost)))
     _ticks(axes, panel, width)
     return [Spot(row, i + 1, x * 10 ** shifts[i] if panel.log_x else x + shifts[i], y)
-            for row, (x, cells) in enumerate(panel_cells(panel)) for i, (y, *_) in cells.items()]
+            for row, (x, cells) in enumerate(panel_cells(panel)) for i, (_, y, *_) in cells.items()]
 
 
 def _scale(axes: Axes, panel: Panel, drawn: Sequence[tuple[Series, Points]]) -> None:

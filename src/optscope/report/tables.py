@@ -16,6 +16,7 @@ from optscope.evidence.picture import Figure, Heatmap, Kept, Panel, Picture, Sco
 from optscope.evidence.records import Metric, Record, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.stats import Interval, mean_interval, paired_difference
+from optscope.evidence.words import seeds_said
 
 Cell = str | int | float
 MOST_ROWS = 60
@@ -28,12 +29,16 @@ _ARROWS = {"higher": "\u00a0↑", "lower": "\u00a0↓", "neither": ""}
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table; a line break in a cell starts a second line, `note` says how to read the numbers."""
+    """A titled table; a line break in a cell starts a second line, `note` says how to read the numbers.
+
+    `samples` says of every column over which seeds its numbers are.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    samples: Sequence[str] = ()
 
 
 def number(value: Cell, digits: int = 4, padded: bool = False) -> str:
@@ -217,14 +222,40 @@ def figure_tables(figure: Figure, most: int = MOST_ROWS) -> list[Table]:
                     for label, values in zip(figure.rows, figure.values, strict=False)]
             return [Table(figure.unit, ("", *figure.columns), rows)]
         case Scorecard():
-            rows = [(q.name, *(f"{interval(middle, low, high)}{_SIGNS[shown]}" for middle, low, high, shown in
-                               zip(q.estimates, q.lows, q.highs, q.shown, strict=True))) for q in figure.qualities]
-            return [Table("", ("quality", *figure.arms), rows, "After a number its 95 % interval.")]
+            return [_card_table(figure)]
         case Kept():
             return []
     rows = [(label, *map(_brightness, images))
             for label, images in zip(figure.rows, figure.images, strict=False)]
     return [Table("Mean brightness of each image (darkest to brightest)", ("", *figure.columns), rows)]
+
+
+def _card_table(card: Scorecard) -> Table:
+    """Return qualities against arms, each cell a number with its interval and what is shown of it."""
+    counts = [[q.n[i] for q in card.qualities if q.n] for i in range(len(card.arms))]
+    seeds = card.seeds or [()] * len(card.arms)
+    rows = [(q.name, *(_over(counts[i], q.n[i] if q.n else 0, q.estimates[i], q.lows[i], q.highs[i])
+                       + _SIGNS[q.shown[i]] for i in range(len(card.arms)))) for q in card.qualities]
+    return Table("", ("quality", *card.arms), rows, "After a number its 95 % interval.",
+                 ("", *map(_sample, counts, seeds)))
+
+
+def _over(counts: Sequence[int], n: int, estimate: float, low: float, high: float) -> str:
+    """Return a number with its interval, and with its n where that is not the same in all of a column."""
+    return interval(estimate, low, high) + f" (n = {n})" * (len(set(counts)) > 1)
+
+
+def _sample(counts: Sequence[int], seeds: Sequence[int]) -> str:
+    """Return how many seeds, and which, the numbers of a column are over; cells that differ say their n.
+
+    >>> _sample([8, 8], range(1, 9)), _sample([8, 7], range(1, 9)), _sample([7, 7], ()), _sample([], ())
+    ('n = 8: seeds 1–8', 'of seeds 1–8', 'n = 7', '')
+    """
+    which, alike = seeds_said(seeds), len(set(counts)) == 1
+    n = f"n = {counts[0]}" if alike else ""
+    if not which or not counts:
+        return n or which
+    return f"{n}: {which}" if alike and counts[0] == len(seeds) else f"{n} of {which}".strip()
 
 
 def _brightness(image: NDArray[np.float64]) -> str:
@@ -234,8 +265,8 @@ def _brightness(image: NDArray[np.float64]) -> str:
 
 def _panel_table(panel: Panel, most: int) -> Table:
     """Return places on the x axis against series, each cell a number and its interval where it has one."""
-    rows = [(_place(panel, x), *(interval(*row[i]) if i in row else "" for i in range(len(panel.series))))
-            for x, row in panel_cells(panel, most)]
+    rows = [(_place(panel, x), *(_over(series.n, *row[i]) if i in row else ""
+                                 for i, series in enumerate(panel.series))) for x, row in panel_cells(panel, most)]
     counts = {n for series in panel.series for n in series.n}
     notes = (("After a number its 95 % interval.", any(s.low is not None for s in panel.series)),
              (f"n = {' to '.join(str(n) for n in sorted({min(counts), max(counts)}))} seeds." if counts else "",
@@ -243,21 +274,24 @@ def _panel_table(panel: Panel, most: int) -> Table:
              (f"Of longer series every n-th number, {most} at most.",
               any(len(s.x) > most for s in panel.series)))
     return Table(panel.title or panel.y_label, (panel.x_label or "x", *(s.label for s in panel.series)), rows,
-                 " ".join(note for note, needed in notes if needed))
+                 " ".join(note for note, needed in notes if needed),
+                 ("", *(_sample(series.n, series.seeds) for series in panel.series)))
 
 
-def panel_cells(panel: Panel, most: int = MOST_ROWS) -> list[tuple[float, dict[int, tuple[float, float, float]]]]:
-    """Return the rows of a panel's table: a place on the x axis, and by series the number and its interval."""
-    cells: dict[tuple[float, int], dict[int, tuple[float, float, float]]] = {}
+def panel_cells(panel: Panel, most: int = MOST_ROWS,
+                ) -> list[tuple[float, dict[int, tuple[int, float, float, float]]]]:
+    """Return the rows of a panel's table: a place on the x axis, and by series n, the number and its interval."""
+    cells: dict[tuple[float, int], dict[int, tuple[int, float, float, float]]] = {}
     for i, series in enumerate(panel.series):
         every = max(1, math.ceil(len(series.x) / most))
         nowhere = [math.nan] * len(series.y)
         low, high = (nowhere if v is None else v for v in (series.low, series.high))
         met: Counter[float] = Counter()
-        for x, *numbers in list(zip(series.x, series.y, low, high, strict=False))[::every]:
+        for x, n, *numbers in list(zip(series.x, series.n or [0] * len(series.y), series.y, low, high,
+                                       strict=False))[::every]:
             y, lower, upper = map(float, numbers)
             # A path may come by the same place more than once.
-            cells.setdefault((float(x), met[float(x)]), {})[i] = y, lower, upper
+            cells.setdefault((float(x), met[float(x)]), {})[i] = n, y, lower, upper
             met[float(x)] += 1
     return [(x, row) for (x, _), row in sorted(cells.items())]
 

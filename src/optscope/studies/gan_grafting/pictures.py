@@ -127,8 +127,8 @@ def _dimensions(records: Records) -> Picture:
             points.append((dimension, times))
         medians = [f"{t.estimate:.0f}" if np.isfinite(t.estimate) else "never" for _, t in points]
         said.append(f"{kind} {', '.join(medians)}")
-        series.append(Series(kind, [x for x, _ in points], [t.estimate for _, t in points],
-                             [t.low for _, t in points], [t.high for _, t in points]))
+        series.append(Series.over(kind, [x for x, _ in points], [t for _, t in points],
+                                  seeds=mine.where(play=kind).levels("seed")))
     return Picture("dimensions", f"Steps to both modes as the dimension grows: {'; '.join(said)}",
                    [Panel("dimension d", "steps to both modes, median over fresh seeds", series, log_x=True,
                           log_y=True)],
@@ -143,7 +143,8 @@ def _panel(records: Records, arms: Sequence[str], metric: str, label: str, level
     ends = [mean_interval(np.log(values) if log else values) for values in found]
     means, lows, highs = ([float(np.exp(end) if log else end) for end in each]
                           for each in zip(*((f.estimate, f.low, f.high) for f in ends), strict=True))
-    return Panel("", label, [Series(metric, list(range(len(arms))), means, lows, highs, mark="points")],
+    return Panel("", label, [Series(metric, list(range(len(arms))), means, lows, highs, "points",
+                                    [f.n for f in ends], seeds=records.seeds(*arms))],
                  categories=[arm.replace(" (whole model)", " (model)") for arm in arms], levels=level or {},
                  log_y=log)
 

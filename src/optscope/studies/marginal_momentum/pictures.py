@@ -58,8 +58,7 @@ def pictures(records: Records, arrays: Arrays) -> list[Figure]:
 
 def _points(label: str, x: Sequence[float], values: Sequence[np.ndarray]) -> Series:
     """Return the means of groups of values, one a place, with their intervals."""
-    means = [mean_interval(v) for v in values]
-    return Series(label, x, [m.estimate for m in means], [m.low for m in means], [m.high for m in means])
+    return Series.over(label, x, [mean_interval(v) for v in values])
 
 
 def _minus(text: str) -> str:
@@ -77,8 +76,8 @@ def _gaps(records: Records, data: Sequence[str]) -> list[Figure]:
             continue
         found, margin = [measured[size] for size in sizes], MARGINS[name]
         panels.append(Panel("batch size", "gained by momentum 0.9 [points]", [
-            Series(GAIN, sizes, [f.estimate for f in found], [f.low for f in found], [f.high for f in found])],
-            name, log_x=True, levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
+            Series.over(GAIN, sizes, found)], name, log_x=True,
+            levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
         said.append(f"{name} {found[0].estimate:+.1f} → {found[-1].estimate:+.1f}")
     title = f"What tuned momentum gains over tuned SGD, in points, small batch → large: {_minus('; '.join(said))}"
     return [Picture("gap-against-batch", title, panels,
@@ -121,9 +120,9 @@ def _svag(records: Records, data: Sequence[str]) -> list[Figure]:
             log_x=True))
         apart = [paired_difference(*gap(found[level], MOMENTUM, SGD)) for level in levels]
         margin = MARGINS[name]
-        gaps.append(Panel("SVAG level l", "gained by momentum 0.9 [points]", [Series(
-            GAIN, levels, [g.estimate for g in apart], [g.low for g in apart], [g.high for g in apart])], name,
-            log_x=True, levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
+        gaps.append(Panel("SVAG level l", "gained by momentum 0.9 [points]", [
+            Series.over(GAIN, levels, apart)], name, log_x=True,
+            levels={"0": 0.0, f"±{margin:g}, counts as equal": margin, "": -margin}))
         said.append(f"{name} {apart[0].estimate:+.1f} → {apart[-1].estimate:+.1f}")
     title = f"Momentum's gain as SVAG amplifies the noise, in points: {_minus('; '.join(said))}"
     return [Picture("svag", title, panels + gaps,

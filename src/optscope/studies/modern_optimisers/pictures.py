@@ -136,8 +136,7 @@ def _edge(records: Records) -> Picture:
                     if row.arm == f"{norm}, lr {rate:g}" and row.step is not None]
             steps = sorted({row.step or 0 for row in rows})
             means = [mean_interval([row.value for row in rows if row.step == step]) for step in steps]
-            series.append(Series(f"lr {rate:g}", steps, [m.estimate for m in means], [m.low for m in means],
-                                 [m.high for m in means]))
+            series.append(Series.over(f"lr {rate:g}", steps, means, seeds=sorted({row.seed for row in rows})))
         panels.append(Panel("step", "sharpness / threshold", series, f"{norm} norm", log_y=True,
                             levels={"edge": 1.0}))
         found = [float(np.mean(ratios(records, norm, rate))) for rate in rates if len(ratios(records, norm, rate))]
@@ -155,8 +154,7 @@ def _losses(records: Records) -> Picture:
         rows = [row for row in records.where(arm=arm, metric="loss", phase="final") if row.step is not None]
         steps = sorted({row.step or 0 for row in rows})
         means = [mean_interval([row.value for row in rows if row.step == step]) for step in steps]
-        series.append(Series(arm, steps, [m.estimate for m in means], [m.low for m in means],
-                             [m.high for m in means]))
+        series.append(Series.over(arm, steps, means, seeds=sorted({row.seed for row in rows})))
     shares = ", ".join(f"{arm} {100 * float(np.mean(found)):.0f} %" for arm in _arms(records)
                        if arm != "AdamW" and len(found := shares_of_steps(records, arm)) and np.max(found) <= 1)
     return Picture("losses", f"AdamW's last loss is reached after this share of the steps: {shares or 'never'}",
@@ -178,8 +176,8 @@ def _rare(records: Records) -> Picture:
     series = []
     for arm in arms:
         means = [mean_interval(mine.values(arm, "accuracy")) for mine in found]
-        series.append(Series(arm, list(range(len(EPOCHS))), [m.estimate for m in means], [m.low for m in means],
-                             [m.high for m in means], mark="points"))
+        seeds = sorted({seed for mine in found for seed in mine.seeds(arm)})
+        series.append(Series.over(arm, list(range(len(EPOCHS))), means, "points", seeds=seeds))
     leads = ", ".join(f"{_mean(mine, 'AdamW', 'accuracy') - _mean(mine, 'SGD', 'accuracy'):+.0f} after {epochs}"
                       for mine, epochs in zip(found, EPOCHS, strict=True)).replace("-", "−")
     return Picture("rare", f"The three rarest digits: AdamW leads SGD by {leads} epochs (points)",

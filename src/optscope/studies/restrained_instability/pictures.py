@@ -144,7 +144,8 @@ def _curves(records: Records, arrays: Arrays) -> Picture:
             logs = np.log10(np.maximum([_array(arrays, f"{name}/distance") for name in names], 1e-12))
             steps = _array(arrays, f"{names[0]}/steps")
             series.append(Series(f"lr {lr:g}", steps.tolist(), (10 ** logs.mean(0)).tolist(),
-                                 (10 ** logs.min(0)).tolist(), (10 ** logs.max(0)).tolist()))
+                                 (10 ** logs.min(0)).tolist(), (10 ** logs.max(0)).tolist(),
+                                 seeds=[int(name.rpartition("/")[2]) for name in names]))
         panels.append(Panel("step", "distance of rounding twins", series, arm, log_x=True, log_y=True))
     return Picture("curves", "How far twins that differ in the last bit of their steps part", panels,
                    "Mean over weights of 2|w − w'|/(|w| + |w'|), geometric mean over seeds; bands reach from the "
@@ -157,7 +158,7 @@ def _rates(records: Records) -> Picture:
         rates = mine.where(arm=arm).axis(STEPS)
         found = [mean_interval(np.log10(np.maximum(mine.values(arm, STEPS, lr), 1e-12))) for lr in rates]
         series.append(Series(arm, rates, [10**f.estimate for f in found], [10**f.low for f in found],
-                             [10**f.high for f in found]))
+                             [10**f.high for f in found], n=[f.n for f in found], seeds=mine.seeds(arm)))
     return Picture("rates", "Distance of twins after 300 steps over learning rate, depth and activation",
                    [Panel("learning rate", "distance of rounding twins", series, log_x=True, log_y=True,
                           levels={"amplified above": 10**AMPLIFIED})],
@@ -222,8 +223,8 @@ def _settled(records: Records) -> Picture:
             for metric, of in metrics.items():
                 rates = mine.where(arm=arm).axis(metric)
                 found = [mean_interval(mine.values(arm, metric, lr)) for lr in rates]
-                series.append(Series(f"{mine.where(arm=arm).levels('hidden')[0]} hidden layers{of}", rates,
-                                     [f.estimate for f in found], [f.low for f in found], [f.high for f in found]))
+                series.append(Series.over(f"{mine.where(arm=arm).levels('hidden')[0]} hidden layers{of}", rates,
+                                          found, seeds=mine.seeds(arm)))
         panels.append(Panel("learning rate", "late sharpness / threshold", series, title, log_x=True, log_y=True,
                             levels={"edge of stability": 1.0}))
     return Picture("settled", "Where the sharpness that a rule meets is at last, over its threshold", panels,
@@ -236,8 +237,8 @@ def _depth_and_decay(records: Records) -> Picture:
     mine = records.where(experiment="edge")
     decays, depths = mine.where(hidden=3).levels("decay"), mine.levels("hidden")
     found = [mean_interval(mine.values(f"3 hidden with decay {decay:g}", "crossing step", 0.3)) for decay in decays]
-    crossing = Series("3 hidden layers, lr 0.3", list(range(len(decays))), [f.estimate for f in found],
-                      [f.low for f in found], [f.high for f in found], mark="points")
+    crossing = Series.over("3 hidden layers, lr 0.3", list(range(len(decays))), found, "points",
+                           seeds=mine.seeds(*(f"3 hidden with decay {decay:g}" for decay in decays)))
     rates = [np.array(list(smallest_crossing_rate(records, depth).values())) for depth in depths]
     least = Series("smallest rate that crosses", list(range(len(depths))), [float(np.median(r)) for r in rates],
                    [float(r.min()) for r in rates], [float(r.max()) for r in rates], mark="points")

@@ -105,8 +105,8 @@ def _filtered(records: Records) -> Picture:
         mine = records.where(removed=name)
         kept = [(keep, mine.where(keep=keep)) for keep in reversed(mine.levels("keep"))]
         points = [(100 - keep, mean_interval(rows.values(rows[0].arm, "accuracy"))) for keep, rows in kept]
-        series.append(Series(f"{name} removed", [x for x, _ in points], [m.estimate for _, m in points],
-                             [m.low for _, m in points], [m.high for _, m in points]))
+        series.append(Series.over(f"{name} removed", [x for x, _ in points], [m for _, m in points],
+                                  seeds=mine.seeds(*mine.arms())))
     unfiltered = mean_interval(records.values("unfiltered", "accuracy"))
     return Picture("filtered", "Clean accuracy after training without part of the frequencies",
                    [Panel("coefficients removed from training images [%]", "clean test accuracy [%]", series,

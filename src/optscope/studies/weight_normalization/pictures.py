@@ -61,7 +61,8 @@ def _excess(records: Records) -> Picture:
             alphas = mine.axis("excess")
             found = _medians(mine, arm, "excess", alphas)
             series.append(Series(label, alphas, [max(f.estimate, FLOOR) for f in found],
-                                 [max(f.low, FLOOR) for f in found], [max(f.high, FLOOR) for f in found]))
+                                 [max(f.low, FLOOR) for f in found], [max(f.high, FLOOR) for f in found],
+                                 n=[f.n for f in found], seeds=mine.seeds(arm)))
         panels.append(Panel("start α", "excess (‖x‖₁ − Q)/Q", series, f"depth L = {depth}", log_x=True, log_y=True,
                             levels={"linear programme": FLOOR}))
     flat = records.where(depth=2)
@@ -187,8 +188,7 @@ def _speed(records: Records) -> Picture:
     series = []
     for name in ("plain", "polar"):
         found = [median_interval(_times(records, depth, name, percent)) for depth, percent in places]
-        series.append(Series(f"{name} descent, tuned", list(range(4)), [f.estimate for f in found],
-                             [f.low for f in found], [f.high for f in found], mark="points"))
+        series.append(Series.over(f"{name} descent, tuned", list(range(4)), found, "points"))
     factors = {depth: float(np.median(_times(records, depth, "plain", 5)))
                / float(np.median(_times(records, depth, "polar", 5))) for depth in (2, 3)}
     return Picture("speed", f"Tuned for speed, plain descent takes {factors[2]:.2g} times the iterations of polar "
@@ -215,8 +215,7 @@ def _network(records: Records) -> Picture:
         mine = records.where(arm=arm, metric="direction stretch")
         steps = sorted({row.step for row in mine if row.step is not None})
         found = [median_interval([row.value for row in mine.where(step=step)]) for step in steps]
-        stretch.append(Series(arm, [float(s) for s in steps], [f.estimate for f in found], [f.low for f in found],
-                              [f.high for f in found]))
+        stretch.append(Series.over(arm, [float(s) for s in steps], found, seeds=mine.levels("seed")))
     panels.append(Panel("step", "stretch of a direction [%]", stretch, log_y=True, levels={"off the flow": 10.0}))
     clean, attacked = (paired_difference(*records.pairs("weight norm", "SGD", name, at)).estimate
                        for name, at in (("accuracy", None), ("accuracy under l2 attack", 0.5)))
@@ -245,9 +244,9 @@ def _methods(records: Records) -> Picture:
             (people, "R²", "R² of people not fitted", "diabetes, noisy"),
             (people, "l1 over least", "‖x‖₁/Q", "diabetes, noisy")):
         found = [median_interval(mine.values(arm, metric)) for arm in METHODS]
-        panels.append(Panel("", label, [Series("median with 95 % interval", list(range(len(METHODS))), [
-            f.estimate for f in found], [f.low for f in found], [f.high for f in found], mark="points")], title,
-            categories=METHODS))
+        panels.append(Panel("", label, [Series.over("median with 95 % interval", list(range(len(METHODS))), found,
+                                                    "points", seeds=mine.seeds(*METHODS))],
+                            title, categories=METHODS))
     return Picture("methods", "On photographs the polar limit comes near basis pursuit; on noisy data only the "
                    "lasso predicts",
                    panels, "Both limits from the same start, a tenth of the threshold of the least-l2 solution, L "
