@@ -98,6 +98,11 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def spent(self):
+        """Return the CPU seconds that the page's thread has worked."""
+        found = self.ask("Performance.getMetrics")["metrics"]
+        return next(each["value"] for each in found if each["name"] == "TaskDuration")
+
     def press(self, key, shift=False):
         """Press a key and let it go."""
         for kind in ("rawKeyDown", "keyUp"):

@@ -10,10 +10,11 @@ import pytest
 
 from browser import CHROMIUM, Browser
 from optscope.evidence.picture import Panel, Picture, Quality, Scorecard, Series
+from optscope.evidence.records import Record, Records
 from optscope.evidence.stats import mean_interval
 from optscope.report.measures import Measure, difference_table
 from optscope.report.page import write
-from optscope.report.tables import figure_tables, number
+from optscope.report.tables import figure_tables, number, runs_table
 from test_report import HOSTILE, document, judged
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
@@ -142,6 +143,55 @@ def test_an_arm_that_is_switched_off_is_gone_from_every_figure_and_table(page):
     seeds = shown("[data-runs]")
     page.run("document.querySelector('.seeds').click()")
     assert seeds > 0 == shown("[data-runs]")
+
+
+FAR = "document.body.classList.contains('far')"
+
+
+def waited(browser, condition):
+    """Wait until something is so."""
+    browser.run(f"""new Promise(done => {{ const look = () => {condition} ? done() : setTimeout(look, 20);
+                look(); }})""")
+
+
+def test_what_is_far_from_the_screen_is_not_laid_out_and_nothing_moves_by_it(page):
+    waited(page, FAR)
+    height = "document.documentElement.scrollHeight"
+    drawn = "document.querySelector('.differences tbody td').checkVisibility({contentVisibilityAuto: true})"
+    waited(page, f"!{drawn}")
+    low = page.run(height)
+    page.run("document.body.classList.remove('far')")
+    assert page.run(drawn)
+    assert page.run(height) == low
+    page.run("document.body.classList.add('far')")
+    page.run("document.documentElement.style.scrollBehavior = 'auto'")
+    for where in ("differences", "claim-2", "figures"):
+        page.run(f"document.querySelector('a[href=\"#{where}\"]').click()")
+        page.run("new Promise(done => setTimeout(done, 100))")
+        assert abs(page.run(f"document.getElementById('{where}').getBoundingClientRect().top")) < 2
+    page.run("document.querySelector('#differences').scrollIntoView()")
+    waited(page, drawn)
+
+
+def test_an_arm_is_switched_at_a_cost_that_large_tables_do_not_share(browser, tmp_path):
+    records = Records(Record("e", arm, seed, f"metric {m}", float(seed), rule="r", run=f"{arm} {seed}")
+                      for arm in ARMS[:3] for seed in range(400) for m in range(10))
+    browser.open(write(replace(whole(), runs_table=runs_table(records)), tmp_path))
+    waited(browser, FAR)
+    browser.run("""document.querySelectorAll('details').forEach(each => { each.open = true; });
+        document.querySelector('.runs').parentNode.querySelectorAll('.tools button')[1].click();
+        document.querySelector('.chips').scrollIntoView({behavior: 'instant'});""")
+    browser.ask("Performance.enable", timeDomain="threadTicks")
+    costs = {True: 0.0, False: 0.0}
+    for i in range(6):
+        for far in costs:
+            browser.run(f"document.body.classList.toggle('far', {str(far).lower()})")
+            browser.run("new Promise(done => setTimeout(done, 300))")
+            begun = browser.spent()
+            browser.run("""new Promise(done => { document.querySelector('.chips [data-label=Adam]').click();
+                requestAnimationFrame(() => setTimeout(done)); })""")
+            costs[far] += (browser.spent() - begun) * (i > 0)
+    assert costs[True] < 0.5 * costs[False]
 
 
 def test_tables_are_sorted_filtered_and_copied(page):

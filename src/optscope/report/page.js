@@ -96,6 +96,9 @@ for (const table of all('main .scroll > table:not(.claims)')) {
   tools(table, table.parentNode);
 }
 
+// What is far from the screen is not laid out again: its size is known once the page has been drawn whole.
+addEventListener('load', () => requestAnimationFrame(() => setTimeout(() => document.body.classList.add('far'))));
+
 // Arms are shown and hidden everywhere at once: their marks, their columns, their rows.
 const chips = document.querySelector('.chips');
 const toggled = (label, index, off) => {
