@@ -282,7 +282,7 @@ def test_a_gap_that_says_nothing_is_refused():
 
 def test_the_gap_to_the_paper_opens_a_report():
     section = answered(STUDY, STUDY.judge(Records(), "smoke"), "smoke")
-    document = Document("t", "q", section.sentences[0], verdicts=section.verdicts, scale="smoke",
+    document = Document("t", "q", section.sentences[-1], verdicts=section.verdicts, scale="smoke",
                         summaries=section.summaries, families=dict(section.families))
     for said, end in ((markdown(document), "## Claims"), (render(document), 'id="claims"')):
         top = html.unescape(said[:said.index(end)])
@@ -297,13 +297,17 @@ def test_claims_have_names_of_their_own_a_family_and_say_what_would_refute_them(
     assert all(claim.text and claim.source and claim.falsified for claim in study.claims)
     with pytest.raises(UserError, match="families must say what"):
         dataclasses.replace(study, families={})
+    assert 3 <= len(study.answers) <= 5
+    with pytest.raises(UserError, match="answers must be of .*; got Z9"):
+        dataclasses.replace(study, answers=("Z9",))
 
 
 def test_the_answer_says_of_every_family_what_holds():
     outcomes = {"C1 cifar10 Adam": "holds", "C1 cifar10 RMSProp": "fails", "C5": "undecided"}
     found = [(c, Verdict(outcomes[c.id], "It was.")) for c in STUDY.claims if c.id in outcomes]
     section = answered(STUDY, found, "desk")
-    assert section.sentences == ["Of 3 claims 1 hold, 1 fail (C1 cifar10 RMSProp) and 1 are undecided at desk "
+    assert section.sentences == [f"In part. {STUDY.families['C1']} (1 of 2 claims hold).",
+                                 "Of 3 claims 1 hold, 1 fail (C1 cifar10 RMSProp) and 1 are undecided at desk "
                                  "scale."]
     document = Document("t", "q", "v", verdicts=section.verdicts, families=dict(section.families))
     assert glance(document)[0].rows == [(f"C1. {STUDY.families['C1']}", "1", "1: cifar10 RMSProp", ""),

@@ -63,7 +63,8 @@ class Study:
     about. `before_factors` reads the rows of reports of 0.1, written before factors: of an experiment, an arm and a
     metric it returns arm, metric and factors. `looks` say, by scale, of which claims more seeds are run while they
     are undecided; `twice` are numbers that are found in two ways;
-    `shown` says of a family how the names of the pictures begin that show it.
+    `shown` says of a family how the names of the pictures begin that show it; `answers` names the families that
+    answer the question, a line each.
 
     Raises:
         UserError: when a family has no words, or words have no family; when a claim of looks is unknown, or in two.
@@ -84,16 +85,17 @@ class Study:
     looks: Mapping[Scale, tuple[Looks, ...]] = field(default_factory=dict)
     twice: tuple[Twice, ...] = ()
     shown: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         there = {claim.id.partition(" ")[0] for claim in self.claims}
         if there != set(self.families):
             raise UserError(f"{self.name}: families must say what {', '.join(sorted(there))} are about, no more; "
                             f"got {', '.join(sorted(self.families)) or 'nothing'}")
-        if not self.shown.keys() <= there:
-            raise UserError(f"{self.name}: shown must be of {', '.join(sorted(there))}; got "
-                            f"{', '.join(sorted(self.shown.keys() - there))}")
-
+        for what, named in (("shown", self.shown), ("answers", self.answers)):
+            if not set(named) <= there:
+                raise UserError(f"{self.name}: {what} must be of {', '.join(sorted(there))}; got "
+                                f"{', '.join(sorted(set(named) - there))}")
         ids = {claim.id for claim in self.claims}
         for scale, looks in self.looks.items():
             named = [claim for each in looks for claim in each.claims]

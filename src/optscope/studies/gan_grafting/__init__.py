@@ -317,4 +317,4 @@ STUDY = Study(
              "16,000; modes at an angle, modes seen together and one-hot latent vectors, which no claim asks "
              "for, are left to --scale paper.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=OF_FAMILY, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, twice=TWICE, looks={"desk": LOOKS})
+    before_factors=before_factors, gaps=GAPS, twice=TWICE, looks={"desk": LOOKS}, answers=("C0", "C1", "C2", "C3"))

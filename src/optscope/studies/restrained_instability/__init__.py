@@ -271,4 +271,4 @@ STUDY = Study(
              "chosen by the sharpness alone, of a few trainings on a seed that is not used, so that some cross "
              "and some do not.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, twice=TWICE)
+    before_factors=before_factors, gaps=GAPS, twice=TWICE, answers=("K1", "K2", "K9", "K3"))

@@ -254,4 +254,4 @@ STUDY = Study(
              "Lipschitz values are not known to us; the sign of its comparison is. The digits were a pilot's "
              "second set, whose places they keep; MNIST, KMNIST and SVHN could not be fetched where this was run.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, twice=TWICE, looks={"desk": LOOKS})
+    before_factors=before_factors, gaps=GAPS, twice=TWICE, looks={"desk": LOOKS}, answers=("C1", "C2", "C3"))

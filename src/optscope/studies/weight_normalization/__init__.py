@@ -204,4 +204,5 @@ STUDY = Study(
              "and more. From unequal starts only descent is studied: no limit is known. The small CNN shows a "
              "direction, not a law.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, looks={"desk": LOOKS}, twice=TWICE)
+    before_factors=before_factors, gaps=GAPS, looks={"desk": LOOKS}, twice=TWICE,
+    answers=("C1", "C2", "C3", "C6a", "C6c"))
