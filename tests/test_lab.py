@@ -298,7 +298,7 @@ def test_claims_have_names_of_their_own_a_family_and_say_what_would_refute_them(
     with pytest.raises(UserError, match="families must say what"):
         dataclasses.replace(study, families={})
     assert 3 <= len(study.answers) <= 5
-    with pytest.raises(UserError, match="answers must be of .*; got Z9"):
+    with pytest.raises(UserError, match=r"answers must be of .*; got Z9"):
         dataclasses.replace(study, answers=("Z9",))
 
 

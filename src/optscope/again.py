@@ -135,7 +135,8 @@ def _asked(study: Study, records: Records, scale: Scale, before: set[str]) -> St
                        for each in those if ids & {*each.claims}) for at, those in study.looks.items()}
     return replace(study, claims=tuple(kept), looks=looks,
                    families={name: words for name, words in study.families.items() if name in there},
-                   shown={name: figures for name, figures in study.shown.items() if name in there})
+                   shown={name: figures for name, figures in study.shown.items() if name in there},
+                   answers=tuple(name for name in study.answers if name in there))
 
 
 def _measured(verdict: Verdict) -> bool:
