@@ -92,10 +92,10 @@ class Study:
         if there != set(self.families):
             raise UserError(f"{self.name}: families must say what {', '.join(sorted(there))} are about, no more; "
                             f"got {', '.join(sorted(self.families)) or 'nothing'}")
-        for what, named in (("shown", self.shown), ("answers", self.answers)):
-            if not set(named) <= there:
+        for what, given in (("shown", self.shown), ("answers", self.answers)):
+            if not set(given) <= there:
                 raise UserError(f"{self.name}: {what} must be of {', '.join(sorted(there))}; got "
-                                f"{', '.join(sorted(set(named) - there))}")
+                                f"{', '.join(sorted(set(given) - there))}")
         ids = {claim.id for claim in self.claims}
         for scale, looks in self.looks.items():
             named = [claim for each in looks for claim in each.claims]
