@@ -150,7 +150,7 @@ def done(study, folder):
     return run_experiments([*experiments, *study.looking("desk", [])], Store(folder), Inline(), Quiet()).records
 
 
-@pytest.mark.parametrize(("size", "looks"), [(6.0, 1), (0.0, 3)])
+@pytest.mark.parametrize(("size", "looks"), [(6.0, 1), (1.3, 2), (0.8, 3), (0.0, 3)])
 def test_a_claim_that_is_open_gets_the_seeds_of_the_next_look_and_no_others(tmp_path, size, looks):
     study = study_of(size)
     records = done(study, tmp_path)

@@ -74,10 +74,10 @@ class Looks:
                                    for arm in self.arms or ("",)))
         return next((k for k, added in enumerate(self.seeds) if not there.issuperset(added)), len(self.seeds))
 
-    def judge(self, claim: Claim, records: Records, scale: Scale) -> Verdict | None:
-        """Return the verdict of the look that decides a claim, else of the last taken; None before the first."""
+    def judge(self, claim: Claim, records: Records, scale: Scale, looks: int = MOST) -> Verdict | None:
+        """Return the verdict of the look that decides a claim, else of the last of so many; None before the first."""
         verdict = None
-        for look in range(self.taken(records)):
+        for look in range(min(looks, self.taken(records))):
             seen = self.records(records, look)
             with at_level(self.levels[look]):
                 found = on_halves(claim, seen, halves(seen), scale)
@@ -104,16 +104,16 @@ class Looking:
         return self.looks.name
 
     def jobs(self, records: Records) -> list[Job]:
-        """Return the runs of every look that is due."""
+        """Return the runs of every look that is due, or was: the runs of one that decided stay named."""
         named: list[Job] = []
         for look, seeds in enumerate(self.looks.seeds):
-            if look and (self.looks.taken(records) < look or not self._open(records)):
+            if look and (self.looks.taken(records) < look or not self._open(records, look)):
                 break
             named += self._on(seeds, records)
         return named
 
-    def _open(self, records: Records) -> bool:
-        verdicts = [self.looks.judge(claim, records, self.scale) for claim in self.claims]
+    def _open(self, records: Records, looks: int) -> bool:
+        verdicts = [self.looks.judge(claim, records, self.scale, looks) for claim in self.claims]
         return any(verdict is None or verdict.outcome == "undecided" for verdict in verdicts)
 
     def _on(self, seeds: tuple[int, ...], records: Records) -> list[Job]:
