@@ -166,6 +166,20 @@ def test_a_claim_that_is_open_gets_the_seeds_of_the_next_look_and_no_others(tmp_
     assert sum(half.n for half in x.halves) == x.n
 
 
+def test_seeds_of_the_look_that_decided_stay_while_looks_of_others_go_on(tmp_path):
+    def noise(seeds):
+        return Calls("noise", [Call(gaps, {"seeds": seeds, "size": 0.0})])
+    other = Claim("Y", "A is better there.", "here", lambda records: better(Records(
+        replace(row, experiment="gaps") for row in records.where(experiment="noise"))), "-")
+    study = study_of(1.3)
+    study = replace(study, claims=(CLAIMS[0], other), looks={"desk": (*study.looks["desk"],
+                                                                      Looks(("Y",), SEEDS, noise))})
+    records = done(study, tmp_path)
+    x, y = (verdict for _, verdict in study.judge(records, "desk"))
+    assert (x.outcome, x.n, y.n) == ("holds", 12, 24)
+    assert sorted(records.where(experiment="gaps at looks").seeds("A")) == [*SEEDS[0], *SEEDS[1]]
+
+
 def test_the_verdict_is_that_of_the_look_that_decided_whatever_came_later(tmp_path):
     study = study_of(6.0)
     records = done(study, tmp_path)

@@ -75,7 +75,7 @@ class Looks:
         return next((k for k, added in enumerate(self.seeds) if not there.issuperset(added)), len(self.seeds))
 
     def judge(self, claim: Claim, records: Records, scale: Scale, looks: int = MOST) -> Verdict | None:
-        """Return the verdict of the look that decides a claim, else of the last of so many; None before the first."""
+        """Return the verdict of the look that decides a claim, else of the last of `looks`; None before any."""
         verdict = None
         for look in range(min(looks, self.taken(records))):
             seen = self.records(records, look)
