@@ -63,8 +63,9 @@ class Looks:
     def records(self, records: Records, look: int) -> Records:
         """Return records as claims see them at a look: of its experiment, the seeds up to then alone."""
         seeds = {seed for added in self.seeds[:look + 1] for seed in added}
-        return Records([*(row for row in records if row.experiment != self._experiment),
-                        *(replace(row, experiment=self._experiment)
+        own = self._experiment
+        return Records([*(row for row in records if row.experiment != own),
+                        *(replace(row, experiment=own)
                           for row in records.where(experiment=self.name) if row.seed in seeds)])
 
     def taken(self, records: Records) -> int:
