@@ -1,4 +1,4 @@
-"""Write what the committed verdicts say into docs/findings.md, between its marks.
+"""Write what the committed verdicts say into docs/findings.md, between its marks, with each study's first picture.
 
     python scripts/verdicts.py    write docs/findings.md anew from results/*/verdicts.json
 """
@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from optscope.evidence.words import listed
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "findings.md"
 MARK = re.compile(r"(<!-- from results: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PICTURE = re.compile(r"^!\[(?P<title>.*)\]\((?P<file>[^()]+)\)$", re.MULTILINE)
 OUTCOMES = ("holds", "fails", "undecided")
 
 
@@ -45,13 +49,31 @@ def overview() -> str:
 
 
 def claims(study: str) -> str:
-    """Return what of a study holds and is undecided, by name, and what fails, in a table."""
-    by = {outcome: [each for each in judged(study) if each["outcome"] == outcome] for outcome in OUTCOMES}
-    lines = [f"Holds: {', '.join(each['claim'] for each in by['holds'])}.", "",
-             f"Undecided: {', '.join(each['claim'] for each in by['undecided']) or 'none'}.", "",
-             "| does not hold | effect, 95 % interval | n |", "|---|---|---|"]
-    lines += [f"| {each['claim']}: {cell(each['text'])} | {effect(each)} | {each['n']} |" for each in by["fails"]]
+    """Return a study's first picture, what became of every family of claims, and what does not hold."""
+    verdicts, picture = judged(study), PICTURE.search((ROOT / "results" / study / "report.md").read_text("utf-8"))
+    assert picture is not None
+    about = import_module(f"optscope.studies.{study}").STUDY.families
+    lines = [f"![{picture['title']}](../results/{study}/{picture['file']})", "", f"*{picture['title']}*", "",
+             "| claims about | hold | do not | undecided |", "|---|---|---|---|"]
+    for family, words in about.items():
+        own = [each for each in verdicts if each["claim"].split()[0] == family]
+        if own:
+            lines.append(f"| {family}. {cell(words)} | {' | '.join(named(own, outcome) for outcome in OUTCOMES)} |")
+    lines += ["", "| does not hold | effect, 95 % interval | n |", "|---|---|---|"]
+    lines += [f"| {each['claim']}: {cell(each['text'])} | {effect(each)} | {each['n']} |"
+              for each in verdicts if each["outcome"] == "fails"]
     return "\n".join(lines) + "\n"
+
+
+def named(verdicts: list[dict[str, Any]], outcome: str) -> str:
+    """Return how many claims of a family ended so, and which unless they hold.
+
+    >>> named([{"claim": "C1 a", "outcome": "fails"}, {"claim": "C1 b", "outcome": "fails"}], "fails")
+    '2: a, b'
+    """
+    found = [each["claim"].partition(" ")[2] for each in verdicts if each["outcome"] == outcome]
+    names = [name for name in found if name] if outcome != "holds" else []
+    return f"{len(found) or ''}" + (f": {listed(names)}" if names else "")
 
 
 def effect(verdict: dict[str, Any]) -> str:
