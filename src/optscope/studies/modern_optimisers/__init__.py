@@ -30,7 +30,7 @@ from optscope.probes.noise import BandNoise
 from optscope.probes.robust import RobustAccuracy
 from optscope.protocol.arms import arm_named
 from optscope.protocol.comparison import Arm, Comparison, Experiment
-from optscope.protocol.study import Paper, Study
+from optscope.protocol.study import Gap, Paper, Study
 from optscope.studies.modern_optimisers.claims import CLAIMS, EDGE, EPOCHS, LENGTH_OF_ADAMW, LENGTH_OF_SOAP
 from optscope.studies.modern_optimisers.pictures import pictures
 from optscope.tasks.augment import FlipCrop
@@ -201,6 +201,22 @@ FAMILIES = {
 SHOWN = {"C2": ("robust",), "C3": ("robust",), "C4": ("bands",), "C5": ("ranks", "anatomy"), "C6": ("cued",),
          "C7": ("edge",), "C8": ("grafts",), "C10": ("rare",), "C11": ("losses",)}
 
+GAPS = (
+    Gap("claims", "eight papers, an optimiser or two and a setting each; abstracts were read, tables not",
+        "what they say of Muon, SOAP, sign and schedule-free methods, in our words, asked of seven optimisers",
+        "nothing: every paper's own setting would be an experiment of its own"),
+    Gap("robustness of Muon", "adversarial training of CNNs (2605.26929)",
+        "ordinary training of a perceptron and of a ResNet-8 of width 8",
+        "attacks in the training loop: some ten times the seconds of these experiments"),
+    Gap("networks", "language models and vision networks of millions of weights and more, as recalled",
+        "a perceptron of 118,282 weights, a ResNet-8 of width 8, a transformer of width 64",
+        "GPUs; the same tasks take larger models by their arguments"),
+    Gap("length of training", "until the loss has settled, as recalled",
+        "20 epochs of 10,000 images; five of CIFAR-10; 400 steps of text",
+        "about 7,900 seconds of one process for each time that it is made longer by all of it"),
+    Gap("SOAP's step", "variance adaptation apart from whitening (2510.25000)",
+        "length apart from direction, by grafts with AdamW", "a rule between the two that adapts no variances"))
+
 STUDY = Study(
     name="modern_optimisers", paper=PAPER,
     question="Muon, SOAP, Lion and schedule-free methods lower the loss faster than SGD and AdamW. At learning "
@@ -224,4 +240,4 @@ STUDY = Study(
              "middle rates on seed 1 among them. CIFAR-10 and text were made shorter, for time, while their "
              "first rates were being tried and before any number was looked at.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
-    answers=("C1", "C2", "C7", "C8"))
+    gaps=GAPS, answers=("C1", "C2", "C7", "C8"))
