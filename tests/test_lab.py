@@ -261,6 +261,18 @@ def test_every_scale_can_be_made(scale):
         assert len({(j.use.arm, j.use.rule, j.use.seed) for j in first}) == len(first)
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_looks_are_of_comparisons_of_the_study_on_seeds_that_no_other_run_has(name):
+    study = import_module(f"optscope.studies.{name}").STUDY
+    for scale, looks in study.looks.items():
+        comparisons = {e.name: e for e in study.experiments(scale) if isinstance(e, Comparison)}
+        for each in looks:
+            if isinstance(each.on, str):
+                seeds = {seed for added in each.seeds for seed in added}
+                assert not seeds & {*comparisons[each.on].seeds, *comparisons[each.on].tuning_seeds}
+                assert {*each.arms} <= {arm.name for arm in comparisons[each.on].arms}
+
+
 def test_studies_say_how_far_they_are_from_their_paper(monkeypatch, capsys):
     gaps = {name: import_module(f"optscope.studies.{name}").STUDY.gaps for name in STUDIES}
     assert all(len(found) >= 3 for found in gaps.values())
