@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from optscope.evidence.records import Record, Records
 from optscope.evidence.stats import mean_interval
 from optscope.report.measures import Measure, difference_table
 from optscope.report.page import write
-from optscope.report.tables import figure_tables, number, runs_table
+from optscope.report.tables import Table, figure_tables, number, runs_table
 from test_report import HOSTILE, document, judged
+
+AXE = os.environ.get("AXE_CORE")
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 
@@ -161,7 +165,7 @@ def test_what_is_far_from_the_screen_is_not_laid_out_and_nothing_moves_by_it(pag
     waited(page, f"!{drawn}")
     low = page.run(height)
     page.run("document.body.classList.remove('far')")
-    assert page.run(drawn)
+    waited(page, drawn)
     assert page.run(height) == low
     page.run("document.body.classList.add('far')")
     page.run("document.documentElement.style.scrollBehavior = 'auto'")
@@ -271,6 +275,15 @@ def test_no_screen_has_to_be_scrolled_sideways(browser, path, width, dark):
     assert browser.run("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.skipif(AXE is None, reason="AXE_CORE does not say where axe.min.js lies")
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_axe_core_finds_nothing(browser, path, width, dark):
+    browser.open(path, width, 900, dark)
+    browser.run("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    browser.run(Path(AXE).read_text(encoding="utf-8") + "; 0")
+    assert browser.run("axe.run().then(found => found.violations.map(each => [each.id, each.nodes[0].html]))") == []
+
+
 def test_without_script_and_on_paper_all_is_there(browser, path):
     browser.open(path, script=False)
     hidden = browser.run("[...document.querySelectorAll('[hidden]')].map(each => each.className || each.tagName)")
@@ -282,6 +295,35 @@ def test_without_script_and_on_paper_all_is_there(browser, path):
     assert paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ") >= 3
 
 
+def test_paper_cuts_no_table_is_never_dark_and_shows_what_was_folded_and_nothing_to_press(browser, tmp_path):
+    arms = [f"momentum {i / 128:g}" for i in range(16)]
+    wide = Table("Wide", ("metric", *arms), [("accuracy [%]", *["70.12 ± 0.11\n+12.03 [+11.88, +12.18]"] * 16)] * 3)
+    values = {arm: {seed: 10.0 * seed + i for seed in SEEDS} for i, arm in enumerate(arms)}
+    made = replace(whole(), tables=[wide], measures=[Measure("accuracy", values)],
+                   command="optscope " + "word " * 60, warnings=[f"warning {i}" for i in range(7)])
+    browser.open(write(made, tmp_path), 1280, 900, dark=True)
+    assert browser.run("getComputedStyle(document.body).color") == "rgb(231, 233, 237)"
+    browser.size(718, 1000, dark=True)
+    browser.ask("Emulation.setEmulatedMedia", media="print",
+                features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    seen = "each => each.checkVisibility({contentVisibilityAuto: true})"
+    try:
+        assert browser.run("getComputedStyle(document.body).color") == "rgb(27, 31, 38)"
+        assert browser.run("getComputedStyle(document.querySelector('.chart svg')).filter") == "none"
+        assert browser.run("document.documentElement.scrollWidth") <= 718
+        rights = browser.run(f"[...document.querySelectorAll('table, pre code')].filter({seen}).map("
+                             "each => each.getBoundingClientRect().right)")
+        assert len(rights) >= 5
+        assert max(rights) <= 718
+        for gone in (".chips", ".hint", ".tools", "#baseline", "figure details", "details.runs", "nav"):
+            assert browser.run(f"document.querySelectorAll({gone!r}).length") > 0
+            assert browser.run(f"[...document.querySelectorAll({gone!r})].some({seen})") is False, gone
+        folded = "document.querySelectorAll('.found details > :last-child, .warnings details > ul')"
+        assert browser.run(f"[...{folded}].every({seen})")
+        assert browser.run("getComputedStyle(document.querySelector('th button')).display") == "contents"
+    finally:
+        browser.ask("Emulation.setEmulatedMedia", media="", features=[])
 
 
 def test_curves_are_seen_closely_with_ticks_and_marks_where_their_numbers_are(page):

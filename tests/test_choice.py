@@ -10,7 +10,7 @@ import pytest
 
 from optscope.analyses.charts import axes
 from optscope.analyses.choice import choice
-from optscope.analyses.differences import Differences
+from optscope.analyses.differences import Differences, measured
 from optscope.analyses.findings import findings
 from optscope.analyses.joined import claims
 from optscope.analyses.scorecard import scorecard
@@ -196,6 +196,12 @@ def test_a_scorecard_is_drawn_better_to_the_right_and_told_in_words_and_numbers(
     for figure, sign in ((one, 1), (lower, -1)):
         a, b = (_mark(draw(figure), series) for series in (0, 1))
         assert sign * (b - a) > 0  # B has the larger accuracy
+
+
+def test_a_comparison_of_which_nothing_was_measured_has_no_table_of_it():
+    tuned = Records(replace(row, phase="tune") for row in records({}))
+    assert len(measured(PAIR, records({})).tables) == 1
+    assert measured(PAIR, tuned).tables == []
 
 
 def _mark(svg, series):

@@ -448,6 +448,8 @@ def test_the_page_is_whole(name, request):
     assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
     html, = (a for t, a, _ in page.tags if t == "html")
     assert html["lang"] == "en"
+    regions = [a["aria-label"] for _, a, _ in page.tags if a.get("role") == "region"]
+    assert len(regions) == len(set(regions)) > 5
 
 
 def test_every_figure_has_a_caption_words_for_it_and_its_numbers(page):

@@ -66,9 +66,9 @@ def by_seed(comparison: Compared, records: Records) -> list[Measure]:
 
 
 def measured(comparison: Compared, records: Records) -> Section:
-    """Return the table of all that was measured on the trained models of a comparison."""
+    """Return the table of all that was measured on the trained models of a comparison, where anything was."""
     metrics, found = comparison.measured(records)
-    return Section(tables=[metric_table(found, metrics, comparison.arms[0].name)])
+    return Section(tables=[metric_table(found, metrics, comparison.arms[0].name)] if metrics else [])
 
 
 def judged_by(comparison: Compared, verdicts: Sequence[Verdict]) -> str:

@@ -21,7 +21,7 @@ const open = () => {
 };
 addEventListener('hashchange', open);
 open();
-addEventListener('beforeprint', () => all('.found details').forEach(each => { each.open = true; }));
+addEventListener('beforeprint', () => all('.found details, .warnings details').forEach(each => { each.open = true; }));
 
 // Tables: sort by a heading, show the rows that hold some words, copy them. Of a long table the first rows are
 // shown, for a browser lays out thousands in seconds.
