@@ -71,9 +71,9 @@ def named(verdicts: list[dict[str, Any]], outcome: str) -> str:
     >>> named([{"claim": "C1 a", "outcome": "fails"}, {"claim": "C1 b", "outcome": "fails"}], "fails")
     '2: a, b'
     """
-    found = [each["claim"].partition(" ")[2] for each in verdicts if each["outcome"] == outcome]
-    names = [name for name in found if name] if outcome != "holds" else []
-    return f"{len(found) or ''}" + (f": {listed(names)}" if names else "")
+    found = [each["claim"] for each in verdicts if each["outcome"] == outcome]
+    names = [name.partition(" ")[2] or name for name in found]
+    return f"{len(found) or ''}" + (f": {listed(names)}" if found and outcome != "holds" and verdicts[1:] else "")
 
 
 def effect(verdict: dict[str, Any]) -> str:

@@ -145,18 +145,17 @@ def _asked(found: Verdict) -> str:
 def glance(document: Document) -> list[Table]:
     """Return the tables that show an answer at a glance; of families how many claims hold, and which do not."""
     families = [(f"{family.name}. {family.about}", str(family.count("holds") or ""),
-                 *(_cell([row.name for row in family.rows if row.verdict.outcome == outcome])
-                   for outcome in ("fails", "undecided"))) for family in forest(document)]
+                 *(_cell([row.name or family.name for row in family.rows if row.verdict.outcome == outcome],
+                         len(family.rows)) for outcome in ("fails", "undecided"))) for family in forest(document)]
     own = [Table("", ("claims about", "hold", "fail", "undecided"), families)] if families else []
     return [*own, *document.summaries]
 
 
-def _cell(names: Sequence[str]) -> str:
-    """Return how many claims there are and what they are called.
+def _cell(names: Sequence[str], of: int) -> str:
+    """Return how many of a family's claims there are and what they are called, where it has others.
 
-    >>> _cell([]), _cell([""]), _cell(["ring", "digits"]), _cell(list("abcdef"))
+    >>> _cell([], 2), _cell(["C4"], 1), _cell(["ring", "digits"], 3), _cell(list("abcdef"), 6)
     ('', '1', '2: ring, digits', '6: a, b, c, d ...')
     """
-    named = [name for name in names if name]
-    more = " ..." if len(named) > NAMED else ""
-    return f"{len(names) or ''}" + (f": {listed(named[:NAMED])}{more}" if named else "")
+    more = " ..." if len(names) > NAMED else ""
+    return f"{len(names) or ''}" + (f": {listed(names[:NAMED])}{more}" if names and of > 1 else "")
