@@ -109,7 +109,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under half a minute on two cores; every claim stays undecided",
-    "desk": "by estimate 4,000 seconds of one process; needs CIFAR-10 (optscope data cifar10) and optscope[features]",
+    "desk": "by estimate 4,000 seconds of one process; needs cifar10 (optscope data ...) and optscope[features]",
     "long": "about 8 hours on two cores, in runs of some ten minutes; a DCGAN on the embedded Fashion-MNIST images",
     "paper": "a DCGAN and a residual GAN on CIFAR-10, and one on STL-10 (files of your own), of 100,000 rounds; "
              "not run: months on many cores",
