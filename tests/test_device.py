@@ -55,7 +55,7 @@ WAITS = {"Accuracy": 7, "Checkpoint": 3 + 2, "Chance": 7, "Margin": 7, "Gaussian
          "SensitivityMap": 7, "FirstStep": 7, "GradientNoise": 10, "PolarDrift": 3, "HessianTrace": 8,
          "Coverage": 4, "Modes": 3, "Samples": 3, "Classes": 3, "FID": 4,
          "Geometry": 6 + 10,  # matrices: of each the singular values
-         "DescentSplit": 8 + 4,  # parts: whether the loss of each is a mean
+         "DescentSplit": 9 + 4,  # parts by Hessians: whether the loss of each is a mean
          "TopEigenvalues": 8 + 10,  # products, here and below: Lanczos looks at each before the next
          "PreconditionedSharpness": 11 + 10, "EdgeOfStability": 14 + 20 + 12, "SpectralDensity": 6 + 5,
          "LayerSharpness": 6 + 29 * 7,  # layers, and products of each

@@ -56,12 +56,14 @@ def _list() -> None:
 
     from optscope.probes.catalog import PROBES, kind_named, measures
 
-    table = Table("probe", "costs", "needs", "measures", box=None, pad_edge=False)
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    table = Table("probe", "costs", "MB", "needs", "measures", box=None, pad_edge=False)
+    for column in table.columns[:3]:
+        column.no_wrap = True
     for name, known in PROBES.items():
         kind = kind_named(name)
-        table.add_row(name, "" if known.cost is None else f"{known.cost:,g}",
+        table.add_row(name, *("" if number is None else f"{number:,g}" for number in (known.cost, known.memory)),
                       ", ".join(need for need in kind.needs if need != "one network"), measures(kind))
     OUT.print(table, highlight=False)
     say("needs: one network, but for games, and what docs/probes.md tells of; costs: in gradients of 128 examples, "
-        "or steps of SGD, of a small network, with the settings that compare takes (docs/benchmarks.md, B24)")
+        "or steps of SGD, of a small network, with the settings that compare takes; MB: what a look adds to a "
+        "process at its peak (docs/benchmarks.md, B24)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,20 +58,23 @@ class AtWeights:
         self.dtype = torch.float32  # or more: sums over many numbers need more digits than the weights may have
         for weight in self.weights.values():
             self.dtype = torch.promote_types(self.dtype, weight.dtype)
-        copies = {id(p): self.weights[name] for name, p in trained.items()}
-        self._places: list[tuple[dict[str, Any], str, Tensor]] = [
-            (module._parameters, name, copies[id(p)]) for module in self._modules
-            for name, p in module._parameters.items() if id(p) in copies]
+        full = {id(p): name for name, p in trained.items()}
+        self._places: list[tuple[dict[str, Any], str, str]] = [
+            (module._parameters, own, full[id(p)]) for module in self._modules
+            for own, p in module._parameters.items() if id(p) in full]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
         """Put the copies in their places, in eval mode unless in training, and the model's own back afterwards.
 
-        Buffers are copied too, as batch normalisation in training mode would move them.
+        Buffers are copied too, as batch normalisation in training mode would move them. `weights` by name are held
+        instead of the copies.
         """
+        held = self.weights if weights is None else weights
         buffers = [(module._buffers, name, b.clone()) for module in self._modules
                    for name, b in module._buffers.items() if b is not None]
-        copies: list[tuple[dict[str, Any], str, Tensor]] = [*self._places, *buffers]
+        copies: list[tuple[dict[str, Any], str, Tensor]] = [
+            *((table, own, held[name]) for table, own, name in self._places), *buffers]
         own = [(table, name, table[name]) for table, name, _ in copies]
         awake = [] if self._training else [module for module in self._modules if module.training]
         with twice_differentiable():

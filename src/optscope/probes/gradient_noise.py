@@ -25,8 +25,8 @@ from optscope.optim.combinator import bare
 from optscope.optim.momentum import Momentum, matched
 from optscope.optim.rule import Rule
 from optscope.optim.sgd import SGD
+from optscope.probes import bending
 from optscope.probes.at_weights import AtWeights, change_by_parts, mean_gradient, seen
-from optscope.probes.hessian import Hessian
 from optscope.probes.jackknife import (
     Array,
     curvatures,
@@ -43,7 +43,7 @@ from optscope.probes.probe import Probe, Reading, Subject, check_examples, porti
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.tasks.kinds import BATCH
 from optscope.tasks.mean_loss import parts_change
-from optscope.tasks.tree import Batch
+from optscope.tasks.tree import Batch, joined
 
 CONFIDENCE = 0.95
 
@@ -116,8 +116,9 @@ class DescentSplit(Probe):
 
         GᵀHG = mean over i ≠ j ≠ m ≠ i of g_iᵀ H_m g_j        tr(HΣ) = b (mean over i ≠ m of g_iᵀ H_m g_i - GᵀHG)
 
-    which takes k - 1 Hessian products over all examples, most of the cost. Arrays: "<metric> interval" for each,
-    95 % (low, high), by jackknife over the parts. The rest is as in `GradientNoise`.
+    One pass in forward mode along the parts' gradients gives these products where a model is linear by pieces but
+    for the weights of its layers (`bending`); otherwise they take k - 1 Hessian products over all examples. Arrays:
+    "<metric> interval" for each, 95 % (low, high), by jackknife over the parts. The rest is as in `GradientNoise`.
 
     Reference: Wang et al. 2023, arXiv 2307.15196, lemma 2.4.
 
@@ -148,9 +149,9 @@ class DescentSplit(Probe):
     def measure(self, subject: Subject) -> Reading:
         """Take the gradient of each part, then the Hessian of each part on the gradients of the others."""
         batches = shuffled_parts(subject, self.parts)
-        gradients = batch_gradients(subject, batches)
+        gradients, products = _curved(subject, batches)
         square = pseudo_values(signal_and_noise, _array(gradients @ gradients.T))[:, 0]
-        curved, spread = pseudo_values(curvatures, _curved_products(subject, batches, gradients)).T
+        curved, spread = pseudo_values(curvatures, products).T
         spread = spread * len(batches[0])
         numbers = {"gradient curvature": curved, "noise curvature": spread}
         eta = effective_rate(rule_in_use(subject.snapshot), subject.snapshot.step or 0)
@@ -183,12 +184,17 @@ def batch_gradients(subject: Subject, batches: Sequence[Batch]) -> Tensor:
         UserError: when nothing is trained, or the loss is no mean over examples.
     """
     at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
-    change = change_by_parts(at, subject.loss, batches, lambda part: [
-        size for size in (len(part) // 2, len(part) - len(part) // 2) if size])
-    _check_parts(change)
+    _check_parts(change_by_parts(at, subject.loss, batches, lambda part: [
+        size for size in (len(part) // 2, len(part) - len(part) // 2) if size]))
     size = portion_of(subject)
     size = len(batches[0]) if size == BATCH else size  # in one pass, unless every example has many outputs
     return torch.stack([mean_gradient(at, subject.loss, batch, size) for batch in batches])
+
+
+def _check_mean(subject: Subject, outputs: Tensor, batch: Batch) -> None:
+    """Raise UserError unless two single examples and the rest count in the loss of a batch by their numbers."""
+    _check_parts(parts_change(subject.loss, outputs, seen(subject.loss, batch),
+                              [size for size in (1, 1, len(batch) - 2) if size > 0][:len(batch)]))
 
 
 def _check_parts(change: float) -> None:
@@ -215,21 +221,20 @@ def effective_rate(rule: Rule | None, step: int = 0) -> float | None:
         return None
 
 
-def _curved_products(subject: Subject, batches: Sequence[Batch], gradients: Tensor) -> Array:
-    """Return g_iᵀ H_m g_j at [m, i, j], and zeros where m is i or j."""
-    k = len(batches)
-    rows, places = [], []
-    for m, batch in enumerate(batches):  # one Hessian at a time, as each keeps a graph
-        hessian = Hessian(subject.model, subject.loss, batch.inputs, batch.targets, parameters=subject.trained,
-                          call=subject.task.outputs)
-        for i in range(k):
-            if i != m:
-                rows.append(gradients @ hessian(gradients[i]))
-                places.append((m, i))
-    products = np.zeros((k, k, k))
-    products[tuple(zip(*places, strict=True))] = _array(torch.stack(rows))
-    products[np.arange(k), :, np.arange(k)] = 0.0
-    return products
+def _curved(subject: Subject, batches: Sequence[Batch]) -> tuple[Tensor, Array]:
+    """Return the batches' gradients `(k, P)`, and g_iᵀ H_m g_j at [m, i, j], zeros where m is i or j."""
+    try:
+        if portion_of(subject) < len(batches[0]):
+            raise NoRuleError("every example has many outputs")
+        at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
+        gradients, bent = bending.by_layers(at, subject.loss, batches, lambda outputs: _check_mean(
+            subject, outputs, joined(batches)))
+    except NoRuleError:
+        gradients = batch_gradients(subject, batches)
+        bent = bending.by_hessians(subject, batches, gradients)
+    products, every = to_numpy(bent), np.arange(len(batches))
+    products[every, every] = products[every, :, every] = 0.0
+    return gradients, products
 
 
 def _example_products(subject: Subject) -> tuple[Array, Array, float]:
@@ -245,8 +250,7 @@ def _example_products(subject: Subject) -> tuple[Array, Array, float]:
     def look(outputs: Tensor, part: Batch) -> None:
         if not bool(torch.isfinite(outputs).all()):
             check_examples(subject)
-        _check_parts(parts_change(subject.loss, outputs, seen(subject.loss, part),
-                                  [size for size in (1, 1, len(part) - 2) if size > 0][:len(part)]))
+        _check_mean(subject, outputs, part)
         firsts.append(part.first(1))
 
     found = lengths(at, subject.loss, subject.batch, look)

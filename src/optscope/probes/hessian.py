@@ -92,15 +92,19 @@ class _Graph(ABC):
         """Return this chunk's part of A v for the block of the layers `rows`."""
 
 
-class _HessianGraph(_Graph):
+class HessianGraph(_Graph):
+    """That of a gradient, of which each product is a backward pass."""
+
     def __init__(self, outputs: Tensor, told: Any, loss: Loss, share: float, weights: list[Tensor]) -> None:
         self._weights = weights
         self._gradient = grad([share * loss(outputs, told)], weights, None, create_graph=True)
 
     def gradient(self) -> list[Tensor]:
+        """Return the gradient, one tensor a weight."""
         return [g.detach() for g in self._gradient]
 
     def product(self, vectors: Sequence[Tensor], rows: Sequence[int]) -> Iterable[Tensor]:
+        """Return what the block of `rows` makes of vectors."""
         curved = [(self._gradient[i], v) for i, v in zip(rows, vectors, strict=True)
                   if self._gradient[i].requires_grad]
         return grad([g for g, _ in curved], [self._weights[i] for i in rows], [v for _, v in curved])
@@ -131,7 +135,7 @@ class _GaussNewtonGraph(_Graph):
 class _Curvature(SymmetricOperator):
     """What Hessian and Gauss-Newton share: copied parameters, chunks of examples, kept graphs."""
 
-    _kind: type[_HessianGraph] | type[_GaussNewtonGraph]
+    _kind: type[HessianGraph] | type[_GaussNewtonGraph]
 
     def __init__(self, model: nn.Module, loss: Loss, inputs: Tree, targets: Any, *,
                  parameters: Collection[str] | None = None, training: bool = False,
@@ -259,7 +263,7 @@ class Hessian(_Curvature):
             loss that torch cannot differentiate twice.
     """
 
-    _kind = _HessianGraph
+    _kind = HessianGraph
 
 
 class GaussNewton(_Curvature):

@@ -70,12 +70,12 @@ def lengths(at: AtWeights, loss: Loss, batch: Batch, look: Callable[[Tensor, Bat
         UserError: when the loss does not depend on the trained weights.
     """
     layers, n = trained_layers(at), len(batch)
-    few, each = _first(at, layers, batch.first(2))
+    few, each = first_seen(at, layers, batch.first(2))
     parts = list(batch.split(max(1, min(n, int(CACHED / each)))))
     keep = each * n <= KEPT
     made = passed(at, layers, loss, parts[0])
     if len(parts[0]) > 1:
-        _check_rows(few, made.outputs[:2])
+        check_rows(few, made.outputs[:2])
     mean = {name: torch.zeros_like(gradient) for name, gradient in made.gradients.items()}
     found: list[dict[str, Tensor]] = []
     kept = []
@@ -104,7 +104,7 @@ def _by_weight(parts: Sequence[Mapping[str, Tensor]], names: Iterable[str]) -> T
                                    zip(parts, blanks, strict=True)]) for name in names]).double()
 
 
-def _check_rows(few: Tensor, same: Tensor) -> None:
+def check_rows(few: Tensor, same: Tensor) -> None:
     """Raise NoRuleError unless the first examples alone have the outputs that they have among others."""
     if not bool(((few - same).abs() <= max(APART, 8 * torch.finfo(few.dtype).eps) * few.abs().max()).all()):
         raise NoRuleError("the outputs of an example depend on the others")
@@ -137,7 +137,7 @@ def trained_layers(at: AtWeights) -> Layers:
     return found
 
 
-def _first(at: AtWeights, layers: Layers, few: Batch) -> tuple[Tensor, float]:
+def first_seen(at: AtWeights, layers: Layers, few: Batch) -> tuple[Tensor, float]:
     """Return the outputs of a few examples, and how many bytes the layers see and give of one.
 
     Few are another number than the places that a layer may see first: those it sees then are no examples.
@@ -165,6 +165,16 @@ def _first(at: AtWeights, layers: Layers, few: Batch) -> tuple[Tensor, float]:
 
 def passed(at: AtWeights, layers: Layers, loss: Loss, batch: Batch) -> Pass:
     """Return what a forward and backward pass over a batch, taken as in training, leaves to be seen."""
+    outputs, calls = layer_calls(at, layers, loss, batch)
+    return _gathered(at, layers, len(batch), outputs, calls)
+
+
+Calls = Sequence[tuple[int, Tensor, Sequence[Tensor]]]
+"""Which layer was called, what it saw, and the slopes of the loss in what it gave, if it has any."""
+
+
+def layer_calls(at: AtWeights, layers: Layers, loss: Loss, batch: Batch) -> tuple[Tensor, Calls]:
+    """Return outputs and the layers' calls of a forward and backward pass; the weights hold their gradients."""
     calls: list[tuple[int, Tensor, list[Tensor]]] = []
 
     def look(number: int) -> Any:
@@ -186,12 +196,11 @@ def passed(at: AtWeights, layers: Layers, loss: Loss, batch: Batch) -> Pass:
         value = loss(outputs, seen(loss, batch))
         check_depends(value)
         value.backward()
-    return _gathered(at, layers, len(batch), outputs.detach(), calls)
+    return outputs.detach(), calls
 
 
-def _gathered(at: AtWeights, layers: Layers, n: int, outputs: Tensor,
-              calls: Sequence[tuple[int, Tensor, list[Tensor]]]) -> Pass:
-    """Return a pass from the calls of its layers: which layer, what it saw, and its slopes, if the loss has any."""
+def _gathered(at: AtWeights, layers: Layers, n: int, outputs: Tensor, calls: Calls) -> Pass:
+    """Return a pass from the calls of its layers."""
     found: dict[str, list[Use]] = {}
     for number, x, slopes in calls:
         if not slopes:
