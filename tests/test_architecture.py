@@ -178,6 +178,13 @@ def test_torch_is_not_loaded_before_it_is_needed():
     assert loaded.returncode == 0, f"importing one of {quick} loads torch, or fails: {loaded.stderr}"
 
 
+def test_what_few_need_of_scipy_is_not_loaded_at_the_start():
+    code = ("import sys, optscope.lab; "
+            "sys.exit(str({'scipy.stats', 'scipy.optimize', 'scipy.sparse'} & {*sys.modules} or ''))")
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stderr.strip() == ""
+
+
 def test_no_cyclic_imports():
     """Also none that only types or a function's first call would close: such modules are one idea in two files."""
     graph = {m.name: {i.target for i in inner(m)} for m in MODULES}

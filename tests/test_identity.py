@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import cloudpickle
@@ -26,6 +27,7 @@ from optscope.engine.execute import Inline, Local
 from optscope.engine.identity import describe
 from optscope.engine.numerics import TorchSettings, numerics
 from optscope.engine.once import looked_at_once
+from optscope.engine.origin import versions
 from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.engine.state_file import from_bytes, to_bytes
@@ -576,3 +578,11 @@ def test_a_compiled_function_may_say_its_module_by_the_module_itself(monkeypatch
     before = describe(math.gcd)
     monkeypatch.setattr(math.gcd, "__module__", math)  # as those of psutil do
     assert describe(math.gcd) == before
+
+
+def test_a_library_has_the_versions_that_pythons_own_list_of_packages_says():
+    for top, names in metadata.packages_distributions().items():
+        if top not in {"torch", *sys.stdlib_module_names}:
+            assert [said.split()[:2] for said in versions(top)] == [
+                [name, metadata.version(name)] for name in sorted(set(names))], top
+    assert versions("no_such_library") == ()

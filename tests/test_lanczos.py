@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
+from optscope.bisection import crossing
 from optscope.errors import UserError
 from optscope.optim.preconditioner import Preconditioner
 from optscope.probes.hessian import Preconditioned, SymmetricOperator
@@ -235,3 +237,13 @@ def test_trace_is_exact_when_the_rank_is_small():
 def test_wrong_settings_are_named(call, says):
     with pytest.raises(UserError, match=says):
         call(Dense(torch.eye(5)))
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 3.0])
+def test_a_crossing_is_found_as_scipy_finds_it(power):
+    for zero in np.random.default_rng(1).random(200):
+        def rising(x, zero=zero):
+            return float(np.sign(x - zero) * abs(x - zero) ** power)
+
+        assert crossing(rising, 0.0, 1.0, 1e-6) == scipy.optimize.bisect(rising, 0, 1, xtol=1e-6)
+    assert crossing(lambda x: x, 0.0, 1.0, 1e-6) == 0

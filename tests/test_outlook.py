@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 
 from optscope.analyses.outlook import outlooks
 from optscope.evidence.claims import Claim, Verdict
-from optscope.evidence.power import outlook
+from optscope.evidence.power import outlook, power
 from optscope.evidence.records import Record, Records, Watched
 from optscope.evidence.verdicts import all_of, equivalent, greater, holm_corrected
 from tiny import call
@@ -30,6 +31,15 @@ def found(judge, effect, n=8):
     """The verdict on n pairs with exactly this mean difference and spread."""
     values = RNG.normal(size=n)
     return judge(effect + (values - values.mean()) / values.std(ddof=1), np.zeros(n))
+
+
+def test_power_is_that_of_the_noncentral_t():
+    for n in (6, 8, 30, 1000):
+        for effect in (0.0, 0.01, 0.3, -1.0, 4.0, 40.0):
+            for alpha in (0.05, 0.05 / 40):
+                least = scipy.stats.t.ppf(1 - alpha / 2, n - 1)
+                known = scipy.stats.nct.sf(least, n - 1, abs(effect) * n**0.5)
+                assert power(n, effect, alpha) == pytest.approx(known, rel=1e-9)
 
 
 @pytest.mark.parametrize(("judge", "effect", "outcome"), [

@@ -53,7 +53,7 @@ class Level:
     def rounding_floor(self) -> float:
         """The difference that rounding alone keeps two single runs below in 95 of 100 cases."""
         runs = self.ratio.n
-        return float(scipy.stats.t.ppf(0.975, max(1, runs * (len(KS) - 1)))) * math.sqrt(2) * self.deviation
+        return float(scipy.special.stdtrit(max(1, runs * (len(KS) - 1)), 0.975)) * math.sqrt(2) * self.deviation
 
     @property
     def verdict(self) -> str:

@@ -15,6 +15,7 @@ _OF_A_CLASS = {"__doc__", "__firstlineno__", "__static_attributes__"}  # what a 
 _CHANGING = {"append", "add", "update", "setdefault", "pop", "popitem", "clear", "extend", "insert", "remove",
              "discard", "appendleft", "popleft"}
 _ENDS = {"RAISE_VARARGS", "RETURN_VALUE", "POP_TOP", "STORE_FAST", "STORE_GLOBAL", "STORE_NAME", "STORE_DEREF"}
+_SAYING, _JUMPS = frozenset(dis.hasconst + dis.hasname), frozenset(dis.hasjrel + dis.hasjabs)
 _GLOBAL, _CELL = {"LOAD_GLOBAL", "LOAD_NAME"}, {"LOAD_DEREF", "LOAD_CLASSDEREF"}
 
 
@@ -48,7 +49,7 @@ def block(code: types.CodeType) -> Block:
     steps = list(dis.get_instructions(code))
     inner = [block(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     text = repr((_signature(code), list(_spoken(code, steps))))
-    said = {s.argval for s in steps if s.opcode in dis.hasconst + dis.hasname and isinstance(s.argval, str)}
+    said = {s.argval for s in steps if s.opcode in _SAYING and isinstance(s.argval, str)}
     return Block(
         hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16],
         frozenset(s.argval for s in steps if s.opname in _GLOBAL).union(*(b.names for b in inner)),
@@ -69,11 +70,12 @@ def _spoken(code: types.CodeType, steps: Sequence[dis.Instruction]) -> Iterator[
     places = [steps[i].offset for i in kept]
     for i in kept:
         step = steps[i]
-        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+        if step.opcode in _JUMPS:
             yield step.opname, bisect.bisect_left(places, step.argval)
         else:
             yield step.opname, _plain(step.argval)
-    for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
+    entries = dis.Bytecode(code).exception_entries if code.co_exceptiontable else ()  # type: ignore[attr-defined]
+    for entry in entries:
         ends = (bisect.bisect_left(places, place) for place in (entry.start, entry.end, entry.target))
         yield (*ends, entry.depth, entry.lasti)
 

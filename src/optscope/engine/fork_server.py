@@ -145,6 +145,8 @@ def serve(fd: int, parent: int) -> None:
     """Load, and fork workers, until the parent closes its end or is gone; then end them."""
     program = importlib.import_module("optscope.engine.execute").PROGRAM
     importlib.import_module("optscope.engine.identity").source_digest(*program)  # which loads all that it names
+    with contextlib.suppress(ImportError):  # what torch loads, sympy and all, at the first product with a Hessian
+        importlib.import_module("torch.fx.experimental.symbolic_shapes")
     gc.collect()
     gc.freeze()  # so that collections of workers write into none of the memory that they share
     workers: set[int] = set()

@@ -33,5 +33,5 @@ def growth_rate(steps: ArrayLike, distance: ArrayLike, low: float, high: float) 
     if len(t) < 3:
         return Interval(math.nan, math.nan, math.nan, len(t))
     line = scipy.stats.linregress(t, np.log(d))
-    half = float(scipy.stats.t.ppf(0.975, len(t) - 2)) * float(line.stderr)
+    half = float(scipy.special.stdtrit(len(t) - 2, 0.975)) * float(line.stderr)
     return Interval(float(line.slope), float(line.slope) - half, float(line.slope) + half, len(t))

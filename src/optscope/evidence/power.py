@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import scipy
 
+from optscope.bisection import crossing
 from optscope.errors import UserError
 from optscope.evidence.claims import Verdict
 from optscope.evidence.paired import FEWEST
@@ -24,7 +25,9 @@ def spread_of(low: float, high: float, n: int, alpha: float = 0.05) -> float:
     >>> round(spread_of(1.0, 3.0, 8), 3)
     1.196
     """
-    return (high - low) / 2 * math.sqrt(n) / float(scipy.stats.t.ppf(1 - alpha / 2, n - 1)) if n > 1 else math.nan
+    if n <= 1:
+        return math.nan
+    return (high - low) / 2 * math.sqrt(n) / float(scipy.special.stdtrit(n - 1, 1 - alpha / 2))
 
 
 def power(n: int, effect: float, alpha: float = 0.05) -> float:
@@ -33,7 +36,8 @@ def power(n: int, effect: float, alpha: float = 0.05) -> float:
     P(T > t_{1−α/2, n−1}) for T noncentral with n − 1 degrees of freedom and noncentrality effect·√n, where `effect`
     is the mean difference over its standard deviation (Cohen, Statistical Power Analysis, 1988, chapter 2).
     """
-    found = float(scipy.stats.nct.sf(scipy.stats.t.ppf(1 - alpha / 2, n - 1), n - 1, abs(effect) * math.sqrt(n)))
+    least = float(scipy.special.stdtrit(n - 1, 1 - alpha / 2))
+    found = float(scipy.special.nctdtr(n - 1, -abs(effect) * math.sqrt(n), -least))  # P(T > t) = P(-T < -t)
     return 1.0 if math.isnan(found) else found  # so far out that scipy has no number for it
 
 
@@ -90,9 +94,9 @@ def outlook(verdict: Verdict) -> Outlook | None:
     if not holds:
         bounds = [min(bounds, key=lambda bound: abs(verdict.effect - bound))]
     gaps = [abs(verdict.effect - bound) / spread for bound in bounds]
-    reach = (scipy.optimize.brentq(lambda gap: power(verdict.n, gap, level) - SHARE, 0.0, 1e4)
+    reach = (crossing(lambda gap: power(verdict.n, gap, level) - SHARE, 0.0, 1e4, 1e-9)
              if verdict.n >= FEWEST else math.inf)
-    return Outlook(spread * float(reach),
+    return Outlook(spread * reach,
                    _fewest(lambda n: 1 - sum(1 - power(n, gap, level) for gap in gaps)), holds)
 
 

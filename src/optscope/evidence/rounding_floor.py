@@ -53,7 +53,7 @@ def rounding_floor(records: Records, arm: str, other: str, metric: str, at: floa
     if not min(freedoms) or not total > 0:
         return RoundingFloor(0.0 if total == 0 and min(freedoms) else math.nan, deviations, sum(runs))
     freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
-    return RoundingFloor(float(scipy.stats.t.ppf(0.975, freedom)) * math.sqrt(total), deviations, sum(runs))
+    return RoundingFloor(float(scipy.special.stdtrit(freedom, 0.975)) * math.sqrt(total), deviations, sum(runs))
 
 
 def _within(records: Records, arm: str, metric: str, at: float | None) -> tuple[float, int, int]:

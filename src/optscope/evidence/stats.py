@@ -113,7 +113,7 @@ def median_interval(values: ArrayLike, confidence: float | None = None) -> Inter
     tail = 1 - _upper_level(confidence)
     kept, missing = _values(values, infinite=True)
     ordered, n = np.sort(kept), len(kept)
-    rank = int(scipy.stats.binom.ppf(tail, n, 0.5)) if n else 0
+    rank = int(np.searchsorted(scipy.special.bdtr(np.arange(n), n, 0.5), tail)) if n else 0
     low, high = (float(ordered[rank - 1]), float(ordered[n - rank])) if rank else (math.nan, math.nan)
     return Interval(float(np.median(ordered)) if n else math.nan, low, high, n, missing)
 

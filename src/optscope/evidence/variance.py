@@ -31,8 +31,8 @@ def spread_ratio(table: ArrayLike, confidence: float = 0.95) -> Interval:
         return Interval(math.nan, math.nan, math.nan, n, missing)
     between, tail = k * float(kept.mean(axis=1).var(ddof=1)), (1 + confidence) / 2
     f = between / within
-    quantile = float(scipy.stats.f.ppf(tail, n - 1, n * (k - 1)))
-    inverse = float(scipy.stats.f.ppf(tail, n * (k - 1), n - 1))
+    quantile = float(scipy.special.fdtri(n - 1, n * (k - 1), tail))
+    inverse = float(scipy.special.fdtri(n * (k - 1), n - 1, tail))
     estimate, high, low = (math.sqrt(k / (each + k - 1)) for each in (f, f / quantile, f * inverse))
     return Interval(estimate, low, high, n, missing)
 
@@ -46,6 +46,6 @@ def deviation_ratio(a: float, a_freedom: int, b: float, b_freedom: int, confiden
     if not (a > 0 and b > 0 and a_freedom > 0 and b_freedom > 0):
         return Interval(math.nan, math.nan, math.nan, 0)
     tail, ratio = (1 + confidence) / 2, a / b
-    low = ratio / math.sqrt(float(scipy.stats.f.ppf(tail, a_freedom, b_freedom)))
-    high = ratio * math.sqrt(float(scipy.stats.f.ppf(tail, b_freedom, a_freedom)))
+    low = ratio / math.sqrt(float(scipy.special.fdtri(a_freedom, b_freedom, tail)))
+    high = ratio * math.sqrt(float(scipy.special.fdtri(b_freedom, a_freedom, tail)))
     return Interval(ratio, low, high, b_freedom + 1)

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
 from torch import Tensor
 
 from optscope.devices import to_numpy
@@ -102,6 +101,8 @@ class Jacobian:
 
 def leading(jacobian: Jacobian, count: int, tolerance: float) -> NDArray[np.complex128]:
     """Return the eigenvalues of largest modulus, by decreasing modulus; those of them that converged."""
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs  # long to load, for games alone
+
     n = jacobian.size
     values: NDArray[np.generic]
     if n <= count + 2:

@@ -10,11 +10,11 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from optscope.bisection import crossing
 from optscope.devices import to_floats
 from optscope.errors import UserError
 from optscope.probes.hessian import SymmetricOperator
@@ -196,8 +196,7 @@ def _limit(krylov: Krylov, theta: float, share: float, risk: float = 0.01) -> fl
     width = max(abs(theta), TINY)
     while excess(theta + width) < 0:
         width *= 2
-    part = scipy.optimize.bisect(lambda part: min(excess(theta + part * width), 1.0), 0, 1, xtol=1e-6)
-    return theta + width * float(part)
+    return theta + width * crossing(lambda part: min(excess(theta + part * width), 1.0), 0.0, 1.0, 1e-6)
 
 
 @dataclass(frozen=True)
