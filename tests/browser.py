@@ -113,6 +113,13 @@ class Browser:
         """Move the pointer to a place in the window."""
         self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def drag(self, left, right, y):
+        """Press the pointer's button, move the pointer, and let go."""
+        for kind, x in (("mousePressed", left), ("mouseMoved", (left + right) / 2), ("mouseMoved", right),
+                        ("mouseReleased", right)):
+            self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1,
+                     buttons=int(kind != "mouseReleased"))
+
     def picture(self):
         """Return what the window shows, as PNG."""
         return base64.b64decode(self.ask("Page.captureScreenshot")["data"])

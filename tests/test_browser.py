@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM
+from browser import Browser as Chromium
+from firefox import FIREFOX, Firefox
 from optscope.evidence.picture import Panel, Picture, Quality, Scorecard, Series
 from optscope.evidence.records import Record, Records
 from optscope.evidence.stats import mean_interval
@@ -21,7 +23,8 @@ from test_report import HOSTILE, document, judged
 
 AXE = os.environ.get("AXE_CORE")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+BROWSERS = [pytest.param(kind, marks=pytest.mark.skipif(found is None, reason=f"no {kind.__name__} on PATH"))
+            for kind, found in ((Chromium, CHROMIUM), (Firefox, FIREFOX))]
 
 ARMS = ("SGD", "Adam", "arm <b>", "none")
 SEEDS = tuple(range(1, 12))
@@ -67,11 +70,20 @@ def whole():
                    families={"C1": "what it is about"}, measures=measures())
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
+def opened(kind, tmp_path_factory):
+    found = kind(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module", params=BROWSERS[:1])
+def browser(request, tmp_path_factory):
+    yield from opened(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=BROWSERS)
+def either(request, tmp_path_factory):
+    yield from opened(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +92,9 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture
-def page(browser, path):
-    browser.open(path)
-    return browser
+def page(either, path):
+    either.open(path)
+    return either
 
 
 def texts(browser, selector):
@@ -166,7 +178,9 @@ def test_what_is_far_from_the_screen_is_not_laid_out_and_nothing_moves_by_it(pag
     low = page.run(height)
     page.run("document.body.classList.remove('far')")
     waited(page, drawn)
-    assert page.run(height) == low
+    bars = page.run("[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth)"
+                    ".length")  # what is not laid out has none
+    assert abs(page.run(height) - low) <= 15 * bars
     page.run("document.body.classList.add('far')")
     page.run("document.documentElement.style.scrollBehavior = 'auto'")
     for where in ("differences", "claim-2", "figures"):
@@ -335,13 +349,11 @@ def test_curves_are_seen_closely_with_ticks_and_marks_where_their_numbers_are(pa
         window.ticks = () => [...svg.querySelectorAll('[data-axes="1"] [data-tick]:not(.off)')].map(
             each => [Number(each.textContent), each.querySelector('use').getBoundingClientRect().x]);""")
     wide = "svg.querySelector('[data-axes=\"1\"] [data-band]').getBoundingClientRect().width"
+    page.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
     before, band = page.run("ticks()"), page.run(wide)
     left, right, y = page.run("""(() => { const box = svg.getBoundingClientRect(), at = x => box.left + x * scale;
         return [at(panel[2]) + 10, at((panel[2] + panel[3]) / 2), box.top + places[0][4] * scale]; })()""")
-    for kind, x in (("mousePressed", left), ("mouseMoved", (left + right) / 2), ("mouseMoved", right),
-                    ("mouseReleased", right)):
-        page.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1,
-                 buttons=int(kind != "mouseReleased"))
+    page.drag(left, right, y)
     after = page.run("ticks()")
     assert len(after) > 2
     assert after != before

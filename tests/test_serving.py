@@ -100,8 +100,13 @@ def test_a_folder_shows_how_it_stands_until_it_has_a_report(server):
     assert "<strong>finished</strong>" in page
     assert "&lt;script&gt;" in page
     assert EVIL not in page
-    assert 'http-equiv="refresh"' in page
+    assert headers["Refresh"] == "10"
+    assert '<a href="?still">' in page
     assert "default-src 'none'" in headers["Content-Security-Policy"]
+    _, held, still = asked(server, "/folder/a%20b%26c/?still")
+    assert "Refresh" not in held
+    assert still.replace('held still: <a href="?">', "") != still
+    assert "Refresh" not in asked(server, "/?still")[1]
     assert asked(server, "/folder/deep/er/")[2] == "<h1>the report</h1>"
 
 
@@ -109,11 +114,11 @@ def test_while_a_command_works_its_folder_shows_how_it_stands_and_where_the_last
     owner = root / "deep" / "er" / ".owner"
     owner.write_text(f"{os.getpid()} on {platform.node()}")
     try:
-        page = asked(server, "/folder/deep/er/")[2]
+        _, headers, page = asked(server, "/folder/deep/er/")
     finally:
         owner.unlink()
     assert "<strong>running</strong>" in page
-    assert 'content="2"' in page
+    assert headers["Refresh"] == "2"
     assert '<a href="/folder/deep/er/report.html">' in page
 
 

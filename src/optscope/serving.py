@@ -168,17 +168,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _file(self, folder: Path, name: str) -> None:
         self._send(HTTPStatus.OK, (folder / name).read_bytes(), KINDS[name], THEIRS)
 
-    def _page(self, title: str, **what: object) -> None:
-        text = _TEMPLATE.render({"title": title, "shown": None, "rows": (), "left": "", **what})
-        self._send(HTTPStatus.OK, text.encode(), "text/html")
+    def _page(self, title: str, again: int, **what: object) -> None:
+        """Send a page that is asked for again after so many seconds, unless its reader holds it still."""
+        still = urllib.parse.urlsplit(self.path).query == "still"
+        text = _TEMPLATE.render({"title": title, "shown": None, "rows": (), "left": "", "again": again,
+                                 "still": still, **what})
+        self._send(HTTPStatus.OK, text.encode(), "text/html", again=0 if still else again)
 
-    def _send(self, status: HTTPStatus, content: bytes, kind: str, policy: str = OURS) -> None:
+    def _send(self, status: HTTPStatus, content: bytes, kind: str, policy: str = OURS, again: int = 0) -> None:
         self.send_response(status)
         for name, value in (("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(content))),
                             ("Content-Security-Policy", policy), ("X-Content-Type-Options", "nosniff"),
                             ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-store"),
                             ("Cross-Origin-Resource-Policy", "same-origin")):
             self.send_header(name, value)
+        if again:
+            self.send_header("Refresh", str(again))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
