@@ -36,6 +36,7 @@ from optscope.probes.lipschitz import Lipschitz
 from optscope.probes.noise import BandNoise, GaussianNoise
 from optscope.probes.probe import Probe, Reading
 from optscope.probes.robust import RobustAccuracy
+from optscope.probes.still import check_finite
 from optscope.tasks.models import ResNet
 from optscope.tasks.snapshot import Snapshot
 from optscope.tasks.task import Task
@@ -231,3 +232,12 @@ def test_no_examples_are_refused_where_data_are_made() -> None:
 def test_no_probe_looks_at_no_examples(probe: Probe) -> None:
     with pytest.raises(UserError, match="examples must be at least 1, or None for all; got 0"):
         dataclasses.replace(probe, examples=0)(snapshot(linear(), X, Y))
+
+
+def test_weights_that_are_finite_may_have_a_sum_that_is_not():
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data = torch.full((1, 2), 60000.0, dtype=torch.float16)
+    check_finite(layer)
+    layer.weight.data = torch.tensor([[math.inf, -math.inf]])
+    with pytest.raises(UserError, match="'weight' is not finite"):
+        check_finite(layer)
