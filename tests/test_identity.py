@@ -90,6 +90,18 @@ def test_old_numbers_never_pass_as_new(row, place):
     assert a != b
 
 
+def test_a_package_that_is_installed_editable_is_its_authors_code_whatever_version_it_says(place):
+    # Such a package lies in its own folder; what site-packages has of it is a name, a version, and where it is.
+    installed = {"own-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: own\nVersion: 1.0\n",
+                 "own-1.0.dist-info/top_level.txt": "own\n",
+                 "own-1.0.dist-info/direct_url.json": '{"url": "file:///own", "dir_info": {"editable": true}}'}
+    a, again, b = (name_of(place, installed | {"own/__init__.py": f"SCALE = {scale}\n"},
+                           loss="import own\n    return own.SCALE * F.cross_entropy(outputs, targets)")
+                   for scale in (2, 2, 3))
+    assert a == again
+    assert a != b
+
+
 SAME = {
     "a comment": ({}, {"model": "# said\n    return nn.Linear(4, 2)"}),
     "a docstring": ({}, {"loss": '"""Say."""\n    return F.cross_entropy(outputs, targets)'}),
