@@ -4,6 +4,7 @@ The rival is the loop that people write: a DataLoader that shuffles, `loss.item(
 momentum; one training after the other with torch's own number of threads, and two at a time by joblib. Ours is a
 comparison whose arms are the rates, with records on disk. Each tests what it trained on 2,000 images. Times are of
 whole commands, their imports and all their processes included: CPU-seconds, and the clock's on the same machine.
+A ResNet-8 takes every second rate, 16 trainings, and so about ten minutes for its three ways where nothing else runs.
 """
 
 from __future__ import annotations
@@ -24,17 +25,25 @@ RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 SEEDS = (1, 2, 3, 4)
 DATA = Path(__file__).parents[1] / "src" / "optscope" / "data" / "fashion_mnist.npz"
 EPOCHS, BATCH, IMAGES, TESTED = 2, 128, 8_000, 2_000
-MODELS = ("linear", "mlp", "cnn")
-LIMITS = {"linear": (1.8, 3.5), "mlp": (1.4, 2.2), "cnn": (1.6, 2.2)}
+MODELS = ("linear", "mlp", "cnn", "resnet-8")
+LIMITS = {"linear": (1.8, 3.5), "mlp": (1.4, 2.2), "cnn": (1.6, 2.2), "resnet-8": (1.35, 1.6)}
 """How many times less CPU, and less of the clock, ours may take than the loop one after the other."""
+AGREE = {"linear": 2.0, "mlp": 2.0, "cnn": 2.0, "resnet-8": 4.0}
+"""Within how many points the three ways' best mean accuracies are, which see other batches and other starts."""
 ROUNDS = 1
+
+
+def rates(name: str) -> tuple[float, ...]:
+    """Return the learning rates of a model's sweep."""
+    return RATES[1::2] if name == "resnet-8" else RATES
 
 
 def model(name: str) -> Any:
     """Return a factory of the model."""
-    from optscope.tasks.models import MLP, StridedCNN
+    from optscope.tasks.models import MLP, ResNet, StridedCNN
 
-    return {"linear": MLP((784, 10)), "mlp": MLP((784, 256, 10)), "cnn": StridedCNN(widths=(16, 32))}[name]
+    return {"linear": MLP((784, 10)), "mlp": MLP((784, 256, 10)), "cnn": StridedCNN(widths=(16, 32)),
+            "resnet-8": ResNet(8, channels=1)}[name]
 
 
 def loop(name: str, lr: float, seed: int) -> float:
@@ -66,14 +75,14 @@ def loop(name: str, lr: float, seed: int) -> float:
 
 def one_by_one(name: str) -> list[float]:
     """Return all accuracies, rates outermost."""
-    return [loop(name, lr, seed) for lr in RATES for seed in SEEDS]
+    return [loop(name, lr, seed) for lr in rates(name) for seed in SEEDS]
 
 
 def by_joblib(name: str) -> list[float]:
     """Return the same of two processes."""
     from joblib import Parallel, delayed
 
-    return list(Parallel(2)(delayed(loop)(name, lr, seed) for lr in RATES for seed in SEEDS))
+    return list(Parallel(2)(delayed(loop)(name, lr, seed) for lr in rates(name) for seed in SEEDS))
 
 
 def ours(name: str) -> list[float]:
@@ -89,7 +98,7 @@ def ours(name: str) -> list[float]:
     from optscope.tasks.images import FashionMNIST
     from optscope.tasks.task import Task
 
-    arms = tuple(Arm(f"{lr:g}", SGD(lr=lr, momentum=0.9)) for lr in RATES)
+    arms = tuple(Arm(f"{lr:g}", SGD(lr=lr, momentum=0.9)) for lr in rates(name))
     task = Task(name, model(name), FashionMNIST(IMAGES, 500, TESTED))
     sweep = Comparison("sweep", task, arms, Plan(EPOCHS, BATCH), (Accuracy(),), SEEDS, moments=1)
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +110,7 @@ WAYS = {"optscope": ours, "loop, one by one": one_by_one, "loop, joblib of 2": b
 
 
 def b9() -> Mapping[str, Any]:
-    """Return what the three sweeps take of the processor and of the clock, by each way."""
+    """Return what the sweeps take of the processor and of the clock, by each way."""
     found: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
     limits: dict[str, float] = {}
@@ -112,14 +121,14 @@ def b9() -> Mapping[str, Any]:
         medians = {way: [statistics.median(each[k] for each in times) for k in (0, 1)]
                    for way, times in seen.items()}
         best = {way: times[0][2] for way, times in seen.items()}
-        assert max(best.values()) - min(best.values()) < 2, f"they learn otherwise: {best}"
+        assert max(best.values()) - min(best.values()) < AGREE[name], f"they learn otherwise: {best}"
         found += [{"who": f"{name}: {way}", "version": versions[way], "answer": f"best mean {best[way]:.1f} %",
                    "median_s": cpu, "counts": {"clock [s]": round(clock, 1)}}
                   for way, (cpu, clock) in medians.items()]
         for k, kind in enumerate(("CPU", "clock")):
             ratios[f"{name}, {kind}"] = medians["optscope"][k] / medians["loop, one by one"][k]
             limits[f"{name}, {kind}"] = round(1 / LIMITS[name][k], 2)
-    return {"bar": "B9", "work": "32 trainings from the prompt to the last number, CPU-seconds of all processes",
+    return {"bar": "B9", "work": "32 trainings (ResNet-8: 16) from the prompt to the last number, CPU-seconds of all processes",
             "rows": found, "ratio": ratios, "limit": limits}
 
 
