@@ -4,7 +4,7 @@ The rival is the loop that people write: a DataLoader that shuffles, `loss.item(
 momentum; one training after the other with torch's own number of threads, and two at a time by joblib. Ours is a
 comparison whose arms are the rates, with records on disk. Each tests what it trained on 2,000 images. Times are of
 whole commands, their imports and all their processes included: CPU-seconds, and the clock's on the same machine.
-A ResNet-8 takes every second rate, 16 trainings, and so about ten minutes for its three ways where nothing else runs.
+A ResNet-8 takes every second rate, 16 trainings: about ten minutes for the three ways where nothing else runs.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def b9() -> Mapping[str, Any]:
         for k, kind in enumerate(("CPU", "clock")):
             ratios[f"{name}, {kind}"] = medians["optscope"][k] / medians["loop, one by one"][k]
             limits[f"{name}, {kind}"] = round(1 / LIMITS[name][k], 2)
-    return {"bar": "B9", "work": "32 trainings (ResNet-8: 16) from the prompt to the last number, CPU-seconds of all processes",
+    return {"bar": "B9", "work": "32 trainings (ResNet-8: 16) from prompt to last number, CPU-s of all processes",
             "rows": found, "ratio": ratios, "limit": limits}
 
 
