@@ -90,6 +90,16 @@ def test_old_numbers_never_pass_as_new(row, place):
     assert a != b
 
 
+def test_code_that_names_code_is_read_however_deep(place):
+    def chain(last):
+        steps = [f"def step_{i}(x):\n    return step_{i + 1}(x)\n" for i in range(2_000)]
+        return "\n".join([*steps, f"def step_2000(x):\n    return {last} * x\n"])
+    a, again, b = (name_of(place, {"deep.py": chain(last)}, model="import deep\n    deep.step_0\n"
+                           "    return nn.Linear(4, 2)") for last in (2, 2, 3))
+    assert a == again
+    assert a != b
+
+
 def test_a_package_that_is_installed_editable_is_its_authors_code_whatever_version_it_says(place):
     # Such a package lies in its own folder; what site-packages has of it is a name, a version, and where it is.
     installed = {"own-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: own\nVersion: 1.0\n",

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import types
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -67,7 +68,8 @@ def source_digest(*modules: str) -> str:
 class Account:
     """A value written out: `of` returns what it is, with references to entries: functions, classes and globals.
 
-    Each of these stands once, under its module and name, so that two accounts can be compared entry by entry.
+    Each of these stands once, under its module and name, so that two accounts can be compared entry by entry. They
+    are written one after the other, not where they are named: code that names code may be as deep as it likes.
     """
 
     def __init__(self) -> None:
@@ -78,9 +80,13 @@ class Account:
         self._tensors: dict[int, int] = {}
         self._changed: set[str] = set()
         self._users: set[str] = set()
+        self._named_only: deque[tuple[str, Any]] = deque()
 
     def settled(self) -> dict[str, Any]:
         """Return the entries without what the functions themselves write to: a cache is no setting."""
+        while self._named_only:
+            label, thing = self._named_only.popleft()
+            self.entries[label] = self._class(thing) if isinstance(thing, type) else self._function(thing)
         return {label: self._lasting(label, entry) for label, entry in self.entries.items()
                 if label not in self._changed}
 
@@ -240,7 +246,7 @@ class Account:
         self._labels[id(thing)] = label
         self._enter(label, place)
         self._kept.append(thing)
-        self.entries[label] = self._class(thing) if isinstance(thing, type) else self._function(thing)
+        self._named_only.append((label, thing))
         return label
 
     def _of_library(self, thing: Any, place: str) -> Any:
