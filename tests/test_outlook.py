@@ -82,7 +82,8 @@ def test_the_hours_are_those_of_the_runs_that_the_claim_read():
         better = greater(*records.where(experiment="one").pairs("A", "B", "accuracy"), unit="points")
         return all_of([Verdict("holds", "known."), *holm_corrected([better, better])])
     study = replace(import_module("optscope.studies.robustness_gap").STUDY, families={"X": "an example"},
-                    shown={}, looks={}, claims=(Claim("X", "A is better.", "here", test, "B is better"),))
+                    shown={}, answers=(), looks={},
+                    claims=(Claim("X", "A is better.", "here", test, "B is better"),))
     table = outlooks(study, Records(rows))
     needed = outlook(replace(greater(list(gaps.values()), [0.0] * 8), tests=2)).pairs
     assert [row[0] for row in table.rows] == ["X", "X"]

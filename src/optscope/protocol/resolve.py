@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -96,6 +97,16 @@ def _import(name: str) -> ModuleType:
             raise UserError(f'no module "{name}" could be imported ({error}); {advice}') from error
 
 
+class _AsSaved(SourceFileLoader):
+    """Reads a file itself: Python knows outdated compiled code by size and second of saving alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile what the file says now."""
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
 def _load_file(path: Path) -> ModuleType:
     path = next((each for each in (path, *(folder / path for folder in _left)) if each.is_file()), path)
     if not path.is_file():
@@ -107,7 +118,7 @@ def _load_file(path: Path) -> ModuleType:
         raise UserError(f"{said} has the name of a module that is in use; call it my_{path.name}")
     before = set(sys.modules)
     sys.path.insert(0, str(root))
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_AsSaved(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
