@@ -53,7 +53,7 @@ def claims(study: str) -> str:
     verdicts, picture = judged(study), PICTURE.search((ROOT / "results" / study / "report.md").read_text("utf-8"))
     assert picture is not None
     about = import_module(f"optscope.studies.{study}").STUDY.families
-    lines = [f"![{picture['title']}](../results/{study}/{picture['file']})", "", f"*{picture['title']}*", "",
+    lines = [f"![{picture['title']}](../results/{study}/{picture['file']})", "",
              "| claims about | hold | do not | undecided |", "|---|---|---|---|"]
     for family, words in about.items():
         own = [each for each in verdicts if each["claim"].split()[0] == family]
