@@ -207,13 +207,13 @@ GAPS = (
         "nothing: every paper's own setting would be an experiment of its own"),
     Gap("robustness of Muon", "adversarial training of CNNs (2605.26929)",
         "ordinary training of a perceptron and of a ResNet-8 of width 8",
-        "attacks in the training loop: some ten times the seconds of these experiments"),
+        "attacks in the training loop: by estimate ten times the seconds of these experiments"),
     Gap("networks", "language models and vision networks of millions of weights and more, as recalled",
         "a perceptron of 118,282 weights, a ResNet-8 of width 8, a transformer of width 64",
         "GPUs; the same tasks take larger models by their arguments"),
     Gap("length of training", "until the loss has settled, as recalled",
         "20 epochs of 10,000 images; five of CIFAR-10; 400 steps of text",
-        "about 7,900 seconds of one process for each time that it is made longer by all of it"),
+        "about 7,900 seconds of one process, times as many as the trainings are made longer"),
     Gap("SOAP's step", "variance adaptation apart from whitening (2510.25000)",
         "length apart from direction, by grafts with AdamW", "a rule between the two that adapts no variances"))
 

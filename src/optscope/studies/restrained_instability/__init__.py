@@ -154,7 +154,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; every claim of trained networks stays undecided",
-    "desk": "4,400 seconds of one process, 40 min on two cores; needs Fashion-MNIST (optscope data "
+    "desk": "about 4,400 seconds of one process; needs Fashion-MNIST (optscope data "
             "fashion-mnist) and scikit-learn",
     "long": "accuracy spread of ResNet-8 of width 8 on 10,000 CIFAR-10 images, ten seeds: about an hour and a half "
             "on two cores",
