@@ -35,7 +35,7 @@ COMMANDS = {
     "demo": ([["optscope", "compare", "fashion-mnist", "--out", "demo"]], "report: {root}/demo/report.html"),
     "smoke": ([*(["optscope", "run", study, "--scale", "smoke"] for study in STUDIES),
                ["optscope", "compare", "digits", "--seeds", "2", "--epochs", "2", "--out", "runs/smoke"]], ""),
-    "test": ([["ruff", "check", "."], ["mypy"], ["pytest", "-n", "2"]], ""),
+    "test": ([["ruff", "check", "."], ["mypy"], ["pytest", "-n", "2", "--dist", "loadscope"]], ""),
     "docs": ([["python", "scripts/docs.py"]], "documentation: {root}/docs/_build/html/index.html"),
     "check": ([["python", "-c", "import optscope; print('optscope', optscope.__version__)"],
                ["optscope", "--help"]], ""),

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
@@ -86,22 +85,34 @@ def _here() -> str:
     return f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else "?"
 
 
+def _leaves(x):
+    if isinstance(x, (list, tuple)):
+        for each in x:
+            yield from _leaves(each)
+    else:
+        yield x
+
+
+def _each(change, x):
+    """Change what stands in lists and tuples, which is all that operations take and return."""
+    return type(x)([_each(change, y) for y in x]) if isinstance(x, (list, tuple)) else change(x)
+
+
+def _inner(x):
+    return x.inner if isinstance(x, _Tensor) else x
+
+
 def _run(func, args, kwargs):
-    ours, plain = [], []
-
-    def look(x):
-        if isinstance(x, _Tensor):
-            ours.append(x)
-        elif isinstance(x, torch.Tensor) and x.dim() > 0:
-            plain.append(x)
-        return x
-
-    tree_map(look, (args, kwargs))
+    tensors = [x for x in _leaves((args, list(kwargs.values()))) if isinstance(x, torch.Tensor)]
+    ours = any(isinstance(x, _Tensor) for x in tensors)
+    if not ours and kwargs.get("device") is None:
+        return func(*args, **kwargs)
+    plain = any(not isinstance(x, _Tensor) and x.dim() > 0 for x in tensors)
     name = func._schema.name.partition("::")[2]
     moves = name in ("_to_copy", "copy_", "_copy_from")
     if ours and plain and not moves:
         raise RuntimeError(f"expected all tensors on one device, got pretend and cpu in {func}")
-    here = bool(ours)
+    here = ours
     kwargs = dict(kwargs)
     if kwargs.get("device") is not None:
         here = torch.device(kwargs["device"]).type == NAME
@@ -110,14 +121,13 @@ def _run(func, args, kwargs):
         reads[_here()] += 1
     if ours and name in ("index", "index_put", "index_put_"):  # a mask becomes places, and how many is a value
         reads[_here()] += sum(isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1])
-    out = func(*tree_map(lambda x: x.inner if isinstance(x, _Tensor) else x, args),
-               **tree_map(lambda x: x.inner if isinstance(x, _Tensor) else x, kwargs))
+    out = func(*_each(_inner, args), **{key: _each(_inner, x) for key, x in kwargs.items()})
     if func._schema.is_mutable:
         returned = kwargs.get("out")
         if returned is not None:
             return returned
         return args[0] if func._schema.returns else None
-    return tree_map(lambda x: _Tensor(x) if isinstance(x, torch.Tensor) and here else x, out)
+    return _each(lambda x: _Tensor(x) if isinstance(x, torch.Tensor) else x, out) if here else out
 
 
 def install() -> None:

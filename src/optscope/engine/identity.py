@@ -98,9 +98,9 @@ class Account:
             return [*entry[:-1], None]
         return [*entry[:-1], [held for held in entry[-1] if f".{held[0]}" not in self._changed]]
 
-    def users(self) -> dict[str, str]:
-        """Return a digest of every entry that is the user's."""
-        return {label: digest(entry) for label, entry in self.settled().items() if label in self._users}
+    def users(self, settled: Mapping[str, Any]) -> dict[str, str]:
+        """Return a digest of every settled entry that is the user's."""
+        return {label: digest(entry) for label, entry in settled.items() if label in self._users}
 
     def apart(self, value: object) -> Any:
         """Return what a value comes to if no tensor of it stands elsewhere, as in a list of models made before."""

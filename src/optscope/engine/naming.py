@@ -152,9 +152,10 @@ def _looked_at(task: Task, look: Callable[[object], Named]) -> tuple[Named, Data
 def _written(part: object, made: Mapping[str, object] | None = None) -> Named:
     account = Account()
     found = {name: account.apart(thing) for name, thing in {"": part, **(made or {})}.items()}
-    users = account.users() | {name: digest(found[name]) for name in made or {}
+    settled = account.settled()
+    users = account.users(settled) | {name: digest(found[name]) for name in made or {}
                                if not isinstance((made or {})[name], _Stopped)}
-    return Named(digest([found, account.settled()]), users)
+    return Named(digest([found, settled]), users)
 
 
 def _tried(make: Callable[[], object]) -> object:

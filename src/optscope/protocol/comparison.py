@@ -197,8 +197,7 @@ class Comparison:
                      or (row.status == "ok" and row.metric == self.criterion.metric and row.step is None)}
             if {(job.use.arm, job.use.run) for job in tuning} - ended:
                 return tuning
-            more = self._further(known, tried) if left else {}
-            if not more:
+            if not (more := self._further(known, tried) if left else {}):
                 break
             tried = {name: [*rules, *more.get(name, ())] for name, rules in tried.items()}
         chosen = self.chosen(known)
@@ -315,6 +314,7 @@ class Calls:
     name: str
     calls: Sequence[Call]
 
+    @looked_at_once()
     def jobs(self, records: Records) -> list[Job]:
         """Return one job a call."""
         return [Job(c, Use(self.name, "", "final", 0, "", c.id, (), c.factors)) for c in self.calls]

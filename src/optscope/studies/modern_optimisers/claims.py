@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optscope.evidence.claims import Claim, Verdict
-from optscope.evidence.records import Records
+from optscope.evidence.records import Record, Records
 from optscope.evidence.stats import mean_interval
 from optscope.evidence.verdicts import all_of, equivalent, greater, shown_by, within
 from optscope.protocol.grafts import graft_name
@@ -98,13 +98,18 @@ class AtTheEdge:
         """Judge the interval over seeds of the ratio, each seed's a mean over the last fifth of its readings."""
         low, high = AT_EDGE
         return within(mean_interval(ratios(records, self.norm, self.rate)), low, high,
-                      what=f"{self.norm}, lr {self.rate:g}: sharpness over threshold")
+                      what=f"{self.norm} at {self.rate:g}: sharpness over threshold")
+
+
+def followed(records: Records, norm: str, rate: float) -> list[Record]:
+    """Return the readings of sharpness over threshold along the trainings of one norm at one rate."""
+    rows = records.where(experiment="edge", metric="sharpness / threshold", phase="final", norm=norm, rate=rate)
+    return [row for row in rows if row.step is not None]
 
 
 def ratios(records: Records, norm: str, rate: float) -> Array:
     """Return sharpness over threshold at the end of training, one mean a seed."""
-    rows = [row for row in records.where(experiment="edge", metric="sharpness / threshold", phase="final")
-            if row.arm == f"{norm}, lr {rate:g}" and row.step is not None]
+    rows = followed(records, norm, rate)
     found = []
     for seed in sorted({row.seed for row in rows}):
         mine = sorted((row for row in rows if row.seed == seed), key=lambda row: row.step or 0)

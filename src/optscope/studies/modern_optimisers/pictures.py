@@ -20,6 +20,7 @@ from optscope.studies.modern_optimisers.claims import (
     LENGTH_OF_ADAMW,
     LENGTH_OF_SOAP,
     RADII,
+    followed,
     rare,
     ratios,
     shares_of_steps,
@@ -132,8 +133,7 @@ def _edge(records: Records) -> Picture:
     for norm, rates in EDGE.items():
         series = []
         for rate in rates:
-            rows = [row for row in records.where(experiment="edge", metric="sharpness / threshold", phase="final")
-                    if row.arm == f"{norm}, lr {rate:g}" and row.step is not None]
+            rows = followed(records, norm, rate)
             steps = sorted({row.step or 0 for row in rows})
             means = [mean_interval([row.value for row in rows if row.step == step]) for step in steps]
             series.append(Series.over(f"lr {rate:g}", steps, means, seeds=sorted({row.seed for row in rows})))
