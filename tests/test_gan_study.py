@@ -80,6 +80,14 @@ def test_one_normalised_rule_that_keeps_up_is_enough():
     assert judged("C3 ring", records("ring", "modes", {ROOT: 2.0, MODEL: 2.0, ADAM: 6.0})) == "fails"
 
 
+@pytest.mark.parametrize("scale", STUDY.costs)
+def test_only_the_papers_own_dimension_is_played_in_all_coordinates(scale):
+    """A judged batch of a thousand in a million coordinates takes 8 GB."""
+    calls = [call for e in STUDY.experiments(scale) if e.name == "theory" for call in e.calls]
+    again = [call.arguments["problem"] for call in calls if call.arguments["again"]]
+    assert again == [TwoModes()] * (2 if scale in ("desk", "paper") else 0)
+
+
 def test_the_theory_is_judged_at_its_three_moments():
     in_budget, fitted = "cells with both modes within the budget", "cells collapsed once D has fitted"
     found = [theory_rows(normalised(f"d = {d}"), fresh=[(in_budget, [1.0, 0.9, 0.8])]) for d in (300, 1000, 3000)]

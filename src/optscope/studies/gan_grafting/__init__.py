@@ -128,7 +128,7 @@ def _theory(size: Size) -> list[Call]:
                 found.append(Call(theory, {
                     "arm": arm, "problem": problem, "normalised": kind == NORMALISED, "cells": cells,
                     "steps": steps, "seeds": tuple(range(seeds)), "fresh": tuple(range(1000, 1000 + fresh)),
-                    "again": REPLAYED if usual and size.variants else ()}, played(kind, name)))
+                    "again": REPLAYED if problem == TwoModes() and size.variants else ()}, played(kind, name)))
     return found
 
 
