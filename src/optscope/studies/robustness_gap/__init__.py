@@ -138,7 +138,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; every claim stays undecided",
-    "desk": "by estimate 5,600 seconds of one process, 50 min on two cores; needs Fashion-MNIST and CIFAR-10 "
+    "desk": "about 6,500 seconds of one process, an hour on two cores; needs Fashion-MNIST and CIFAR-10 "
             "(optscope data ...), and scikit-learn",
     "paper": "the authors' networks and 200 epochs; about 190 trainings; days on many cores",
 }
