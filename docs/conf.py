@@ -1,4 +1,4 @@
-"""How Sphinx turns the pages that scripts/site.py gathers into the site."""
+"""How Sphinx turns the pages that scripts/docs.py gathers into the site."""
 
 from __future__ import annotations
 

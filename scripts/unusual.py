@@ -441,9 +441,9 @@ HEAD = """# What optscope does with unusual models
 
 Written by `python scripts/unusual.py`, which sends each of these through the check and the rehearsal of a
 comparison of SGD with Adam (or the optimiser named) on 60 examples, and then through its trainings: one seed, one
-epoch. "Works" means that every probe was taken of the untrained model, and every training finished; "without" names
-the probes that fall silent, with the reason that the terminal shows; "refused" is the one sentence that
-`optscope compare` prints before it trains anything.
+epoch. Every task is called "it" here. "Works" means that every probe was taken of the untrained model, and every
+training finished; "without" names the probes that fall silent, with the reason that the terminal shows; "refused"
+is the one sentence that `optscope compare` prints before it trains anything.
 
 | what | what happens |
 |---|---|

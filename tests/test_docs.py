@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections import Counter
 from importlib.resources import files
+from pathlib import Path
 
 import jsonschema
 import pytest
 import referencing
+import typer
 from scripts import docs, site_links, verdicts
 from typer.testing import CliRunner
 
 from optscope.cli.app import app
 from optscope.engine.execute import Inline
-from optscope.evidence.records import Records
+from optscope.evidence.records import Metric, Records
 from optscope.lab import compare
 from optscope.probes.catalog import PROBES
-from test_architecture import ROOT, TUTORIALS, run_document
+from optscope.protocol.arms import DEFAULT, NAMES
+from optscope.protocol.margin import margin_said
+from optscope.protocol.settings import Settings
+from optscope.tasks.sources import sources
+from test_architecture import DOCUMENTS, ROOT, TUTORIALS, run_document
 from tiny import TASK
 
 SCHEMAS = {path.name: json.loads(path.read_text())
@@ -128,6 +136,48 @@ def test_costs_of_probes_are_those_that_were_measured():
     for _, probes, costs, *_ in rows:
         known = [PROBES[name].cost for name in probes.split("`") if name in PROBES]
         assert costs == ", ".join("?" if cost is None else f"{cost:,g}" for cost in known), probes
+
+
+def test_pages_are_two_clicks_away_by_the_links_that_a_reader_of_the_files_sees():
+    near = {"docs/index.md": 0}
+    for clicks in range(site_links.CLICKS):
+        pages = [file for file, far in near.items() if far == clicks and file.endswith(".md")]
+        for file in [page for page in pages if (ROOT / page).is_file()]:  # the reference is written later
+            for _, _, link in docs.LINK.findall(docs.FENCE.sub("", (ROOT / file).read_text())):
+                near.setdefault(os.path.normpath(Path(file).parent / link.partition("#")[0]), clicks + 1)
+    assert {path.relative_to(ROOT).as_posix() for path in (*DOCUMENTS, *TUTORIALS)} - {"README.md"} <= set(near)
+
+
+def test_every_command_and_option_is_in_a_document():
+    text = "\n".join(path.read_text() for path in (*DOCUMENTS, *TUTORIALS))
+    commands = [each for each in typer.main.get_command(app).commands.values() if not each.hidden]
+    said = {f"optscope {each.name}" for each in commands} | {
+        option for each in commands for param in each.params for option in param.opts if option.startswith("-")}
+    settings = {f"--{name}".replace("_", "-") for name in Settings.model_fields}  # whose table the page holds
+    assert len(said) > 40
+    assert [each for each in sorted(said - settings) if not re.search(rf"(?<![\w-]){each}(?![\w-])", text)] == []
+
+
+def test_every_ready_optimiser_is_in_the_list_of_the_settings():
+    page = (ROOT / "docs" / "your-model.md").read_text().partition("## Settings")[2]
+    listed = page.partition("`-o` takes these names")[2].partition("More than learning rates")[0]
+    assert [name for name in NAMES if f"`{name}`" not in listed] == []
+    assert f"the first is the baseline ({', '.join(f'`{name}`' for name in DEFAULT)}) |" in page
+
+
+@pytest.mark.parametrize(("command", "words"), [
+    ("run", "runs/STUDY-SCALE"), ("compare", "runs/COMMAND-NAME"), ("compare", f"({', '.join(DEFAULT)})"),
+    ("compare", f"({margin_said(None, Metric('accuracy', '%')).text(Metric('accuracy', '%'))})"),
+    ("advise", "auto, cpu, cuda, mps, ...")])
+def test_help_says_what_counts_without_a_word(command, words):
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "500", "TERM": "dumb"}).output
+    assert words in " ".join(said.split())
+
+
+def test_data_without_a_name_names_all():
+    said = CliRunner().invoke(app, ["data"])
+    assert said.exit_code == 0
+    assert said.output == f"there are: {', '.join(sources())}\n"
 
 
 def test_the_guide_is_printed_whole():

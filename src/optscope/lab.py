@@ -65,14 +65,15 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
         compare(task, ["sgd", "adam"], seeds=3)
         compare(task, ["sgd", Arm("mine", Mine(lr=0.1), Grid((0.03, 0.1)))], "runs/mine", epochs=5)
 
-    Every arm is tuned with the same number of learning rates by validation loss, trained on the same fresh
-    seeds, and measured by every probe that fits the task. The same call again continues, and repeats no run.
+    Every arm is tuned with the same budget of gradients by validation loss, trained on the same fresh seeds, and
+    measured by every probe that fits the task. Rates fall to a tenth after half of every training, and again after
+    three quarters (`Settings.plan`). The same call again continues, and repeats no run.
 
     Args:
         task: what is learned.
         given: `arms`, as a list, and `out`, as a path, by place.
         arms: the optimisers, the first of which is the baseline: names (`optscope list`) or `Arm`s. Without any,
-            those of the settings.
+            those of the settings: "sgd", "adam", "rmsprop" and "graft", if these name none either.
         out: the folder; "runs/compare-NAME" without one.
         settings: what may be said of a comparison.
         executor: where runs are done; processes on this machine without one.
@@ -112,7 +113,7 @@ def rounding(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str
 
     Every arm is trained at each of its learning rates, on every seed, three times: the same but for the rounding
     of its steps (`optscope.optim.Rounded`). The same call again continues, and repeats no run. What it takes is
-    what `compare` takes.
+    what `compare` takes, and so is what counts without it; the command takes "sgd" and "adam" on five seeds then.
 
     Raises:
         UserError: when the task, an arm, a setting or the folder will not do; before anything is trained.

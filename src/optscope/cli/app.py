@@ -19,7 +19,12 @@ Slots = Annotated[int, typer.Option("--slots", min=0, help=(
     "Processes to use (0: one a core); of accelerators, runs on each at once (0: one)."))]
 Batch = Annotated[int | None, typer.Option("--batch", help="Examples a step (128).")]
 Device = Annotated[str | None, typer.Option("--device", help=(
-    "Where to train: auto, cpu, cuda, mps, ..., or several: cuda:0,cuda:1."))]
+    "Where to compute: auto, cpu, cuda, mps, ..., or several: cuda:0,cuda:1."))]
+OneDevice = Annotated[str | None, typer.Option("--device", help="Where to compute: auto, cpu, cuda, mps, ...")]
+Margin = Annotated[str | None, typer.Option("--margin", help=(
+    "Within what accuracies count as equal, such as 0.5 or 20% (1.5 points or 20 % of the baseline's error, "
+    "whichever is less)."))]
+StudyName = Annotated[str, typer.Argument(help="A study's name (optscope list).")]
 
 Pool = Annotated[str | None, typer.Option("--executor", metavar="PLACE", help=(
     "Who does the runs: dask://HOST:PORT, or my_cluster.py:NAME, a function that returns an executor."))]

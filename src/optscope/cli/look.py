@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from optscope.cli.app import app
+from optscope.cli.app import StudyName, app
 from optscope.endings import OUT, say
 from optscope.errors import UserError
 from optscope.studies import STUDIES, study_of
@@ -29,7 +29,7 @@ def list_() -> None:
 
 
 @app.command()
-def show(study: str, power: Annotated[Path | None, typer.Option("--power", metavar="FOLDER", help=(
+def show(study: StudyName, power: Annotated[Path | None, typer.Option("--power", metavar="FOLDER", help=(
         "Say of a report of the study what would decide the claims that are undecided."))] = None) -> None:
     """Show a study: its question, claims, scales and what they cost."""
     found = study_of(study)
@@ -177,12 +177,11 @@ def serve(folder: Annotated[Path, typer.Argument(help="A folder in or below whic
 
 
 @app.command()
-def data(name: Annotated[str, typer.Argument(
-        help="Its name, such as fashion-mnist; a wrong one names all.")]) -> None:
-    """Fetch a data set, as it was published."""
-    from optscope.tasks.sources import fetch
+def data(name: Annotated[str, typer.Argument(help="Its name; without one, all are named.")] = "") -> None:
+    """Fetch a data set, as it was published, below the folder that OPTSCOPE_DATA names (~/.cache/optscope)."""
+    from optscope.tasks.sources import fetch, sources
 
-    say(f"{name}: {fetch(name)}")
+    say(f"{name}: {fetch(name)}" if name else f"there are: {', '.join(sources())}")
 
 
 @app.command()

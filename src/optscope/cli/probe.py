@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from optscope.cli.app import Device, Out, Slots, app, close, command
+from optscope.cli.app import Device, Margin, Out, Slots, app, close, command
 from optscope.endings import ERR, OUT, say
 from optscope.errors import UserError
 
@@ -23,8 +23,7 @@ def probe(checkpoints: Annotated[list[Path] | None, typer.Argument(
               'How paths end, such as "{arm}-{seed}.pt": tests differences over shared seeds.'))] = "",
           out: Out = None,
           examples: Annotated[int | None, typer.Option(help="Test examples that attacks look at (1000).")] = None,
-          margin: Annotated[str | None, typer.Option(
-              help="Within what accuracies count as equal: points, or a share of the error (20%).")] = None,
+          margin: Margin = None,
           list_: Annotated[bool, typer.Option("--list", help="Say what probes there are, and end.")] = False,
           slots: Slots = 0, device: Device = None) -> None:
     """Measure saved models and write one page about them; the same command again takes no reading twice."""

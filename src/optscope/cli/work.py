@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from optscope.cli.app import Batch, Device, Out, Pool, Slots, app, close, command
+from optscope.cli.app import Batch, Device, Margin, OneDevice, Out, Pool, Slots, StudyName, app, close, command
 from optscope.endings import ERR, say
 from optscope.engine.fork_server import FORKS, shared_server
 from optscope.errors import UserError
@@ -18,8 +18,10 @@ from optscope.studies import study_of
 
 
 @app.command()
-def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long or paper.")] = "desk",
-        out: Out = None, slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
+def run(study: StudyName, scale: Annotated[str, typer.Option(help=(
+            "smoke, desk, long or paper (optscope show says which there are, and what each takes)."))] = "desk",
+        out: Annotated[Path | None, typer.Option(help="Folder for runs and report (runs/STUDY-SCALE).")] = None,
+        slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
     """Run a paper's study and write its report; the same command again continues."""
     with _loading(out or Path("runs") / f"{study}-{scale}", executor, device):
         found = study_of(study)
@@ -43,7 +45,8 @@ def run(study: str, scale: Annotated[str, typer.Option(help="smoke, desk, long o
 @app.command()
 def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.py:NAME.")], out: Out = None,
             optimiser: Annotated[list[str] | None, typer.Option(
-                "--optimiser", "-o", help="A name or module:Class each; the first is the baseline.")] = None,
+                "--optimiser", "-o", help=(
+                    "A name or module:Class each; the first is the baseline (sgd, adam, rmsprop, graft)."))] = None,
             seeds: Annotated[int | None, typer.Option(help="Seeds that compare the arms (8).")] = None,
             epochs: Annotated[int | None, typer.Option(help="Passes over the training data (30).")] = None,
             steps: Annotated[int | None, typer.Option(help="Steps of training, as streams need them.")] = None,
@@ -63,8 +66,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
                 "Repeat for each (all that fit; optscope probe --list)."))] = None,
             metrics: Annotated[list[str] | None, typer.Option("--metrics", metavar="NAME", help=(
                 "Repeat for each in which differences are tested (all)."))] = None,
-            margin: Annotated[str | None, typer.Option(
-                help="Within what accuracies count as equal: points, or a share of the error (20%).")] = None,
+            margin: Margin = None,
             config: Annotated[Path | None, typer.Option(help="A TOML file with the settings.")] = None,
             slots: Slots = 0, device: Device = None, executor: Pool = None) -> None:
     """Compare optimisers on a task and write one HTML report; the same command again continues."""
@@ -100,7 +102,7 @@ def advise(task: Annotated[str, typer.Argument(help="A task's name, or my_task.p
            lr: Annotated[float, typer.Option(help="Learning rate, as PyTorch's SGD takes it.")] = 0.01,
            momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.9,
            epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 5,
-           batch: Annotated[int, typer.Option(help="Examples a step.")] = 128, device: Device = None) -> None:
+           batch: Annotated[int, typer.Option(help="Examples a step.")] = 128, device: OneDevice = None) -> None:
     """Foretell from one short run whether momentum is needed, and name the SGD to try instead."""
     from optscope.engine.place import Place
     from optscope.engine.plan import Plan
