@@ -66,8 +66,8 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
         compare(task, ["sgd", Arm("mine", Mine(lr=0.1), Grid((0.03, 0.1)))], "runs/mine", epochs=5)
 
     Every arm is tuned with the same budget of gradients by validation loss, trained on the same fresh seeds, and
-    measured by every probe that fits the task. Rates fall to a tenth after half of every training, and again after
-    three quarters (`Settings.plan`). The same call again continues, and repeats no run.
+    measured by the usual probes that fit the task. Rates fall to a tenth after half of every training, and again
+    after three quarters (`Settings.plan`). The same call again continues, and repeats no run.
 
     Args:
         task: what is learned.
@@ -138,7 +138,7 @@ def probe(checkpoints: str | Path | Sequence[str | Path], task: Task, *, probes:
           group: str = "", out: str | Path | None = None, settings: Settings | None = None,
           executor: Executor | None = None, listener: Listener | None = None, command: str = "",
           **more: Any) -> Result:
-    """Measure saved models by every probe that fits the task, and write one page about them to a folder.
+    """Measure saved models by the usual probes that fit the task, and write one page about them to a folder.
 
         probe(["adam-1.pt", "sgd-1.pt", "adam-2.pt", "sgd-2.pt"], task, group="{arm}-{seed}.pt")
 
@@ -148,7 +148,7 @@ def probe(checkpoints: str | Path | Sequence[str | Path], task: Task, *, probes:
         checkpoints: files of weights, or folders of `save_pretrained`, of Accelerate or of a run. No code in them
             is run.
         task: what the models were trained for: its model has the names of their weights, its data are looked at.
-        probes: names (`optscope probe --list`) or probes, in place of all that fit.
+        probes: names (`optscope probe --list`) or probes, in place of the usual ones that fit.
         group: how the end of each path says arm and seed: then paired differences over seeds are tested, to the arm
             that comes first. Without, no difference is.
         out: the folder; "runs/probe-NAME" without one.

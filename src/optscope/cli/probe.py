@@ -18,7 +18,7 @@ def probe(checkpoints: Annotated[list[Path] | None, typer.Argument(
           task: Annotated[str, typer.Option("--task", metavar="TASK", help=(
               "What they were trained for: a task's name, or my_task.py:NAME."))] = "",
           probes: Annotated[list[str] | None, typer.Option(
-              "--probes", metavar="NAME", help="Repeat for each (all that fit).")] = None,
+              "--probes", metavar="NAME", help="Repeat for each (the usual ones that fit).")] = None,
           group: Annotated[str, typer.Option("--group", metavar="PATTERN", help=(
               'How paths end, such as "{arm}-{seed}.pt": tests differences over shared seeds.'))] = "",
           out: Out = None,

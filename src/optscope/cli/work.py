@@ -63,7 +63,7 @@ def compare(task: Annotated[str, typer.Argument(help="A task's name, or my_task.
             baseline: Annotated[str | None, typer.Option(
                 help="Which optimiser others are compared with (the first).")] = None,
             probes: Annotated[list[str] | None, typer.Option("--probes", metavar="NAME", help=(
-                "Repeat for each (all that fit; optscope probe --list)."))] = None,
+                "Repeat for each (the usual ones that fit; optscope probe --list)."))] = None,
             metrics: Annotated[list[str] | None, typer.Option("--metrics", metavar="NAME", help=(
                 "Repeat for each in which differences are tested (all)."))] = None,
             margin: Margin = None,

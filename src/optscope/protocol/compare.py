@@ -1,4 +1,4 @@
-"""The comparison a user gets who says little: ready arms, every probe that fits the task, paired seeds."""
+"""The comparison a user gets who says little: ready arms, usual probes that fit the task, paired seeds."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def probing_of(task: Task, paths: Sequence[Path], probes: Sequence[str | Probe],
 
 def _chosen(task: Task, probes: Sequence[str | Probe],
             examples: int) -> tuple[tuple[Probe, ...], tuple[Probe, ...]]:
-    """Return the probes that models are compared by and those that describe them: all that fit, or the chosen."""
+    """Return the probes that models are compared by and those that describe them: the usual, or the chosen."""
     kit = kit_of(task)
     compared = kit.probes(task, examples)
     described = tuple(probe for probe in (*kit.describing(task, examples), *kit.curved(task))

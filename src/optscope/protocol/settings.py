@@ -75,7 +75,7 @@ class Settings(BaseModel):
     quick: bool = Field(default=False, description="a first look: two seeds, half of the search, no twins")
     baseline: str | None = Field(default=None, description="which optimiser others are compared with; the first")
     probes: Annotated[list[str | InstanceOf[Probe]], Field(min_length=1)] | None = Field(
-        default=None, description="names of what is measured (probes themselves, from Python); all that fit")
+        default=None, description="what is measured, by name or (from Python) by value; the usual probes that fit")
     metrics: Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None, description="of what is measured, in what differences are tested")
     margin: Annotated[float | str | None, AfterValidator(_margin)] = Field(
