@@ -98,7 +98,7 @@ def status(folder: Annotated[Path, typer.Argument(help="A folder in which a comm
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A folder that run, compare, probe or a Recorder made.")],
+def report(folder: Annotated[Path, typer.Argument(help="A folder that a command or a Recorder made.")],
            as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, for programs.")] = False,
            anew: Annotated[bool, typer.Option("--anew", help=(
                "Judge and draw a study's report anew from its summary.csv; nothing is trained."))] = False,
@@ -145,7 +145,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that run, compa
 
 
 @app.command()
-def export(folder: Annotated[Path, typer.Argument(help="A folder that run or compare made.")],
+def export(folder: Annotated[Path, typer.Argument(help="A folder that a command or a Recorder made.")],
            to: Annotated[str, typer.Option("--to", help="parquet, tensorboard, wandb, mlflow or trackio.")],
            out: Annotated[Path, typer.Option("--out", help="The new file or folder.")]) -> None:
     """Write every number and every curve of a folder for another tool; nothing leaves this machine."""
