@@ -96,6 +96,17 @@ def test_a_result_of_many_arms_is_no_longer():
     assert lines[-3:] == ["...", "2 claims: 1 holds, 1 fails; 1 records; 1 failures", "report: report.html"]
 
 
+def test_a_result_says_worse_where_the_row_is_that_it_is_worse():
+    claim = Claim("F1", "Adam against SGD: accuracy (equal within 1.5 points)", "b", lambda records: None, "c")
+    document = Document("t", "q", "choice", verdicts=[(claim, Verdict("undecided", "")),
+                                                      (claim, Verdict("holds", "", said="worse"))])
+    result = Result(Records(), document, Path("report.html"))
+    assert repr(result.verdicts).splitlines() == [
+        "F1    undecided  Adam against SGD: accuracy (equal within 1.5 points)",
+        "F1    worse      Adam against SGD: accuracy (equal within 1.5 points)"]
+    assert "2 claims: 1 worse, 1 undecided; 0 records" in repr(result)
+
+
 def test_a_result_shows_itself_in_a_notebook():
     shown = result_of(summaries=[Table("", ("", "SGD"), [("loss", "0.5")])])._repr_html_()
     assert "<strong>choice</strong>" in shown

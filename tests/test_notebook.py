@@ -93,6 +93,6 @@ def test_a_task_that_is_written_in_a_cell_is_compared_in_processes(tmp_path):
     bar = "ipywidgets" in modules[0]["text"].split()
     assert ("application/vnd.jupyter.widget-view+json" in shown[0]) == bar
     assert bar or any("runs/min" in each.get("text", "") for each in first)
-    assert verdicts[0]["data"]["text/plain"].startswith("F1    undecided  Adam against SGD: accuracy ")
+    assert verdicts[0]["data"]["text/plain"].startswith("F1    not shown  Adam against SGD: accuracy ")
     assert "Figure" in figure[-1]["data"]["text/plain"]
     assert (tmp_path / "runs" / "compare-mine" / "report.html").is_file()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from optscope.errors import UserError, nearest
-from optscope.evidence.claims import Claim, Verdict
+from optscope.evidence.claims import Claim, Outcome, Verdict
 from optscope.evidence.records import Records
 from optscope.report.document import Document
 from optscope.report.style import slug
@@ -27,8 +28,8 @@ class Verdicts(tuple[tuple[Claim, Verdict], ...]):
     """Claims with their verdicts, which show themselves a line each."""
 
     def __repr__(self) -> str:
-        """Return of every claim its name, its outcome and its sentence."""
-        return "\n".join(f"{claim.id:<5} {verdict.outcome:<10} {claim.text}" for claim, verdict in self)
+        """Return of every claim its name, its outcome as it is read ("worse" holds, too) and its sentence."""
+        return "\n".join(f"{claim.id:<5} {verdict.word:<10} {claim.text}" for claim, verdict in self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,12 +77,13 @@ class Result:
         return drawn(figures[name])
 
     def __repr__(self) -> str:
-        """Return the answer, how many claims hold, and where the page is, in ten lines at most."""
-        outcomes = [verdict.outcome for _, verdict in self.verdicts]
-        counts = ", ".join(f"{outcomes.count(o)} {o}" for o in ("holds", "fails", "undecided") if o in outcomes)
+        """Return the answer, what became of the claims, and where the page is, in ten lines at most."""
+        words = Counter(verdict.word for outcome in get_args(Outcome) for _, verdict in self.verdicts
+                        if verdict.outcome == outcome)
+        counts = ", ".join(f"{count} {word}" for word, count in words.items())
         lines = self.summary.splitlines()
         return "\n".join([*lines[:ANSWER_LINES], *(["..."] if len(lines) > ANSWER_LINES else []),
-                          f"{len(outcomes)} claims: {counts or 'none'}; {len(self.records)} records; "
+                          f"{len(self.verdicts)} claims: {counts or 'none'}; {len(self.records)} records; "
                           f"{len(self.failures)} failures", f"report: {self.report}"])
 
     def _repr_html_(self) -> str:
