@@ -9,21 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from optscope.evidence.columns import read_csv, write_csv
+from optscope.evidence.columns import write_csv
 from optscope.evidence.records import Records
 from optscope.protocol.comparison import Calls, Comparison
 
 RESULTS = Path(__file__).parents[1] / "results"
 STUDIES = sorted(path.name for path in RESULTS.iterdir())
-CHANGED = {
-    "gan_grafting": {"K3"}, "marginal_momentum": {"C4 rotten-tomatoes full"}, "robustness_gap": set(),
-    "restrained_instability": set(), "weight_normalization": set(),
-    "modern_optimisers": set()}
+CHANGED = {"marginal_momentum": {"C4 rotten-tomatoes full"}}
 """Claims that stand on fewer than six pairs, which held by another test: docs/statistics.md says why."""
 READ_ANEW = {"C4 few-shot", "C4 rotten-tomatoes 16", "C4 rotten-tomatoes 128", "C4 rotten-tomatoes full"}
 """Claims of fine-tuning whose numbers have changed: of equal dev accuracies the dev loss now says which is best."""
-MEASURED_BEFORE = {"C6 cifar10 Adam kernels", "C6 cifar10 RMSProp kernels", "C6 cifar10 kernels"}
-"""Claims that came after the report, of numbers that it holds already."""
 
 
 def study_of(name):
@@ -44,10 +39,10 @@ def test_no_verdict_has_changed_but_those_that_are_named(report):
     assert len(scales) == 1
     now = {claim.id: verdict for claim, verdict in study.judge(records, scales.pop())}
     new = {name: now.pop(name) for name in now.keys() - judged.keys()}  # claims that came after the report
-    assert {name for name, verdict in new.items() if verdict.outcome != "undecided"} <= MEASURED_BEFORE
+    assert {verdict.outcome for verdict in new.values()} <= {"undecided"}
     assert now.keys() == judged.keys()
     changed = {name for name in now if now[name].outcome != judged[name]["outcome"]}
-    assert changed == CHANGED[study.name]
+    assert changed == CHANGED.get(study.name, set())
     assert {now[name].outcome for name in changed} <= {"undecided"}
     for name, verdict in now.items():
         if judged[name]["effect"] is not None and name not in READ_ANEW:
@@ -88,11 +83,3 @@ def test_one_experiment_can_be_judged_without_the_others(report):
     for experiment in names[::max(1, len(names) // 6)]:
         alone = Records(records.where(experiment=experiment))
         assert len(study.judge(alone, "smoke")) == len(study.claims)
-
-
-def test_old_metrics_are_called_as_the_probe_calls_them():
-    old = read_csv(RESULTS / "robustness_gap" / "summary.csv").metrics()
-    assert {"lipschitz lower", "lipschitz upper"} < set(old)
-    now = study_of("robustness_gap").read(RESULTS / "robustness_gap" / "summary.csv").metrics()
-    assert {"Lipschitz lower bound", "Lipschitz upper bound"} < set(now)
-    assert len(now) == len(old)

@@ -301,6 +301,12 @@ def test_arnoldi_finds_the_eigenvalues_of_the_dense_jacobian(losses):
     np.testing.assert_allclose(np.abs(leading(jacobian, 4, 1e-8)[:3]), np.abs(exact[:3]), rtol=1e-5)
 
 
+def test_a_jacobian_of_zeros_has_eigenvalues_of_zero():
+    """As where a discriminator parts all that there is, and its gradients underflow: Arnoldi refuses to begin."""
+    nobody_moves = SimpleNamespace(size=40, product=np.zeros_like)
+    assert leading(nobody_moves, 4, 1e-2).tolist() == [0.0] * 4
+
+
 def test_players_of_one_loss_do_not_turn():
     game = bilinear(2.0, 0.5)
     shared = replace(game, players=(game.players[0], replace(game.players[1], loss=game.players[0].loss)))

@@ -101,7 +101,7 @@ class Jacobian:
 
 def leading(jacobian: Jacobian, count: int, tolerance: float) -> NDArray[np.complex128]:
     """Return the eigenvalues of largest modulus, by decreasing modulus; those of them that converged."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs  # long to load, for games alone
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigs  # for games alone: long
 
     n = jacobian.size
     values: NDArray[np.generic]
@@ -115,5 +115,9 @@ def leading(jacobian: Jacobian, count: int, tolerance: float) -> NDArray[np.comp
                           return_eigenvectors=False)
         except ArpackNoConvergence as error:
             values = error.eigenvalues
+        except ArpackError:
+            if jacobian.product(start).any():
+                raise
+            values = np.zeros(count)  # a saturated discriminator moves nobody: J is 0, which Arnoldi refuses
     found = np.asarray(values, dtype=np.complex128)
     return found[np.argsort(-np.abs(found))]

@@ -60,11 +60,10 @@ class Study:
     is a point of its own. `gaps` put the paper's settings beside ours, and `costs` gives the expected time of each
     scale. `pictures` turns records (and arrays, as `Results` names them) into figures; `claims` are judged on the
     same records. Claims whose ids share the first word are a family: `families` says in a few words what each is
-    about. `before_factors` reads the rows of reports of 0.1, written before factors: of an experiment, an arm and a
-    metric it returns arm, metric and factors. `looks` say, by scale, of which claims more seeds are run while they
-    are undecided; `twice` are numbers that are found in two ways;
-    `shown` says of a family how the names of the pictures begin that show it; `answers` names the families that
-    answer the question, a line each.
+    about. `before_factors` reads the rows of a report that was written before factors: of an experiment, an arm and
+    a metric it returns arm, metric and factors. `looks` say, by scale, of which claims more seeds are run while
+    they are undecided; `twice` are numbers that are found in two ways; `shown` says of a family how the names of
+    the pictures begin that show it; `answers` names the families that answer the question, a line each.
 
     Raises:
         UserError: when a family has no words, or words have no family; when a claim of looks is unknown, or in two.

@@ -25,7 +25,6 @@ from optscope.protocol.comparison import Calls, Experiment
 from optscope.protocol.study import Gap, Paper, Study
 from optscope.protocol.twice import Twice
 from optscope.studies.restrained_instability import exact
-from optscope.studies.restrained_instability.before_factors import before_factors
 from optscope.studies.restrained_instability.claims import CLAIMS
 from optscope.studies.restrained_instability.edge_claims import ADAM, BATCHES
 from optscope.studies.restrained_instability.pictures import pictures
@@ -271,4 +270,4 @@ STUDY = Study(
              "chosen by the sharpness alone, of a few trainings on a seed that is not used, so that some cross "
              "and some do not.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, twice=TWICE, answers=("K1", "K2", "K9", "K3"))
+    gaps=GAPS, twice=TWICE, answers=("K1", "K2", "K9", "K3"))

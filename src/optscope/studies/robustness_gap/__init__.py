@@ -33,7 +33,6 @@ from optscope.protocol.looks import Looks
 from optscope.protocol.search import Grid
 from optscope.protocol.study import Gap, Paper, Study
 from optscope.protocol.twice import Twice
-from optscope.studies.robustness_gap.before_factors import before_factors
 from optscope.studies.robustness_gap.calculations import (
     dissect_images,
     linear_closed_form,
@@ -256,4 +255,4 @@ STUDY = Study(
              "Lipschitz values are not known to us; the sign of its comparison is. The digits were a pilot's "
              "second set, whose places they keep; MNIST, KMNIST and SVHN could not be fetched where this was run.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, twice=TWICE, looks={"desk": LOOKS}, answers=("C1", "C2", "C3"))
+    gaps=GAPS, twice=TWICE, looks={"desk": LOOKS}, answers=("C1", "C2", "C3"))

@@ -25,7 +25,6 @@ from optscope.probes.robust import RobustAccuracy
 from optscope.protocol.comparison import Arm, Calls, Comparison, Criterion, Experiment
 from optscope.protocol.search import Grid
 from optscope.protocol.study import Gap, Paper, Study
-from optscope.studies.weight_normalization.before_factors import before_factors
 from optscope.studies.weight_normalization.calculations import (
     FIRST_TUNING_SEED,
     cells,
@@ -204,5 +203,5 @@ STUDY = Study(
              "and more. From unequal starts only descent is studied: no limit is known. The small CNN shows a "
              "direction, not a law.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, looks={"desk": LOOKS}, twice=TWICE,
+    gaps=GAPS, looks={"desk": LOOKS}, twice=TWICE,
     answers=("C1", "C2", "C3", "C6a", "C6c"))
