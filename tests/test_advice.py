@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from optscope.analyses.choice import choice
+from optscope.analyses.findings import findings
 from optscope.analyses.momentum import earned
 from optscope.engine.plan import Plan
 from optscope.engine.train import train
@@ -72,3 +74,28 @@ def test_a_comparison_says_whether_momentum_earned_its_buffer(gain, spread, word
 def test_nothing_is_said_without_both_kinds():
     assert earned(comparison(*ARMS[:2]), records(1.0)) == ""
     assert earned(comparison(*ARMS), Records()) == ""
+
+
+def of_all(values, **more):
+    """Accuracies by arm, and losses that tell nothing, on seeds 1 to 6."""
+    return Records([Record("c", arm, seed, metric, x, status="ok" if x == x else "diverged")
+                    for metric, by in {"accuracy": values, **more}.items()
+                    for arm, each in by.items() for seed, x in enumerate(each, 1)])
+
+
+def test_momentum_earned_what_the_report_shows_and_no_more():
+    nan, given, turned = float("nan"), comparison(*ARMS), comparison(*ARMS[::-1])
+    plain, gains = [80.0, 81.0, 82.0, 83.0, 84.0, 85.0], [1.0, 5.0, 3.0, 2.0, 4.0, 0.0]
+    better = [x + y for x, y in zip(plain, gains, strict=True)]  # t test: p = 0.02, of two tests 0.04
+    assert earned(given, of_all({"plain": plain, "heavy": better})).startswith("heavy earned its buffer of")
+    told = of_all({"plain": plain, "adam": gains, "heavy": better},
+                  loss={"plain": plain, "adam": better, "heavy": gains[::-1]})
+    answer = choice(given, told, findings(given, told))
+    assert answer.startswith("No difference in accuracy between plain and heavy is shown")
+    assert earned(given, told).startswith("Whether heavy earned its buffer of 204 bytes is not shown (+2.5 points ")
+    assert choice(turned, told, findings(turned, told)).startswith("Take heavy: its accuracy is higher")
+    assert earned(turned, told).startswith("heavy earned its buffer of 204 bytes: its clean accuracy is higher (")
+    perfect = of_all({"plain": [100.0] * 6, "heavy": [100.0] * 6})
+    assert "is not shown (+0 points" in earned(given, perfect)
+    lost = earned(given, of_all({"plain": plain, "heavy": [nan] * 6}))
+    assert lost == "Whether heavy earned its buffer of 204 bytes is not shown (no seed has both)."

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from optscope.analyses.findings import CLEAN
-from optscope.evidence.records import Metric, Records
-from optscope.evidence.verdicts import equivalent, greater
+import math
+from dataclasses import replace
+
+from optscope.analyses.choice import Standing
+from optscope.analyses.findings import CLEAN, findings
+from optscope.evidence.records import Records
 from optscope.optim import SGD, Momentum
 from optscope.optim.momentum import momentum_of
 from optscope.protocol.advice import buffer_bytes, size
@@ -23,26 +26,30 @@ def earned(comparison: Comparison, records: Records, margin: float | str | None 
     """Return one sentence on whether momentum earned its buffer; nothing without both kinds of SGD, or accuracy.
 
     It did if the clean accuracy is shown to be higher than that of SGD without it, and did not if the two are shown
-    equal within the margin, as in `findings`.
+    equal within the margin: by `findings`, against whichever of the two comes first, so that where it is the first
+    arm of all the report's own rows say the same.
     """
     arms = [arm for arm in comparison.arms if isinstance(arm.rule, (SGD, Momentum))]
-    plain = next((arm.name for arm in arms if momentum_of(arm.rule) == 0), "")
-    with_it = next((arm.name for arm in arms if momentum_of(arm.rule) > 0), "")
-    mine = records.where(experiment=comparison.name, phase="final")
-    if not plain or not with_it or not mine.where(metric=CLEAN):
+    plain = next((arm for arm in arms if momentum_of(arm.rule) == 0), None)
+    with_it = next((arm for arm in arms if momentum_of(arm.rule) > 0), None)
+    if plain is None or with_it is None:
         return ""
-    pair = mine.pairs(with_it, plain, CLEAN)
-    accuracy = Metric(CLEAN, "%", "higher")
-    within = margin_said(margin, accuracy)
-    equal = equivalent(*pair, within.of(pair[1], accuracy), what="clean accuracy", unit="points")
-    better = greater(*pair)
+    first, other = (arm for arm in arms if arm in (plain, with_it))
+    led = replace(comparison, arms=(first, *(arm for arm in comparison.arms if arm != first)))
+    standing = Standing.of(other.name, findings(led, records, margin))
+    if standing.equal is None or standing.equal.place.metric.name != CLEAN:
+        return ""
+    found, sign = standing.equal.verdict, -1 if first == plain else 1
+    effect, low, high = sign * found.effect + 0.0, *sorted((sign * found.low + 0.0, sign * found.high + 0.0))
+    bounds = f" [{low:+.2g}, {high:+.2g}]" if math.isfinite(low) else ""
+    shown = "no seed has both" if math.isnan(effect) else (
+        f"{effect:+.2g} points{bounds} against {plain.name}")
     buffer = f"its buffer of {size(buffer_bytes(comparison.task.model().parameters()))}"
-    shown = f"{equal.effect:+.2g} points [{equal.low:+.2g}, {equal.high:+.2g}] against {plain}"
-    if equal.outcome == "holds":
-        return (f"{with_it} did not earn {buffer}: its clean accuracy is equal within {within.text(accuracy)} "
-                f"({shown}).")
-    if better.outcome == "holds":
-        return f"{with_it} earned {buffer}: its clean accuracy is higher ({shown})."
-    if better.outcome == "fails":
-        return f"{with_it} did not earn {buffer}: its clean accuracy is lower ({shown})."
-    return f"Whether {with_it} earned {buffer} is not shown ({shown})."
+    if standing.outcome == "open":
+        return f"Whether {with_it.name} earned {buffer} is not shown ({shown})."
+    if standing.outcome == "equal":
+        within = margin_said(margin, standing.equal.place.metric).text(standing.equal.place.metric)
+        return f"{with_it.name} did not earn {buffer}: its clean accuracy is equal within {within} ({shown})."
+    earned_it = (standing.outcome == "better") == (other == with_it)
+    return (f"{with_it.name} {'earned' if earned_it else 'did not earn'} {buffer}: its clean accuracy is "
+            f"{'higher' if earned_it else 'lower'} ({shown}).")
