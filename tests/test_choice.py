@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from optscope.analyses.charts import axes
 from optscope.analyses.choice import choice
 from optscope.analyses.differences import Differences, measured
 from optscope.analyses.findings import findings
+from optscope.analyses.headline import headline
 from optscope.analyses.joined import claims
 from optscope.analyses.scorecard import scorecard
 from optscope.evidence.picture import Scorecard
@@ -106,8 +108,7 @@ def test_of_several_equals_those_that_are_better_in_nothing_are_left():
 def test_what_is_not_shown_is_not_advised_and_the_seeds_that_would_show_it_are_said():
     text = said({}, spread=3.0)
     found = re.fullmatch(r"No difference in accuracy between A and B is shown, nor that they are equal; about "
-                         r"(\d+) seeds would show one of 1\.5 points in 4 of 5 cases\. Take whichever is cheaper, "
-                         r"or run more seeds\.", text)
+                         r"(\d+) seeds would show one of 1\.5 points in 4 of 5 cases\. No choice follows\.", text)
     assert found
     assert len(SEEDS) < int(found[1]) < 400
     few = said({("B", "accuracy"): 30.0}, of=replace(PAIR, seeds=(1, 2, 3)))
@@ -130,7 +131,66 @@ def test_a_difference_that_rounding_can_make_is_none():
     whole = final + Records(twins)
     judged = findings(TWO, whole, margin=0.1)
     assert any(f.lead and f.verdict.outcome == "holds" and f.drowned and f.place.text == "accuracy" for f in judged)
-    assert not choice(TWO, whole, judged).startswith("Take B")
+    assert choice(TWO, whole, judged) == ("No difference in accuracy that rounding alone cannot make between A and "
+                                          "B is shown, nor that they are equal. No choice follows.")
+
+
+def with_twins(final, moved):
+    """Records with two rounding twins of the first two seeds of every arm, `moved[arm]` away in accuracy."""
+    return final + Records([replace(row, phase="twin", rule=f"k = {k}", value=row.value + sign * moved[row.arm])
+                            for row in final if row.seed <= 2 and row.metric == "accuracy"
+                            for k, sign in ((3, 1), (5, -1))])
+
+
+@pytest.mark.parametrize(("moved", "text"), [
+    (3.0, "Take B or C: their accuracy is higher than A's (14 to 15 points); between them no difference"),
+    (0.01, "Take C: its accuracy is higher than A's (15 points), and than that of B.")])
+def test_among_those_that_are_better_too_a_difference_that_rounding_can_make_is_none(moved, text):
+    final = records({("B", "accuracy"): 14.0, ("C", "accuracy"): 15.0}, ("A", "B", "C"), spread=0.05)
+    whole = with_twins(final, {"A": 0.01, "B": moved, "C": moved})
+    assert choice(MEASURED, whole, findings(MEASURED, whole)).startswith(text)
+
+
+def test_means_are_over_the_seeds_that_both_have_so_that_they_do_not_speak_against_the_difference():
+    values = {("A", seed): 0.5 + seed / 1000 for seed in SEEDS} | {("B", seed): 0.4 for seed in SEEDS}
+    values |= {("B", 8): 2.4, ("B", 1): 0.41}  # a hard seed, on which A is lost: the mean of all of B's is .65
+    found = Records(Record("demo", arm, seed, "loss", value) if (arm, seed) != ("A", 8) else
+                    Record("demo", arm, seed, "training loss", np.nan, status="diverged")
+                    for (arm, seed), value in values.items())
+    of = replace(PAIR, metrics=("loss",))
+    text = choice(of, found, findings(of, found))
+    assert text == "Take B: its loss is lower than A's (0.401 against 0.504)."
+
+
+def test_names_with_commas_and_conjunctions_are_read_as_they_are_meant():
+    names = "A and B", "SGD, lr 0.1", "SGD"
+    of = replace(MEASURED, arms=tuple(Arm(name, SGD(lr=0.1)) for name in names))
+    gained = {(name, "accuracy"): 4.0 for name in names[1:]} | {(name, "loss"): 0.5 for name in names[1:]}
+    text = said(gained, of=of, spread=0.8)
+    assert text.startswith("Take SGD, lr 0.1 or SGD: their accuracy is higher than A and B's (")
+    assert " A and B is better in loss (" in text
+    torn = {("SGD, lr 0.1", "accuracy under attack"): 20.0, ("SGD, lr 0.1", "loss"): 0.5}
+    assert said(torn, of=of, margin=1.5).startswith("Choose between A and B; SGD, lr 0.1 and SGD by what matters")
+
+
+def test_few_seeds_take_nobody_also_where_all_others_were_lost():
+    of = replace(PAIR, seeds=(1, 2, 3, 4))
+    found = Records([*(r for r in records({}, seeds=of.seeds) if r.arm == "A" or r.seed > 1),
+                     Record("demo", "B", 1, "training loss", np.nan, status="diverged")])
+    assert choice(of, found, findings(of, found)) == (
+        "No choice yet: 4 seeds can show no difference, whatever the runs give; it takes 6, and more to show small "
+        "ones. Leave B: it diverged or failed on 1 of 4 seeds.")
+
+
+def test_a_name_in_brackets_is_no_margin_and_the_difference_of_equals_is_no_minus_nothing():
+    first = "SGD (within 2)"
+    of = replace(PAIR, arms=(Arm(first, SGD(lr=0.1)), PAIR.arms[1]))
+    found = records({}, (first, "B"), spread=0.0)
+    judged = findings(of, found, 1.5)
+    assert headline(of, found, judged).endswith("equal within 1.5 points; nothing else is shown to differ.")
+    (claim, verdict), *_ = claims(judged, first)
+    assert claim.text == f"B against {first}: accuracy (equal within 1.5 points)"
+    assert math.copysign(1.0, verdict.effect) == math.copysign(1.0, verdict.low) == 1.0
 
 
 def test_what_other_examples_may_take_back_is_said():

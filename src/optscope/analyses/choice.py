@@ -14,6 +14,7 @@ from optscope.evidence.level import ALPHA
 from optscope.evidence.paired import FEWEST
 from optscope.evidence.power import MOST, seeds_to_show, spread_of
 from optscope.evidence.records import Records
+from optscope.evidence.rounding_floor import rounding_floor
 from optscope.evidence.verdicts import MISSING_MOST, greater, holm_corrected
 from optscope.evidence.words import listed
 from optscope.protocol.compared import Compared
@@ -27,6 +28,8 @@ RULE = ("whoever is shown to be better than the first optimiser in accuracy (the
 """The rule of the choice."""
 SHOWN = 3
 """So many qualities are named in a sentence."""
+NO_CHOICE = "No choice follows."
+"""What is said where nothing is shown, neither a difference nor equality: it is no reason to take the cheaper."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,14 @@ class Standing:
             return ""
         if self.equal.verdict.outcome == "holds":
             return "equal"
-        if self.differs.verdict.outcome == "holds" and not self.differs.drowned:
+        if self.differs.verdict.outcome == "holds" and not self.drowned:
             return "better" if self.differs.lead == self.arm else "worse"
         return "open"
+
+    @property
+    def drowned(self) -> bool:
+        """Whether a difference in what comes first is shown, and no more than rounding alone can make."""
+        return self.differs is not None and self.differs.verdict.outcome == "holds" and self.differs.drowned
 
     @classmethod
     def of(cls, arm: str, found: Sequence[Finding]) -> Standing:
@@ -71,6 +79,9 @@ def choice(comparison: Compared, records: Records, found: Sequence[Finding]) -> 
                 "another first.")
     kept = [arm for arm in others if arm not in gone]
     left = "".join(f" Leave {arm}: it diverged or failed on {seeds}." for arm, seeds in gone.items())
+    if (n := len(comparison.seeds)) < FEWEST:
+        return (f"No choice yet: {n} seed{'s' * (n != 1)} can show no difference, whatever the runs give; it takes "
+                f"{FEWEST}, and more to show small ones.{left}")
     standings = [Standing.of(arm, found) for arm in kept]
     return (_chosen(comparison, records, found, standings) + left) if kept else f"Take {first}.{left}"
 
@@ -80,14 +91,12 @@ def _chosen(comparison: Compared, records: Records, found: Sequence[Finding],
     """Return the choice between the first arm and those that were trained on enough of the seeds."""
     first = comparison.arms[0].name
     tests = sum(not math.isnan(f.verdict.p) for f in found)
-    said = _Words(first, records.where(experiment=comparison.name, phase="final"), len(comparison.seeds), tests)
+    mine = records.where(experiment=comparison.name, phase=("final", "twin"))
+    said = _Words(first, mine.where(phase="final"), len(comparison.seeds), tests)
     by = {outcome: [s for s in standings if s.outcome == outcome]
           for outcome in ("better", "equal", "", "open", "worse")}
     if by["better"]:
-        return said.better(*_undominated(said.records, by["better"]))
-    if len(comparison.seeds) < FEWEST:
-        return (f"No choice yet: {len(comparison.seeds)} seed{'s' * (len(comparison.seeds) != 1)} can show no "
-                f"difference, whatever the runs give; it takes {FEWEST}, and more to show small ones.")
+        return said.better(*_undominated(mine, by["better"]))
     if len(by["worse"]) == len(standings):
         return said.worse(by["worse"])
     peers = by["equal"] or by[""]
@@ -105,8 +114,9 @@ def _undominated(records: Records, arms: Sequence[Standing]) -> tuple[list[Stand
     pairs = [(a.arm, b.arm) for i, a in enumerate(arms) for b in arms[:i]]
     tested = holm_corrected([greater(*records.pairs(a, b, metric.name, at)) for a, b in pairs])
     ahead = "holds" if metric.better == "higher" else "fails"
-    beaten = {b if verdict.outcome == ahead else a
-              for (a, b), verdict in zip(pairs, tested, strict=True) if verdict.outcome != "undecided"}
+    beaten = {b if verdict.outcome == ahead else a for (a, b), verdict in zip(pairs, tested, strict=True)
+              if verdict.outcome != "undecided"
+              and not rounding_floor(records, a, b, metric.name, at).covers(verdict.effect)}
     return [s for s in arms if s.arm not in beaten], [s for s in arms if s.arm in beaten]
 
 
@@ -123,19 +133,18 @@ class _Words:
         """Say that some are better than the first and than others that are so too, and what it is better in."""
         gaps = [s.differs for s in arms if s.differs]
         one = len(arms) == 1
-        text = (f"Take {_either([s.arm for s in arms])}: {'its' if one else 'their'} {gaps[0].place.text} is "
+        text = (f"Take {listed([s.arm for s in arms], 'or')}: {'its' if one else 'their'} {gaps[0].place.text} is "
                 f"{_side(gaps[0])} than {self.first}'s ({self._size(gaps)})")
         text += f", and than {_row([f'that of {s.arm}' for s in beaten])}" if beaten and one else ""
         text += "." if one else "; between them no difference in it is shown."
-        return text + _of_examples(gaps) + self._back(self.first, [s.losses for s in arms])
+        return text + _of_examples(gaps) + self._back([self.first], [s.losses for s in arms])
 
     def worse(self, arms: Sequence[Standing]) -> str:
         """Say that all others are worse than the first, and what they have before it."""
         gaps = [s.differs for s in arms if s.differs]
         text = (f"Take {self.first}: its {gaps[0].place.text} is {_side(gaps[0])} than "
                 f"{listed(f'that of {s.arm} ({self._size([f])})' for s, f in zip(arms, gaps, strict=True))}.")
-        others = _row([s.arm for s in arms])
-        return text + _of_examples(gaps) + self._back(others, [s.gains for s in arms])
+        return text + _of_examples(gaps) + self._back([s.arm for s in arms], [s.gains for s in arms])
 
     def peers(self, arms: Sequence[Standing]) -> str:
         """Say of those that are equal, or of which nothing comes first, what else tells them from the first."""
@@ -148,7 +157,7 @@ class _Words:
         torn = [s for s in arms if s.losses and s.gains]
         if gainers:
             each = "; ".join(f"{s.arm} is better than {self.first} in {self._amounts(s.gains)}" for s in gainers)
-            text = f"Take {_either([s.arm for s in gainers])}: {f'{alike}, and ' if alike else ''}{each}."
+            text = f"Take {listed([s.arm for s in gainers], 'or')}: {f'{alike}, and ' if alike else ''}{each}."
             return "\n".join([text, *self._left(losers)])
         if len(losers) == len(arms):
             each = "; ".join(f"it is better than {s.arm} in {self._amounts(s.losses)}" for s in arms)
@@ -163,28 +172,29 @@ class _Words:
         both = _row([self.first, *(s.arm for s in arms)])
         return (f"No difference between {both} matters: {alike}, and nothing else differs that {self.seeds} seeds "
                 "can show. Take whichever is cheaper." if alike else
-                f"No difference between {both} is shown by {self.seeds} seeds. Take whichever is cheaper.")
+                f"No difference between {both} is shown by {self.seeds} seeds. {NO_CHOICE}")
 
     def _left(self, arms: Sequence[Standing]) -> list[str]:
         """Say of those that are shown to be worse in something, and better in nothing, that they may be left."""
         if not arms:
             return []
-        names = _row([s.arm for s in arms])
-        back = self._back(self.first, [s.losses for s in arms]) or f" {self.first} is better in something of each."
-        return [f"Leave {names}, shown to be better in nothing:{back}"]
+        back = self._back([self.first], [s.losses for s in arms])
+        return [f"Leave {_row([s.arm for s in arms])}, shown to be better in nothing:"
+                f"{back or f' {self.first} is better in something of each.'}"]
 
     def open(self, arms: Sequence[Standing], alone: bool) -> str:
         """Say of those that are neither shown equal nor different what would show it, and what else is shown."""
         names, gaps = listed(s.arm for s in arms), [s.differs for s in arms if s.differs]
-        what = gaps[0].place.text
+        dry = [s for s in arms if not s.drowned]  # more seeds do nothing about rounding
+        what = gaps[0].place.text + " that rounding alone cannot make" * (len(dry) < len(arms))
         text = (f"No difference in {what} between {self.first} and {names} is shown, nor that they are equal"
                 if alone else f"Of {names} neither a difference in {what} nor equality is shown")
-        text += self._seeds_that_show(arms) + "."
+        text += f"{self._seeds_that_show(dry) if dry else ''}."
         apart = [f"{who} is better than {whom} in {self._amounts(found)}"
                  for s in arms for who, whom, found in ((s.arm, self.first, s.gains), (self.first, s.arm, s.losses))
                  if found]
         return text + (f" What is shown: {'; '.join(apart)}." if apart else
-                       " Take whichever is cheaper, or run more seeds." if alone else "")
+                       f" {NO_CHOICE}" if alone else "")
 
     def _seeds_that_show(self, arms: Sequence[Standing]) -> str:
         """Say how many seeds would show a difference as large as the margin."""
@@ -202,12 +212,12 @@ class _Words:
         """Say by how much one is better in what is shown, at most so many of it."""
         return _row([f"{_called(f.place)} ({self._size([f])})" for f in found], SHOWN)
 
-    def _back(self, who: str, found: Sequence[Sequence[Finding]]) -> str:
+    def _back(self, who: Sequence[str], found: Sequence[Sequence[Finding]]) -> str:
         """Say what all of the other side are shown to be worse in."""
         shared = [f.place for f in found[0] if all(any(g.place == f.place for g in each) for each in found[1:])]
         sizes = [(place, [f for each in found for f in each if f.place == place]) for place in shared]
         said = _row([f"{_called(place)} ({self._size(each)})" for place, each in sizes], SHOWN) if sizes else ""
-        return f" {who} {'are' if ' and ' in who else 'is'} better in {said}." if said else ""
+        return f" {_row(who)} {'are' if len(who) > 1 else 'is'} better in {said}." if said else ""
 
     def _size(self, found: Sequence[Finding]) -> str:
         """Say how large differences in one place are, from the least to the largest: points, or times, or means."""
@@ -216,11 +226,14 @@ class _Words:
             return f"{_span(effects)} points"
         if place.metric.unit == "log10":
             return f"{_span([10**effect for effect in effects])} times {_side(found[0])}"
-        leads, trails = zip(*((f.lead, self.first if f.lead == f.arm else f.arm) for f in found), strict=True)
-        return " against ".join(_span([self._mean(arm, place) for arm in arms], 3) for arms in (leads, trails))
+        return " against ".join(_span(means, 3) for means in zip(*map(self._means, found), strict=True))
 
-    def _mean(self, arm: str, place: Place) -> float:
-        return float(np.nanmean(self.records.values(arm, place.metric.name, place.at)))
+    def _means(self, finding: Finding) -> tuple[float, float]:
+        """Return the means of who leads and of the other, over the seeds that both have, as their difference is."""
+        trail, place = self.first if finding.lead == finding.arm else finding.arm, finding.place
+        pairs = np.array(self.records.pairs(finding.lead, trail, place.metric.name, place.at))
+        ours, theirs = pairs[:, np.isfinite(pairs).all(axis=0)].mean(axis=1)
+        return float(ours), float(theirs)
 
 
 def _of_examples(gaps: Sequence[Finding]) -> str:
@@ -254,15 +267,6 @@ def _span(numbers: Sequence[float], digits: int = 2) -> str:
     return " to ".join(ends)
 
 
-def _either(names: Sequence[str]) -> str:
-    """Return names to choose among.
-
-    >>> _either(["Adam"]), _either(["Adam", "SGD", "Lion"])
-    ('Adam', 'Adam, SGD or Lion')
-    """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-
-
 def _row(parts: Sequence[str], most: int | None = None) -> str:
     """Return parts of a sentence in a row, all or at most so many.
 
@@ -270,5 +274,4 @@ def _row(parts: Sequence[str], most: int | None = None) -> str:
     ('a and b', 'a, b and 2 more')
     """
     rest = len(parts[most:]) if most else 0
-    shown = [*parts[:most], *([f"{rest} more"] if rest else [])]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return listed([*parts[:most], *([f"{rest} more"] if rest else [])], "and")

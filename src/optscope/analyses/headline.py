@@ -77,7 +77,7 @@ def _first_said(equal: Finding, better: Finding) -> str:
     low, high = sorted((sign * found.low, sign * found.high))
     size = (f"{side} by {abs(found.effect):.3g}" + (f" [{low:.3g}, {high:.3g}]" if math.isfinite(low) else "")
             + (f" {unit}" if unit else "") if found.effect else "the same")
-    margin = equal.claim.text.partition("(within ")[2].rstrip(")")
+    margin = equal.claim.text.rpartition(" (within ")[2].rstrip(")")
     shown = {(True, True): f"shown, and equal within {margin}", (True, False): "shown",
              (False, True): f"equal within {margin}"}.get(
         (better.verdict.outcome == "holds", found.outcome == "holds"),

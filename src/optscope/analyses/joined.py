@@ -32,15 +32,16 @@ def claims(found: Sequence[Finding], first: str) -> list[tuple[Claim, Verdict]]:
 
 def _joined(equal: Finding, differs: Finding, first: str, standing: str) -> tuple[Claim, Verdict]:
     """Return what is said of an arm against the first in what comes first; the effect: the arm's − the first's."""
-    margin = equal.claim.text.partition(" (within ")[2].rstrip(")")
+    margin = equal.claim.text.rpartition(" (within ")[2].rstrip(")")
     decided = [equal, differs] if standing == "open" else [equal] if standing == "equal" else [differs]
     more = " A difference is shown as well, and lies within." if (
         standing == "equal" and differs.verdict.outcome == "holds") else ""
     found = decided[-1].verdict
     claim = replace(equal.claim, text=f"{equal.arm} against {first}: {equal.place.text} (equal within {margin})",
                     falsified="; or ".join(f.claim.falsified for f in decided))
-    whole = equal.verdict
+    effect, low, high = (0.0 - number for number in (  # of 0 that is 0, and not −0
+        equal.verdict.effect, equal.verdict.high, equal.verdict.low))
     return claim, replace(
-        whole, outcome="undecided" if standing == "open" else "holds", said=WORDS[standing],
-        note=" ".join(f.verdict.note for f in decided) + more, effect=-whole.effect, low=-whole.high,
-        high=-whole.low, p=found.p, test=found.test)
+        equal.verdict, outcome="undecided" if standing == "open" else "holds", said=WORDS[standing],
+        note=" ".join(f.verdict.note for f in decided) + more, effect=effect, low=low, high=high, p=found.p,
+        test=found.test)

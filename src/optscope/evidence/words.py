@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-def listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str], last: str = "") -> str:
     """Return words in a row, parted by commas, or by semicolons where one of them holds a comma itself.
+
+    `last` is the word that stands before the last of them instead.
 
     >>> listed(["Adam", "SGD"]), listed(["Adam", "SGD, lr 0.1"])
     ('Adam, SGD', 'Adam; SGD, lr 0.1')
+    >>> listed(["Adam"], "or"), listed(["Adam", "SGD", "Lion"], "or"), listed(["SGD, lr 0.1", "SGD", "Lion"], "and")
+    ('Adam', 'Adam, SGD or Lion', 'SGD, lr 0.1; SGD and Lion')
     """
     found = list(words)
-    return ("; " if any("," in word for word in found) else ", ").join(found)
+    comma = "; " if any("," in word for word in found) else ", "
+    if last and len(found) > 1:
+        return f"{comma.join(found[:-1])} {last} {found[-1]}"
+    return comma.join(found)
 
 
 def seeds_said(seeds: Iterable[int], most: int = 4) -> str:
