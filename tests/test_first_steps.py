@@ -316,3 +316,13 @@ def test_a_run_whose_loss_is_finite_and_absurd_is_told_of():
         "blobs: 2 runs of SGD came apart, though the numbers are finite: the loss is up to 2e+32, and means over "
         "its runs say nothing."]
     assert apart(given, Records()) == []
+    (told,) = apart(given, rows((2e32, 2e32, 2e32)))
+    assert told.startswith("blobs: 3 runs of SGD came apart")
+
+
+def test_a_usual_loss_beside_one_that_ends_at_nothing_has_not_come_apart():
+    given = comparison_of(TASK, Settings(seeds=3))
+    ends = {"SGD": 1e-13, "Adam": 1e-3, "RMSProp": 1e-12}
+    found = Records(Record("blobs", arm, seed, "loss", value, step=step) for arm, end in ends.items()
+                    for seed in range(3) for step, value in ((10, 0.5), (None, end)))
+    assert apart(given, found) == []
