@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
-from optscope.analyses.charts import axes
+from optscope.analyses.charts import accuracies, axes, measures
 from optscope.analyses.choice import choice
-from optscope.analyses.differences import Differences, measured
+from optscope.analyses.differences import Differences, judged_by, measured
 from optscope.analyses.findings import findings
 from optscope.analyses.headline import headline
 from optscope.analyses.joined import claims
 from optscope.analyses.scorecard import scorecard
 from optscope.evidence.picture import Scorecard
 from optscope.evidence.power import power, seeds_to_show, spread_of
-from optscope.evidence.records import Record, Records
+from optscope.evidence.records import Metric, Record, Records
 from optscope.evidence.stats import mean_interval
 from optscope.optim import SGD
+from optscope.probes.probe import Probe, Reading, Subject
 from optscope.protocol.comparison import Arm
 from optscope.report.document import Document
 from optscope.report.figures import alt, draw
@@ -328,3 +329,32 @@ def test_of_a_loss_less_is_better_and_a_row_says_so():
     assert claim.text.startswith("B against A: loss (equal within ")
     assert verdict.said == "worse"
     assert verdict.effect > 0
+
+
+@dataclass(frozen=True, repr=False)
+class Forgetting(Probe):
+    """Measures percent of which less is better; it is never taken here."""
+
+    metrics = (Metric("forgetting", "%", "lower"),)
+
+    def measure(self, subject: Subject) -> Reading:
+        raise AssertionError
+
+
+def test_percent_of_which_less_is_better_is_drawn_as_no_accuracy_and_nothing_as_no_figure():
+    lower = [Record("demo", arm, seed, "forgetting", 5.0 + seed) for arm in "AB" for seed in SEEDS]
+    of = replace(PAIR, probes=(*PAIR.probes, Forgetting()))
+    (picture,) = accuracies(of, records({}) + lower).figures
+    assert picture.panels[0].categories == ["accuracy", PLACE.replace(" (", "\n(")]
+    alone = replace(PAIR, probes=PAIR.probes[1:])
+    assert not measures(alone, records({})).figures
+    (picture,) = measures(replace(of, probes=(Forgetting(),)), Records(lower)).figures
+    assert (picture.title, picture.panels[0].y_label) == ("What is compared, by arm", "forgetting, lower is better")
+
+
+def test_one_test_is_not_corrected():
+    of = replace(PAIR, probes=(Forgetting(),))
+    found = findings(of, Records(Record("demo", arm, seed, "forgetting", seed + (arm == "B") * seed**0.5)
+                                 for arm in "AB" for seed in SEEDS))
+    assert "Holm over 1 test: p" in found[0].verdict.note
+    assert "Holm" not in judged_by(of, [each.verdict for each in found])

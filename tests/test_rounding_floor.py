@@ -10,11 +10,13 @@ import pytest
 
 from optscope import lab
 from optscope.analyses import rounding_levels
+from optscope.analyses.charts import floor_picture
+from optscope.analyses.findings import Place
 from optscope.engine.execute import Inline
 from optscope.engine.plan import Plan
 from optscope.engine.store import Store
 from optscope.errors import UserError
-from optscope.evidence.records import Record, Records
+from optscope.evidence.records import Metric, Record, Records
 from optscope.evidence.rounding_floor import rounding_floor
 from optscope.optim import SGD, Adam, Rounded
 from optscope.probes.accuracy import Accuracy
@@ -137,6 +139,26 @@ def test_the_verdict_on_a_learning_rate(distance, rounding_sd, seeds_sd, verdict
     said = rounding_levels.sentence("SGD", [level], TASK)
     assert ("every learning rate diverged" in said) == math.isnan(distance)
     assert ("twins part at learning rate 0.1" in said) == (distance == 0.1)
+    assert ("rounding alone moved the validation accuracy of no run" in said) == (rounding_sd == 0)
+    assert ("moved the validation accuracy by less than three digits show" in said) == (rounding_sd == 1e-4)
+
+
+def test_one_run_that_diverged_is_one_run():
+    rows = [Record("rounding", "SGD", seed, "accuracy", math.nan if (seed, k) == (1, 3) else 80.0 + seed, at=0.1,
+                   factors={"k": k}) for seed in range(3) for k in rounding_levels.KS]
+    rows += [Record("rounding", "SGD", 0, "distance", 0.1, at=0.1)]
+    (level,) = rounding_levels.levels(ARMS[:1], Records(rows), "accuracy")
+    assert level.verdict == "1 run diverged"
+
+
+def test_the_floor_that_is_drawn_is_the_widest_of_those_that_are_known():
+    rows = [Record("c", arm, seed, "accuracy", 80.0 + seed) for arm in ("SGD", "Adam", "Lion") for seed in (1, 2)]
+    rows += [Record("c", arm, 1, "accuracy", 81.0 + shift, phase="twin", rule=f"k = {k}")
+             for arm in ("SGD", "Lion") for k, shift in ((3, 1.0), (5, -1.0))]
+    place = Place(Metric("accuracy", "%", "higher"), None)
+    for others in (("Adam", "Lion"), ("Lion", "Adam")):
+        picture = floor_picture(Records(rows), [place], ["SGD", *others])
+        assert picture.panels[0].series[-1].high == [rounding_floor(Records(rows), "Lion", "SGD", "accuracy").value]
 
 
 def test_the_door_finds_rates_and_leaves_a_report(tmp_path):

@@ -107,7 +107,8 @@ def floor_picture(records: Records, percent: Sequence[Place], arms: Sequence[str
         found = [paired_difference(*records.pairs(arm, first, p.metric.name, p.at)) for p in percent]
         drowned += sum(f.covers(d.estimate) for f, d in zip(own, found, strict=True))
         series.append(Series.over(arm, x, found, "points", seeds=records.seeds(arm, first)))
-    highest = [max((f.value for f in column), default=np.nan) for column in zip(*floors, strict=True)]
+    highest = [max((f.value for f in column if np.isfinite(f.value)), default=np.nan)  # an arm may have no twins
+               for column in zip(*floors, strict=True)]
     series.append(Series("rounding alone, two runs", x, [0.0] * len(x), [-h for h in highest], highest,
                          mark="points"))
     return Picture("rounding-floor", f"{drowned} of {len(x) * len(others)} differences to {first} are smaller than "
@@ -137,13 +138,13 @@ def rounding(comparison: Compared, records: Records) -> Section:
 
 
 def measures(comparison: Compared, records: Records) -> Section:
-    """Return a panel a metric, of models that have neither accuracy nor loss: what generators make."""
+    """Return a panel a metric, where neither accuracy nor loss is compared: of generators, say."""
     final, shown = _final(comparison, records), places(comparison, records.where(experiment=comparison.name))
-    if primary(shown):
-        return Section()
     arms, single = _arms(comparison), [p.metric for p in shown if p.at is None]
+    if primary(shown) or not single:
+        return Section()
     panels = [by_arm(final, [(m, None, "")], arms, f"{m.name}, {m.better} is better") for m in single]
-    return Section(figures=[Picture("measures", "What the generators make, by arm", panels,
+    return Section(figures=[Picture("measures", "What is compared, by arm", panels,
                                     "Mean over seeds with 95 % t intervals.")])
 
 
@@ -180,8 +181,9 @@ def _final(comparison: Compared, records: Records) -> Records:
 
 
 def _percent(comparison: Compared, records: Records) -> list[Place]:
-    """Return what arms are compared on that is an accuracy."""
-    return [p for p in places(comparison, records.where(experiment=comparison.name)) if p.metric.unit == "%"]
+    """Return what arms are compared on that is an accuracy: percent of which more is better."""
+    return [p for p in places(comparison, records.where(experiment=comparison.name))
+            if p.metric.unit == "%" and p.metric.better == "higher"]
 
 
 def _shown(place: Place, first: str, found: Sequence[Finding]) -> str:

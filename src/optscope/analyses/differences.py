@@ -74,7 +74,8 @@ def measured(comparison: Compared, records: Records) -> Section:
 def judged_by(comparison: Compared, verdicts: Sequence[Verdict]) -> str:
     """Return which test judges claims, what it takes for granted, and what an exact one could have shown."""
     n, family = len(comparison.seeds), max(1, sum(not math.isnan(verdict.p) for verdict in verdicts))
-    common = f"p are Holm-corrected over all {family} tests; intervals are of single tests, over seeds"
+    common = ("intervals are of single tests, over seeds" if family == 1 else
+              f"p are Holm-corrected over all {family} tests; intervals are of single tests, over seeds")
     if n < FEWEST:
         return f"the exact sign-flip test on paired seeds, whose p is {smallest_p(n):.2g} at least; {common}"
     least = smallest_p(n) * family

@@ -17,6 +17,7 @@ from optscope.evidence.rounding_floor import shows
 from optscope.evidence.stats import Interval, mean_interval
 from optscope.evidence.variance import spread_ratio
 from optscope.protocol.comparison import Arm
+from optscope.protocol.rehearse import count_of
 from optscope.protocol.rounding_twins import KS, metric_of
 from optscope.protocol.session import Results
 from optscope.report.section import Section
@@ -59,7 +60,7 @@ class Level:
     def verdict(self) -> str:
         """What is to be said of the learning rate, in a few words."""
         if self.diverged:
-            return f"{self.diverged} runs diverged"
+            return f"{count_of(self.diverged, 'run')} diverged"
         if self.ratio.low > LIKE_SEEDS:
             return "decided by rounding: results spread like over seeds"
         if self.distance > PARTED:
@@ -111,9 +112,10 @@ def sentence(arm: str, found: Sequence[Level], task: Task) -> str:
     decided = [level.lr for level in mine if level.ratio.low > LIKE_SEEDS]
     best = (max if metric == "accuracy" else min)(mine, key=lambda level: level.mean)
     unit = " points" if unit == "%" else ""
-    rounding = (f"two runs that differ by less than {best.rounding_floor:.3g}{unit} of validation {metric} may "
-                "differ by rounding alone" if best.deviation > 0 and shows(best.rounding_floor, best.mean) else
-                f"rounding alone moved the validation {metric} of no run")
+    rounding = (f"rounding alone moved the validation {metric} of no run" if not best.deviation > 0 else
+                f"two runs that differ by less than {best.rounding_floor:.3g}{unit} of validation {metric} may "
+                "differ by rounding alone" if shows(best.rounding_floor, best.mean) else
+                f"rounding alone moved the validation {metric} by less than three digits show")
     said = [f"twins part at {_rates(parted)}" if parted else "twins part at no learning rate tried",
             f"rounding alone spreads results like seeds at {_rates(decided)}" if decided else
             "nowhere is it shown that rounding spreads results like seeds",

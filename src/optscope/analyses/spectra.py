@@ -12,6 +12,7 @@ from optscope.engine.work import probe_id, watch_id
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import mean_interval
+from optscope.evidence.words import listed
 from optscope.probes.anatomy import StepAnatomy
 from optscope.probes.geometry import Geometry
 from optscope.probes.singular import KEPT
@@ -62,7 +63,7 @@ def _ranks_said(comparison: Comparison, records: Records, rank: str) -> str:
     """Return the mean of a metric of every arm, in words."""
     _, rows = comparison.measured(records)
     means = {arm.name: mean_interval(rows.values(arm.name, rank)).estimate for arm in comparison.arms}
-    return f"{rank} " + ", ".join(f"{arm} {number(mean, 2)} %" for arm, mean in means.items() if np.isfinite(mean))
+    return f"{rank} " + listed(f"{arm} {number(mean, 2)} %" for arm, mean in means.items() if np.isfinite(mean))
 
 
 def _picture(found: Mapping[str, Spectra], name: str, title: str) -> Picture:

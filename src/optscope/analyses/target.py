@@ -14,6 +14,7 @@ from optscope.evidence.paired import sooner_test
 from optscope.evidence.picture import Panel, Picture, Series
 from optscope.evidence.records import Records
 from optscope.evidence.stats import Interval, holm, median_interval
+from optscope.evidence.words import listed
 from optscope.protocol.comparison import Comparison
 from optscope.protocol.rehearse import count_of
 from optscope.report.section import Section
@@ -127,7 +128,7 @@ def _scaled(found: Interval, factor: float) -> Interval:
 
 def _note(comparison: Comparison, moments: Sequence[int], timed: bool) -> str:
     first = comparison.arms[0].name
-    dear = ", ".join(f"{arm.name} {arm.rule.evaluations}" for arm in comparison.arms if arm.rule.evaluations > 1)
+    dear = listed(f"{arm.name} {arm.rule.evaluations}" for arm in comparison.arms if arm.rule.evaluations > 1)
     return (f"The rule of the target was fixed before the runs: {first}'s mean over seeds at the end, which about "
             f"half of {first}'s own runs miss where they still improve. {_resolution(moments)} Medians have "
             "order-statistic 95 % intervals, from six seeds on. A run that never reached the target, or diverged "
@@ -182,7 +183,7 @@ def _ratios(comparison: Comparison, found: Reached, moments: Sequence[int], goal
     """Return the median ratio of every arm's steps to the first's, with its interval."""
     first, *others = found
     each = [ratio(found, arm, first, moments) for arm in others]
-    said = ", ".join(f"{arm} {number(r.estimate, 3)}" for arm, r in zip(others, each, strict=True))
+    said = listed(f"{arm} {number(r.estimate, 3)}" for arm, r in zip(others, each, strict=True))
     series = Series.over("", list(range(len(others))), each, "points", seeds=sorted(set().union(*found.values())))
     return Picture("steps-to-target", f"Steps to {first}'s mean final validation {comparison.criterion.metric} "
                    f"({number(goal)}), relative to {first}'s: {said}",

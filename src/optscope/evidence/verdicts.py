@@ -19,7 +19,7 @@ from optscope.errors import UserError
 from optscope.evidence.claims import Outcome, Verdict
 from optscope.evidence.level import level
 from optscope.evidence.paired import FEWEST, equivalence, paired_test
-from optscope.evidence.stats import Interval, complete_pairs, holm, paired_difference, seeds_needed
+from optscope.evidence.stats import Interval, complete_pairs, holm, paired_difference
 
 MISSING_MOST = 0.2  # the largest share of pairs that may be missing
 
@@ -45,8 +45,7 @@ def greater(a: ArrayLike, b: ArrayLike, margin: float = 0.0, what: str = "differ
                         "holds" if found.estimate > margin else "fails")
     side = {"holds": "above", "fails": "below", "undecided": "not told apart from"}[outcome]
     shown = f"{_bounds(found)}, {found.n} pairs, {tested.test} p = {tested.p:.2g}"
-    weak = (f"{found.n} pairs can never reach p < {level():g}, it takes {seeds_needed(1, level())}"
-            if found.n < FEWEST else "")
+    weak = f"{found.n} pairs can never reach p < {level():g}, it takes {FEWEST}" if found.n < FEWEST else ""
     note = _sentence(f"{what}: {_signed(found.estimate, unit)} ({shown}), {side} {_plain(margin, unit)}",
                      _too_little(found), _gaps(found), weak)
     return Verdict(outcome, note, found.estimate, found.low, found.high, found.n, tested.p, tested.test,
@@ -183,7 +182,8 @@ def holm_corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
         if math.isnan(p):
             return verdict
         lost = verdict.outcome != "undecided" and p > level()
-        note = f"{verdict.note} Holm over {tests} tests: p = {p:.2g}{', so undecided' if lost else ''}."
+        note = (f"{verdict.note} Holm over {tests} test{'s' * (tests != 1)}: p = {p:.2g}"
+                f"{', so undecided' if lost else ''}.")
         return replace(verdict, outcome="undecided" if lost else verdict.outcome, p=p, note=note,
                        test=f"{verdict.test}, Holm over {tests}", tests=tests)
 
