@@ -20,7 +20,7 @@ from optscope.probes.accuracy import Accuracy
 from optscope.protocol.arms import NAMES, TRIALS, arm_named
 from optscope.protocol.compare import arms_of
 from optscope.protocol.comparison import Arm, Comparison
-from optscope.protocol.search import Grid, Halton, PlayerGrid, Random
+from optscope.protocol.search import Grid, Halton, PlayerGrid, Random, Thinned
 from optscope.protocol.settings import read_settings
 from optscope.protocol.space import Choice, Log, Space, Uniform, half_decades
 from tiny import TASK
@@ -197,6 +197,15 @@ def test_drawn_points_go_on_by_half_a_decade_and_keep_what_else_was_best():
     best = max(first, key=lambda rule: rule.lr)
     assert last.lr == pytest.approx(best.lr * math.sqrt(10), rel=1e-3)
     assert last.momentum == best.momentum
+
+
+def test_a_short_search_goes_on_as_the_whole_one_does():
+    points = Random(12, Log(1e-4, 1.0), seed=7)
+    assert sorted(round(r.lr, 4) for r in Thinned(points, 3).candidates(SGD(lr=1.0))) == [0.0001, 0.1204, 0.1244]
+    for whole, after in ((points, 0.1244 * math.sqrt(10)), (Grid((0.01, 0.03, 0.1, 0.3, 1.0, 3.0)), 10.0)):
+        short = Thinned(whole, 3)
+        (found,) = short.further([(rule, -rule.lr) for rule in short.candidates(SGD(lr=1.0))], 1)
+        assert found.lr == pytest.approx(after, rel=1e-3)
 
 
 def test_all_rates_at_an_end_move_together():

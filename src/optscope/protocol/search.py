@@ -186,6 +186,9 @@ class Thinned(Search):
         n, k = len(every), min(self.count, len(every))
         return [every[((2 * i + 1) * n - k) // (2 * k)] for i in range(k)]
 
+    def _beyond(self, rates: list[float], side: int) -> float:
+        return self.whole._beyond(rates, side)  # gaps of drawn points are no pattern, of a few of them neither
+
 
 @dataclass(frozen=True, init=False)
 class Drawn(Search):
