@@ -23,6 +23,7 @@ from optscope.evidence.paired import equivalence
 from optscope.evidence.power import outlook
 from optscope.evidence.records import Record, Records, measured
 from optscope.evidence.stats import bootstrap_interval, mean_interval, median_interval, wilson
+from optscope.evidence.variance import deviation_ratio, spread_ratio
 from optscope.evidence.verdicts import equivalent, greater, holm_corrected, within
 from optscope.optim import SGD
 from optscope.probes.accuracy import Accuracy
@@ -60,6 +61,8 @@ def test_tests_and_intervals_take_the_level_and_are_the_usual_ones_outside():
         assert "99 % interval" in strict.note
         assert median_interval(values) == median_interval(values, 0.99)
         assert wilson(7, 24) == wilson(7, 24, 0.99)
+        assert spread_ratio(values.reshape(8, 3)) == spread_ratio(values.reshape(8, 3), 0.99)
+        assert deviation_ratio(2.0, 10, 1.0, 20) == deviation_ratio(2.0, 10, 1.0, 20, 0.99)
         assert bootstrap_interval(values, np.mean) == bootstrap_interval(values, np.mean, 0.99)
         assert within(mean_interval(values), low=0.0).low == strict.low
         assert equivalence(values, zeros, 1.0) == equivalence(values, zeros, 1.0, 0.01)

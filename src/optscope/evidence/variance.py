@@ -8,10 +8,11 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
+from optscope.evidence.level import level
 from optscope.evidence.stats import Interval
 
 
-def spread_ratio(table: ArrayLike, confidence: float = 0.95) -> Interval:
+def spread_ratio(table: ArrayLike, confidence: float | None = None) -> Interval:
     """Return σ/√(σ² + τ²) of a table `(rows, K)`, whose rows (seeds) spread by τ and its repeats in a row by σ.
 
     The share of a single run's standard deviation that repeats of one row have: 1 − ratio² is the intraclass
@@ -29,7 +30,7 @@ def spread_ratio(table: ArrayLike, confidence: float = 0.95) -> Interval:
     within = float((kept - kept[:, :1]).var(axis=1, ddof=1).mean()) if n and k > 1 else math.nan
     if n < 2 or not within > 0:
         return Interval(math.nan, math.nan, math.nan, n, missing)
-    between, tail = k * float(kept.mean(axis=1).var(ddof=1)), (1 + confidence) / 2
+    between, tail = k * float(kept.mean(axis=1).var(ddof=1)), _tail(confidence)
     f = between / within
     quantile = float(scipy.special.fdtri(n - 1, n * (k - 1), tail))
     inverse = float(scipy.special.fdtri(n * (k - 1), n - 1, tail))
@@ -37,7 +38,8 @@ def spread_ratio(table: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(estimate, low, high, n, missing)
 
 
-def deviation_ratio(a: float, a_freedom: int, b: float, b_freedom: int, confidence: float = 0.95) -> Interval:
+def deviation_ratio(a: float, a_freedom: int, b: float, b_freedom: int,
+                    confidence: float | None = None) -> Interval:
     """Return the ratio a/b of two independent standard deviations with its F interval, exact for normal values.
 
     >>> deviation_ratio(2.0, 10, 1.0, 20)
@@ -45,7 +47,12 @@ def deviation_ratio(a: float, a_freedom: int, b: float, b_freedom: int, confiden
     """
     if not (a > 0 and b > 0 and a_freedom > 0 and b_freedom > 0):
         return Interval(math.nan, math.nan, math.nan, 0)
-    tail, ratio = (1 + confidence) / 2, a / b
+    tail, ratio = _tail(confidence), a / b
     low = ratio / math.sqrt(float(scipy.special.fdtri(a_freedom, b_freedom, tail)))
     high = ratio * math.sqrt(float(scipy.special.fdtri(b_freedom, a_freedom, tail)))
     return Interval(ratio, low, high, b_freedom + 1)
+
+
+def _tail(confidence: float | None) -> float:
+    """Return up to which share the upper bound lies; without a confidence as the level of the tests asks."""
+    return (1 + (1 - level() if confidence is None else confidence)) / 2
