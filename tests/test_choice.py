@@ -174,6 +174,15 @@ def test_names_with_commas_and_conjunctions_are_read_as_they_are_meant():
     assert said(torn, of=of, margin=1.5).startswith("Choose between A and B; SGD, lr 0.1 and SGD by what matters")
 
 
+def test_arms_that_lost_different_seeds_have_too_few_in_common():
+    lost = ("A", 1), ("B", 2)
+    found = Records([*(r for r in records({("B", "accuracy"): 9.0}) if (r.arm, r.seed) not in lost),
+                     *(Record("demo", arm, s, "training loss", np.nan, status="diverged") for arm, s in lost)])
+    assert choice(PAIR, found, findings(PAIR, found)) == (
+        "No difference in accuracy between A and B is shown, nor that they are equal; A and B have too few seeds "
+        "in common. No choice follows.")
+
+
 def test_few_seeds_take_nobody_also_where_all_others_were_lost():
     of = replace(PAIR, seeds=(1, 2, 3, 4))
     found = Records([*(r for r in records({}, seeds=of.seeds) if r.arm == "A" or r.seed > 1),

@@ -185,20 +185,28 @@ class _Words:
     def open(self, arms: Sequence[Standing], alone: bool) -> str:
         """Say of those that are neither shown equal nor different what would show it, and what else is shown."""
         names, gaps = listed(s.arm for s in arms), [s.differs for s in arms if s.differs]
-        dry = [s for s in arms if not s.drowned]  # more seeds do nothing about rounding
-        what = gaps[0].place.text + " that rounding alone cannot make" * (len(dry) < len(arms))
+        what = gaps[0].place.text + " that rounding alone cannot make" * any(s.drowned for s in arms)
         text = (f"No difference in {what} between {self.first} and {names} is shown, nor that they are equal"
                 if alone else f"Of {names} neither a difference in {what} nor equality is shown")
-        text += f"{self._seeds_that_show(dry) if dry else ''}."
+        lacking = [s.arm for s in arms if self._lacks_pairs(s)]
+        text += self._seeds_that_show([s for s in arms if not s.drowned and s.arm not in lacking])
+        each = "each of " * (len(lacking) > 1)
+        text += f"; {self.first} and {each}{listed(lacking)} have too few seeds in common" if lacking else ""
+        text += "."
         apart = [f"{who} is better than {whom} in {self._amounts(found)}"
                  for s in arms for who, whom, found in ((s.arm, self.first, s.gains), (self.first, s.arm, s.losses))
                  if found]
         return text + (f" What is shown: {'; '.join(apart)}." if apart else
                        f" {NO_CHOICE}" if alone else "")
 
+    def _lacks_pairs(self, standing: Standing) -> bool:
+        """Return whether more pairs are missing than a test bears."""
+        found, seeds = standing.differs, len(self.records.seeds(self.first, standing.arm))
+        return found is not None and seeds - found.verdict.n > MISSING_MOST * seeds
+
     def _seeds_that_show(self, arms: Sequence[Standing]) -> str:
-        """Say how many seeds would show a difference as large as the margin."""
-        equal = arms[0].equal
+        """Say how many seeds would show a difference as large as the margin: not where rounding or gaps hide it."""
+        equal = arms[0].equal if arms else None
         margin = max((s.equal.margin for s in arms if s.equal), default=math.nan)
         spreads = [spread_of(f.verdict.low, f.verdict.high, f.verdict.n) for s in arms if (f := s.differs)]
         if equal is None or not margin > 0 or not all(spread > 0 for spread in spreads):
