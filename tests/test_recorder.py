@@ -251,8 +251,34 @@ def test_a_model_is_found_within_what_others_wrap_around_it(tmp_path):
     assert not found.where(metric="training loss")
 
 
+def test_an_optimiser_that_steps_otherwise_than_the_one_it_holds_is_not_taken_for_it(tmp_path):
+    class Lookahead(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+    recorder = Recorder(tmp_path / "out", arm="lookahead", seed=1, task=TASK, every=1, at_end=[])
+    model = network()
+    recorder.step(model, Lookahead(OPTIMISERS["sgd"](model.parameters())))
+    found = recorder.report().records
+    assert found.where(metric="sharpness")
+    assert not found.where(metric="stability threshold")
+    assert found[0].rule == "Lookahead"
+
+
+@pytest.mark.parametrize(("loss", "got"), [
+    (torch.ones(2), r"a tensor of shape \(2,\)"), (np.ones(2), r"an array of shape \(2,\)"),
+    ({"loss": 1.0}, "dict")])
+def test_a_loss_that_is_not_one_number_is_refused_at_the_first_step(loss, got, tmp_path):
+    recorder = Recorder(tmp_path / "out", arm="sgd", seed=1, task=TASK, every=100)
+    model = network()
+    with pytest.raises(UserError, match=f"the loss must be one number, .*; got {got}: hand over the mean"):
+        recorder.step(model, OPTIMISERS["sgd"](model.parameters()), loss)
+    recorder.step(model, OPTIMISERS["sgd"](model.parameters()), torch.ones(1))
+
+
 @pytest.mark.parametrize(("said", "says"), [
     ({"every": 0}, "every must be a whole number, at least 1; got 0"),
+    ({"seed": 2**32}, r"seed must be less than 2\*\*32, .*; got 4294967296"),
     ({"seed": True}, "seed must be a whole number, at least 0; got True"),
     ({"start": -1}, "start must be a whole number, at least 0; got -1"),
     ({"probes": ["Edge"]}, 'no probe "Edge"'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -155,6 +156,21 @@ def test_a_model_that_is_frozen_through_and_through_is_refused(probe: Probe) -> 
     found = snapshot(True, SGD(lr=0.1))
     with pytest.raises(UserError, match="trained parameters; this Sequential has none"):
         probe(replace(found, model=found.model.requires_grad_(False)))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_copy_or_an_average_of_the_model_has_no_threshold_and_says_why(groups: int) -> None:
+    made = task(False)
+    model = made.model()
+    halves = [[*model.parameters()]] if groups == 1 else [model[0].parameters(), model[2].parameters()]
+    parts = [{"params": part, "lr": 0.01 * i} for i, part in enumerate(halves, 1)]
+    optimizer = torch.optim.Adam(parts)
+    functional.cross_entropy(model(made.data().train.inputs), made.data().train.targets).backward()
+    optimizer.step()
+    assert "stability threshold" in EdgeOfStability()(Snapshot(model, made, optimizer=optimizer)).values
+    reading = EdgeOfStability()(Snapshot(copy.deepcopy(model), made, optimizer=optimizer))
+    assert set(reading.values) == {"sharpness"}
+    assert "of a model of which Adam holds no parameter: measure the one that it steps" in reading.silence
 
 
 def test_layers_may_be_freed_on_the_way() -> None:

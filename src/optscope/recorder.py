@@ -27,6 +27,11 @@ from optscope.tasks.task import Task
 if TYPE_CHECKING:
     from optscope.result import Result
 
+SEEDS = 2**32
+"""So many seeds the global generators of NumPy know, which probes seed as they do all others."""
+HANDED_ON = frozenset({"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"})
+"""Packages whose optimisers hold another and make its steps. Others that hold one, as Lookahead, make their own."""
+
 
 class Recorder:
     """Records a training that is not ours, for the report that `compare` makes.
@@ -64,6 +69,9 @@ class Recorder:
         for name, number, least in (("seed", seed, 0), ("every", every, 1), ("start", start, 0)):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise UserError(f"Recorder: {name} must be a whole number, at least {least}; got {number!r}")
+        if seed >= SEEDS:
+            raise UserError(f"Recorder: seed must be less than 2**32, as NumPy's seeds are; got {seed}: give short "
+                            "numbers, such as 1, 2, 3")
         kit, examples = kit_of(task), Settings().examples
         watched = (kit.judge(task)[1], *kit.watched(()))
         compared, described = kit.probes(task, examples), (*kit.describing(task, examples), *kit.at_end())
@@ -83,10 +91,14 @@ class Recorder:
         self._broken: set[Probe] = set()
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor | float | None = None) -> None:
-        """Count a step that the optimiser has made on a batch of this loss, and look if it is time."""
+        """Count a step that the optimiser has made on a batch of this loss, and look if it is time.
+
+        Raises:
+            UserError: when the loss is not one number.
+        """
         self._step += 1
         if loss is not None:
-            self._sum = self._sum + (loss.detach().float() if isinstance(loss, Tensor) else loss)
+            self._sum = self._sum + _one_number(loss)
             self._summed += 1
         self._last = model, optimizer
         if self._step % self.every == 0:
@@ -155,7 +167,26 @@ def _bare_model(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def _one_number(loss: object) -> float | Tensor:
+    """Return a loss that can be summed up, of which nothing is read from a device."""
+    if isinstance(loss, Tensor):
+        if loss.numel() == 1:
+            return loss.detach().float().reshape(())
+        got = f"a tensor of shape {tuple(loss.shape)}"
+    else:
+        try:
+            return float(loss)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            got = f"an array of shape {shape}" if (shape := getattr(loss, "shape", ())) else type(loss).__name__
+    raise UserError(f"Recorder.step: the loss must be one number, as loss.backward() starts from; got {got}: hand "
+                    "over the mean of the batch, or leave it out")
+
+
 def _bare_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimiser inside what others wrap around it, as Accelerate and Lightning do."""
+    """Return the optimiser inside what hands its steps on, as Accelerate and Lightning do.
+
+    Another one that holds an optimiser may step otherwise, and stays what it is, unless it has no param groups.
+    """
     inner = getattr(optimizer, "optimizer", None)
-    return _bare_optimizer(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+    hands_on = type(optimizer).__module__.partition(".")[0] in HANDED_ON or not hasattr(optimizer, "param_groups")
+    return _bare_optimizer(inner) if hands_on and isinstance(inner, torch.optim.Optimizer) else optimizer

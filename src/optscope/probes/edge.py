@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from optscope.devices import to_floats
 from optscope.errors import UserError
@@ -18,6 +19,7 @@ from optscope.probes.live import adaptive, live_mean
 from optscope.probes.own_norm import reach
 from optscope.probes.probe import Reading, Subject, Value
 from optscope.probes.rule_in_use import rule_in_use
+from optscope.tasks.snapshot import Snapshot
 from optscope.theory import stability
 
 STARTS = 4
@@ -90,7 +92,7 @@ class EdgeOfStability(CurvatureProbe):
                "stability threshold": found[limit], "sharpness / threshold": found[f"{name} / threshold"],
                } if limit in found else {}
         return Reading({"sharpness": values["sharpness"], **met}, memory=memory,
-                       silence="" if met else _refusal(rule, subject.snapshot.optimizer))
+                       silence="" if met else _refusal(rule, subject.snapshot))
 
     def _own_norm(self, subject: Subject, rule: Rule, plain: Reading) -> Reading:
         """Return the sharpness in the rule's norm, as `TopEigenvalues` would, or nothing where it has no norm."""
@@ -133,8 +135,12 @@ def _steepest(rule: Rule, step: int) -> tuple[Steepest, float, float, float, flo
     return inner, factor * lr, used, kept, shrunk
 
 
-def _refusal(rule: Rule | None, live: torch.optim.Optimizer | None) -> str:
+def _refusal(rule: Rule | None, snapshot: Snapshot) -> str:
     """Return why there is no threshold; nothing where there will be one after a step."""
+    live = snapshot.optimizer
+    if live is not None and not _holds_some(live, snapshot.model):
+        return (f"no stability threshold is known of a model of which {type(live).__name__} holds no parameter: "
+                "measure the one that it steps, and not a copy or an average of it")
     if rule is None:
         return (f"no stability threshold is known for {type(live).__name__} as it is set" if live else
                 "there is no stability threshold, as no rule is known by which the model is trained")
@@ -148,3 +154,8 @@ def _refusal(rule: Rule | None, live: torch.optim.Optimizer | None) -> str:
         return f"no stability threshold is known for {kind}{' with L2 regularisation' if decay else ''}"
     return "" if live else (f"the stability threshold of {kind} is that of its live optimiser: take it during "
                             "training, Watch(EdgeOfStability())")
+
+
+def _holds_some(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return any(id(p) in held for p in model.parameters())
