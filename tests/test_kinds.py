@@ -96,6 +96,25 @@ def test_loss_and_accuracy_are_those_of_a_loop_over_labels(kind, most, monkeypat
     assert kept["validation accuracy at checkpoint"] == found.values["accuracy"]
 
 
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 20.0, 3.0, 0.1])], ids=["mean", "class weights"])
+@pytest.mark.parametrize("held", [True, False])
+def test_a_loss_that_is_no_mean_over_labels_is_that_of_all_or_said_to_be_of_parts(held, weight, monkeypatch):
+    monkeypatch.setattr("optscope.tasks.kinds.MOST", 45)
+    monkeypatch.setattr("optscope.probes.accuracy.MOST", 2**24 if held else 45)
+    kind = "token-classification"
+    outputs = 2 * torch.randn(OUTPUTS[kind], generator=G)
+
+    def loss(z, tags):
+        return functional.cross_entropy(z.transpose(1, 2), tags, weight)
+
+    given = snapshot(kind, outputs, TARGETS[kind], loss=loss)
+    for probe, name in ((Accuracy(), "loss"), (Checkpoint(), "test loss at checkpoint")):
+        found = probe(given)
+        right = found.values[name] == pytest.approx(float(loss(outputs, TARGETS[kind])), rel=1e-6)
+        assert right == (held or weight is None)
+        assert ("the mean of that of 2 at a time, and of all at once another" in found.silence) == (not right)
+
+
 def test_the_usual_losses_are_those_of_torch():
     outputs = {kind: torch.randn(shape, generator=G) for kind, shape in OUTPUTS.items()}
     tags, masks, words = (TARGETS[kind] for kind in ("token-classification", "segmentation", "causal-lm"))

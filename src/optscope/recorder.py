@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from optscope.devices import device_of
 from optscope.engine.recording import Recording
 from optscope.engine.store import Store
 from optscope.engine.watch import take
 from optscope.errors import UserError
-from optscope.probes.probe import Memory, Probe
+from optscope.probes.probe import SEEDS, Memory, Probe
 from optscope.probes.rule_in_use import rule_in_use
 from optscope.protocol.kits import kit_of
 from optscope.protocol.meant import meant
@@ -27,8 +26,6 @@ from optscope.tasks.task import Task
 if TYPE_CHECKING:
     from optscope.result import Result
 
-SEEDS = 2**32
-"""So many seeds the global generators of NumPy know, which probes seed as they do all others."""
 HANDED_ON = frozenset({"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"})
 """Packages whose optimisers hold another and make its steps. Others that hold one, as Lookahead, make their own."""
 
@@ -134,10 +131,9 @@ class Recorder:
         model = _bare_model(self._last[0])
         snapshot = Snapshot(model, self.task, self.seed, self._step, optimizer=_bare_optimizer(self._last[1]),
                             from_seed=False)
-        with torch.autocast(device_of(model).type, enabled=False):
-            for probe in probes:
-                if probe not in self._broken:
-                    self._take(probe, snapshot, step)
+        for probe in probes:
+            if probe not in self._broken:
+                self._take(probe, snapshot, step)
         self._looked = self._step
 
     def _take(self, probe: Probe, snapshot: Snapshot, step: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,8 +17,9 @@ from optscope.evidence.records import Direction, Metric
 from optscope.evidence.stats import wilson
 from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject, check_examples, in_batches, portion_of
-from optscope.tasks.kinds import KINDS, Kind, counted
-from optscope.tasks.tree import Batch
+from optscope.tasks.kinds import KINDS, MOST, Kind, counted
+from optscope.tasks.mean_loss import SHARE
+from optscope.tasks.tree import Batch, joined
 
 BINS = 15
 
@@ -30,8 +32,10 @@ class Accuracy(Probe):
     example's class; of many labels an example every one that counts, and then the share of examples without a wrong
     one (of several labels at once), or the perplexity (of next tokens). Regression tasks have only the loss. An
     output of nan names no class and counts as an error; where there is one, there is no loss and no calibration
-    error, and `silence` says so. Arrays, where an example has one label: "correct", one verdict an example (bool),
-    and "accuracy interval", the 95 % Wilson interval in percent (low, high).
+    error, and `silence` says so; and where the outputs of all examples are too many to hold, that the loss is then
+    taken of some at a time, if it is no mean over labels that count. Arrays, where an example has one label:
+    "correct", one verdict an example (bool), and "accuracy interval", the 95 % Wilson interval in percent (low,
+    high).
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network",)
@@ -66,6 +70,8 @@ class Accuracy(Probe):
             values = {}
         if kind.pairs is not None:
             values = {"accuracy": 100 * score.right / score.labels, **values}
+        if score.apart:
+            silence = "; ".join(filter(None, (silence, _by_parts(score.apart))))
         if kind.exact:
             values["exact match"] = 100 * score.whole / len(subject.batch)
         if score.correct is None:
@@ -80,7 +86,8 @@ class Score:
     """What a model makes of some examples: its loss, and of `labels` in all how many it tells right.
 
     Of `missing` it names no class, `whole` examples have no wrong one, `gap` is the calibration error. `correct` is
-    the verdicts `(n,)`, where an example has one label.
+    the verdicts `(n,)`, where an example has one label. `apart` is in what parts the loss was taken, where it is
+    another one of all examples at once.
     """
 
     loss: float
@@ -90,13 +97,14 @@ class Score:
     whole: int = 0
     gap: float = math.nan
     correct: Tensor | None = None
+    apart: int = 0
 
 
 def scored(subject: Subject, batch: Batch) -> Score:
     """Return what the model makes of some examples, by the loss of its task and what its kind calls right.
 
-    Where examples have many labels each, as many as fit into memory are looked at together, and count in the loss
-    by their labels, as in a mean over these.
+    Where examples have many labels each, as many as fit into memory are looked at together. If the outputs of all
+    fit, the loss is of all; else parts of them count in it by their labels, as in a mean over these.
     """
     kind = kind_of(subject)
     if kind.dense:
@@ -117,25 +125,50 @@ def _of_many(subject: Subject, kind: Kind, batch: Batch) -> Score:
     """Return the score of examples with many labels each, a portion at a time."""
     assert kind.pairs is not None
     sums, gaps = (torch.zeros(n, dtype=torch.float64, device=subject.device) for n in (4, BINS))
-    labels = 0
+    labels, size = 0, portion_of(subject)
+    kept: list[Tensor] = []  # the outputs of all, or of the two parts that are compared
+    some: list[tuple[Batch, int, Tensor]] = []
     with torch.no_grad():
-        for part in batch.split(portion_of(subject)):
+        for part in batch.split(size):
             outputs = subject.outputs(part.inputs)
+            fits = outputs[:1].numel() * len(batch) <= MOST
             logits, truth = counted(*kind.pairs(outputs, part.targets))
+            if fits or (len(truth) and len(kept) < 2):
+                kept.append(outputs)
             if not len(truth):
                 continue
             classes = named(logits)
             correct = classes == truth
             whole = correct.view(len(part), -1).all(1).sum() if kind.exact else correct.sum()
             loss = subject.judged(outputs, part)
+            some += [(part, len(truth), loss)] if len(some) < 2 else []
             sums += torch.stack([
                 each.double() for each in (loss * len(truth), correct.sum(), (classes < 0).sum(), whole)])
             gaps += calibration_gaps(logits, truth)
             labels += len(truth)
-    loss, right, missing, whole, gap = torch.cat([sums, gaps.abs().sum().reshape(1)]).tolist()
+        off = torch.zeros_like(sums[:1])
+        if len(kept) > 1 and fits:
+            sums[0] = subject.judged(torch.cat(kept), batch).double() * labels
+        elif len(some) > 1:
+            off = _off(subject, kept, some)
+    loss, right, missing, whole, off, gap = torch.cat([sums, off, gaps.abs().sum().reshape(1)]).tolist()
     if not labels:
         raise UserError(f"no label of the {subject.task.name!r} examples counts, so there is no accuracy")
-    return Score(loss / labels, labels, int(right), int(missing), int(whole), gap / labels)
+    return Score(loss / labels, labels, int(right), int(missing), int(whole), gap / labels,
+                 apart=size if off > SHARE else 0)
+
+
+def _off(subject: Subject, outputs: Sequence[Tensor], parts: Sequence[tuple[Batch, int, Tensor]]) -> Tensor:
+    """Return how far the loss of two parts is from the mean of theirs over the labels, relative to it, `(1,)`."""
+    shares = torch.stack([loss.double() * count for _, count, loss in parts])
+    both = subject.judged(torch.cat(list(outputs)), joined([part for part, _, _ in parts])).double()
+    count = sum(count for _, count, _ in parts)
+    return ((both * count - shares.sum()).abs() / shares.abs().sum()).reshape(1)
+
+
+def _by_parts(size: int) -> str:
+    return (f"the outputs of all examples are too many to hold: the loss is the mean of that of {size} at a time, "
+            "and of all at once another, as class weights or a mask make it no mean over the labels that count")
 
 
 def kind_of(subject: Subject) -> Kind:
@@ -178,6 +211,8 @@ class Checkpoint(Probe):
                 reasons.append(f"the {part} loss is nan, as outputs are, which count as errors")
             else:
                 values[f"{part} loss at checkpoint"] = score.loss
+            if score.apart:
+                reasons.append(f"in the {part} part {_by_parts(score.apart)}")
             if score.labels:
                 values[f"{part} accuracy at checkpoint"] = 100 * score.right / score.labels
         return Reading(values, silence=" and ".join(reasons))

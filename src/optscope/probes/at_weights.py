@@ -67,6 +67,7 @@ class AtWeights:
     def held(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
         """Put the copies in their places, in eval mode unless in training, and the model's own back afterwards.
 
+        Embeddings with sparse gradients, of which there are no second derivatives, give dense ones meanwhile.
         Buffers are copied too, as batch normalisation in training mode would move them. `weights` by name are held
         instead of the copies.
         """
@@ -77,16 +78,22 @@ class AtWeights:
             *((table, own, held[name]) for table, own, name in self._places), *buffers]
         own = [(table, name, table[name]) for table, name, _ in copies]
         awake = [] if self._training else [module for module in self._modules if module.training]
+        tables = [each for each in self._modules
+                  if isinstance(each, (nn.Embedding, nn.EmbeddingBag)) and each.sparse]
         with twice_differentiable():
             try:
                 for module in awake:
                     module.training = False
+                for module in tables:
+                    module.sparse = False
                 for table, name, copy in copies:
                     table[name] = copy
                 yield
             finally:
                 for module in awake:
                     module.training = True
+                for module in tables:
+                    module.sparse = True
                 for table, name, value in own:
                     table[name] = value
 
@@ -110,7 +117,7 @@ class AtWeights:
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return one tensor a trained weight, joined, `(P,)`."""
-        return self.layout.flatten([t.detach() for t in tensors]).to(self.dtype)
+        return self.layout.flatten([t.detach().to_dense() for t in tensors]).to(self.dtype)
 
 
 def check_depends(value: Tensor) -> None:

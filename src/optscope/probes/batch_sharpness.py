@@ -20,7 +20,7 @@ from optscope.probes.gradient_noise import CONFIDENCE, shuffled_parts
 from optscope.probes.hessian import Hessian
 from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject, Value
-from optscope.probes.rule_in_use import rule_in_use
+from optscope.probes.rule_in_use import rule_in_use, steps_made
 from optscope.theory.stability import batch_edges
 
 
@@ -90,7 +90,7 @@ class BatchSharpness(Probe):
         found = mean_interval(kept, CONFIDENCE)
         values: dict[str, Value] = {"batch sharpness": found.estimate,
                                     "batch sharpness error": float(kept.std(ddof=1) / np.sqrt(len(kept)))}
-        edges = _edges(rule_in_use(subject.snapshot), subject.snapshot.step or 0)
+        edges = _edges(rule_in_use(subject.snapshot), steps_made(subject.snapshot))
         values |= dict(zip(("small-batch edge", "large-batch edge"), edges, strict=False))
         return Reading(values, {"batch sharpness interval": np.array([found.low, found.high]), "batches": each,
                                 "batch size": np.array(size)})

@@ -24,7 +24,7 @@ from optscope.probes.hessian import GaussNewton, Hessian, Preconditioned, Symmet
 from optscope.probes.live import adaptive, preconditioner
 from optscope.probes.needs import Need
 from optscope.probes.probe import Probe, Reading, Subject, Value, check_examples
-from optscope.probes.rule_in_use import rule_in_use, threshold
+from optscope.probes.rule_in_use import rule_in_use, steps_made, threshold
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +84,7 @@ class TopEigenvalues(CurvatureProbe):
         matrix = self.matrix(subject)
         found = _search(self, subject, matrix, matrix.gradient(), self.k, "sharpness")
         return _reading(found, "sharpness", "stability threshold",
-                        None if adaptive(rule) else _threshold(rule, subject.snapshot.step))
+                        None if adaptive(rule) else _threshold(rule, subject))
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,7 +127,7 @@ class PreconditionedSharpness(CurvatureProbe):
         found = _search(self, subject, Preconditioned(matrix, held), held.root(gradient), 1,
                         "preconditioned sharpness")
         return _reading(found, "preconditioned sharpness", "preconditioned threshold",
-                        _threshold(rule_in_use(subject.snapshot), subject.snapshot.step))
+                        _threshold(rule_in_use(subject.snapshot), subject))
 
 
 @dataclass(frozen=True, repr=False)
@@ -259,10 +259,10 @@ def _search(probe: TopEigenvalues | PreconditionedSharpness, subject: Subject, o
                            generator=subject.generator)
 
 
-def _threshold(rule: Rule | None, step: int | None) -> float | None:
+def _threshold(rule: Rule | None, subject: Subject) -> float | None:
     """Return the rule's stability threshold, or None where none is known."""
     try:
-        return None if rule is None else threshold(rule, step or 0)
+        return None if rule is None else threshold(rule, steps_made(subject.snapshot))
     except UserError:
         return None
 

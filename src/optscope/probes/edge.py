@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from optscope.devices import to_floats
 from optscope.errors import UserError
@@ -18,7 +17,7 @@ from optscope.probes.curvature import CurvatureProbe, PreconditionedSharpness, T
 from optscope.probes.live import adaptive, live_mean
 from optscope.probes.own_norm import reach
 from optscope.probes.probe import Reading, Subject, Value
-from optscope.probes.rule_in_use import rule_in_use
+from optscope.probes.rule_in_use import holds_some, rule_in_use, steps_made
 from optscope.tasks.snapshot import Snapshot
 from optscope.theory import stability
 
@@ -80,7 +79,7 @@ class EdgeOfStability(CurvatureProbe):
         values, memory = first.values, first.memory
         rule = rule_in_use(subject.snapshot)
         found, name, limit = values, "sharpness", "stability threshold"
-        if subject.snapshot.optimizer is not None and adaptive(rule) is not None:
+        if adaptive(rule) is not None and holds_some(subject.snapshot):
             bent = PreconditionedSharpness(rel=self.rel, margin=self.margin, gauss_newton=self.gauss_newton)
             reading = bent.measure(subject)
             found, memory = reading.values, {**memory, **reading.memory}
@@ -96,7 +95,7 @@ class EdgeOfStability(CurvatureProbe):
 
     def _own_norm(self, subject: Subject, rule: Rule, plain: Reading) -> Reading:
         """Return the sharpness in the rule's norm, as `TopEigenvalues` would, or nothing where it has no norm."""
-        steepest = _steepest(rule, subject.snapshot.step or 0)
+        steepest = _steepest(rule, steps_made(subject.snapshot))
         if steepest is None:
             return Reading({})
         inner, lr, used, kept, shrunk = steepest
@@ -138,7 +137,7 @@ def _steepest(rule: Rule, step: int) -> tuple[Steepest, float, float, float, flo
 def _refusal(rule: Rule | None, snapshot: Snapshot) -> str:
     """Return why there is no threshold; nothing where there will be one after a step."""
     live = snapshot.optimizer
-    if live is not None and not _holds_some(live, snapshot.model):
+    if live is not None and not holds_some(snapshot):
         return (f"no stability threshold is known of a model of which {type(live).__name__} holds no parameter: "
                 "measure the one that it steps, and not a copy or an average of it")
     if rule is None:
@@ -154,8 +153,3 @@ def _refusal(rule: Rule | None, snapshot: Snapshot) -> str:
         return f"no stability threshold is known for {kind}{' with L2 regularisation' if decay else ''}"
     return "" if live else (f"the stability threshold of {kind} is that of its live optimiser: take it during "
                             "training, Watch(EdgeOfStability())")
-
-
-def _holds_some(optimizer: torch.optim.Optimizer, model: nn.Module) -> bool:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return any(id(p) in held for p in model.parameters())

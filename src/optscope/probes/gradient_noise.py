@@ -40,7 +40,7 @@ from optscope.probes.layer_gradients import NoRuleError
 from optscope.probes.needs import Need
 from optscope.probes.per_example import lengths
 from optscope.probes.probe import Probe, Reading, Subject, check_examples, portion_of
-from optscope.probes.rule_in_use import rule_in_use
+from optscope.probes.rule_in_use import rule_in_use, steps_made
 from optscope.tasks.kinds import BATCH
 from optscope.tasks.mean_loss import parts_change
 from optscope.tasks.tree import Batch, joined
@@ -154,7 +154,7 @@ class DescentSplit(Probe):
         curved, spread = pseudo_values(curvatures, products).T
         spread = spread * len(batches[0])
         numbers = {"gradient curvature": curved, "noise curvature": spread}
-        eta = effective_rate(rule_in_use(subject.snapshot), subject.snapshot.step or 0)
+        eta = effective_rate(rule_in_use(subject.snapshot), steps_made(subject.snapshot))
         if eta is not None:
             terms = {"descent": -eta * square, "curvature-induced": eta**2 / 2 * curved,
                      "noise-induced": eta**2 / (2 * self.batch) * spread}

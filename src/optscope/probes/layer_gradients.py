@@ -191,8 +191,8 @@ def _plain(layer: Any, x: Tensor) -> Tensor:
 
 def _embedding(call: Call) -> Iterator[tuple[str, Use]]:
     layer, x = call.layer, call.x
-    if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
-        raise NoRuleError("an embedding with max_norm, scale_grad_by_freq or sparse gradients is no plain table")
+    if layer.max_norm is not None or layer.scale_grad_by_freq:
+        raise NoRuleError("an embedding with max_norm or scale_grad_by_freq is no plain table")
     rows = x.reshape(len(x), -1)
     if layer.padding_idx is not None:
         rows = rows.masked_fill(rows == layer.padding_idx, -1)

@@ -18,7 +18,7 @@ from optscope.optim.graft import Graft
 from optscope.optim.preconditioner import Preconditioner, Preconditions
 from optscope.optim.rule import Rule, State
 from optscope.optim.sign import norms_of, safe_inverse
-from optscope.probes.rule_in_use import bounded, one, present, rule_in_use, threshold
+from optscope.probes.rule_in_use import bounded, holds_some, one, present, rule_in_use, steps_made, threshold
 from optscope.tasks.snapshot import Snapshot
 from optscope.vector import Layout
 
@@ -55,7 +55,7 @@ def preconditioner(snapshot: Snapshot, layout: Layout, gradient: Tensor) -> Prec
     `Graft` has its direction's P over ‖M‖/‖D‖ of each layer, the lengths of both rules' steps from this gradient.
 
     Raises:
-        UserError: without a live optimiser, when it is none of these, or keeps no second moment.
+        UserError: without a live optimiser of this model, when it is none of these, or keeps no second moment.
     """
     rule, optimizer = rule_in_use(snapshot), snapshot.optimizer
     inner = adaptive(rule)
@@ -64,11 +64,15 @@ def preconditioner(snapshot: Snapshot, layout: Layout, gradient: Tensor) -> Prec
         raise UserError("preconditioned sharpness needs the live Adam, AdamW, RMSProp, Shampoo, SOAP, LARS, LAMB, "
                         "ByKind of these or Graft in the direction of one that trains the model, with one set of "
                         f"numbers; got {got}: measure TopEigenvalues instead")
+    if not holds_some(snapshot):
+        raise UserError("preconditioned sharpness needs the model that its optimiser steps; "
+                        f"{type(optimizer).__name__} holds no parameter of this one: measure the other, and not a "
+                        "copy or an average of it")
     named, grads = dict(snapshot.model.named_parameters()), layout.views(gradient)
     layers = [(name, named[name].detach(), _state(optimizer, named[name]), g)
               for name, g in zip(layout.names, grads, strict=True)]
     parts: list[Preconditioner | None] = [None] * len(layers)
-    for own, numbers, share in _shares(rule, snapshot.step or 0, layout):
+    for own, numbers, share in _shares(rule, steps_made(snapshot), layout):
         found = _parts(own, [layers[i] for i in numbers])
         if not any(found) or share == 0:
             return None

@@ -22,7 +22,7 @@ from optscope.errors import UserError
 from optscope.evidence.records import Metric
 from optscope.probes.needs import Need, missing
 from optscope.probes.perturbation import check_box
-from optscope.probes.still import as_meant, check_finite, still
+from optscope.probes.still import as_meant, as_written, check_finite, still, whole
 from optscope.tasks.fresh import seeded
 from optscope.tasks.kinds import BATCH, KINDS, portion
 from optscope.tasks.mean_loss import check_mean
@@ -32,6 +32,9 @@ from optscope.tasks.tree import Batch, Tree, leaf_name, leaves, mapped, replaced
 
 Value = float | Mapping[float, float]
 """One number, or one a coordinate on the metric's axis."""
+
+SEEDS = 2**32
+"""So many seeds the global generators of NumPy know."""
 
 Memory = Mapping[str, Tensor]
 """What a probe found that helps it to measure the next moment of the same training."""
@@ -168,13 +171,14 @@ class Probe(ABC):
         same training, if there is one.
 
         Raises:
-            UserError: no examples, a need that the task lacks, weights that are not finite, or inputs outside the
-                task's bounds.
+            UserError: no examples, a need that the task lacks, weights that are not finite or have no slope, a seed
+                that NumPy does not know, or inputs outside the task's bounds.
         """
+        check_looked_at(snapshot)
         if self.examples is not None and self.examples < 1:
             raise UserError(f"{type(self).__name__}: examples must be at least 1, or None for all; "
                             f"got {self.examples}")
-        task = snapshot.task
+        task, snapshot = snapshot.task, whole(snapshot)
         split: Split = getattr(task.data(), self.split)
         batch = split.first(self.examples).mapped(torch.detach)
         lacking = missing(self.needs, task, batch)
@@ -182,7 +186,8 @@ class Probe(ABC):
             raise UserError(f"{type(self).__name__}: {lacking}")
         check_bounds(task, batch.inputs)
         generator = torch.Generator().manual_seed(snapshot.seed)
-        with seeded(snapshot.seed), torch.inference_mode(False), torch.enable_grad(), as_meant(snapshot) as model:
+        with (seeded(snapshot.seed), torch.inference_mode(False), torch.enable_grad(),
+              as_written(snapshot.model), as_meant(snapshot) as model):
             check_finite(model)
             trained = trained_names(snapshot)
             here = batch.to(device_of(model))  # random numbers are the CPU's, wherever they go
@@ -191,6 +196,17 @@ class Probe(ABC):
     def __repr__(self) -> str:
         changed = (f for f in fields(self) if getattr(self, f.name) != f.default)
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in changed)})"
+
+
+def check_looked_at(snapshot: Snapshot) -> None:
+    """Raise UserError unless global random numbers can be seeded by a snapshot's seed, and its weights may move."""
+    if not 0 <= snapshot.seed < SEEDS:
+        raise UserError("Snapshot: seed must be a whole number from 0 to 2**32 - 1, as NumPy's are; got "
+                        f"{snapshot.seed}")
+    for name, p in snapshot.model.named_parameters():
+        if p.is_inference():
+            raise UserError(f"the model's parameter {name!r} was made in torch.inference_mode, and has no slope: "
+                            "make or load the model outside of it, in torch.no_grad if you like")
 
 
 def trained_names(snapshot: Snapshot) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from optscope.optim.combinator import bare
 from optscope.optim.graft import Graft
 from optscope.optim.momentum import Momentum
 from optscope.optim.rule import Hyper, Rule
-from optscope.optim.schedules import Decayed
+from optscope.optim.schedules import Decayed, Scheduled
 from optscope.optim.sgd import SGD
 from optscope.optim.shampoo import SOAP, Shampoo
 from optscope.optim.torch_bridge import RuleOptimizer
@@ -140,6 +140,29 @@ def rule_in_use(snapshot: Snapshot) -> Rule | None:
         return ByKind(*known) if parts and len(known) == len(parts) else None
     except (LookupError, RuntimeError, TypeError, ValueError):  # numbers that no rule has, such as a rate of 0
         return None
+
+
+def steps_made(snapshot: Snapshot) -> int:
+    """Return at which step a rule with a schedule of its own is: as its live optimiser counts, else the snapshot.
+
+    >>> from torch import nn
+    >>> steps_made(Snapshot(nn.Linear(1, 1), None, step=3))
+    3
+    """
+    live, counts = snapshot.optimizer, []
+    if isinstance(live, RuleOptimizer) and any(isinstance(each, Scheduled) for each in live.rule.walk()):
+        for state in live.state.values():
+            while "step" not in state and "rule" in state:  # a combinator's state holds its rule's
+                state = state["rule"]
+            counts += [int(state["step"])] if "step" in state else []
+    return max(counts, default=snapshot.step or 0)
+
+
+def holds_some(snapshot: Snapshot) -> bool:
+    """Return whether the live optimiser holds parameters of the model, and not those of another or of a copy."""
+    groups = [] if snapshot.optimizer is None else snapshot.optimizer.param_groups
+    held = {id(p) for group in groups for p in group["params"]}
+    return any(id(p) in held for p in snapshot.model.parameters())
 
 
 def _of_group(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule | None:

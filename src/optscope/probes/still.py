@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from optscope.devices import to_floats
+from optscope.devices import device_of, to_floats
 from optscope.errors import UserError
 from optscope.optim.rates import has_modes, set_mode
 from optscope.tasks.snapshot import Snapshot
+from optscope.tasks.trained_loss import ModelAndLoss
 from optscope.tasks.tree import mapped
 from optscope.tasks.unchanged import unchanged
 
@@ -29,6 +33,37 @@ def as_meant(snapshot: Snapshot) -> Iterator[nn.Module]:
         for each in moded:
             set_mode(each, "eval")
         yield snapshot.model
+
+
+def whole(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot of all that is trained: where the optimiser steps the loss beside the model, of both.
+
+    So it is in somebody's own loop; the models of our trainings hold their loss.
+    """
+    losses = [loss for loss in snapshot.task.losses if isinstance(loss, nn.Module)]
+    if snapshot.optimizer is None or len(losses) != 1 or isinstance(snapshot.model, ModelAndLoss):
+        return snapshot
+    held = {id(p) for group in snapshot.optimizer.param_groups for p in group["params"]}
+    beside = {id(p) for p in losses[0].parameters()} - {id(p) for p in snapshot.model.parameters()}
+    return snapshot if held.isdisjoint(beside) else replace(snapshot, model=ModelAndLoss(snapshot.model, losses[0]))
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Have a model computed as its author wrote it, whatever a loop has set around it to be faster.
+
+    Off are autocast, compiled calls (of which there are no second derivatives), and the cache of parametrisations,
+    which holds what was made of other weights.
+    """
+    kind, cached = device_of(model).type, parametrize._cache_enabled
+    with ExitStack() as stack:
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and its loading takes a second
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(setattr, parametrize, "_cache_enabled", cached)
+        parametrize._cache_enabled = 0
+        yield
 
 
 def check_finite(model: nn.Module) -> None:
