@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
 from collections import UserDict
 
@@ -12,7 +13,16 @@ import scipy.sparse
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+)
 
 from optscope.errors import UserError
 from optscope.tasks import gather
@@ -196,7 +206,39 @@ def test_what_examples_draw_is_the_same_in_every_process():
     assert torch.equal(Split.of(OneBuffer()).inputs[:, 0], torch.arange(5.0))
 
 
+class Drawn(Dataset):
+    """Pairs with noise of a generator of its own."""
+
+    def __init__(self, rng):
+        self.rng = rng
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return X[i] + self.rng.random(), int(Y[i])
+
+
+def first_batch(loader):
+    return next(iter(loader))[0]
+
+
+@pytest.mark.parametrize("make", [
+    lambda: DataLoader(PAIRS, 4, shuffle=True, generator=torch.Generator().manual_seed(1)),
+    lambda: DataLoader(PAIRS, 4, sampler=RandomSampler(range(20), generator=torch.Generator().manual_seed(1))),
+    lambda: DataLoader(PAIRS, batch_sampler=BatchSampler(
+        RandomSampler(range(20), generator=torch.Generator().manual_seed(1)), 4, False)),
+    lambda: DataLoader(Drawn(np.random.default_rng(1)), 4),
+    lambda: DataLoader(Drawn(random.Random(1)), 4)], ids=itertools.count())
+def test_a_loader_gives_its_loop_what_it_would_have_given_before_it_was_read(make):
+    loader = make()
+    Split.of(loader)
+    assert torch.equal(first_batch(loader), first_batch(make()))
+
+
 @pytest.mark.parametrize(("source", "words"), [
+    (DataLoader([(X[0], object())] * 3, 2), "DataLoader of list stopped after 0 batches with TypeError: def"),
+    (DataLoader(Stream([(X[0], 1), (X[:, 0], 1)]), 2), "DataLoader of Stream stopped after 0 batches with Runtime"),
     (Stream(itertools.repeat((X[0], 1))), r"a stream without a length goes on after 100000 examples"),
     (Long(itertools.repeat((X[0], 1))), "a stream of that length goes on after 10 examples"),
     (DataLoader(Stream(itertools.repeat((X[0], 1))), 512, num_workers=2), "without a length goes on"),

@@ -6,6 +6,7 @@ A source gives pairs of an input and a target, trees each, or mappings in which 
 from __future__ import annotations
 
 import itertools
+import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
@@ -21,6 +22,7 @@ from optscope.tasks.examples import DataError
 from optscope.tasks.fresh import seeded
 from optscope.tasks.memory import check_fits, free_bytes
 from optscope.tasks.tree import Tree, filled, leaf_name, leaves, mapped
+from optscope.tasks.unchanged import unchanged
 
 ENDLESS = 100_000
 """More examples than these are not read from a stream that does not say its length."""
@@ -39,7 +41,7 @@ def gathered(source: Any) -> Pair:
     Inputs and targets are arrays, or tuples and mappings of them. One mapping that holds both will do, whole or an
     example at a time, as the data sets of Hugging Face give it: its field "labels" or "label" is the targets.
     Whatever the examples draw (random augmentation), they draw the same each time: it is frozen. The global
-    generators are left as they were.
+    generators are left as they were, and so are those that a loader, its samplers and its data set hold.
 
     Raises:
         UserError: when `source` is none of these, when its examples are not pairs of numbers of one shape and type,
@@ -51,7 +53,7 @@ def gathered(source: Any) -> Pair:
         return _read(_parted(source))
     if isinstance(source, (tuple, list)) and len(source) == 2 and _are_arrays(source):
         return _read(source)
-    with seeded(0):
+    with seeded(0), unchanged(*_generators(source)):
         if isinstance(source, DataLoader):
             return _from_loader(source)
         if isinstance(source, IterableDataset):
@@ -65,6 +67,16 @@ def gathered(source: Any) -> Pair:
             ": give the inputs and the targets apart" if hasattr(source, "shape") else "")
     raise UserError("data must be a pair of tensors (inputs, targets) or of arrays, a torch Dataset or a "
                     f"DataLoader; got {type(source).__name__}{hint}")
+
+
+def _generators(source: Any) -> Iterator[Any]:
+    """Yield the generators of random numbers that a source and what it is made of hold as attributes."""
+    batches = getattr(source, "batch_sampler", None)
+    made_of = getattr(source, "dataset", None), getattr(source, "sampler", None), getattr(batches, "sampler", None)
+    for owner in (source, batches, *made_of):
+        for held in getattr(owner, "__dict__", {}).values():
+            if isinstance(held, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)):
+                yield held
 
 
 def _columns(source: Any) -> Any:
@@ -135,9 +147,9 @@ def _from_loader(loader: DataLoader[Any]) -> Pair:
     length = _length(loader.dataset)
     if isinstance(loader.dataset, IterableDataset):
         stream = DataLoader(loader.dataset, loader.batch_size, collate_fn=loader.collate_fn)
-        return _joined(map(_both if loader.batch_size else _batch_or_alone, stream), length, stream=True)
+        return _joined(map(_both if loader.batch_size else _batch_or_alone, _batches(stream)), length, stream=True)
     if loader.batch_sampler is None:
-        return _joined(map(_batch_or_alone, loader), None)
+        return _joined(map(_batch_or_alone, _batches(loader)), None)
     indices = _visited(loader)
     if _visited(loader) != indices:
         raise UserError("a DataLoader must visit the same examples in every pass, in whatever order; its sampler "
@@ -146,7 +158,11 @@ def _from_loader(loader: DataLoader[Any]) -> Pair:
     ordered = DataLoader(loader.dataset, loader.batch_size or 1, sampler=indices, collate_fn=loader.collate_fn,
                          num_workers=loader.num_workers, worker_init_fn=loader.worker_init_fn,
                          multiprocessing_context=started_by)
-    return _joined(map(_both, ordered), len(indices))
+    return _joined(map(_both, _batches(ordered)), len(indices))
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    return _whole(iter(loader), f"a DataLoader of {type(loader.dataset).__name__}", "batches")
 
 
 def _visited(loader: DataLoader[Any]) -> list[Any]:
@@ -221,19 +237,21 @@ def in_turn(source: Iterable[Any]) -> Iterator[Pair]:
     Raises:
         DataError: when the stream stops before its end.
     """
-    number, examples = 0, iter(source)
-    while True:
+    yield from map(alone, _whole(iter(source), type(source).__name__, "examples"))
+
+
+def _whole(given: Iterator[Any], who: str, what: str) -> Iterator[Any]:
+    """Yield what is given to the end, or say who has stopped before it."""
+    for number in itertools.count():
         try:
-            found = next(examples)
+            found = next(given)
         except StopIteration:
             return
         except UserError:
             raise
         except Exception as error:  # whatever the author chose to raise
-            raise DataError(f"{type(source).__name__} stopped after {number} examples with {first_words(error)}: "
-                            "mend it") from error
-        yield alone(found)
-        number += 1
+            raise DataError(f"{who} stopped after {number} {what} with {first_words(error)}: mend it") from error
+        yield found
 
 
 def _batch_or_alone(pair: Any) -> Pair:
