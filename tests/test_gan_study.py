@@ -182,11 +182,11 @@ def test_every_rule_has_rates_and_the_theory_its_cells():
 
 
 def test_fleets_are_tuned_before_they_are_played_and_further_seeds_repeat_nothing():
-    fleets = Fleets("ring", Ring(points=256), arms((SGDA, ADA), MIXED), 2, 1, tuple(range(1, 31)), (1001,),
+    fleets = Fleets("ring", Ring(points=256), arms((SGDA, ADA), MIXED), 2, tuple(range(1, 31)), (1001,),
                     {ADA: (2001, 2002)})
     first = fleets.jobs(Records())
     assert [job.work.function.__name__ for job in first] == ["tune", "tune", "useful"]
-    assert [job.work.arguments["epochs"] for job in first] == [1, 1, 2]
+    assert [job.work.arguments["epochs"] for job in first] == [2, 2, 2]
     tuned = Records(Record("ring", grid_of(ADA), 0, f"best rate of the {player}", rate)
                     for player, rate in (("discriminator", 0.003), ("generator", 0.01)))
     plays = fleets.jobs(tuned)[3:]
@@ -201,7 +201,7 @@ def test_fleets_are_tuned_before_they_are_played_and_further_seeds_repeat_nothin
 
 def test_looks_play_some_arms_on_seeds_of_their_own_with_the_rates_that_were_chosen():
     def on(seeds):
-        return Fleets("ring", Ring(points=256), arms((ADA_GLOBAL, DIR_GLOBAL), MIXED), 2, 1, seeds, (1001,))
+        return Fleets("ring", Ring(points=256), arms((ADA_GLOBAL, DIR_GLOBAL), MIXED), 2, seeds, (1001,))
     looking = Looking(Looks(("C2 ring, whole model",), ((11, 12), (13, 14)), on), (CLAIM["C2 ring, whole model"],),
                       "desk")
     tuned = Records(Record("ring", grid_of(arm), 0, f"best rate of the {player}", 0.003)

@@ -69,7 +69,7 @@ def play(arm: str, data: Mixture, rule: Players, epochs: int, seeds: Sequence[in
 
 @dataclass(frozen=True)
 class Fleets:
-    """Rules on one mixture: every arm is tuned alike, after fewer `tuning_epochs`, then played on shared seeds.
+    """Rules on one mixture: every arm is tuned alike, then played on shared seeds.
 
     What is tuned is the pair of rates in the arm's `PlayerGrid`. Arms in `useful` play their whole grid for all
     epochs besides, on seeds of its own (how wide is the region that works?). Arms are tuned apart from each other,
@@ -80,14 +80,13 @@ class Fleets:
     data: Mixture
     arms: tuple[Arm, ...]
     epochs: int
-    tuning_epochs: int
     seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
     useful: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def jobs(self, records: Records) -> list[Job]:
         """Return the tuning of every arm and, of those that are tuned, the plays."""
-        found = [self._job(tune, arm, rule=arm.rule, grid=arm.search, epochs=self.tuning_epochs,
+        found = [self._job(tune, arm, rule=arm.rule, grid=arm.search, epochs=self.epochs,
                            seeds=self.tuning_seeds) for arm in self.arms]
         found += [self._job(useful, arm, rule=arm.rule, grid=arm.search, epochs=self.epochs,
                             seeds=self.useful[arm.name]) for arm in self.arms if arm.name in self.useful]
