@@ -23,11 +23,17 @@ hypothesis.settings.load_profile("optscope")
 
 
 @pytest.fixture(autouse=True)
-def same_path() -> Iterator[None]:
-    """Files of tasks put their folder on the path of modules, where the next test must not find it."""
-    before = list(sys.path)
+def same_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Files of tasks put their folder on the path of modules: the next test must find neither it nor what it led to.
+
+    Workers are brought every module of the user's that is loaded.
+    """
+    path, modules, written = list(sys.path), set(sys.modules), str(tmp_path_factory.getbasetemp())
     yield
-    sys.path[:] = before
+    sys.path[:] = path
+    for name in sys.modules.keys() - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(written):
+            del sys.modules[name]
 
 
 @pytest.fixture

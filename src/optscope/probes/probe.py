@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from optscope.devices import device_of, to_floats
 from optscope.errors import UserError
@@ -204,7 +205,7 @@ def check_looked_at(snapshot: Snapshot) -> None:
         raise UserError("Snapshot: seed must be a whole number from 0 to 2**32 - 1, as NumPy's are; got "
                         f"{snapshot.seed}")
     for name, p in snapshot.model.named_parameters():
-        if p.is_inference():
+        if not is_lazy(p) and p.is_inference():
             raise UserError(f"the model's parameter {name!r} was made in torch.inference_mode, and has no slope: "
                             "make or load the model outside of it, in torch.no_grad if you like")
 
