@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("optscope")
 
 @pytest.fixture(autouse=True)
 def same_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Files of tasks put their folder on the path of modules: the next test must find neither it nor what it led to.
+    """Files of tasks put their folder on the path of modules: the next test finds neither it nor what it led to.
 
     Workers are brought every module of the user's that is loaded.
     """
