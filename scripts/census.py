@@ -230,14 +230,14 @@ def went(words: str) -> bool:
 def verdict(row: dict[str, Any]) -> tuple[str, str]:
     """Return an optimiser's group and what the table says of it."""
     if "crashed" in row:
-        return "crashes", f"**crashes**: {row['crashed']}"
+        return "crash", f"**crashes**: {row['crashed']}"
     if "refused" in row:
-        return "refused", f"refused: {row['refused']}"
+        return "are refused", f"refused: {row['refused']}"
     if not any(map(went, row["trained"].values())):
-        return "refused", "; ".join(dict.fromkeys(row["trained"].values()))
+        return "are refused", "; ".join(dict.fromkeys(row["trained"].values()))
     said = list(row["wants"])
     said += [f"{name} {words}" for name, words in row["trained"].items() if words != "works"]
-    group = "works with these options" if row["options"] else "works"
+    group = "work with the options that are named" if row["options"] else "work as they come"
     words = f"works with {row['options']}" if row["options"] else "works"
     return group, "; ".join([words, *said])
 
@@ -259,7 +259,7 @@ def table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
         counts[verdict(row)[0]] = counts.get(verdict(row)[0], 0) + 1
     saves = [row.get("saved") for row in rows if row.get("saved")]
     combined = [inside(row) for row in rows if inside(row)]
-    sums = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
+    sums = ", ".join(f"{number} {name}" for name, number in sorted(counts.items(), reverse=True))
     head = [f"{len(rows)} optimisers: {sums}. Of {len(saves)} that train, {saves.count('to the bit')} go on from "
             f"a state to the bit, and {combined.count('works')} work inside `Graft` and `Rounded` too.", "",
             "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".", "",
