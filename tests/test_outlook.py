@@ -109,3 +109,10 @@ def test_of_a_study_whose_runs_all_failed_nothing_is_measured():
     found = outlooks(study, Records())
     assert {row[0] for row in found.rows} <= {claim.id for claim in study.claims}
     assert {row[1] for row in found.rows} == {"not measured"}
+
+
+def test_what_another_scale_measures_is_said_once_a_claim():
+    rows = outlooks(import_module("optscope.studies.gan_grafting").STUDY, Records()).rows
+    said = [row[1] for row in rows if row[0] == "C3 fashion-mnist"]  # two normalised rules, of which one must do
+    assert said == ["not measured: --scale long does"]
+    assert [row[1] for row in rows if row[0] == "C3 lattice"] == ["not measured"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf, isnan
 
-from optscope.evidence.claims import Claim, Verdict
+from optscope.evidence.claims import Claim, Scale, Verdict
 from optscope.evidence.level import at_level
 from optscope.evidence.power import MOST, outlook
 from optscope.evidence.records import Records, Watched
@@ -26,7 +26,7 @@ def outlooks(study: Study, records: Records) -> Table:
         verdict = _tested(study, claim, records, read)
         if verdict.outcome == "undecided":
             spent = sum(seconds.get(run, 0.0) for run in read)
-            rows += [(claim.id, *_row(part, spent)) for part in _open(verdict)]
+            rows += dict.fromkeys((claim.id, *_row(part, spent, claim.scale)) for part in _open(verdict))
     return Table("What would decide what is undecided",
                  ("claim", "found", "asked", "n", "n shows", "n to decide it", "hours more"), rows,
                  "In four of five cases: how far from its bounds so many pairs (or cells, or cases) show an "
@@ -51,10 +51,11 @@ def _open(verdict: Verdict) -> list[Verdict]:
     return parts or [verdict]
 
 
-def _row(verdict: Verdict, seconds: float) -> tuple[str, ...]:
+def _row(verdict: Verdict, seconds: float, scale: Scale) -> tuple[str, ...]:
     found = outlook(verdict)
     if found is None:
-        return UNMEASURED if isnan(verdict.effect) else number(verdict.effect, 3), "", "", "", "", ""
+        unmeasured = UNMEASURED if scale == "desk" else f"{UNMEASURED}: --scale {scale} does"
+        return unmeasured if isnan(verdict.effect) else number(verdict.effect, 3), "", "", "", "", ""
     unit = f" {verdict.unit}" if verdict.unit else ""
     shown = interval(verdict.effect, verdict.low, verdict.high) + unit
     reach = f"{number(found.reach, 2)}{unit}" if found.reach < inf else "nothing"
