@@ -107,8 +107,7 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under half a minute on two cores; every claim stays undecided",
-    "desk": "about 6,600 seconds of one process, with its looks; needs cifar10 (optscope data ...) and "
-            "optscope[features]",
+    "desk": "about 6,600 seconds of one process, looks too; needs cifar10 (optscope data ...), optscope[features]",
     "long": "by estimate 12 hours on two cores, in runs of ten minutes; a DCGAN on the embedded Fashion-MNIST",
     "paper": "a DCGAN and a residual GAN on CIFAR-10, one on STL-10 (your files): not run, months on many cores",
 }
