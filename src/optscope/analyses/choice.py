@@ -247,7 +247,7 @@ class _Words:
 def _of_examples(gaps: Sequence[Finding]) -> str:
     """Say that the number of test examples takes back what is shown over seeds."""
     open_ = [f.examples.n for f in gaps if f.examples is not None and f.examples.low <= 0 <= f.examples.high]
-    return f" {min(open_)} test examples are too few to show it for others drawn alike." if open_ else ""
+    return f" {min(open_)} test examples are too few to show that it holds on others." if open_ else ""
 
 
 def _weight(finding: Finding) -> tuple[bool, float]:

@@ -73,15 +73,15 @@ def load(task: Task) -> Data:
         return task.data()
 
 
-def task_here(task: Task) -> tuple[Named, Data | None]:
+def task_here(task: Task, known: bool) -> tuple[Named, Data | None]:
     """Return a task's name as this process would give it, and its data, if they had to be looked at.
 
     Data in memory are not: they were sent by value. Functions that read others are looked at, and keep their
-    places: two of one name are told apart by them.
+    places: two of one name are told apart by them. Of a task whose code is `known` only what it makes is named.
     """
     if isinstance(task.data, InMemory):
-        return _looked_at(replace(task, data=partial(_nothing, *_sources(task.data))), named_here)[0], None
-    return _looked_at(task, named_here)
+        return _looked_at(replace(task, data=partial(_nothing, *_sources(task.data))), named_here, known)[0], None
+    return _looked_at(task, named_here, known)
 
 
 def own_digest(found: Named) -> str:
@@ -118,6 +118,11 @@ def check_same(name: str, here: Iterable[Named], users: Mapping[str, str]) -> No
     agree({label: users[label] for label in users.keys() & found.keys()})
 
 
+def agreed(users: Mapping[str, str]) -> bool:
+    """Return whether all code that work is named by was found the same here: it needs no second look."""
+    return all((label, each) in _agreed or label in (_MODEL, _DATA) for label, each in users.items())
+
+
 def agree(users: Mapping[str, str]) -> None:
     """Note that this process has loaded what work is named by, whatever becomes of it in use."""
     _agreed.update((label, each) for label, each in users.items() if label not in (_MODEL, _DATA))
@@ -137,8 +142,11 @@ def _sources(data: InMemory) -> list[object]:
     return [part.source for part in vars(data.parts).values() if not isinstance(part, Split)]
 
 
-def _looked_at(task: Task, look: Callable[[object], Named]) -> tuple[Named, Data | None]:
-    """Return the name of a task, and its data if they had to be looked at; `look` names its parts."""
+def _looked_at(task: Task, look: Callable[[object], Named], known: bool = False) -> tuple[Named, Data | None]:
+    """Return the name of a task, and its data if they had to be looked at; `look` names its parts.
+
+    Of a task whose code is known, the name says only what it makes.
+    """
     made: dict[str, object] = {}
     if not _is_settled(task.model, look):
         made[_MODEL] = _tried(lambda: fresh_model(task, 0))
@@ -146,13 +154,14 @@ def _looked_at(task: Task, look: Callable[[object], Named]) -> tuple[Named, Data
         made[_DATA] = _tried(lambda: load(task))
     data = made.get(_DATA)
     # The task itself comes after they were made: code that keeps what it read once has done so.
-    return _written(task, made) if made else look(task), data if isinstance(data, Data) else None
+    found = _written(task, made, known) if made else Named("", {}) if known else look(task)
+    return found, data if isinstance(data, Data) else None
 
 
-def _written(part: object, made: Mapping[str, object] | None = None) -> Named:
+def _written(part: object, made: Mapping[str, object] | None = None, known: bool = False) -> Named:
     account = Account()
     found = {name: account.apart(thing) for name, thing in {"": part, **(made or {})}.items()}
-    settled = account.settled()
+    settled = {} if known else account.settled()
     users = account.users(settled) | {name: digest(found[name]) for name in made or {}
                                if not isinstance((made or {})[name], _Stopped)}
     return Named(digest([found, settled]), users)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from optscope.engine.identity import digest
 from optscope.engine.naming import (
     agree,
+    agreed,
     check_same,
     load,
     named,
@@ -124,10 +125,12 @@ class OnTask(Placed, ABC):
         """
         check_numerics(self.task.name, self.settings.numerics(self.place), self.numerics)
         with self.settings.hold(self.place):
-            here = list(map(named_here, self.parts))
-            if any(own_digest(mine) != theirs for mine, theirs in zip(here, self.ours, strict=True) if theirs):
+            known = agreed(self.users)
+            parts = [each for each in zip(self.parts, self.ours, strict=True) if each[1] or not known]
+            here = [named_here(part) for part, _ in parts]
+            if any(theirs and own_digest(mine) != theirs for mine, (_, theirs) in zip(here, parts, strict=True)):
                 raise other_source()
-            task, vars(self)["_data"] = task_here(self.task)
+            task, vars(self)["_data"] = task_here(self.task, known)
             check_same(self.task.name, (task, *here), self.users)
 
 

@@ -29,8 +29,9 @@ def draw_scorecard(canvas: Canvas, card: Scorecard, styles: Styles) -> list[Plac
     """
     places = []
     width = float(canvas.get_size_inches()[0])
-    columns = max(1, min(int(width / ROOM), len(card.qualities)))
-    rows = max(1, math.ceil(len(card.qualities) / columns))
+    count = max(1, len(card.qualities))
+    rows = math.ceil(count / max(1, int(width / ROOM)))
+    columns = math.ceil(count / rows)  # so that the last row is about as full as the others
     for i, quality in enumerate(card.qualities):
         axes = canvas.add_subplot(rows, columns, i + 1)
         _draw_quality(axes, quality, card, styles)
