@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from browser import CHROMIUM, Browser  # noqa: E402
 
-PARTS = (".answer", ".summary", "main > figure .card", ".warnings", ".chips", "#figures ~ figure .card", ".claims",
+PARTS = (".answer", ".summary", "main > div figure .card", ".warnings", ".chips", "#figures ~ figure .card", ".claims",
          ".differences table", ".checks", "#reproduce ~ pre")
 """Where the numbers stand, in the order of the page; docs/start.md explains them by the same numbers."""
 FEWER = {"#figures ~ figure": 1, ".claims tbody tr": 6, ".differences tbody tr": 4, "#tables ~ .wide": 0,
@@ -33,6 +34,7 @@ FEWER = {"#figures ~ figure": 1, ".claims tbody tr": 6, ".differences tbody tr":
 WIDTH = 1000
 DRAW = """(parts, fewer) => {
   document.body.style.paddingLeft = '24px';
+  for (const each of document.querySelectorAll('.scroll, .card')) each.style.contentVisibility = 'visible';
   for (const [what, left] of Object.entries(fewer))
     [...document.querySelectorAll(what)].slice(left).forEach(each => each.style.display = 'none');
   const missing = [];
@@ -47,6 +49,19 @@ DRAW = """(parts, fewer) => {
   });
   return {missing, height: Math.ceil(document.querySelector('main').getBoundingClientRect().bottom + scrollY)};
 }"""
+
+
+def in_few(whole: Image.Image) -> Image.Image:
+    """Return a picture in 256 of its own colours, the commonest and what is not grey first, and nearest for others."""
+    pixels = np.asarray(whole).astype(np.int64) @ (1 << 16, 1 << 8, 1)
+    numbers, places, counts = np.unique(pixels, return_inverse=True, return_counts=True)
+    colours = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=1)
+    weights = counts * (1 + np.ptp(colours, axis=1) / 8)
+    kept = colours[np.argsort(-weights, kind="stable")[:256]]
+    nearest = np.square(colours[:, None] - kept).sum(2).argmin(1).astype(np.uint8)
+    few = Image.fromarray(nearest[places].reshape(pixels.shape))
+    few.putpalette(kept.astype(np.uint8).tobytes())
+    return few
 
 
 def main(report: str) -> int:
@@ -65,8 +80,7 @@ def main(report: str) -> int:
                 shot = browser.ask("Page.captureScreenshot", captureBeyondViewport=True, clip={
                     "x": 0, "y": 0, "width": WIDTH, "height": drawn["height"] + 20, "scale": 1})
                 whole = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-                whole.quantize(256, dither=Image.Dither.NONE).save(ROOT / "docs" / "pictures" / f"{name}.png",
-                                                                   optimize=True)
+                in_few(whole).save(ROOT / "docs" / "pictures" / f"{name}.png", optimize=True)
         finally:
             browser.close()
     return 0

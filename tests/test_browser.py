@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from browser import CHROMIUM
 from browser import Browser as Chromium
 from firefox import FIREFOX, Firefox
+from optscope import serving
 from optscope.evidence.picture import Panel, Picture, Quality, Scorecard, Series
 from optscope.evidence.records import Record, Records
 from optscope.evidence.stats import mean_interval
@@ -287,6 +289,18 @@ def test_no_screen_has_to_be_scrolled_sideways(browser, path, width, dark):
     assert browser.run("document.documentElement.scrollWidth") <= width
     browser.run("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     assert browser.run("document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_the_list_of_folders_is_read_without_scrolling_sideways(browser, tmp_path):
+    row = SimpleNamespace(path="compare-tumours-task", answer="Take Muon: its accuracy is higher. " * 3, problem="",
+                          status=SimpleNamespace(state="finished", stage="", total=54, done=54))
+    listed = tmp_path / "listed.html"
+    listed.write_text(serving._TEMPLATE.render(title="optscope", shown=None, rows=[row], left="", again=2, still=True))
+    browser.open(listed, 390, 844)
+    table = browser.run("(each => [each.scrollWidth, each.clientWidth, each.scrollHeight])"
+                        "(document.querySelector('.scroll'))")
+    assert table[0] <= table[1]
+    assert table[2] < 300
 
 
 @pytest.mark.skipif(AXE is None, reason="AXE_CORE does not say where axe.min.js lies")

@@ -403,7 +403,34 @@ def test_a_worker_looks_once_at_equal_parts_and_each_time_at_what_the_users_task
         pickle.loads(run).verify()
         found.append(looked.copy())
         looked.clear()
-    assert found == [[Plan, SGD, MLP, FashionMNIST, Task], [], [Task], [Task]]
+    assert found == [[Plan, SGD, MLP, FashionMNIST], [], [Task], [Task]]
+
+
+def test_code_that_was_found_the_same_is_not_read_again_and_what_it_makes_is(place, monkeypatch):
+    # A registry of a large package leads to all of its code: to read it takes seconds, and was done for every run.
+    (place / "mine.py").write_text(TASK_FILE.format(**PLAIN | {
+        "above": "FACTOR = 1", "loss": "return FACTOR * F.cross_entropy(outputs, targets)",
+        "data": "x = x + float(Path('d.txt').read_text())"}))
+    (place / "d.txt").write_text("1")
+    task = importlib.import_module("mine").task()
+    sent = [pickle.dumps(Run(task, SGD(lr=0.1), PLAN, seed)) for seed in (1, 2, 3)]
+    monkeypatch.setattr(naming, "_agreed", set())  # as in a worker, which named nothing
+    read, settled = [], naming.Account.settled
+    monkeypatch.setattr(naming.Account, "settled", lambda account: read.append(account) or settled(account))
+    costs = []
+    for run in sent[:2]:
+        pickle.loads(run).verify()
+        costs.append(len(read))
+        read.clear()
+    assert costs[0] > 0 == costs[1]
+    (place / "d.txt").write_text("2")
+    with pytest.raises(UserError, match="mine: its data changed after this command began"):
+        pickle.loads(sent[2]).verify()
+    monkeypatch.setattr(naming, "_agreed", set())
+    (place / "d.txt").write_text("1")
+    sys.modules["mine"].FACTOR = 2
+    with pytest.raises(UserError, match=r"mine: mine\.FACTOR changed after this command began"):
+        pickle.loads(sent[2]).verify()
 
 
 def test_the_schedule_counts_and_no_other(monkeypatch):

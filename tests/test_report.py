@@ -599,7 +599,7 @@ def test_optimisers_look_the_same_in_every_report_and_others_take_what_is_left()
 def test_headings_and_buttons_have_words_where_series_and_columns_have_none():
     nameless = picture("")
     shown = Page(render(Document("t", "q", "v", figures=[nameless, picture(), *figures()],
-                                 tables=[Table("", ["", "a"], [["b", "c"]])])))
+                                 tables=[Table("", ["", "a"], [["b", "c"], ["", "d"]])])))
     for tag in ("th", "button", "h1", "h2", "h3", "summary", "a"):
         assert shown.all(tag) or tag == "a"
         assert all(shown.text_of(i).strip() for i in shown.all(tag)), tag

@@ -38,7 +38,7 @@ def draw_scorecard(canvas: Canvas, card: Scorecard, styles: Styles) -> list[Plac
         places.append(Places(axes, [Spot(i, row + 1, float(x), row) for row, x in enumerate(quality.estimates)]))
         names = [short(arm, int(2.9 * width)) for arm in card.arms] if i % columns == 0 else []
         axes.set_yticks(range(len(card.arms)) if names else [], names)
-    canvas.set_size_inches(width, math.ceil(10 * (0.1 + rows * (0.72 + 0.19 * len(card.arms)))) / 10)
+    canvas.set_size_inches(width, math.ceil(10 * (0.1 + rows * (0.72 + 0.19 * max(3, len(card.arms))))) / 10)
     return places
 
 
