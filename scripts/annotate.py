@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from browser import CHROMIUM, Browser  # noqa: E402
 
-PARTS = (".answer", ".summary", "main > div figure .card", ".warnings", ".chips", "#figures ~ figure .card", ".claims",
-         ".differences table", ".checks", "#reproduce ~ pre")
+PARTS = (".answer", ".summary", "main > div figure .card", ".warnings", ".chips", "#figures ~ figure .card",
+         ".claims", ".differences table", ".checks", "#reproduce ~ pre")
 """Where the numbers stand, in the order of the page; docs/start.md explains them by the same numbers."""
 FEWER = {"#figures ~ figure": 1, ".claims tbody tr": 6, ".differences tbody tr": 4, "#tables ~ .wide": 0,
          "#tables": 0, "#runs": 0, "#runs ~ *": 0, ".checks li": 4, ".words": 0, "#next": 0, "#next + ul": 0,
@@ -52,7 +52,7 @@ DRAW = """(parts, fewer) => {
 
 
 def in_few(whole: Image.Image) -> Image.Image:
-    """Return a picture in 256 of its own colours, the commonest and what is not grey first, and nearest for others."""
+    """Return a picture in 256 of its own colours: the commonest, and before greys what has a hue."""
     pixels = np.asarray(whole).astype(np.int64) @ (1 << 16, 1 << 8, 1)
     numbers, places, counts = np.unique(pixels, return_inverse=True, return_counts=True)
     colours = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=1)
