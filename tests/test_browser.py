@@ -295,7 +295,8 @@ def test_on_a_phone_the_list_of_folders_is_read_without_scrolling_sideways(brows
     row = SimpleNamespace(path="compare-tumours-task", answer="Take Muon: its accuracy is higher. " * 3, problem="",
                           status=SimpleNamespace(state="finished", stage="", total=54, done=54))
     listed = tmp_path / "listed.html"
-    listed.write_text(serving._TEMPLATE.render(title="optscope", shown=None, rows=[row], left="", again=2, still=True))
+    listed.write_text(serving._TEMPLATE.render(title="optscope", shown=None, rows=[row], left="", again=2,
+                                               still=True), encoding="utf-8")
     browser.open(listed, 390, 844)
     table = browser.run("(each => [each.scrollWidth, each.clientWidth, each.scrollHeight])"
                         "(document.querySelector('.scroll'))")

@@ -69,7 +69,8 @@ def question(comparison: Comparison) -> str:
     """Return what such a comparison asks."""
     first, *others = [arm.name for arm in comparison.arms]
     asked = kit_of(comparison.task).asked(comparison.task, comparison.probes)
-    return f"{listed(others, 'and')} against {first}: at learning rates chosen alike on clean validation data, {asked}"
+    return (f"{listed(others, 'and')} against {first}: at learning rates chosen alike on clean validation data, "
+            f"{asked}")
 
 
 def arms_of(settings: Settings) -> tuple[Arm, ...]:
