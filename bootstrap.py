@@ -128,7 +128,7 @@ def install(system_torch: bool) -> None:
     """Build the environment from nothing: what an interrupted or outdated installation left goes first."""
     check_machine()
     start = time.monotonic()
-    print(f"installing into {VENV} (300 MB to download, 1.4 GB on disk, a minute or two)", flush=True)
+    print(f"installing into {VENV} (320 MB to download, 1.9 GB on disk, a minute or two)", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
     VENV.mkdir()
     STAMP.write_text(UNFINISHED)

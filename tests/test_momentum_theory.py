@@ -160,6 +160,7 @@ def test_regimes():
 @pytest.mark.parametrize(("call", "says"), [
     (lambda: averaged_rates([0.1], 1.0), "0 <= beta < 1"),
     (lambda: averaged_rates([-0.1], 0.5), "rates must be finite numbers >= 0"),
+    (lambda: noise_ratio(0.9, 0), "steps must be a whole number >= 1"),
     (lambda: stationary_variance(0.1, 0.5, 0.0), "curvature > 0"),
     (lambda: stationary_variance(0.0, 0.5, 1.0), "learning rate > 0"),
 ])

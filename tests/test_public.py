@@ -10,10 +10,15 @@ import tomllib
 from collections.abc import Iterator
 
 import pytest
-from scripts.reference import docstring, named, public, reference, signature, summary
+from scripts.reference import docstring, markdown, named, public, reference, signature, summary
 
+from optscope.optim import Rule
+from optscope.probes.probe import Probe
 from test_architecture import DOCUMENTS, MODULES, ROOT, TUTORIALS, Module, none
 
+SOURCE = re.compile(r"arXiv|\b(1[89]|20)\d\d\b|\b[Oo]urs\b")
+CLAIM_NOTHING = "ByKind", "Decayed", "Foreign", "Players", "Scheduled", "Samples"
+"""Rules and a probe that pass on what others make, and have no source to name."""
 PUBLIC = [(module, name) for page in public(ROOT / "docs" / "public.md").values()
           for module, names in page.items() for name in names]
 
@@ -44,20 +49,56 @@ def test_the_reference_has_every_public_name():
         assert len(entries) == 1, f"{module}.{name}"
 
 
+def test_rules_probes_and_theory_name_their_source():
+    none((f"{module}.{name}" for module, name in PUBLIC
+          for value in [named(module, name)] for theory in [module.startswith("optscope.theory.")]
+          if theory or (inspect.isclass(value) and issubclass(value, (Rule, Probe))
+                        and not inspect.isabstract(value) and name not in CLAIM_NOTHING)
+          if not SOURCE.search(docstring(module, name) + (importlib.import_module(module).__doc__ or "") * theory)),
+         "a rule or a probe says which paper it is from, or that it is ours; theory says so in its module at least")
+
+
+def test_the_reference_shows_the_source_of_theory_and_the_units_of_probes():
+    pages = reference(ROOT / "docs" / "public.md")
+    assert "arXiv 2305.05448, whose claims these formulas make exact" in pages["theory.md"]
+    assert "| drop under band noise, a number for each band | points | lower |" in pages["probes.md"]
+    assert "| better than chance | check | higher | 0 where they are not shown" in pages["probes.md"]
+    assert "| modes |  | higher |" in pages["probes.md"]
+    assert "when the batch is not known" in pages["probes.md"]  # of a method that only says its errors
+    assert "trials: int | None = None" in pages["comparisons.md"] or "trials: Optional[int] = None" in pages[
+        "comparisons.md"]
+    assert "Annotated" not in pages["comparisons.md"]
+    assert "class} optscope.protocol.events.Listener\n" in pages["comparisons.md"]
+    assert "&#124;w&#124;₁²/(P &#124;w&#124;₂²)" in pages["probes.md"]
+
+
 @pytest.mark.parametrize(("module", "name", "shown"), [
     ("optscope.optim", "Adam", "(lr: Hyper, beta1: Hyper = 0.9"),
+    ("optscope.probes.noise", "BandNoise",
+     "(variance: float = 0.01, bands: int = 10, *, examples: int | None = None, "
+     "split: Literal['train', 'validation', 'test'] = 'test')"),
     ("optscope.evidence.power", "seeds_to_show", "(spread: float, difference: float")])
 def test_signatures_are_as_they_are_written(module, name, shown):
     assert signature(named(module, name)).startswith(shown)
     assert inspect.signature(named(module, name)).parameters
 
 
-def raised(function: ast.FunctionDef) -> Iterator[ast.Raise]:
-    """Yield where a function itself raises UserError, in no function within it."""
+def test_a_section_goes_on_after_lines_that_are_left_blank():
+    text = ("What it is.\n\n    a = b\n\nArgs:\n    kind: which:\n\n        * \"one\": a\n          b;\n"
+            "    bounds: range,\n        or none.\n\nRaises:\n    UserError: never.\n\n    c = d\n\nThe end.")
+    assert [line for line in markdown(text) if line] == [
+        "What it is.", "```text", "a = b", "```", "**Args**", "- `kind`: which:", '  * "one": a', "  b;",
+        "- `bounds`: range,", "  or none.", "**Raises**", "- `UserError`: never.", "  c = d", "The end."]
+
+
+def raised(function: ast.FunctionDef) -> Iterator[ast.AST]:
+    """Yield where a function itself raises UserError, or calls what checks a setting, in no function within it."""
     nodes: list[ast.AST] = list(function.body)
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Raise) and node.exc is not None and re.match(r"UserError\b", ast.unparse(node.exc)):
+            yield node
+        if isinstance(node, ast.Call) and re.match(r"_?check(_|$)", ast.unparse(node.func)):
             yield node
         if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
             nodes += ast.iter_child_nodes(node)

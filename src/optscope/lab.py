@@ -217,6 +217,9 @@ def run_study(study: Study, scale: Scale, out: str | Path, *, executor: Executor
     """Run a paper's experiments at a scale, judge its claims, and write the report to the folder `out`.
 
     Its comparisons are trained at `place`; what a study computes otherwise stays on the CPU.
+
+    Raises:
+        UserError: when a task or an optimiser will not do, before anything trains.
     """
     listener = listener or display()
     experiments = study.experiments(scale)

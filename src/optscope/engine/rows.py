@@ -60,6 +60,7 @@ def used(row: Sequence[Any]) -> Use:
 
     Raises:
         TypeError, ValueError: when it says other things.
+        UserError: when factors are none.
     """
     experiment, arm, phase, seed, rule, run, probes, *others = row
     (factors,) = others or (NO_FACTORS,)

@@ -221,7 +221,11 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def packed(rows: Sequence[Record]) -> dict[str, Any]:
-    """Return the rows of a call as JSON takes them: what several have as their factors is said once."""
+    """Return the rows of a call as JSON takes them: what several have as their factors is said once.
+
+    Raises:
+        UserError: when the factors of a row are none.
+    """
     places: dict[tuple[tuple[str, Factor], ...], int] = {}
     found = [[row.arm, row.seed, row.metric, row.value, row.at, row.step,
               places.setdefault(tuple(row.factors.items()), len(places))] for row in rows]

@@ -254,7 +254,11 @@ class Training:
 
 
 def check_inside(task: Task, rules: Mapping[str, Rule], seed: int, batch: Batch) -> None:
-    """Raise if a rule holds an optimiser that is another one inside a combinator, tried on fresh models."""
+    """Raise if a rule holds an optimiser that is another one inside a combinator, tried on fresh models.
+
+    Raises:
+        UserError: naming it.
+    """
     drawn = task.draw_latent(len(batch), torch.Generator().manual_seed(streams(seed)[2] + 1))
     for objective in task.objectives:
         model = fresh_model(task, seed).train()

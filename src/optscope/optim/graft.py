@@ -31,6 +31,9 @@ class Graft(Combinator):
     >>> from optscope.optim import SGD, Adam
     >>> Graft(magnitude=Adam(lr=0.001), direction=SGD(lr=1.0))
     Graft(magnitude=Adam(lr=0.001), direction=SGD(lr=1.0))
+
+    Raises:
+        UserError: unless per is "layer", "module" or "model".
     """
 
     _inner = "magnitude"

@@ -60,7 +60,15 @@ class StepDecay(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Rise linearly over the fraction `warmup`, then fall to zero along half a cosine."""
+    """Rise linearly over the fraction `warmup`, then fall to zero along half a cosine.
+
+        done < warmup: done/warmup        else: (1 + cos(π (done − warmup)/(1 − warmup)))/2
+
+    Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, without restarts; the warm-up comes before it.
+
+    Raises:
+        UserError: unless 0 <= warmup < 1.
+    """
 
     warmup: float = 0.0
 
@@ -68,7 +76,7 @@ class Cosine(Schedule):
         check_hyper("Cosine", "warmup", self.warmup, high=1.0)
 
     def __call__(self, done: float) -> float:
-        """Return the factor of Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5, after the warm-up."""
+        """Return the factor."""
         if done < self.warmup:
             return done / self.warmup
         return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))

@@ -25,6 +25,9 @@ class SGD(Fused):
         v ← momentum · v + g                       v₀ = 0
         step = −lr · v                             (Nesterov: −lr · (g + momentum · v))
 
+    Robbins and Monro 1951, Ann. Math. Stat. 22, 400; momentum: Polyak 1964, USSR Comput. Math. Math. Phys. 4, 1;
+    Nesterov's in this form: Sutskever et al. 2013, ICML, 1139.
+
     >>> SGD(lr=0.1, momentum=0.9)
     SGD(lr=0.1, momentum=0.9)
 

@@ -28,14 +28,16 @@ BINS = 15
 class Accuracy(Probe):
     """Measure accuracy (percent), loss, and the expected calibration error (points) on the clean inputs.
 
-    The loss is the task's own. What is counted right is a matter of the task's kind (`optscope.tasks.kinds`): an
-    example's class; of many labels an example every one that counts, and then the share of examples without a wrong
-    one (of several labels at once), or the perplexity (of next tokens). Regression tasks have only the loss. An
-    output of nan names no class and counts as an error; where there is one, there is no loss and no calibration
-    error, and `silence` says so; and where the outputs of all examples are too many to hold, that the loss is then
-    taken of some at a time, if it is no mean over labels that count. Arrays, where an example has one label:
-    "correct", one verdict an example (bool), and "accuracy interval", the 95 % Wilson interval in percent (low,
-    high).
+        calibration error = 100 Σ_b |B_b|/n · |acc(B_b) − conf(B_b)|        over 15 bins b of equal width
+
+    with conf the largest softmax probability: Guo et al. 2017, arXiv 1706.04599, section 2. The loss is the task's
+    own. What is counted right is a matter of the task's kind (`optscope.tasks.kinds`): an example's class; of many
+    labels an example every one that counts, and then the share of examples without a wrong one (of several labels
+    at once), or the perplexity (of next tokens). Regression tasks have only the loss. An output of nan names no
+    class and counts as an error; where there is one, there is no loss and no calibration error, and `silence` says
+    so; and where the outputs of all examples are too many to hold, that the loss is then taken of some at a time,
+    if it is no mean over labels that count. Arrays, where an example has one label: "correct", one verdict an
+    example (bool), and "accuracy interval", the 95 % Wilson interval in percent (low, high).
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network",)
@@ -52,7 +54,11 @@ class Accuracy(Probe):
         )
 
     def measure(self, subject: Subject) -> Reading:
-        """Measure on all inputs, in one pass."""
+        """Measure on all inputs, in one pass.
+
+        Raises:
+            UserError: when outputs and targets are not those of the task's kind, or its loss is no mean.
+        """
         kind = kind_of(subject)
         if kind.single:
             check_classifier(subject)

@@ -39,7 +39,7 @@ class StepAnatomy(Probe):
 
     It needs the live optimiser: `Watch(StepAnatomy())`. Nothing is read without one, and no memory of a rule
     that takes several gradients. Arrays: "layers" and for each "layer shares" of the four, "matrices" and
-    their "stable ranks", and of each the step's "singular values of NAME", descending.
+    their "stable ranks", and of each the step's "singular values of NAME", descending. The measure is ours.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network", "live optimiser")
@@ -57,7 +57,11 @@ class StepAnatomy(Probe):
                 Metric("step effective rank", "%", "neither", "exp(entropy of σ/Σσ), otherwise as stable rank"))
 
     def measure(self, subject: Subject) -> Reading:
-        """Let the optimiser make its step from the gradient, and from none, and undo both."""
+        """Let the optimiser make its step from the gradient, and from none, and undo both.
+
+        Raises:
+            UserError: when outputs are not finite, or the loss is no mean.
+        """
         optimizer = subject.snapshot.optimizer
         if optimizer is None:
             return Reading({}, silence="there is no live optimiser: take it during training, Watch(StepAnatomy())")

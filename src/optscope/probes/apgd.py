@@ -30,6 +30,9 @@ class APGD(Attack):
     At each checkpoint eta is halved, and the search goes on from the best point, when fewer than 75 % of the
     steps since the last one raised the loss, or when neither eta nor the best loss has changed since then.
     arXiv 2003.01690, algorithm 1.
+
+    Raises:
+        UserError: unless steps and restarts are whole numbers >= 1.
     """
 
     loss: AttackLoss = CrossEntropy()  # noqa: RUF009 - frozen
@@ -58,6 +61,9 @@ class TargetedAPGD(Attack):
     """APGD on the targeted ratio of logits, towards each of the `rivals` classes likeliest on the clean image.
 
     Any mistake counts, not only the class aimed at. arXiv 2003.01690, section 4.
+
+    Raises:
+        UserError: unless rivals and steps are whole numbers >= 1.
     """
 
     rivals: int = 9

@@ -241,10 +241,7 @@ def ascend(batch: Batch, start: Tensor, loss: AttackLoss, steps: int, length: fl
 @final
 @dataclass(frozen=True, repr=False)
 class FGSM(Attack):
-    """One step of full length from the image: x + eps * sign(g), or eps * g / |g| in the l2 ball.
-
-    arXiv 1412.6572, section 4.
-    """
+    """One step of full length: x + eps * sign(g), or eps * g / |g| in the l2 ball. arXiv 1412.6572, section 4."""
 
     loss: AttackLoss = CrossEntropy()  # noqa: RUF009 - frozen
 
@@ -263,6 +260,9 @@ class BIM(Attack):
     """Steps of length eps / steps from the image itself, so that what fools early lies near it.
 
     The basic iterative method of arXiv 1607.02533, section 2.2.
+
+    Raises:
+        UserError: unless steps is a whole number >= 1.
     """
 
     steps: int = 10
@@ -287,6 +287,9 @@ class PGD(Attack):
 
     x <- P(x + eta * u), u the steepest direction. arXiv 1706.06083, section 2; the factor 2.5, which lets an
     iterate cross the ball, is that of its appendix.
+
+    Raises:
+        UserError: unless steps and restarts are whole numbers >= 1.
     """
 
     steps: int = 20

@@ -24,6 +24,9 @@ class RandomSearch(Attack):
     or a run of any other input, whose share of the input falls geometrically from a half to one coordinate. Random
     numbers are drawn for every image, so that what one is shown does not depend on when others are fooled.
     After Square Attack, arXiv 1912.00049, with a simpler sampling in the l2 ball.
+
+    Raises:
+        UserError: unless queries is a whole number >= 1.
     """
 
     queries: int = 500

@@ -41,7 +41,11 @@ class CurvatureProbe(Probe):
     split: Literal["train", "validation", "test"] = field(default="train", kw_only=True)
 
     def matrix(self, subject: Subject) -> Hessian | GaussNewton:
-        """Return the matrix at the subject's weights, once the examples are checked."""
+        """Return the matrix at the subject's weights, once the examples are checked.
+
+        Raises:
+            UserError: when outputs are not finite, or the loss is no mean.
+        """
         check_examples(subject)
         kind = GaussNewton if self.gauss_newton else Hessian
         return kind(subject.model, subject.loss, subject.inputs, subject.targets, parameters=subject.trained,
@@ -60,6 +64,9 @@ class TopEigenvalues(CurvatureProbe):
     The search starts from the gradient and, where a training is followed, the last reading's answer (its `memory`),
     with noise added: `rel=0.05, margin=2` then costs about four products a reading. Arrays: "eigenvalues"
     and "eigenvalue errors", `(k,)`, and "products", how many it took.
+
+    Lanczos with full orthogonalisation: Parlett 1998, The symmetric eigenvalue problem, chapter 13; the limit: van
+    Dorsselaer, Hochstenbach and van der Vorst 2000, SIAM J. Matrix Anal. Appl. 22, 837.
 
     Raises:
         UserError: unless 1 <= k <= P, 0 < rel < 1 and margin > 0.
@@ -134,8 +141,8 @@ class PreconditionedSharpness(CurvatureProbe):
 class LayerSharpness(CurvatureProbe):
     """Measure the largest eigenvalue of each layer's diagonal block of the Hessian.
 
-    Each is found to a relative residual of `rel`. Arrays: "layers", their names in the order of the axis, and
-    "layer sharpness errors".
+    Each is found to a relative residual of `rel`, by Lanczos as in `TopEigenvalues` (Parlett 1998). Arrays:
+    "layers", their names in the order of the axis, and "layer sharpness errors".
 
     Raises:
         UserError: unless 0 < rel < 1.
@@ -168,6 +175,11 @@ class LayerSharpness(CurvatureProbe):
 class HessianTrace(CurvatureProbe):
     """Measure the trace of the Hessian, the sum of its eigenvalues, by Hutch++ with its standard error.
 
+        tr H ≈ tr(QᵀHQ) + mean over i of g_iᵀ (I − QQᵀ) H (I − QQᵀ) g_i        g_i random signs
+
+    Q is an orthonormal basis of H times a third of the `products` random vectors; the error is over the g_i alone.
+    Meyer, Musco, Musco and Woodruff 2021, arXiv 2010.09649, algorithm 1.
+
     Raises:
         UserError: for fewer than 6 products.
     """
@@ -196,7 +208,10 @@ class SpectralDensity(CurvatureProbe):
 
     It takes `samples` times `steps` products. "negative share" is the part of Σ λ² that negative eigenvalues
     hold. Arrays: the "density" at "density eigenvalues", smoothed by a Gaussian whose width is a hundredth of
-    the range, and the bare "density nodes" with their "density weights".
+    the range, and the bare "density nodes" with their "density weights", each `(samples, steps)`.
+
+    Ubaru, Chen and Saad 2017, SIAM J. Matrix Anal. Appl. 38, 1075; of networks Ghorbani et al. 2019, arXiv
+    1901.10159.
 
     Raises:
         UserError: unless samples >= 1 and steps >= 2.

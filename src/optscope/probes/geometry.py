@@ -86,7 +86,7 @@ class FirstStep(Probe):
     "step length" is |s|₂ for s = the rule's first step on the gradient g of the mean loss over the examples, both
     in the trained parameters alone; "step cosine" is that of the angle between s and -g: 1 for SGD, 0 at a right
     angle, nan where s or g is zero. The learning rate is the present one, where it is known. Nothing is read
-    without a rule. Arrays: "layers" and for each "layer step lengths" and "layer step cosines".
+    without a rule. Arrays: "layers" and for each "layer step lengths" and "layer step cosines". Ours.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("one network",)

@@ -31,6 +31,8 @@ class Modes(Probe):
     A blurred generator hits many modes with few good samples: read count and quality together, or the missed mass,
     Σ_k max(0, 1/K − p_k) over the K modes with p_k the share of all samples that is good and of mode k. The
     divergence is that of the good samples' histogram over modes from the uniform one; log K when none is good.
+    After Srivastava et al. 2017, arXiv 1705.07761, where a sample is good within 3 standard deviations, and one
+    finds its mode; the bounds here, as `metrics` says them, are ours.
 
     Raises:
         UserError: unless mixture is one; of things that are no points of it.
@@ -87,7 +89,7 @@ def count_modes(samples: Tensor, means: Tensor, width: float) -> dict[str, Tenso
 class Classes(Probe):
     """Count the classes among generated grey images, as our classifier of "digits" or "fashion_mnist" sees them.
 
-    Three classes or fewer are a collapse.
+    Three classes or fewer are a collapse. The classifier and the bound are ours.
 
     Raises:
         UserError: when the generator makes images of another shape.

@@ -174,7 +174,11 @@ Calls = Sequence[tuple[int, Tensor, Sequence[Tensor]]]
 
 
 def layer_calls(at: AtWeights, layers: Layers, loss: Loss, batch: Batch) -> tuple[Tensor, Calls]:
-    """Return outputs and the layers' calls of a forward and backward pass; the weights hold their gradients."""
+    """Return outputs and the layers' calls of a forward and backward pass; the weights hold their gradients.
+
+    Raises:
+        UserError: when the loss does not depend on the weights.
+    """
     calls: list[tuple[int, Tensor, list[Tensor]]] = []
 
     def look(number: int) -> Any:

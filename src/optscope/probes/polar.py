@@ -25,6 +25,7 @@ class PolarDrift(Probe):
     normalised; the flow keeps it at 0. With the default ratio, 1/‖v‖², a stretch of s divides the rate of the
     direction by (1 + s)². It is taken during training (`Comparison.watched`); of other optimisers, and afterwards,
     nothing is read. No examples are used. Array: "stretches", of all blocks, in the order of the parameters.
+    The flow is that of arXiv 2305.05448; to watch what it conserves is ours.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("live optimiser",)

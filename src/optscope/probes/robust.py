@@ -42,6 +42,8 @@ class RobustAccuracy(Probe):
     percent `(radii, 2)`; "fooled by l2 radius", the smallest radius of `eps` that fools each example `(n,)`: 0 for
     examples that are wrong as they are, inf where no radius was found to fool.
 
+    The attacks say where they are from. That one search from the largest radius down settles all of `eps` is ours.
+
     Raises:
         UserError: unless eps is a radius > 0 or a tuple of different ones, and attack is an attack.
     """

@@ -51,7 +51,7 @@ def _graft(said: object) -> object:
 
 
 class OptimiserSettings(BaseModel):
-    """What may be said of one optimiser: the learning rates to try, and what else is searched."""
+    """What may be said of one optimiser: the learning rates `lr` to try, and what else is searched (`space`)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     lr: Annotated[list[Rate], Field(min_length=1, max_length=100)] | None = None
@@ -59,7 +59,12 @@ class OptimiserSettings(BaseModel):
 
 
 class Settings(BaseModel):
-    """A comparison's settings; the first optimiser is the one that others are compared with."""
+    """A comparison's settings; the first optimiser is the one that others are compared with.
+
+    What each means, and is where nothing is said, stands in a table of the page "Your model", under Settings. A wrong
+    name, type or range is refused: here with pydantic's `ValidationError`, by the doors and `read_settings`, which
+    read a file, with a `UserError`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     optimisers: dict[str, OptimiserSettings] = Field(

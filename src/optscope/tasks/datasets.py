@@ -109,7 +109,11 @@ class FromDataset(Examples):
         return self._read(_indices(self.size, 0, 0, n, 0))
 
     def first(self, n: int | None) -> Batch:
-        """Return the first `n` examples, drawn as before all epochs."""
+        """Return the first `n` examples, drawn as before all epochs.
+
+        Raises:
+            UserError: when they do not fit into memory.
+        """
         n = self.size if n is None else min(n, self.size)
         check_fits(_bytes(self._one(0)), n, free_bytes())
         return self._read([(0, 0, i) for i in range(n)])

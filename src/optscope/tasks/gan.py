@@ -99,7 +99,12 @@ class PenalisedCritic:
 
 @dataclass(frozen=True)
 class NonSaturating:
-    """The losses most GANs use: logistic, with the non-saturating generator."""
+    """The losses most GANs use: logistic, with the non-saturating generator.
+
+        L_D = −E log σ(D(x)) − E log(1 − σ(D(G(z))))        L_G = −E log σ(D(G(z)))
+
+    Goodfellow et al. 2014, arXiv 1406.2661, equation 1 and the end of section 3.
+    """
 
     generator: PlayerLoss = NonSaturatingGenerator()
     discriminator: PlayerLoss = LogisticDiscriminator()
@@ -107,7 +112,12 @@ class NonSaturating:
 
 @dataclass(frozen=True)
 class Saturating:
-    """The two sides of one value function, as in the theory."""
+    """The two sides of one value function, as in the theory; the generator's is flat where D is sure.
+
+        L_D = −E log σ(D(x)) − E log(1 − σ(D(G(z))))        L_G = E log(1 − σ(D(G(z))))
+
+    Goodfellow et al. 2014, arXiv 1406.2661, equation 1.
+    """
 
     generator: PlayerLoss = SaturatingGenerator()
     discriminator: PlayerLoss = LogisticDiscriminator()
@@ -115,7 +125,13 @@ class Saturating:
 
 @dataclass(frozen=True)
 class WGANGP:
-    """The Wasserstein losses with a gradient penalty on the critic."""
+    """The Wasserstein losses with a gradient penalty on the critic; D has no σ.
+
+        L_D = E D(G(z)) − E D(x) + penalty · E (‖∇D(x̂)‖₂ − 1)²        L_G = −E D(G(z))
+
+    with x̂ = ε x + (1 − ε) G(z), ε ~ U[0, 1] an example, and a penalty of 10. Gulrajani et al. 2017, arXiv
+    1704.00028, algorithm 1.
+    """
 
     generator: PlayerLoss = WassersteinGenerator()
     discriminator: PlayerLoss = PenalisedCritic()
@@ -133,6 +149,9 @@ def gan(name: str, generator: Callable[[], nn.Module], discriminator: Callable[[
     >>> game = gan("ring", Perceptron((8, 64, 64, 2)), Perceptron((2, 64, 64, 1)), Ring(), bounds=None)
     >>> [player.name for player in game.players]
     ['discriminator', 'generator']
+
+    Raises:
+        UserError: unless critic_steps is a whole number >= 1, and 1 in a simultaneous game.
     """
     pair = losses or NonSaturating()
     players = (Player("discriminator", discriminator, pair.discriminator, critic_steps),

@@ -175,6 +175,8 @@ class Digits:
     """Handwritten digits, 8x8 grey, from scikit-learn: 1,200 to train on, 297 to validate, 300 to test.
 
     `seed` draws which are which. Needs `pip install "optscope[digits]"`.
+
+    Reference: Alpaydin, Kaynak 1998, Optical Recognition of Handwritten Digits, UCI; as scikit-learn has them.
     """
 
     seed: int = 0

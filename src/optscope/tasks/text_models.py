@@ -184,7 +184,10 @@ class Causal(nn.Module):
 
 @dataclass(frozen=True)
 class CharTransformer:
-    """A causal transformer over characters, normalising before each part, without dropout.
+    """A causal transformer over characters `(n, up to length)`, normalising before each part, without dropout.
+
+    Its outputs are logits of the next character, `(n, characters, length)`. Vaswani et al. 2017, arXiv 1706.03762,
+    with positions that are learnt, and GELU in layers of 4 `width`.
 
     Raises:
         UserError: unless width is a multiple of heads.

@@ -57,6 +57,9 @@ def coupled(x: ArrayLike, m: ArrayLike, rate: float, beta: float) -> Array:
 
     The weights of momentum trail those of this SGD by the displacement that its buffer still holds. The proof of
     theorem 3.5 compares the two.
+
+    Raises:
+        UserError: unless 0 <= beta < 1.
     """
     _check_beta(beta)
     return np.asarray(x, dtype=np.float64) - rate * beta / (1 - beta) * np.asarray(m, dtype=np.float64)
@@ -67,6 +70,9 @@ def lag(beta: float) -> float:
 
     >>> round(lag(0.9), 9)
     9.0
+
+    Raises:
+        UserError: unless 0 <= beta < 1.
     """
     _check_beta(beta)
     return beta / (1 - beta)
@@ -82,8 +88,13 @@ def noise_ratio(beta: float, steps: int) -> float:
 
     >>> round(noise_ratio(0.9, 200), 3), round(noise_ratio(0.9, 20_000), 3)
     (0.931, 0.999)
+
+    Raises:
+        UserError: unless 0 <= beta < 1 and steps >= 1.
     """
     _check_beta(beta)
+    if steps < 1:
+        raise UserError(f"noise_ratio: steps must be a whole number >= 1; got {steps!r}")
     return float(np.mean((1 - beta ** np.arange(1, steps + 1)) ** 2))
 
 

@@ -42,14 +42,22 @@ def swish_bend(z: Array, beta: float) -> Array:
 
 
 def patches(image: Array, size: int) -> Array:
-    """Return all patches of an image `(h, w)`, flat: `((h − size + 1)(w − size + 1), size²)`."""
+    """Return all patches of an image `(h, w)`, flat: `((h − size + 1)(w − size + 1), size²)`.
+
+    Raises:
+        UserError: unless it is grey, and no smaller than a patch.
+    """
     _check_size(image, size)
     windows = np.lib.stride_tricks.sliding_window_view(image, (size, size))
     return np.asarray(windows.reshape(-1, size * size))
 
 
 def gram(image: Array, size: int) -> Array:
-    """Return G = Σ patch patchᵀ over all positions, `(size², size²)`, a row of positions at a time."""
+    """Return G = Σ patch patchᵀ over all positions, `(size², size²)`, a row of positions at a time.
+
+    Raises:
+        UserError: unless the image is grey, and no smaller than a patch.
+    """
     _check_size(image, size)
     bands = (patches(image[i:i + size], size) for i in range(image.shape[0] - size + 1))
     return np.asarray(sum(band.T @ band for band in bands))
