@@ -35,6 +35,8 @@ html_copy_source = False  # the Markdown of a page lies beside it, under its own
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["optscope.css"]
+html_favicon = "_static/optscope.svg"  # without one browsers ask for a file that is not there
+html_sidebars = {page: [] for page in ("start", "benchmarks", "contributing", "adding")}  # nothing lies below them
 html_theme_options = {
     "logo": {"text": "optscope"},
     "header_links_before_dropdown": 6,

@@ -151,7 +151,7 @@ def shown(text: str, page: Path) -> str:
 
 
 def for_machines() -> None:
-    """Put every page's Markdown beside it, and llms.txt on top, which lists them as the navigation does."""
+    """Put every page's Markdown beside it, with its pictures, and llms.txt on top, in the navigation's order."""
     lines = ["# optscope", "", "> What the choice of optimiser does to a trained model, beyond its loss curve."]
     for top in below("index.md"):
         lines += ["", f"## {OPENING.search((PAGES / top).read_text())[1]}", ""]  # type: ignore[index]
@@ -161,8 +161,9 @@ def for_machines() -> None:
             about = " ".join(found[2].split()).partition(". ")[0].strip("*")
             lines.append(f"- [{found[1]}]({place})" + (f": {about}" if about and "](" not in about else ""))
     (HTML / "llms.txt").write_text("\n".join(lines) + "\n")
-    for page in PAGES.rglob("*.md"):
-        shutil.copyfile(page, HTML / page.relative_to(PAGES))
+    for file in PAGES.rglob("*.*"):  # pages and their pictures
+        (HTML / file.relative_to(PAGES)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, HTML / file.relative_to(PAGES))
 
 
 def below(place: str) -> list[str]:

@@ -1,10 +1,13 @@
 """What a built site owes to who clicks: no link leads nowhere, and every page is two clicks from the first.
 
+That goes for programs too: the links of llms.txt, and those of the Markdown beside each page, lead to files.
+
     make docs && python scripts/site_links.py docs/_build/html
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -12,6 +15,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 CLICKS = 2
+CODE = re.compile(r"^(```|~~~).*?^\1\s*$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+MARKED = re.compile(r"\]\(([^()\s]+)\)")
+"""The target of a link in Markdown, once code is taken out."""
 BESIDES = {"search.html", "genindex.html", "py-modindex.html"}
 """Pages that Sphinx makes: the search box leads to the first, and nothing needs the others."""
 
@@ -41,6 +47,10 @@ def problems(html: Path) -> list[str]:
                 found.append(f"{path.relative_to(html)}: {link} leads to no file")
             elif target in pages and place not in pages[target].places:
                 found.append(f"{path.relative_to(html)}: {link} leads to no place in {target.relative_to(html)}")
+    for path in [*sorted(html.rglob("*.md")), *html.glob("llms.txt")]:
+        for link in MARKED.findall(CODE.sub("", path.read_text(encoding="utf-8"))):
+            if not urlsplit(link).scheme and not (path.parent / unquote(urlsplit(link).path)).exists():
+                found.append(f"{path.relative_to(html)}: {link} leads to no file")
     for clicks in range(CLICKS):
         for path in [path for path, far in near.items() if far == clicks]:
             for _, target, _ in inside(path, pages[path]):

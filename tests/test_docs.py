@@ -71,12 +71,15 @@ def test_links_that_lead_nowhere_and_pages_out_of_reach_are_found(tmp_path):
     pages = {"index.html": '<a href="a/">a</a><a href="https://b.c/d">w</a><a href="#">top</a><img src="no.png">',
              "a/index.html": '<a id="here" href="../b.html#there">b</a><a href="#here">h</a>',
              "b.html": '<p id="else"><a href="c%20d.html">c</a></p>', "c d.html": "", "search.html": "",
-             "_static/macros.html": '<a href="{{ a }}">of the theme</a>'}
+             "_static/macros.html": '<a href="{{ a }}">of the theme</a>',
+             "b.md": "[c](c%20d.html#x) ![p](no.svg) [w](https://a.b) `[d](e.md)`\n```\n[f](g.md)\n```\n",
+             "llms.txt": "- [B](b.md): b\n- [C](c.md)\n"}
     for name, text in pages.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert site_links.problems(tmp_path) == [
         "a/index.html: ../b.html#there leads to no place in b.html", "index.html: no.png leads to no file",
+        "b.md: no.svg leads to no file", "llms.txt: c.md leads to no file",
         "c d.html is more than 2 clicks from the first page"]
 
 
@@ -202,8 +205,11 @@ def test_what_a_comparison_leaves_is_as_the_schemas_say(tmp_path):
 
 
 @pytest.mark.parametrize("study", sorted(path.name for path in (ROOT / "results").iterdir()))
-def test_committed_verdicts_are_as_the_schema_says(study):
+def test_committed_files_are_as_the_schemas_say(study):
     check("verdicts.json", verdicts.judged(study))
+    report = ROOT / "results" / study / "report.json"
+    if report.is_file():  # one study's is older than the file
+        check("report.json", json.loads(report.read_text()))
 
 
 def test_schemas_are_schemas_and_versioned():
