@@ -97,7 +97,7 @@ def entry(module: str, name: str) -> Iterator[str]:
         plain = found.__func__ if isinstance(found, classmethod | staticmethod) else found
         is_property = isinstance(plain, property)
         known = method == "__call__" or any(hasattr(base, method) for base in value.__mro__[1:])
-        if not (is_property or inspect.isfunction(plain)) or method.startswith("_") and method != "__call__":
+        if not (is_property or inspect.isfunction(plain)) or (method[0] == "_" and method != "__call__"):
             continue
         if known and "Raises:" not in (plain.__doc__ or ""):  # what every rule, probe or factory has, and no more
             continue

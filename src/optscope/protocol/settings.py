@@ -61,9 +61,9 @@ class OptimiserSettings(BaseModel):
 class Settings(BaseModel):
     """A comparison's settings; the first optimiser is the one that others are compared with.
 
-    What each means, and is where nothing is said, stands in a table of the page "Your model", under Settings. A wrong
-    name, type or range is refused: here with pydantic's `ValidationError`, by the doors and `read_settings`, which
-    read a file, with a `UserError`.
+    What each means, and is where nothing is said, stands in a table of the page "Your model", under Settings. A
+    wrong name, type or range is refused: here with pydantic's `ValidationError`, by the doors and `read_settings`,
+    which read a file, with a `UserError`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
