@@ -37,6 +37,7 @@ html_static_path = ["_static"]
 html_css_files = ["optscope.css"]
 html_favicon = "_static/optscope.svg"  # without one browsers ask for a file that is not there
 html_sidebars = {page: [] for page in ("start", "benchmarks", "contributing", "adding")}  # nothing lies below them
+html_context = {"default_mode": "auto"}  # without it the theme complains on the console
 html_theme_options = {
     "logo": {"text": "optscope"},
     "header_links_before_dropdown": 6,
