@@ -112,6 +112,11 @@ def test_what_is_not_shown_is_not_advised_and_the_seeds_that_would_show_it_are_s
                          r"(\d+) seeds would show one of 1\.5 points in 4 of 5 cases\. No choice follows\.", text)
     assert found
     assert len(SEEDS) < int(found[1]) < 400
+    first, of_b, of_c = said({("B", "loss"): 9.0, ("C", "loss"): -9.0}, of=MEASURED, spread=3.0).splitlines()
+    assert first.startswith("No difference in accuracy between A and B, C is shown, ")
+    assert first.endswith(" in 4 of 5 cases. What is shown:")
+    assert re.fullmatch(r"A is better than B in loss \(.*\)\.", of_b)
+    assert re.fullmatch(r"C is better than A in loss \(.*\)\.", of_c)
     few = said({("B", "accuracy"): 30.0}, of=replace(PAIR, seeds=(1, 2, 3)))
     assert few.startswith("No choice yet: 3 seeds can show no difference, whatever the runs give; it takes 6")
 

@@ -289,7 +289,9 @@ def test_a_plan_is_told_and_a_short_one_said():
     assert words in planned(given, Plan(30, 128))
     arms = Arm("SGD", SGD(lr=0.1)), Arm("sign", SignSGD(lr=0.1))
     short = rehearsed(Comparison("c", given, arms, Plan(30, 128), (Accuracy(),), (1,)))
-    assert "60 steps in all, fewer than 200" in short.known[0]
+    assert short.known[0] == ("c: 60 steps in all, fewer than 200, may be too few for any optimiser: give 100 epochs "
+                              "or more, or a batch of 45 or fewer.")
+    assert [Plan(*each).total(320) for each in ((100, 128), (99, 128), (30, 45), (30, 46))] == [200, 198, 210, 180]
     assert words in short.before[0]
     long = rehearsed(Comparison("c", given, arms, Plan(30, 32), (Accuracy(),), (1,)))
     assert long.known == []
@@ -326,7 +328,7 @@ def test_a_refused_arm_leaves_no_folder_and_a_report_says_what_is_not_measured(t
     assert result.failures == ()
     assert "noise and attacks are not measured: the inputs have no bounds (bounds=None)" in page
     assert "1 epoch of 2 steps on 16 examples each make 2 steps" in page
-    assert "2 steps in all, fewer than 200" in page
+    assert "2 steps in all, fewer than 200, may be too few for any optimiser: give 100 epochs or more.\n" in page
 
 
 class Flat(nn.Module):

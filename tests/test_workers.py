@@ -62,6 +62,7 @@ def test_a_worker_answers_or_says_how_it_ended_and_is_then_another(worker, tmp_p
     assert asked(worker, os.getcwd) == str(tmp_path)
     assert asked(worker, eval, "[__import__('sys').argv, __import__('sys').path]") == [sys.argv, sys.path]
     assert asked(worker, torch.get_num_threads) == 1
+    assert asked(worker, os.getenv, "HF_HUB_DISABLE_PROGRESS_BARS") == "1"  # transformers' own bars, one a model
     with pytest.raises(RuntimeError, match="ValueError: invalid literal"):
         asked(worker, int, "one")
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -103,11 +103,11 @@ def next_steps(comparison: Comparison, records: Records, folder: Path, quick: bo
     """Return what would make a comparison surer, and where its numbers are."""
     more = len(comparison.seeds) + 4
     steps = ["An answer: the same without quick goes on from these runs, and repeats none." if quick else
-             f"More certainty: the same command with --seeds {more} keeps all runs and adds "
-             f"{4 * len(comparison.arms)} runs. Do that once: who goes on until something is shown is wrong in "
-             "more than 5 of 100 cases."]
+             f"More certainty: the same command with more --seeds, {more} or as many as the answer names, keeps "
+             f"all runs and adds {len(comparison.arms)} a seed. Do that once: who goes on until something is "
+             "shown is wrong in more than 5 of 100 cases."]
     edges = comparison.at_edge(records)
-    if edges:
+    if edges and not quick:  # without quick, the search is wider by itself
         steps.append(f"Wider search for {listed(edges)}: give other learning rates in a TOML file "
                      "(--config; [optimisers.NAME] lr = [...]), or a larger widen.")
     steps.append(f"Your own analysis: every number is in {folder}/summary.csv (and index.sqlite).")

@@ -25,8 +25,11 @@ from typing import NoReturn
 FORKS = sys.platform == "linux"
 """Whether processes may be forked here: libraries of macOS do not bear it, and Windows has no such thing."""
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Variables that a worker has beyond its parent's: the number of threads, for libraries when they are loaded."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+               "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Variables that a worker has beyond its parent's, for libraries when they are loaded: one thread, and no bars of
+transformers, which would lie across the display of all runs.
+"""
 
 _PACE = 0.5
 _PROGRAM = ("import sys; sys.path[:] = {path!r}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -131,9 +132,18 @@ def _short(task: Task, plan: Plan) -> list[str]:
         found.append(f"a batch of {plan.batch} was asked for; there are {examples} training examples, "
                      "and every step sees all of them.")
     if steps < FEW:
-        found.append(f"{count_of(steps, 'step')} in all, fewer than {FEW}, may be too few for any "
-                     "optimiser: give more epochs or a smaller batch.")
+        found.append(f"{count_of(steps, 'step')} in all, fewer than {FEW}, may be too few for any optimiser: "
+                     f"{_longer(plan, examples)}.")
     return found
+
+
+def _longer(plan: Plan, examples: int | None) -> str:
+    """Return by what a plan that is too short makes enough steps: the fewest epochs, or the largest batch."""
+    if examples is None or plan.epochs is None:
+        return f"give {FEW} steps or more"
+    epochs = math.ceil(FEW / plan.per_epoch(examples))
+    batch = examples // math.ceil(FEW / plan.epochs)
+    return f"give {epochs} epochs or more" + f", or a batch of {batch} or fewer" * (batch > 0)
 
 
 def count_of(n: int, what: str) -> str:
