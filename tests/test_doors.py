@@ -136,6 +136,8 @@ def test_a_result_gives_its_figures_to_matplotlib(tmp_path):
     (axes,) = figure.axes
     assert axes.get_lines()[0].get_ydata().tolist() == [0.9, 0.4]
     assert figure.get_suptitle() == "It falls"
+    with pytest.raises(UserError, match='no figure "scorecard"; there are: over-time'):
+        result.figure()
     figure.savefig(tmp_path / "a.png")
     with pytest.raises(UserError, match='no figure "over-tine"; did you mean "over-time"'):
         result.figure("over-tine")

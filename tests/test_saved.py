@@ -70,6 +70,10 @@ def test_several_models_stand_side_by_side_and_are_not_tested(tmp_path):
     assert result.records.arms() == ["adam-1.pt", "sgd-1.pt"]
     assert not result.verdicts
     assert "between single trainings no difference is tested" in result.summary
+    for kind in (".pt", ".bin", ""):
+        paths = [path.rename(path.with_suffix(kind)) for path in paths]
+        said = probed(paths, tmp_path / f"out{kind}", probes=["Accuracy"]).summary
+        assert f'such as --group "{{arm}}-{{seed}}{kind}", and' in said
     (card,) = result.document.openers
     (table,) = result.document.summaries
     assert card.arms == ["adam-1.pt", "sgd-1.pt"]

@@ -62,7 +62,7 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
             command: str = "", **more: Any) -> Result:
     """Compare optimisers on a task, fairly, and write the report to a folder.
 
-        compare(task, ["sgd", "adam"], seeds=3)
+        compare(task, ["sgd", "adam"])
         compare(task, ["sgd", Arm("mine", Mine(lr=0.1), Grid((0.03, 0.1)))], "runs/mine", epochs=5)
 
     Every arm is tuned with the same budget of gradients by validation loss, trained on the same fresh seeds, and
@@ -79,7 +79,7 @@ def compare(task: Task, *given: Given, arms: Sequence[str | Arm] = (), out: str 
         executor: where runs are done; processes on this machine without one.
         listener: who is told how the work goes; a bar, or in a notebook a line, without one.
         command: what the report says repeats it.
-        **more: settings by name, such as `seeds=3`, which go before those of `settings`.
+        **more: settings by name, such as `seeds=12`, which go before those of `settings`.
 
     Raises:
         UserError: when the task, an arm, a setting or the folder will not do; before anything is trained.

@@ -63,11 +63,13 @@ class Result:
         raise UserError("a table needs pandas or polars, and neither is there: pip install pandas, or take "
                         "records.columns(), a list a column")
 
-    def figure(self, name: str) -> Canvas:
-        """Return a figure of the report, by the name of its file, for matplotlib: to show, to change, to save.
+    def figure(self, name: str = "scorecard") -> Canvas:
+        """Return a figure of the report for matplotlib: to show, to change, to save.
+
+        Its name is that of its file in the folder `figures`; the first of a comparison is the scorecard.
 
         Raises:
-            UserError: when there is none of the name; it says the nearest.
+            UserError: when there is none of the name; it says the nearest, or all that there are.
         """
         from optscope.report.figures import drawn
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from optscope.analyses.caveats import failed_checks
 from optscope.analyses.charts import along_axis
@@ -61,9 +62,11 @@ def _one_by_one(probing: Probing, records: Records) -> Section:
                          [""] * len(arms), p.metric.better == "higher") for p in shown[:DRAWN]]
     card = Scorecard("scorecard", f"{len(arms)} models, one a mark; better is to the right", arms, qualities,
                      f"One model each, so there are no intervals over seeds. The dotted line is {arms[0]}.")
+    ends = {Path(arm).suffix for arm in arms}  # "" of folders
+    pattern = f"{{arm}}-{{seed}}{ends.pop() if len(ends) == 1 else ''}"
     said = (f"{len(arms)} models, each measured for itself: between single trainings no difference is tested. If "
             "several arms were trained from the same seeds, group says how their names tell, such as "
-            '--group "{arm}-{seed}.pt", and differences are tested over seeds.')
+            f'--group "{pattern}", and differences are tested over seeds.')
     return Section([said], summaries=[table], openers=[card] if qualities else [])
 
 

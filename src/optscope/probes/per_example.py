@@ -151,7 +151,7 @@ def first_seen(at: AtWeights, layers: Layers, few: Batch) -> tuple[Tensor, float
         nonlocal size
         for tensor in (*given, out):
             if not isinstance(tensor, Tensor) or not given or len(tensor) != len(few):
-                raise NoRuleError(f"a {type(module).__name__} does not see one row an example")
+                raise NoRuleError(f"{type(module).__name__} does not see one row an example")
             size += tensor.numel() * tensor.element_size()
 
     with ExitStack() as stack:
@@ -211,7 +211,7 @@ def _gathered(at: AtWeights, layers: Layers, n: int, outputs: Tensor, calls: Cal
             continue
         layer, kind, own = layers[number]
         if len(slopes) > 1 or len(x) != n or len(slopes[0]) != n:
-            raise NoRuleError(f"a {kind.__name__} does not see one row an example")
+            raise NoRuleError(f"{kind.__name__} does not see one row an example")
         for short, use in uses(kind, Call(layer, x, slopes[0] * n)):
             if short in own:
                 found.setdefault(own[short], []).append(use)
