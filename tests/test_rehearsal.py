@@ -289,8 +289,8 @@ def test_a_plan_is_told_and_a_short_one_said():
     assert words in planned(given, Plan(30, 128))
     arms = Arm("SGD", SGD(lr=0.1)), Arm("sign", SignSGD(lr=0.1))
     short = rehearsed(Comparison("c", given, arms, Plan(30, 128), (Accuracy(),), (1,)))
-    assert short.known[0] == ("c: 60 steps in all, fewer than 200, may be too few for any optimiser: give 100 epochs "
-                              "or more, or a batch of 45 or fewer.")
+    assert short.known[0] == ("c: 60 steps in all, fewer than 200, may be too few for any optimiser: give 100 "
+                              "epochs or more, or a batch of 45 or fewer.")
     assert [Plan(*each).total(320) for each in ((100, 128), (99, 128), (30, 45), (30, 46))] == [200, 198, 210, 180]
     assert words in short.before[0]
     long = rehearsed(Comparison("c", given, arms, Plan(30, 32), (Accuracy(),), (1,)))

@@ -140,6 +140,8 @@ def _refusal(rule: Rule | None, snapshot: Snapshot) -> str:
     if live is not None and not holds_some(snapshot):
         return (f"no stability threshold is known of a model of which {type(live).__name__} holds no parameter: "
                 "measure the one that it steps, and not a copy or an average of it")
+    if live is not None and all(group.get("lr") == 0 for group in live.param_groups):  # as many schedules end
+        return "there is no stability threshold at a learning rate of 0, which makes no step"
     if rule is None:
         return (f"no stability threshold is known for {type(live).__name__} as it is set" if live else
                 "there is no stability threshold, as no rule is known by which the model is trained")

@@ -32,8 +32,7 @@ class Network(nn.Module):
 def model():
     """Return the network as every run starts it.
 
-    Of transformers: return AutoModelForSequenceClassification.from_pretrained("my_folder", num_labels=4), after
-    transformers.utils.logging.disable_progress_bar(), for every run makes a model.
+    Of transformers: return AutoModelForSequenceClassification.from_pretrained("my_folder", num_labels=4).
     """
     network = Network()
     if WEIGHTS:
