@@ -311,7 +311,7 @@ def test_a_rule_whose_threshold_is_its_live_optimisers_says_where_to_take_it():
         assert silence.endswith("of its live optimiser: take it during training, Watch(EdgeOfStability())")
     other = torch.optim.NAdam(snapshot.model.parameters())
     assert "for NAdam as it is set" in EdgeOfStability()(replace(snapshot, optimizer=other)).silence
-    for rate in (0.0, torch.tensor(0.0)):  # where the Trainer of transformers ends, as its schedule is without a word
+    for rate in (0.0, torch.tensor(0.0)):  # where the Trainer of transformers ends
         ended = torch.optim.SGD(snapshot.model.parameters(), lr=rate)
         assert "at a learning rate of 0" in EdgeOfStability()(replace(snapshot, optimizer=ended)).silence
     assert not EdgeOfStability()(trained(LAMB(0.1))[0]).silence

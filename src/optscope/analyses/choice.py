@@ -196,8 +196,7 @@ class _Words:
         apart = [f"{who} is better than {whom} in {self._amounts(found)}"
                  for s in arms for who, whom, found in ((s.arm, self.first, s.gains), (self.first, s.arm, s.losses))
                  if found]
-        return "\n".join([text + " What is shown:", *(f"{line}." for line in apart)]) if apart else (
-            text + f" {NO_CHOICE}" * alone)
+        return "\n".join([text, *(f"{line}." for line in apart)]) if apart else text + f" {NO_CHOICE}" * alone
 
     def _lacks_pairs(self, standing: Standing) -> bool:
         """Return whether more pairs are missing than a test bears."""
