@@ -175,4 +175,4 @@ def of_class(kind: type, versioned: bool) -> tuple[list[Any], list[Any]]:
 
 def is_place(text: str) -> bool:
     """Return whether a text says where a file lies."""
-    return "\n" not in text and text.startswith(os.sep)
+    return "\n" not in text and os.path.isabs(text)
