@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST = 12_000_000
 """Bytes that a wheel may have."""
+SLOWEST = 0.1
+"""CPU seconds that `import optscope` may take."""
 TOOLS = ["hypothesis", "pytest", "jsonschema", "pytorch-optimizer"]
 """What the tests need; against the last, rules are tested."""
 CORE = [f"tests/test_{name}.py" for name in ("rules", "task", "tree", "comparison", "stats", "verdicts", "records",
@@ -55,7 +57,7 @@ def pythons(asked: list[str]) -> list[str]:
     for minor in range(11, 15):
         for place in places:
             path = shutil.which(f"python3.{minor}", path=place)
-            if path and "shims" not in path and said(path, "-m", "venv", "--help")[0]:
+            if path and "shims" not in path and said(path, "-c", "import ensurepip")[0]:
                 found.setdefault(f"3.{minor}", path)
     missing = [name for name in asked or [f"3.{minor}" for minor in range(11, 15)] if name not in found]
     print("not found:", ", ".join(missing) or "none")
@@ -63,16 +65,20 @@ def pythons(asked: list[str]) -> list[str]:
 
 
 def contents(wheel: Path) -> bool:
-    """Print what a wheel holds, folder by folder, and return whether it is small enough."""
+    """Print what a wheel holds, folder by folder, and return whether it is small enough and holds what git does."""
     folders: dict[str, list[int]] = {}
+    known = set(must("git", "-C", ROOT / "src", "ls-files", "optscope").splitlines())
     with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("optscope/")}
         for member in archive.infolist():
             folders.setdefault("/".join(member.filename.split("/")[:-1][:2]), []).append(member.compress_size)
     for folder, sizes in sorted(folders.items()):
         print(f"  {folder:<32} {len(sizes):>4} files {sum(sizes) / 1e3:>9,.0f} kB")
     size = wheel.stat().st_size
     print(f"  {wheel.name}: {size / 1e6:.1f} MB, at most {LARGEST / 1e6:.0f}")
-    return size <= LARGEST
+    print("  FAILED, only in one of wheel and git:" if held ^ known else "  the package as git has it",
+          *sorted(held ^ known))
+    return size <= LARGEST and held == known
 
 
 def tried(python: str, end: str, wheel: Path, work: Path) -> list[str]:
@@ -110,20 +116,22 @@ def tried(python: str, end: str, wheel: Path, work: Path) -> list[str]:
 
 
 def typed(wheel: Path, work: Path) -> list[str]:
-    """Return what mypy and pyright say of a user's file, with the package as installed, and how long it imports."""
+    """Return what mypy and pyright say of a user's file, twine of the wheel, and how long it imports."""
     home = work / "typed"
     must(sys.executable, "-m", "venv", home)
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     must(*pip, "-c", ROOT / "constraints.txt", "torch")
     must(*pip, "-c", ROOT / "constraints.txt", str(wheel), "mypy", "pyright")
-    must(*pip, "cffconvert")  # apart: it wants an older jsonschema than the tests
+    must(*pip, "cffconvert", "twine")  # apart: it wants an older jsonschema than the tests
     shutil.copyfile(ROOT / "scripts" / "typed_user.py", work / "typed_user.py")
     python = str(home / "bin" / "python")
     checks = {"mypy --strict": [python, "-m", "mypy", "--strict", "typed_user.py"],
               "pyright": [python, "-m", "pyright", "--pythonpath", python, "typed_user.py"],
               "cffconvert": [str(home / "bin" / "cffconvert"), "--validate", "-i", str(ROOT / "CITATION.cff")],
-              "import": [python, "-c", "import time; t = time.process_time(); import optscope; "
-                         "print(f'{time.process_time() - t:.3f} CPU seconds')"]}
+              "twine": [python, "-m", "twine", "--no-color", "check", "--strict", str(wheel)],
+              "import": [python, "-c", "import sys, time; t = time.process_time(); import optscope; "
+                         "t = time.process_time() - t; print(f'{t:.3f} CPU seconds'); "
+                         f"sys.exit(t > {SLOWEST})"]}
     found = []
     for name, command in checks.items():
         fine, output = said(*command, folder=work)

@@ -342,3 +342,5 @@ def test_what_was_written_for_former_names_goes_on_and_is_told(tmp_path):
             pytest.raises(UserError):
         lab.compare(TASK, tmp_path, arms=(Arm("a", SGD(lr=0.1)),) * 2, engine=Inline())
     assert {each.filename for each in heard} == {__file__}
+    with pytest.raises(UserError, match="former name of executor=; got both, write the latter alone"):
+        lab.compare(TASK, ["sgd"], tmp_path, engine=Inline(), executor=Inline())
