@@ -635,3 +635,11 @@ def test_a_library_has_the_versions_that_pythons_own_list_of_packages_says():
             assert [said.split()[:2] for said in versions(top)] == [
                 [name, metadata.version(name)] for name in sorted(set(names))], top
     assert versions("no_such_library") == ()
+
+
+def test_a_module_that_imports_its_own_package_is_written_once(place):
+    (place / "circle").mkdir()
+    (place / "circle" / "__init__.py").write_text("")
+    (place / "circle" / "part.py").write_text("import circle\n\ndef f(x):\n    return x\n")
+    (place / "asks.py").write_text("import circle.part\n\ndef model(x):\n    return circle.part.f(x)\n")
+    assert "circle.part:f" in str(describe(importlib.import_module("asks").model))

@@ -59,7 +59,7 @@ def _show_power(study: Any, folder: Path) -> None:
     from optscope.analyses.outlook import UNMEASURED, outlooks
 
     found = outlooks(study, study.read(folder / "summary.csv"))
-    if found.rows and all(row[1].startswith(UNMEASURED) for row in found.rows):
+    if found.rows and all(str(row[1]).startswith(UNMEASURED) for row in found.rows):
         raise UserError(f"expected the records of {study.name}, got none that its claims read: give the folder of "
                         "its report")
     shown = Table(*found.header, title=found.title, caption=found.note, box=box.SIMPLE, highlight=False)

@@ -76,10 +76,9 @@ class Account:
         self.entries: dict[str, Any] = {}
         self._labels: dict[int, str] = {}
         self._kept: list[object] = []  # so that ids stay their own
-        self._open: set[int] = set()
+        self._open, self._changed, self._users = set[int](), set[str](), set[str]()
         self._tensors: dict[int, int] = {}
-        self._changed: set[str] = set()
-        self._users: set[str] = set()
+        self._within: list[tuple[str, frozenset[str]]] = []
         self._named_only: deque[tuple[str, Any]] = deque()
 
     def settled(self) -> dict[str, Any]:
@@ -194,14 +193,18 @@ class Account:
 
     def module(self, module: types.ModuleType, words: frozenset[str]) -> Any:
         """Return what code that says these words can take from a module: all of it, if it names nothing there."""
-        name = module.__name__
-        members = vars(module)
+        name, members = module.__name__, vars(module)
         named = sorted(n for n in words if n in members and not is_dunder(n))
         if origin(name) == "library":  # what a user has put into a library is the user's
             put_in = [[n, self.of(members[n])] for n in named if origin(home(members[n])) == "user"]
             return ["library", name, versions(name.partition(".")[0]), put_in]
         if name == "optscope" or (named and not words & _BY_NAME):
-            return ["module", name, [self._global(name, n, getattr(module, n), words) for n in named]]
+            if (name, words) in self._within:
+                return ["module", name]  # a module that imports its own package: all of it stands where this began
+            self._within.append((name, words))
+            found = [self._global(name, n, getattr(module, n), words) for n in named]
+            self._within.pop()
+            return ["module", name, found]
         label = f"module {name}"
         if label not in self.entries:
             self._enter(label, name)
@@ -273,21 +276,18 @@ class Account:
     def _class(self, kind: type) -> Any:
         members = [(n, v) for n, v in own(kind)
                    if n != "_abc_impl" and not isinstance(v, types.MemberDescriptorType)]
-        kept = [(n, v) for n, v in members if not is_dunder(n)
-                or isinstance(v, (types.FunctionType, staticmethod, classmethod, property))]
-        does: list[Any] = []
-        holds: list[Any] = []
+        kept = [(n, v) for n, v in members
+                if not is_dunder(n) or isinstance(v, (types.FunctionType, staticmethod, classmethod, property))]
+        does, holds = list[Any](), list[Any]()
         for n, v in kept:
             (does if callable(v) or hasattr(v, "__get__") else holds).append([n, self.of(v)])
         return [[self.of(base) for base in kind.__bases__], does, holds]
 
     def _function(self, function: types.FunctionType) -> Any:
-        said, names = block(function.__code__), function.__globals__
-        place = home(function)
+        said, names, place = block(function.__code__), function.__globals__, home(function)
         self._changed |= {name if name.startswith(".") else f"{place}.{name}" for name in said.changed}
-        asked = said.names if not said.names & {"globals", "eval", "exec"} else names.keys()
-        found = [self._global(place, n, names[n], said.words) for n in sorted(asked)
-                 if n in names and not is_dunder(n)]
+        asked = names.keys() if said.names & {"globals", "eval", "exec"} else said.names & names.keys()
+        found = [self._global(place, n, names[n], said.words) for n in sorted(asked) if not is_dunder(n)]
         free = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         cells = [[n, self.of(cell.cell_contents)] for n, cell in free if n not in said.changed and is_full(cell)]
         extra = [[n, self.of(v)] for n, v in sorted(vars(function).items()) if n not in ("__wrapped__", "hooked")]

@@ -17,7 +17,7 @@ import types
 from collections.abc import Iterable, Set
 from contextvars import ContextVar
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from optscope.engine.bytecode import block
@@ -175,4 +175,4 @@ def of_class(kind: type, versioned: bool) -> tuple[list[Any], list[Any]]:
 
 def is_place(text: str) -> bool:
     """Return whether a text says where a file lies."""
-    return "\n" not in text and os.path.isabs(text)
+    return os.sep in text and "\n" not in text and PurePath(text).is_absolute()
