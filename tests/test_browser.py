@@ -211,7 +211,7 @@ def test_an_arm_is_switched_at_a_cost_that_large_tables_do_not_share(browser, tm
             browser.run("""new Promise(done => { document.querySelector('.chips [data-label=Adam]').click();
                 requestAnimationFrame(() => setTimeout(done)); })""")
             costs[far] += (browser.spent() - begun) * (i > 0)
-    assert costs[True] < 0.5 * costs[False]
+    assert costs[True] < 0.8 * costs[False]  # 0.45 to 0.65 by the processor; 1 where the tables are laid out too
 
 
 def test_tables_are_sorted_filtered_and_copied(page):

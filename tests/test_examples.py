@@ -279,8 +279,8 @@ def test_users_write_examples_of_their_own():
 def test_functions_of_one_name_in_the_model_and_the_data_set_are_told_apart():
     task = Task.from_tensors(lambda: nn.Linear(4, 3), FromDataset(partial(Applied, lambda i: (X[i], int(Y[i])))),
                              WHOLE, validation=WHOLE)
-    assert named_task(task).users["its fresh model"] == task_here(task)[0].users["its fresh model"]
-    check_same("t", [task_here(task)[0]], named_task(task).users)
+    assert named_task(task).users["its fresh model"] == task_here(task, known=False)[0].users["its fresh model"]
+    check_same("t", [task_here(task, known=False)[0]], named_task(task).users)
 
 
 @dataclass(frozen=True)
