@@ -95,6 +95,7 @@ def tried(python: str, end: str, wheel: Path, work: Path) -> list[str]:
         return [Path(python).name, end, "-", f"FAILED to install: {output.splitlines()[-1]}"]
     must(*uv, *TOOLS)
     must(*uv, "--no-deps", str(wheel))
+    told = [versions(bin_, "torch", "numpy", "scipy", "pydantic")]
     pytest = [bin_ / "python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
               "-W", "ignore::DeprecationWarning"]  # of old packages among new ones
     steps = {"imports": [bin_ / "python", "-c", "import optscope; optscope.__version__"],
@@ -102,17 +103,20 @@ def tried(python: str, end: str, wheel: Path, work: Path) -> list[str]:
              "core": [*pytest, *CORE],
              "pandas": [*uv, "pandas"],
              "frames": [*pytest, *FRAMES]}
-    told = []
     for name, command in steps.items():
         fine, output = said(*command)
         last = output.splitlines()[-1] if output else ""
         told.append(f"{name}: {last}" if name in ("core", "frames") and fine else
+                    versions(bin_, "pandas", "numpy") if name == "pandas" and fine else  # it brings its own numpy
                     name if fine else f"FAILED {name}: {output[-2000:]}")
-    names = ["torch", "numpy", "scipy", "pydantic", "pandas"]
-    versions = must(bin_ / "python", "-c",
-                    f"from importlib.metadata import version; print(*(n + ' ' + version(n) for n in {names}))")
     shutil.rmtree(home)
-    return [Path(python).name, end, versions, "; ".join(told)]
+    return [Path(python).name, end, told[0], "; ".join(told[1:])]
+
+
+def versions(programs: Path, *names: str) -> str:
+    """Return the versions of packages in an environment, beside their names."""
+    return must(programs / "python", "-c", "from importlib.metadata import version; "
+                f"print(*(n + ' ' + version(n) for n in {names}))")
 
 
 def typed(wheel: Path, work: Path) -> list[str]:

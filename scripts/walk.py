@@ -57,7 +57,7 @@ def commands(text: str) -> list[str]:
 def followed(command: str, folder: Path, limit: float) -> tuple[int, float, str]:
     """Return exit code, seconds and the last words of a command."""
     begun = time.perf_counter()
-    running = subprocess.Popen(["bash", "-c", f"trap - INT; exec {command}"], cwd=folder, text=True,
+    running = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     endless = command.startswith(ENDLESS)
     try:
@@ -71,6 +71,7 @@ def followed(command: str, folder: Path, limit: float) -> tuple[int, float, str]
 
 def main(page: Path, limit: float) -> int:
     """Follow a page, and return 1 where a command fails."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     text, failed = page.read_text(encoding="utf-8"), 0
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
