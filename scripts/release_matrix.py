@@ -95,22 +95,22 @@ def tried(python: str, end: str, wheel: Path, work: Path) -> list[str]:
         return [Path(python).name, end, "-", f"FAILED to install: {output.splitlines()[-1]}"]
     must(*uv, *TOOLS)
     must(*uv, "--no-deps", str(wheel))
-    told = [versions(bin_, "torch", "numpy", "scipy", "pydantic")]
+    told, held = [], versions(bin_, "torch", "numpy", "scipy", "pydantic")
     pytest = [bin_ / "python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
               "-W", "ignore::DeprecationWarning"]  # of old packages among new ones
     steps = {"imports": [bin_ / "python", "-c", "import optscope; optscope.__version__"],
              "command": [bin_ / "optscope", "guide"],
              "core": [*pytest, *CORE],
-             "pandas": [*uv, "pandas"],
+             "pandas": [*uv, "pandas", versions(bin_, "numpy").replace(" ", "==")],  # scipy of an age wants it
              "frames": [*pytest, *FRAMES]}
     for name, command in steps.items():
         fine, output = said(*command)
         last = output.splitlines()[-1] if output else ""
         told.append(f"{name}: {last}" if name in ("core", "frames") and fine else
-                    versions(bin_, "pandas", "numpy") if name == "pandas" and fine else  # it brings its own numpy
+                    versions(bin_, "pandas") if name == "pandas" and fine else
                     name if fine else f"FAILED {name}: {output[-2000:]}")
     shutil.rmtree(home)
-    return [Path(python).name, end, told[0], "; ".join(told[1:])]
+    return [Path(python).name, end, held, "; ".join(told)]
 
 
 def versions(programs: Path, *names: str) -> str:
