@@ -16,7 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,19 +50,6 @@ DRAW = """(parts, fewer) => {
 }"""
 
 
-def in_few(whole: Image.Image) -> Image.Image:
-    """Return a picture in 256 of its own colours: the commonest, and before greys what has a hue."""
-    pixels = np.asarray(whole).astype(np.int64) @ (1 << 16, 1 << 8, 1)
-    numbers, places, counts = np.unique(pixels, return_inverse=True, return_counts=True)
-    colours = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], axis=1)
-    weights = counts * (1 + np.ptp(colours, axis=1) / 8)
-    kept = colours[np.argsort(-weights, kind="stable")[:256]]
-    nearest = np.square(colours[:, None] - kept).sum(2).argmin(1).astype(np.uint8)
-    few = Image.fromarray(nearest[places].reshape(pixels.shape))
-    few.putpalette(kept.astype(np.uint8).tobytes())
-    return few
-
-
 def main(report: str) -> int:
     """Take both pictures, and return 1 where a part of the page was not found."""
     if CHROMIUM is None:
@@ -80,7 +66,9 @@ def main(report: str) -> int:
                 shot = browser.ask("Page.captureScreenshot", captureBeyondViewport=True, clip={
                     "x": 0, "y": 0, "width": WIDTH, "height": drawn["height"] + 20, "scale": 1})
                 whole = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-                in_few(whole).save(ROOT / "docs" / "pictures" / f"{name}.png", optimize=True)
+                # Median cut, the usual way, would dull the hues of small marks.
+                few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
+                few.save(ROOT / "docs" / "pictures" / f"{name}.png", optimize=True)
         finally:
             browser.close()
     return 0
