@@ -42,7 +42,7 @@ class Advancing(Protocol):
         """The step after which nothing goes on, or None."""
 
     def advance(self, until: int, *, seconds: float = ...) -> bool:
-        """Make steps up to `until`, or for about so many seconds; return whether it may go on."""
+        """Make steps up to `until`, or at least one and for about so many seconds; return whether it may go on."""
 
     def looked_at(self) -> AbstractContextManager[Snapshot]:
         """Show what is trained as it is now."""

@@ -88,9 +88,9 @@ class Together:
         return None if None in ends else max(end for end in ends if end is not None)
 
     def advance(self, until: int, *, seconds: float = math.inf) -> bool:
-        """Make steps up to `until`, or for about so many seconds; return whether any goes on."""
+        """Make steps up to `until`, or at least one and for about so many seconds; return whether any goes on."""
         until, deadline = min(until, self.total), time.monotonic() + seconds
-        while self.step < until and self.diverged_at is None and time.monotonic() < deadline:
+        while self.step < until and self.diverged_at is None:
             ahead = [moment for moment in self.moments if moment > self.step]
             goal = min(until, *ahead[:1], self.total if math.isinf(seconds) else self.step + TURN)
             for each in self.members:
@@ -98,6 +98,8 @@ class Together:
             self.step = goal
             if goal in self.moments:
                 self._compare(self.moments.index(goal))
+            if time.monotonic() >= deadline:
+                break
         return self.diverged_at is None
 
     def _compare(self, moment: int) -> None:
