@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 import pickle
@@ -22,7 +23,7 @@ from torch.nn import functional
 
 import optscope.lab as lab
 from changes import OLD_AS_NEW, PLAIN, TASK_FILE
-from optscope.engine import naming
+from optscope.engine import naming, origin
 from optscope.engine.execute import Inline, Local
 from optscope.engine.identity import describe
 from optscope.engine.numerics import TorchSettings, numerics
@@ -108,6 +109,59 @@ def test_a_package_that_is_installed_editable_is_its_authors_code_whatever_versi
     a, again, b = (name_of(place, installed | {"own/__init__.py": f"SCALE = {scale}\n"},
                            loss="import own\n    return own.SCALE * F.cross_entropy(outputs, targets)")
                    for scale in (2, 2, 3))
+    assert a == again
+    assert a != b
+
+
+@pytest.fixture
+def packages():
+    """Forget what is installed, which is asked once a process: a function that does it again."""
+    def forgotten():
+        for each in (origin._distributions, origin._is_library, origin.versions):
+            each.cache_clear()
+    yield forgotten
+    forgotten()
+
+
+def installed(version="1.0", **source):
+    """What stands beside a package `own` that was unpacked of a wheel."""
+    return {"own-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: own\nVersion: {version}\n",
+            "own-1.0.dist-info/RECORD": "own/__init__.py,,\nown-1.0.dist-info/RECORD,,\n",
+            "own-1.0.dist-info/direct_url.json": json.dumps({"url": "file:///own", "dir_info": source})}
+
+
+OWN_LOSS = "import own\n    return own.SCALE * F.cross_entropy(outputs, targets)"
+
+
+def test_a_package_that_was_unpacked_of_a_wheel_is_a_library_with_its_version_in_whatever_folder(place, packages):
+    def named(scale, version):  # as `pip install --target` lays them
+        packages()
+        return name_of(place, installed(version) | {"own/__init__.py": f"SCALE = {scale}\n"}, loss=OWN_LOSS)
+    assert named(2, "1.0") == named(3, "1.0")  # its code is not read
+    assert named(2, "1.0") != named(2, "1.1")
+
+
+def test_a_package_that_is_linked_is_a_library_unless_it_says_that_it_is_editable(place, packages, monkeypatch):
+    # uv can link packages to its cache, and flit one to its source tree.
+    (place / "lib" / "site-packages").mkdir(parents=True)
+    (place / "lib" / "site-packages" / "own").symlink_to(place / "cache" / "own")
+    monkeypatch.syspath_prepend(str(place / "lib" / "site-packages"))
+
+    def named(scale, **source):
+        packages()
+        beside = {f"lib/site-packages/{name}": text for name, text in installed(**source).items()}
+        return name_of(place, beside | {"cache/own/__init__.py": f"SCALE = {scale}\n"}, loss=OWN_LOSS)
+    assert named(2) == named(3)
+    assert named(2, editable=True) != named(3, editable=True)
+
+
+def test_code_of_more_than_256_names_may_import_within(place):
+    # Its instructions take a prefix for the larger numbers.
+    names = "\n".join(f"    x.name_{i} = {i}" for i in range(300))
+    many = f"def of(x):\n{names}\n    import long\n    return long.SCALE\n"
+    a, again, b = (name_of(place, {"long.py": f"SCALE = {scale}\n", "many.py": many},
+                           loss="import many, types\n    return many.of(types.SimpleNamespace()) * "
+                           "F.cross_entropy(outputs, targets)") for scale in (2, 2, 3))
     assert a == again
     assert a != b
 

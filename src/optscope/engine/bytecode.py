@@ -46,7 +46,7 @@ def block(code: types.CodeType) -> Block:
     >>> block(f.__code__).digest == block(g.__code__).digest
     True
     """
-    steps = list(dis.get_instructions(code))
+    steps = [s for s in dis.get_instructions(code) if s.opname != "EXTENDED_ARG"]  # a part of the one after it
     inner = [block(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     text = repr((_signature(code), list(_spoken(code, steps))))
     said = {s.argval for s in steps if s.opcode in _SAYING and isinstance(s.argval, str)}

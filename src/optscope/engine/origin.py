@@ -57,10 +57,20 @@ def _without_file(top: str) -> Origin:
 
 @functools.cache
 def _is_library(file: str, top: str) -> bool:
-    path = Path(file).resolve()
-    if {"site-packages", "dist-packages"} & set(path.parts):
+    place = Path(file).resolve()
+    if {"site-packages", "dist-packages"} & set(place.parts):
         return top in _SETTLED or bool(versions(top))
-    return path.is_relative_to(_STDLIB)
+    return place.is_relative_to(_STDLIB) or any(_unpacked(each, file) for each in _distributions().get(top, ()))
+
+
+def _unpacked(distribution: metadata.Distribution, file: str) -> bool:
+    """Return whether a file was unpacked of a wheel, in whatever folder or as a link into a cache.
+
+    A source tree has no list of what was unpacked, and one that is linked into site-packages says it is editable.
+    """
+    source = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return (distribution.read_text("RECORD") is not None and not source.get("dir_info", {}).get("editable")
+            and Path(file).is_relative_to(str(distribution.locate_file(""))))
 
 
 @functools.cache
