@@ -116,7 +116,7 @@ def _run(func, args, kwargs):
     kwargs = dict(kwargs)
     if kwargs.get("device") is not None:
         here = torch.device(kwargs["device"]).type == NAME
-        kwargs["device"] = torch.device("cpu")
+        kwargs["device"] = torch.device("cpu") if here else kwargs["device"]
     if ours and (name in _READING or (moves and not here)):
         reads[_here()] += 1
     if ours and name in ("index", "index_put", "index_put_"):  # a mask becomes places, and how many is a value
@@ -148,6 +148,13 @@ def pretending() -> Iterator[None]:
     install()
     reads.clear()
     with _Factories(), _Mode():
+        yield
+
+
+@contextlib.contextmanager
+def unusable_default() -> Iterator[None]:
+    """Have a default device that holds no values, where a user has a GPU: what is made without a device fails."""
+    with torch.device("meta"):
         yield
 
 

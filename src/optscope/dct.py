@@ -28,7 +28,7 @@ def matrix(n: int, dtype: torch.dtype = torch.float64, device: torch.device | No
     >>> torch.allclose(D.T @ D, torch.eye(3, dtype=torch.float64))
     True
     """
-    i, j = torch.arange(n).unsqueeze(1), torch.arange(n)
+    i, j = torch.arange(n, device="cpu").unsqueeze(1), torch.arange(n, device="cpu")
     turns = (2 * i + 1) * j % (4 * n)  # whole numbers, so that large angles lose no digits
     D = math.sqrt(2 / n) * torch.cos(turns.double() * (math.pi / (2 * n)))
     D[:, 0] = math.sqrt(1 / n)
@@ -76,7 +76,7 @@ def radius(height: int, width: int) -> Tensor:
     """
     common = math.gcd(height, width)
     a, b = width // common, height // common  # whole numbers under the root, so that equal radii are equal
-    i, j = torch.arange(height).unsqueeze(1), torch.arange(width)
+    i, j = torch.arange(height, device="cpu").unsqueeze(1), torch.arange(width, device="cpu")
     return ((a * i) ** 2 + (b * j) ** 2).double().sqrt() / min(a, b)
 
 
@@ -97,7 +97,7 @@ def equal_count_bands(height: int, width: int, bands: int = 10) -> Tensor:
     """
     rho = radius(height, width)
     radii, inside = _discs(rho)
-    ideal = torch.tensor([k * rho.numel() / bands for k in range(1, bands)], dtype=torch.float64)
+    ideal = torch.tensor([k * rho.numel() / bands for k in range(1, bands)], dtype=torch.float64, device="cpu")
     nearest = (inside - ideal.unsqueeze(1)).abs().argmin(1)
     band = torch.bucketize(rho, radii[nearest], right=True)
     if bands < 1 or len(band.unique()) < bands:

@@ -35,7 +35,7 @@ class Deal:
         self._latent = torch.Generator().manual_seed(noise + 1)
         whole = self.part if place.accelerated and task.augment is None and isinstance(self.part, Split) else None
         self._there = place.moved(whole) if whole is not None and place.holds(whole) else None
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64, device="cpu")
 
     def batch(self, round_: int, step: int = 0) -> Batch:
         """Return the examples of one step of a round."""

@@ -51,7 +51,7 @@ def play_members(game: Game, rule: Players, plan: Plan, seeds: Sequence[int], *,
     if any(True for _ in tables[0].buffers()):
         raise UserError(f"{game.name}: networks of a fleet must have no buffers, as batch normalisation has: use "
                         "train, one member at a time")
-    member = torch.tensor([distinct.index(seed) for seed in seeds])
+    member = torch.tensor([distinct.index(seed) for seed in seeds], device="cpu")
     deals = [Deal(game, plan, seed) for seed in distinct]
     networks = dict(copy.deepcopy(tables[0]).named_children())
     _check_losses(game, networks, deals[0].part.first(plan.batch).inputs)

@@ -125,7 +125,7 @@ class _Writer:
 
     def _number(self, tensor: Tensor) -> str:
         name = str(len(self.tensors))
-        self.tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+        self.tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor)
         return name
 
 
@@ -169,7 +169,8 @@ class _Reader:
             return torch.view_as_complex(self._tensors[shape["complex"]])
         tensor = self._tensors[shape["tensor"]]
         if "stride" in shape:
-            strided = torch.empty_strided(tuple(tensor.shape), tuple(shape["stride"]), dtype=tensor.dtype)
+            strides = tuple(shape["stride"])
+            strided = torch.empty_strided(tuple(tensor.shape), strides, dtype=tensor.dtype, device="cpu")
             return strided.copy_(tensor)
         return tensor
 

@@ -84,8 +84,8 @@ class NAdam(PerLayer):
 
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return zero moments "m" and "v", the steps made and the factor of π, which beta1 multiplies."""
-        return {"m": torch.zeros_like(params), "v": torch.zeros_like(params), "step": torch.zeros(()),
-                "product": torch.ones((), dtype=torch.float64)}
+        return {"m": torch.zeros_like(params), "v": torch.zeros_like(params), "step": torch.zeros((), device="cpu"),
+                "product": torch.ones((), dtype=torch.float64, device="cpu")}
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return the step and the new moments."""
@@ -98,7 +98,7 @@ class NAdam(PerLayer):
         scaled = looking / ((v / (1 - beta2**t)).sqrt() + per_layer(self.eps, grad, axes))
         step = -per_layer(self.lr, grad, axes) * (scaled + per_layer(self.decay, grad, axes) * params)
         return step, {"m": m, "v": v, "step": state["step"] + 1,
-                      "product": torch.tensor(product, dtype=torch.float64)}
+                      "product": torch.tensor(product, dtype=torch.float64, device="cpu")}
 
     def _shares(self, beta1: Any, t: int, product: float) -> tuple[Any, Any, float]:
         """Return what u takes of g and of m at step t, and the new factor of π."""
@@ -167,7 +167,7 @@ class AdEMAMix(PerLayer):
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return zero means "m" and "slow", zero squares "v", and the steps made."""
         return {"m": torch.zeros_like(params), "slow": torch.zeros_like(params), "v": torch.zeros_like(params),
-                "step": torch.zeros(())}
+                "step": torch.zeros((), device="cpu")}
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return the step and the new means."""

@@ -43,7 +43,7 @@ class AdaRem(PerLayer):
 
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return a zero average "e", and the steps made."""
-        return {"e": torch.zeros_like(params), "step": torch.zeros(())}
+        return {"e": torch.zeros_like(params), "step": torch.zeros((), device="cpu")}
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return the step and the new average."""

@@ -57,10 +57,10 @@ class Adafactor(PerLayer):
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return zero means "rows" `(..., rows, 1)`, "columns" `(..., 1, columns)` or "v", and the steps made."""
         if axes < 2:
-            return {"v": torch.zeros_like(params), "step": torch.zeros(())}
+            return {"v": torch.zeros_like(params), "step": torch.zeros((), device="cpu")}
         matrix = as_matrix(params, axes)
         return {"rows": torch.zeros_like(matrix[..., :1]), "columns": torch.zeros_like(matrix[..., :1, :]),
-                "step": torch.zeros(())}
+                "step": torch.zeros((), device="cpu")}
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return the step and the new means."""

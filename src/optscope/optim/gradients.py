@@ -135,13 +135,14 @@ class Noisy(Wrapper):
 
     def _drawn(self, start: int, step: int, like: Tensor) -> Tensor:
         drawn = torch.randn(like.shape[-1], generator=torch.Generator().manual_seed((start + step) % 2**62),
-                            dtype=like.dtype)
+                            dtype=like.dtype, device="cpu")
         return drawn.to(like.device)
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the rule's state, where each member's numbers start, and the steps made."""
         starts = [self._start(member) for member in params.reshape(-1, params.shape[-1])]
-        return {"rule": self.rule.init(params, layout), "start": torch.tensor(starts), "step": torch.tensor(0.0)}
+        return {"rule": self.rule.init(params, layout), "start": torch.tensor(starts, device="cpu"),
+                "step": torch.tensor(0.0, device="cpu")}
 
     def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
              scale: float = 1.0) -> tuple[Tensor, State]:
@@ -154,8 +155,8 @@ class Noisy(Wrapper):
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the rule's in-place states; they share where the numbers start, and a count of steps."""
-        start = torch.tensor(self._start(layout.flatten([p.detach() for p in params])))
-        count = torch.tensor(0.0)
+        start = torch.tensor(self._start(layout.flatten([p.detach() for p in params])), device="cpu")
+        count = torch.tensor(0.0, device="cpu")
         return [{"rule": state, "start": start, "step": count, "place": i, "sizes": list(layout.sizes)}
                 for i, state in enumerate(self.rule.begin(params, layout))]
 

@@ -91,7 +91,8 @@ class AdaPNM(PerLayer):
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return two zero averages, zero squares, their largest, and the steps made."""
         zero = torch.zeros_like(params)
-        return {"positive": zero, "negative": zero, "v": zero, "largest": zero, "step": torch.zeros(())}
+        return {"positive": zero, "negative": zero, "v": zero, "largest": zero,
+                "step": torch.zeros((), device="cpu")}
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return the step and the new state."""

@@ -40,8 +40,8 @@ class Preconditioner:
     @classmethod
     def joined(cls, layout: Layout, parts: Sequence[Self | None], like: Tensor) -> Self:
         """Return that of flat vectors like this one, `(P,)`, of layers with one each; None is an infinite one."""
-        shifts = [torch.as_tensor(0.0 if part is None else part.shift).to(like).reshape(-1).expand(size)
-                  for part, size in zip(parts, layout.sizes, strict=True)]
+        shifts = [torch.as_tensor(0.0 if part is None else part.shift, dtype=like.dtype, device=like.device)
+                  .reshape(-1).expand(size) for part, size in zip(parts, layout.sizes, strict=True)]
 
         def root(vector: Tensor) -> Tensor:
             return layout.flatten([torch.zeros_like(v) if part is None else part.root(v)

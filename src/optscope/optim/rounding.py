@@ -50,7 +50,7 @@ class Rounded(Wrapper):
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the inner state and the number of steps made, "step"."""
-        return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0)}
+        return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0, device="cpu")}
 
     def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
              scale: float = 1.0) -> tuple[Tensor, State]:
@@ -62,7 +62,7 @@ class Rounded(Wrapper):
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the inner in-place states, each with "scratch", room for a step; they share a count of steps."""
-        count = torch.tensor(0.0)
+        count = torch.tensor(0.0, device="cpu")
         return [{"rule": state, "scratch": torch.zeros_like(p), "step": count}
                 for state, p in zip(self.rule.begin(params, layout), params, strict=True)]
 

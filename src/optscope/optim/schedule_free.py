@@ -74,7 +74,7 @@ class ScheduleFree(Combinator):
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the rule's state, its path "z", and the counts "step", "largest" rate and "total" weight."""
-        zero = torch.zeros((), dtype=torch.float64)
+        zero = torch.zeros((), dtype=torch.float64, device="cpu")
         return {"rule": self.rule.init(params, layout), "z": params.clone(),
                 "step": zero, "largest": zero, "total": zero}
 
@@ -84,7 +84,7 @@ class ScheduleFree(Combinator):
         scale, c, counts = self._weighed(state, scale)
         s, inner = self.rule.seek(gradient, state["rule"], params, layout, scale)
         step = c * (state["z"] - params) + (1 - per_member(self.beta, params) * (1 - c)) * s
-        numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in counts.items()}
+        numbers = {name: torch.tensor(value, dtype=torch.float64, device="cpu") for name, value in counts.items()}
         return step, {"rule": inner, "z": state["z"] + s, **numbers}
 
     def evaluated(self, state: State, params: Tensor, layout: Layout) -> Tensor:
@@ -94,7 +94,7 @@ class ScheduleFree(Combinator):
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the rule's in-place states, each with its path "z"; they share the counts."""
-        counts = {name: torch.zeros((), dtype=torch.float64) for name in ("step", "largest", "total")}
+        counts = {name: torch.zeros((), dtype=torch.float64, device="cpu") for name in ("step", "largest", "total")}
         return [{"rule": state, "z": p.detach().clone(), **counts}
                 for state, p in zip(self.rule.begin(params, layout), params, strict=True)]
 

@@ -117,7 +117,7 @@ class Scheduled(Wrapper):
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the inner state and the number of steps made, "step"."""
-        return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0)}
+        return {"rule": self.rule.init(params, layout), "step": torch.tensor(0.0, device="cpu")}
 
     def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
              scale: float = 1.0) -> tuple[Tensor, State]:
@@ -128,7 +128,7 @@ class Scheduled(Wrapper):
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the inner in-place states, with one count of steps that they share."""
-        count = torch.tensor(0.0)
+        count = torch.tensor(0.0, device="cpu")
         return [{"rule": state, "step": count} for state in self.rule.begin(params, layout)]
 
     def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],

@@ -64,7 +64,8 @@ class Shampoo(PerLayer):
         eyes = [torch.eye(n, dtype=params.dtype, device=params.device).expand(*matrix.shape[:-2], n, n)
                 for n in matrix.shape[-2:]]
         left, right = (per_layer(self.eps, params, 2) * eye for eye in eyes)
-        return {"left": left, "right": right, "left root": left, "right root": right, "step": torch.zeros(())}
+        return {"left": left, "right": right, "left root": left, "right root": right,
+                "step": torch.zeros((), device="cpu")}
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return the step and the new sums."""
@@ -170,7 +171,7 @@ class SOAP(PerLayer):
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return zero moments, the steps made, and zero products and bases of the sides that are rotated."""
         m, v = (torch.zeros_like(params, memory_format=torch.contiguous_format) for _ in range(2))
-        state = {"m": m, "v": v, "step": torch.tensor(-1.0)}
+        state = {"m": m, "v": v, "step": torch.tensor(-1.0, device="cpu")}
         if axes > 1:
             matrix = as_matrix(params, axes)
             for side, n in zip(("left", "right"), matrix.shape[-2:], strict=True):

@@ -59,7 +59,7 @@ class SVAG(Combinator):
 
     def init(self, params: Tensor, layout: Layout) -> State:
         """Return the inner state, the number of gradients seen, "seen", and room for the first of two."""
-        return {"rule": self.rule.init(params, layout), "seen": torch.tensor(0.0),
+        return {"rule": self.rule.init(params, layout), "seen": torch.tensor(0.0, device="cpu"),
                 "first": torch.zeros_like(params)}
 
     def seek(self, gradient: Gradient, state: State, params: Tensor, layout: Layout,
@@ -75,7 +75,7 @@ class SVAG(Combinator):
 
     def begin(self, params: Sequence[Tensor], layout: Layout) -> list[State]:
         """Return the inner in-place states, each with its count and its room for a gradient."""
-        return [{"rule": state, "seen": torch.tensor(0.0), "first": torch.zeros_like(p)}
+        return [{"rule": state, "seen": torch.tensor(0.0, device="cpu"), "first": torch.zeros_like(p)}
                 for state, p in zip(self.rule.begin(params, layout), params, strict=True)]
 
     def seek_(self, targets: Sequence[Tensor], slopes: Slopes, states: Sequence[State], params: Sequence[Tensor],

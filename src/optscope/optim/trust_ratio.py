@@ -86,7 +86,7 @@ class LARS(PerLayer):
         """Return P = 1/λ of these weights and this gradient; the penalty bends by λ · decay."""
         if params.dim() < 2:
             return Preconditioner(torch.clone)
-        local = torch.as_tensor(self._local(params, grad, params.dim()))
+        local = torch.as_tensor(self._local(params, grad, params.dim()), device=params.device)
         return Preconditioner(lambda v: local.sqrt() * v, local * per_layer(self.decay, params, params.dim()))
 
 
@@ -118,7 +118,7 @@ class LAMB(PerLayer):
 
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return zero means "m" and "v", and the steps made."""
-        return {"m": torch.zeros_like(params), "v": torch.zeros_like(params), "step": torch.zeros(())}
+        return {"m": torch.zeros_like(params), "v": torch.zeros_like(params), "step": torch.zeros((), device="cpu")}
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return −lr · ‖w‖/‖u‖ · u and the new means."""

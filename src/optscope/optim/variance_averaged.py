@@ -48,7 +48,7 @@ class MAdam(PerLayer):
     def begin_layer(self, params: Tensor, axes: int) -> State:
         """Return zero sums "u", "s", "weight" and momentum "m", and the steps made."""
         zero = torch.zeros_like(params)
-        return {"m": zero, "u": zero, "s": zero, "weight": zero, "step": torch.zeros(())}
+        return {"m": zero, "u": zero, "s": zero, "weight": zero, "step": torch.zeros((), device="cpu")}
 
     def step_layer(self, grad: Tensor, state: State, params: Tensor, axes: int) -> tuple[Tensor, State]:
         """Return the step and the new sums."""

@@ -60,7 +60,7 @@ def by_layers(at: AtWeights, loss: Loss, parts: Sequence[Batch],
     gradients = torch.stack([gradient for _, gradient, _ in taken])
     many = max(1, int(CACHED / (each * len(parts) * len(parts[0]))))
     found = []
-    for some in torch.arange(len(parts)).split(many):
+    for some in torch.arange(len(parts), device="cpu").split(many):
         here = slice(int(some[0]), int(some[-1]) + 1)
         found.append(_bent(at, layers, loss, joined(parts[here]), gradients,
                            outputs[here], [slopes for _, _, slopes in taken[here]]))

@@ -67,7 +67,8 @@ def _at_end(batch: Batch, v: Tensor) -> Tensor:
 
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    return moved(torch.randint(2, shape, generator=generator), like.device).mul(2).sub(1).to(like.dtype)
+    coins = torch.randint(2, shape, generator=generator, device="cpu")
+    return moved(coins, like.device).mul(2).sub(1).to(like.dtype)
 
 
 def _stripes(inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -92,6 +93,6 @@ def _window(inputs: Tensor, share: float, generator: torch.Generator, left: Tens
 def _run(n: int, extent: int, share: float, generator: torch.Generator, left: Tensor) -> Tensor:
     """Return random runs that cover a share of `extent` places, `(m, extent)`, true inside."""
     length = max(1, round(share * extent))
-    first = moved(torch.randint(extent - length + 1, (n, 1), generator=generator), left.device)[left]
+    first = moved(torch.randint(extent - length + 1, (n, 1), generator=generator, device="cpu"), left.device)[left]
     place = torch.arange(extent, device=left.device)
     return (place >= first) & (place < first + length)

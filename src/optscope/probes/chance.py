@@ -125,7 +125,7 @@ def _train_labels(subject: Subject, kind: Kind) -> Tensor:
         shape = subject.outputs(subject.batch.first(1).inputs).shape[1:]
     found = []
     for part in train.split(BATCH):
-        blank = torch.empty(1).expand(len(part), *shape)  # of no memory: the labels are asked for alone
+        blank = torch.empty(1, device="cpu").expand(len(part), *shape)  # of no memory: labels alone are asked for
         found.append(kind.pairs(blank, part.targets)[1].view(len(part), -1, shape[0] if kind.exact else 1))
     return torch.cat(found)
 

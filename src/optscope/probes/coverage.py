@@ -123,7 +123,7 @@ def between_halves(real: Tensor) -> float:
     """Return the Fréchet distance between random halves of a cloud, mean over four divisions."""
     generator = torch.Generator().manual_seed(0)
     half, n = len(real) // 2, len(real)
-    orders = [torch.randperm(n, generator=generator) for _ in range(4)]
+    orders = [torch.randperm(n, generator=generator, device="cpu") for _ in range(4)]
     return float(np.mean([frechet_distance(real[order[:half]], real[order[half:2 * half]]) for order in orders]))
 
 

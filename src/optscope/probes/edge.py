@@ -107,7 +107,7 @@ class EdgeOfStability(CurvatureProbe):
             return Reading({})
         last = subject.memory.get("own norm")
         known = [last.to(gradient)] if last is not None and last.shape == gradient.shape else []
-        drawn = torch.randn(1 if known else STARTS, matrix.size, generator=subject.generator)
+        drawn = torch.randn(1 if known else STARTS, matrix.size, generator=subject.generator, device="cpu")
         starts = [gradient, top, *known, *drawn.to(gradient)]
         found = reach(matrix, ball, starts, rel=self.rel)
         dual = to_floats(ball.dual(torch.lerp(gradient, mean, used), matrix.layout))[0]

@@ -117,7 +117,8 @@ class EfficientNetLite0:
                             f"{tuple(inputs.shape)}: use OwnClassifier for grey ones")
         network = _efficientnet(inputs.device)
         generator = torch.Generator().manual_seed(0)
-        directions = torch.linalg.qr(torch.randn(1280, self.features, generator=generator)).Q.to(inputs.device)
+        drawn = torch.randn(1280, self.features, generator=generator, device="cpu")
+        directions = torch.linalg.qr(drawn).Q.to(inputs.device)
 
         def embed(images: Tensor) -> Tensor:
             resized = interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)

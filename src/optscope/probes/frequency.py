@@ -69,8 +69,8 @@ class Fourier(Basis):
 
     def patterns(self, height: int, width: int) -> Iterator[tuple[set[Cell], Tensor]]:
         """Yield one wave for each pair of opposite frequencies."""
-        y = torch.arange(height, dtype=torch.float64).unsqueeze(1) / height
-        x = torch.arange(width, dtype=torch.float64) / width
+        y = torch.arange(height, dtype=torch.float64, device="cpu").unsqueeze(1) / height
+        x = torch.arange(width, dtype=torch.float64, device="cpu") / width
 
         def centred(i: int, j: int) -> Cell:
             return (i + height // 2) % height, (j + width // 2) % width
@@ -125,7 +125,7 @@ class SensitivityMap(Probe):
         inputs, (height, width) = subject.leaf, subject.leaf.shape[-2:]
         classes = classes_of(subject)
         right, filled = [(classes == subject.targets).sum()], []
-        coins = torch.randint(2, (*inputs.shape[:-2], 1, 1), generator=subject.generator)
+        coins = torch.randint(2, (*inputs.shape[:-2], 1, 1), generator=subject.generator, device="cpu")
         length = self.norm * (2 * coins - 1).to(inputs)
         for cells, pattern in self.basis.patterns(height, width):
             changed = inputs + length * pattern.to(inputs)

@@ -90,7 +90,7 @@ class Jacobian:
 
     def product(self, vector: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return Jᵀ u for u `(P,)`."""
-        whole = torch.as_tensor(vector.reshape(-1)).to(self.params[0])
+        whole = torch.from_numpy(vector.reshape(-1)).to(self.params[0])
         parts = whole.split([p.numel() for p in self.params])
         # A component that is constant, such as that of a Wasserstein critic's last bias, has no graph.
         moving = [(v, part.view_as(v)) for v, part in zip(self.field, parts, strict=True) if v.requires_grad]

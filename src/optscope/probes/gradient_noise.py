@@ -173,7 +173,7 @@ def shuffled_parts(subject: Subject, parts: int) -> list[Batch]:
     if size == 0:
         raise UserError(f"the noise of a gradient is read from {parts} parts of the examples; got "
                         f"{len(subject.batch)} examples: raise examples or lower parts")
-    order = torch.randperm(len(subject.batch), generator=subject.generator)[:size * parts]
+    order = torch.randperm(len(subject.batch), generator=subject.generator, device="cpu")[:size * parts]
     return list(subject.batch.take(order.to(subject.device)).split(size))
 
 

@@ -219,7 +219,7 @@ class _Curvature(SymmetricOperator):
         """
         self._chunks, self._kept = [chunk], [self._graph(chunk)]
         gradient, plain = self.gradient(), self._at.gradient(self._loss, chunk.batch)
-        drawn = torch.randn(4, self.size, generator=torch.Generator().manual_seed(0)).to(plain)
+        drawn = torch.randn(4, self.size, generator=torch.Generator().manual_seed(0), device="cpu").to(plain)
         products = torch.stack([self._product(v) for v in drawn])
         square = drawn.double() @ products.double().T
         skew, size = float((square - square.T).abs().max()), float(products.norm(dim=1).max())

@@ -157,13 +157,14 @@ def largest(operator: SymmetricOperator, k: int = 1, *, rel: float = 1e-3, margi
         done = len(krylov) == operator.size or (
             len(krylov) >= k and bool(settled.all()) and limit <= values[0] + margin * max(scale, TINY))
     combine = torch.as_tensor(vectors[:, :k].T.copy(), dtype=operator.dtype, device=operator.device)
-    return Eigenpairs(torch.as_tensor(values[:k].copy()), torch.as_tensor(errors), combine @ krylov.basis,
+    return Eigenpairs(torch.from_numpy(values[:k].copy()), torch.from_numpy(errors), combine @ krylov.basis,
                       limit, len(krylov), done)
 
 
 def noise(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     """Return a Gaussian vector `(P,)` of expected squared length one."""
-    drawn = torch.randn(operator.size, generator=generator, dtype=torch.float64) / math.sqrt(operator.size)
+    drawn = torch.randn(operator.size, generator=generator, dtype=torch.float64, device="cpu")
+    drawn /= math.sqrt(operator.size)
     return drawn.to(operator.dtype).to(operator.device)
 
 
@@ -280,5 +281,5 @@ def trace(operator: SymmetricOperator, products: int = 30, *, generator: torch.G
 
 
 def _signs(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
-    drawn = torch.randint(0, 2, (operator.size,), generator=generator) * 2 - 1
+    drawn = torch.randint(0, 2, (operator.size,), generator=generator, device="cpu") * 2 - 1
     return drawn.to(operator.dtype).to(operator.device)

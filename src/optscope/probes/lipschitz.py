@@ -171,7 +171,7 @@ def steepest_slope(model: nn.Module, inputs: Tensor, bounds: Bounds, generator: 
     for step in range(climb):
         x = _inside(x + STRIDE * length * _uphill(there, x, u), bounds)
         u = best.consider(there, x, u)
-        direction = _unit(torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device))
+        direction = _unit(torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device))
         best.consider(there, _inside(best.place + REACH[step % len(REACH)] * length * direction, bounds), best.u)
     return _across(model, there, best.place, best.along, 1e-4 * length, generator)
 
@@ -199,7 +199,7 @@ class _Best:
 def _across(model: nn.Module, at: Map, place: Tensor, along: Tensor, step: float,
             generator: torch.Generator) -> float:
     """Return the steepest finite slope across `place` ± `step` in the directions `along`, in float64."""
-    other = torch.randn(along.shape, generator=generator, dtype=torch.float64).to(along.device)
+    other = torch.randn(along.shape, generator=generator, dtype=torch.float64, device="cpu").to(along.device)
     known = along.flatten(1).isfinite().all(1)
     direction = _unit(torch.where(_column(known, along), along.double(), other))
     a, b = place.double() + step * direction, place.double() - step * direction
@@ -217,7 +217,8 @@ def _across(model: nn.Module, at: Map, place: Tensor, along: Tensor, step: float
 def _sampled(inputs: Tensor, bounds: Bounds, n: int, generator: torch.Generator) -> Tensor:
     """Return `n` points, uniform in the bounds, or in the box that the inputs span."""
     low, high = (inputs.amin(0), inputs.amax(0)) if bounds is None else bounds
-    share = torch.rand((n, *inputs.shape[1:]), generator=generator, dtype=inputs.dtype).to(inputs.device)
+    share = torch.rand((n, *inputs.shape[1:]), generator=generator, dtype=inputs.dtype, device="cpu")
+    share = share.to(inputs.device)
     return low + (high - low) * share
 
 
@@ -228,7 +229,7 @@ def _inside(x: Tensor, bounds: Bounds) -> Tensor:
 def _start(model: Map, x: Tensor, generator: torch.Generator) -> Tensor:
     with torch.no_grad():
         y = _rows(model(x))
-    return _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device))
+    return _unit(torch.randn(y.shape, generator=generator, dtype=y.dtype, device="cpu").to(y.device))
 
 
 @torch.enable_grad()

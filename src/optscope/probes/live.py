@@ -103,7 +103,8 @@ def _parts(rule: Rule, layers: Sequence[_Layer]) -> list[Preconditioner | None]:
         return [rule.preconditioner(state, p, g) if state else None for _, p, state, g in layers]
     if not isinstance(rule, (Adam, RMSProp)):
         return [Preconditioner(torch.clone)] * len(layers)
-    counts = {name: torch.as_tensor(state["step"]) for name, _, state, _ in layers if "step" in state}
+    counts = {name: step if isinstance(step := state["step"], Tensor) else torch.tensor(step, device="cpu")
+              for name, _, state, _ in layers if "step" in state}
     steps = dict(zip(counts, to_floats(*counts.values()), strict=True))
     found = [_diagonal(rule, name, state, steps.get(name, 0.0)) if state else torch.full_like(p, math.inf)
              for name, p, state, _ in layers]

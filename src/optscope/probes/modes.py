@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -78,7 +79,7 @@ def count_modes(samples: Tensor, means: Tensor, width: float) -> dict[str, Tenso
     total = counts.sum(-1, keepdim=True)
     shares = torch.where(total > 0, counts / total.clamp(min=1), 0.0)
     divergence = torch.special.xlogy(shares, shares * len(means)).sum(-1)
-    none = torch.full_like(divergence, float(torch.tensor(float(len(means))).log()))
+    none = torch.full_like(divergence, math.log(len(means)))
     missed = (1 / len(means) - counts / samples.shape[-2]).clamp(min=0).sum(-1)
     return {"modes": (counts >= SHARE * samples.shape[-2]).sum(-1).double(),
             "high quality": good.double().mean(-1), "missed mass": missed,

@@ -41,7 +41,7 @@ def neighbourhoods(real: Tensor, fake: Tensor, k: int) -> dict[str, float]:
     real, fake, exact = _counted(real.double(), fake.double())
     radii, radii_fake = _kth_squares(real, k, exact), _kth_squares(fake, k, exact)
     precise, dense = 0, 0
-    recalled, covered = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))
+    recalled, covered = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
     for block, radius in zip(fake.split(BLOCK), radii_fake.split(BLOCK), strict=True):
         squares = _squares(block, real)
         slack = 0.0 if exact else _slack(block, real)

@@ -128,5 +128,5 @@ def _noisy_batches(subject: Subject) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     size = max(1, PIXELS // leaf[0].numel())
     every = torch.arange(len(leaf), device=leaf.device)
     for images, where in zip(leaf.split(size), every.split(size), strict=True):
-        noise = torch.randn(images.shape, generator=subject.generator, dtype=images.dtype)
+        noise = torch.randn(images.shape, generator=subject.generator, dtype=images.dtype, device="cpu")
         yield images, where, noise.to(images.device)

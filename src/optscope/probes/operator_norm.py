@@ -74,7 +74,7 @@ def _bounds(linear: nn.Module, shape: Sequence[int], generator: torch.Generator,
             y = linear(x)
             return torch.autograd.grad(y, x, y.detach() - offset)[0].flatten()
 
-    start = torch.randn(origin.numel(), generator=generator, dtype=torch.float64).to(origin.device)
+    start = torch.randn(origin.numel(), generator=generator, dtype=torch.float64, device="cpu").to(origin.device)
     value, bound = largest_eigenvalue(gram, start, tolerance=(1 + tolerance) ** 2 - 1)
     return NormBounds(math.sqrt(value), math.sqrt(bound))
 

@@ -38,8 +38,8 @@ class FlipCrop:
         n, _, height, width = inputs.shape
         padded = nn.functional.pad(inputs, (self.pad,) * 4)
         crops = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (n, C, shifts, shifts, H, W)
-        down, across = torch.randint(2 * self.pad + 1, (2, n), generator=generator)
-        images = crops[torch.arange(n), :, down, across]
-        mirrored = torch.rand(n, generator=generator) < 0.5
+        down, across = torch.randint(2 * self.pad + 1, (2, n), generator=generator, device="cpu")
+        images = crops[torch.arange(n, device="cpu"), :, down, across]
+        mirrored = torch.rand(n, generator=generator, device="cpu") < 0.5
         images[mirrored] = images[mirrored].flip(-1)
         return images

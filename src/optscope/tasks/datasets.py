@@ -88,7 +88,7 @@ class FromDataset(Examples):
         """32 hex digits of some examples and their number."""
         spread = np.linspace(0, self.size - 1, SPREAD).round().astype(int).tolist()
         chosen = sorted({*range(min(HEAD, self.size)), *spread})
-        return digest_of((torch.tensor([self.size]), *map(_tree, map(self._one, chosen))))
+        return digest_of((torch.tensor([self.size], device="cpu"), *map(_tree, map(self._one, chosen))))
 
     def batch(self, epoch: int, step: int, size: int, order: int) -> Batch:
         """Return batch number `step` of an epoch, whose order and noise `order` seeds."""

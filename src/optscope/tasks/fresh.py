@@ -45,7 +45,7 @@ def epoch_permutation(examples: int, order: int, epoch: int) -> Tensor:
 
 def _permuted(examples: int, order: int, epoch: int) -> Tensor:
     state = np.random.SeedSequence((order, epoch)).generate_state(1)[0]
-    return torch.randperm(examples, generator=torch.Generator().manual_seed(int(state)))
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(int(state)), device="cpu")
 
 
 _FEW = 100_000

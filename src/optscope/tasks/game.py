@@ -55,7 +55,7 @@ class Normal:
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw `n` of them."""
-        return torch.randn(n, self.size, generator=generator)
+        return torch.randn(n, self.size, generator=generator, device="cpu")
 
 
 class Networks(nn.ModuleDict):

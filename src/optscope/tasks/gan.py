@@ -89,7 +89,8 @@ class PenalisedCritic:
         """Return the loss."""
         judge = networks["discriminator"]
         fake = networks["generator"](latent)[:len(real)]
-        mix = torch.rand((len(real), *(1,) * (real.dim() - 1))).to(real.device)  # the same on all devices
+        mix = torch.rand((len(real), *(1,) * (real.dim() - 1)), device="cpu")  # the same on all devices
+        mix = mix.to(real.device)
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         (slope,) = torch.autograd.grad(judge(between).sum(), between, create_graph=True)
         excess = torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1

@@ -281,9 +281,9 @@ def _digits(seed: int) -> Data:
         raise UserError('the digits come with scikit-learn, which is not installed: '
                         'pip install "optscope[digits]"') from error
     pixels, labels = load_digits(return_X_y=True)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    inputs = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)[order] / 16
-    targets = torch.tensor(labels, dtype=torch.int64)[order]
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
+    inputs = torch.tensor(pixels, dtype=torch.float32, device="cpu").view(-1, 1, 8, 8)[order] / 16
+    targets = torch.tensor(labels, dtype=torch.int64, device="cpu")[order]
     sizes = [1200, 297, 300]
     return Data(*map(Split, inputs.split(sizes), targets.split(sizes)))
 
@@ -298,5 +298,5 @@ def _filtered(spec: LowPass | HighEnergy) -> Data:
 
 def _split(part: Labelled, which: slice) -> Split:
     images = np.ascontiguousarray(part.images[which])
-    return Split(torch.tensor(images, dtype=torch.float32).div_(255),
-                 torch.tensor(part.labels[which], dtype=torch.int64))
+    return Split(torch.tensor(images, dtype=torch.float32, device="cpu").div_(255),
+                 torch.tensor(part.labels[which], dtype=torch.int64, device="cpu"))

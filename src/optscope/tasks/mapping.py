@@ -210,9 +210,9 @@ class Mapped(Examples):
             UserError: when they do not fit into memory.
         """
         n = self.size if n is None else min(n, self.size)
-        one = self._take(torch.arange(1))
+        one = self._take(torch.arange(1, device="cpu"))
         check_fits(sum(leaf.nbytes for leaf in leaves((one.inputs, one.targets)).values()), n, free_bytes())
-        return self._take(torch.arange(n))
+        return self._take(torch.arange(n, device="cpu"))
 
     def _take(self, index: Tensor) -> Batch:
         found = self._arrays.mapped(lambda array: array.take(index))

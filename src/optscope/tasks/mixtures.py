@@ -34,8 +34,8 @@ class Mixture(ABC):
         """Draw `points` to train on, and 2,000 each to validate and to test; always the same."""
         generator = torch.Generator().manual_seed(0)
         sizes, means = [self.points, HELD_OUT, HELD_OUT], self.means
-        which = torch.randint(len(means), (sum(sizes),), generator=generator)
-        points = means[which] + self.std * torch.randn(sum(sizes), 2, generator=generator)
+        which = torch.randint(len(means), (sum(sizes),), generator=generator, device="cpu")
+        points = means[which] + self.std * torch.randn(sum(sizes), 2, generator=generator, device="cpu")
         return Data(*map(Split, points.split(sizes), which.split(sizes)))
 
 
@@ -59,7 +59,7 @@ class Ring(Mixture):
     @property
     def means(self) -> Tensor:
         """Points on the circle, the first on the x axis."""
-        angles = torch.arange(self.modes) * (2 * math.pi / self.modes)
+        angles = torch.arange(self.modes, device="cpu") * (2 * math.pi / self.modes)
         return self.radius * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
@@ -80,7 +80,7 @@ class Lattice(Mixture):
     @property
     def means(self) -> Tensor:
         """The lattice, row by row."""
-        line = self.spacing * (torch.arange(self.side) - (self.side - 1) / 2)
+        line = self.spacing * (torch.arange(self.side, device="cpu") - (self.side - 1) / 2)
         return torch.cartesian_prod(line, line).reshape(-1, 2)
 
 

