@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from optscope.optim import SGD, Momentum
 from optscope.protocol.comparison import Comparison
 from optscope.protocol.study import check_scale
 from optscope.studies.marginal_momentum import STUDY
-from optscope.studies.marginal_momentum.before_factors import before_factors
 from optscope.studies.marginal_momentum.calculations import beyond_stability, identities, on_quadratic, pure_noise
 from optscope.studies.marginal_momentum.claims import (
     CALM,
@@ -52,10 +52,30 @@ SEEDS = range(1, 13)
 NOISE = np.random.default_rng(0).normal(0, 0.2, (50, len(SEEDS)))
 
 
-def accuracies(name: str, arm: str, mean: float, draw: int, diverged: tuple[int, ...] = ()) -> list[Record]:
-    factors = before_factors(name, arm, "accuracy")[2]
-    return [Record(name, arm, seed, "accuracy", math.nan if seed in diverged else mean + NOISE[draw, i],
-                   status="diverged" if seed in diverged else "ok", factors=factors)
+Place = dict[str, Any]
+
+
+def at_rate(batch: int, beta: float, rate: float, view: str = "grid") -> Place:
+    """Where a run of momentum β at an effective rate on digits stands."""
+    return {"experiment": experiment("digits", batch, "" if view == "grid" else view), "arm": cell_arm(beta, rate),
+            "factors": {"data": "digits", "batch": batch, "view": view, "momentum": beta, "rate": rate}}
+
+
+def tuned(batch: int, beta: float) -> Place:
+    """Where a run at its tuned rate stands."""
+    return {"experiment": experiment("digits", batch, "tuned"), "arm": method(beta),
+            "factors": {"data": "digits", "batch": batch, "view": "tuned", "momentum": beta}}
+
+
+def svag(level: int, beta: float) -> Place:
+    """Where a run at a level of SVAG stands."""
+    return {"experiment": svag_experiment("digits", level), "arm": method(beta),
+            "factors": {"data": "digits", "view": "svag", "momentum": beta, "level": level}}
+
+
+def accuracies(place: Place, mean: float, draw: int, diverged: tuple[int, ...] = ()) -> list[Record]:
+    return [Record(seed=seed, metric="accuracy", value=math.nan if seed in diverged else mean + NOISE[draw, i],
+                   status="diverged" if seed in diverged else "ok", **place)
             for i, seed in enumerate(SEEDS)]
 
 
@@ -63,10 +83,9 @@ def grid(gaps: dict[int, float]) -> Records:
     """Records of one data set in which momentum gains `gaps` by batch size, at equal and at tuned rates."""
     rows: list[Record] = []
     for i, (batch, gain) in enumerate(gaps.items()):
-        for part, arms in (("", [cell_arm(b, CALM["digits"]) for b in (0.0, 0.9)]),
-                           ("tuned", ["SGD", method(0.9)])):
-            name = experiment("digits", batch, part)
-            rows += accuracies(name, arms[0], 90.0, 2 * i) + accuracies(name, arms[1], 90 + gain, 2 * i + 1)
+        for sgd, momentum in ([at_rate(batch, beta, CALM["digits"]) for beta in (0.0, 0.9)],
+                              [tuned(batch, beta) for beta in (0.0, 0.9)]):
+            rows += accuracies(sgd, 90.0, 2 * i) + accuracies(momentum, 90 + gain, 2 * i + 1)
     return Records(rows)
 
 
@@ -78,7 +97,7 @@ def test_batches_and_rates_are_those_of_the_grid():
 
 
 def test_a_diverged_run_counts_with_chance_and_pairs_stay_paired():
-    rows = accuracies("e", "SGD", 90, 0, diverged=(2,)) + accuracies("e", "momentum 0.9", 90, 0)[:-1]
+    rows = accuracies(tuned(16, 0.0), 90, 0, diverged=(2,)) + accuracies(tuned(16, 0.9), 90, 0)[:-1]
     records = Records(rows)
     assert scores(records, "SGD")[1] == CHANCE
     first, second = gap(records, "momentum 0.9", "SGD")
@@ -107,16 +126,14 @@ def test_slopes_are_those_of_a_line_for_each_seed():
 def test_svag_curves_meet_or_do_not(last, expected):
     rows = []
     for i, (level, gain) in enumerate({1: 40.0, 2: 20.0, 4: last}.items()):
-        name = svag_experiment("digits", level)
-        rows += accuracies(name, "SGD", 90 - gain, 2 * i) + accuracies(name, method(0.9), 90, 2 * i + 1)
+        rows += accuracies(svag(level, 0.0), 90 - gain, 2 * i) + accuracies(svag(level, 0.9), 90, 2 * i + 1)
     assert Meet("digits")(Records(rows)).outcome == expected
     level_1 = Records(row for row in rows if row.experiment == svag_experiment("digits", 1))
     assert Meet("digits")(level_1).outcome == "undecided"
 
 
 def test_momentum_that_is_worse_at_level_1_refutes():
-    name = svag_experiment("digits", 1)
-    rows = accuracies(name, "SGD", 90, 0) + accuracies(name, method(0.9), 85, 1)
+    rows = accuracies(svag(1, 0.0), 90, 0) + accuracies(svag(1, 0.9), 85, 1)
     assert Meet("digits")(Records(rows)).outcome == "fails"
 
 
@@ -127,8 +144,7 @@ def test_the_noise_left_is_that_of_the_images_there_are():
 def test_a_gap_that_was_never_there_cannot_close():
     rows = []
     for i, level in enumerate((1, 2)):
-        name = svag_experiment("digits", level)
-        rows += accuracies(name, "SGD", 90, 2 * i) + accuracies(name, method(0.9), 90, 2 * i + 1)
+        rows += accuracies(svag(level, 0.0), 90, 2 * i) + accuracies(svag(level, 0.9), 90, 2 * i + 1)
     assert Meet("digits")(Records(rows)).outcome == "undecided"
 
 
@@ -136,8 +152,8 @@ def test_a_gap_that_was_never_there_cannot_close():
 def test_gains_grow_with_the_rate(slope, expected):
     rows = []
     for i, rate in enumerate((0.25, 0.5, 1.0)):
-        rows += accuracies("digits, batch 16", cell_arm(0.0, rate), 80, 2 * i)
-        rows += accuracies("digits, batch 16", cell_arm(0.9, rate), 80 + slope * i, 2 * i + 1)
+        rows += accuracies(at_rate(16, 0.0, rate), 80, 2 * i)
+        rows += accuracies(at_rate(16, 0.9, rate), 80 + slope * i, 2 * i + 1)
     assert GrowsWithRate("digits")(Records(rows)).outcome == expected
 
 
@@ -149,8 +165,7 @@ def test_holm_is_over_the_data_sets():
 
 
 def watched(batch: int, rate: float, sharpness: float, ratio: float) -> list[Record]:
-    name, arm = experiment("digits", batch, "watched"), cell_arm(0.9, rate)
-    return [Record(name, arm, 1001, metric, value, step=step, factors=before_factors(name, arm, metric)[2])
+    return [Record(seed=1001, metric=metric, value=value, step=step, **at_rate(batch, 0.9, rate, "watched"))
             for step in (10, 400)
             for metric, value in (("sharpness / threshold", rate * sharpness / 38), ("curvature-induced", ratio),
                                   ("noise-induced", 1.0))]

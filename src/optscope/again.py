@@ -18,6 +18,7 @@ from optscope.analyses.twice import beside_the_claims
 from optscope.engine.run_folder import RunFolder
 from optscope.errors import UserError
 from optscope.evidence.claims import Scale, Verdict
+from optscope.evidence.columns import read_csv
 from optscope.evidence.picture import Figure, Kept
 from optscope.evidence.records import Records
 from optscope.evidence.words import listed
@@ -54,7 +55,7 @@ def rewritten(folder: str | Path) -> Result:
     made, told = _file(folder / "run.json"), _told(folder)
     study = _study(folder, made)
     scale = check_scale(str(told["scale"]), study)
-    records, experiments = study.read(folder / "summary.csv"), study.experiments(scale)
+    records, experiments = read_csv(folder / "summary.csv"), study.experiments(scale)
     there = {row.experiment for row in records}
     if not there & {each.name for each in experiments}:
         raise UserError(f"expected the records of {study.name}, got none of its experiments in "

@@ -11,6 +11,7 @@ import typer
 from optscope.cli.app import StudyName, app
 from optscope.endings import OUT, say
 from optscope.errors import UserError
+from optscope.evidence.columns import read_csv
 from optscope.studies import STUDIES, study_of
 
 
@@ -58,7 +59,7 @@ def _show_power(study: Any, folder: Path) -> None:
 
     from optscope.analyses.outlook import UNMEASURED, outlooks
 
-    found = outlooks(study, study.read(folder / "summary.csv"))
+    found = outlooks(study, read_csv(folder / "summary.csv"))
     if found.rows and all(str(row[1]).startswith(UNMEASURED) for row in found.rows):
         raise UserError(f"expected the records of {study.name}, got none that its claims read: give the folder of "
                         "its report")

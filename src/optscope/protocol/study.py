@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optscope.errors import UserError, nearest
 from optscope.evidence.claims import SCALES, Claim, Scale, Verdict
-from optscope.evidence.columns import read_csv
 from optscope.evidence.halves import halves, on_halves
 from optscope.evidence.picture import Figure
-from optscope.evidence.records import Factor, Record, Records
+from optscope.evidence.records import Records
 from optscope.protocol.comparison import Comparison, Experiment
 from optscope.protocol.looks import Looking, Looks
 from optscope.protocol.twice import Twice
 
 Arrays = Mapping[str, NDArray[np.generic]]
-Before = Callable[[str, str, str], tuple[str, str, Mapping[str, Factor]]]
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,9 @@ class Study:
     is a point of its own. `gaps` put the paper's settings beside ours, and `costs` gives the expected time of each
     scale. `pictures` turns records (and arrays, as `Results` names them) into figures; `claims` are judged on the
     same records. Claims whose ids share the first word are a family: `families` says in a few words what each is
-    about. `before_factors` reads the rows of a report that was written before factors: of an experiment, an arm and
-    a metric it returns arm, metric and factors. `looks` say, by scale, of which claims more seeds are run while
-    they are undecided; `twice` are numbers that are found in two ways; `shown` says of a family how the names of
-    the pictures begin that show it; `answers` names the families that answer the question, a line each.
+    about. `looks` say, by scale, of which claims more seeds are run while they are undecided; `twice` are numbers
+    that are found in two ways; `shown` says of a family how the names of the pictures begin that show it; `answers`
+    names the families that answer the question, a line each.
 
     Raises:
         UserError: when a family has no words, or words have no family; when a claim of looks is unknown, or in two.
@@ -79,7 +75,6 @@ class Study:
     pictures: Callable[[Records, Arrays], list[Figure]]
     families: Mapping[str, str]
     costs: Mapping[Scale, str] = field(default_factory=dict)
-    before_factors: Before | None = None
     gaps: tuple[Gap, ...] = ()
     looks: Mapping[Scale, tuple[Looks, ...]] = field(default_factory=dict)
     twice: tuple[Twice, ...] = ()
@@ -113,23 +108,6 @@ class Study:
     def looks_at(self, claim: Claim, scale: Scale) -> Looks | None:
         """Return the looks of a claim, where it has some."""
         return next((each for each in self.looks.get(scale, ()) if claim.id in each.claims), None)
-
-    def read(self, path: str | Path) -> Records:
-        """Return the records of a report's summary.csv, of this version or written before factors.
-
-        Raises:
-            UserError: when that is not such a file.
-        """
-        records = read_csv(path)
-        if self.before_factors is None or records.factors():
-            return records
-        places = dict.fromkeys((row.experiment, row.arm, row.metric) for row in records)
-        now = {place: self.before_factors(*place) for place in places}
-
-        def renamed(row: Record) -> Record:
-            arm, metric, factors = now[row.experiment, row.arm, row.metric]
-            return replace(row, arm=arm, metric=metric, factors=factors)
-        return Records(map(renamed, records))
 
     def judge(self, records: Records, scale: Scale) -> list[tuple[Claim, Verdict]]:
         """Return every claim with its verdict at a scale, and with those on either half of the seeds.

@@ -28,7 +28,6 @@ from optscope.protocol.search import Grid
 from optscope.protocol.study import Gap, Paper, Study
 from optscope.protocol.twice import Twice
 from optscope.studies.marginal_momentum import finetuning
-from optscope.studies.marginal_momentum.before_factors import before_factors
 from optscope.studies.marginal_momentum.calculations import (
     along_valley,
     approximation,
@@ -295,5 +294,5 @@ STUDY = Study(
              "had been; that there are 300 steps in place of 150 to 284, 16 subsets of one seed in place of 4 "
              "of two, and a dev loss that parts equals, when the first report had been. No margin has changed.",
     experiments=experiments, claims=CLAIMS, pictures=pictures, families=FAMILIES, shown=SHOWN, costs=COSTS,
-    before_factors=before_factors, gaps=GAPS, twice=TWICE, looks={"desk": LOOKS, "long": LOOKS},
+    gaps=GAPS, twice=TWICE, looks={"desk": LOOKS, "long": LOOKS},
     answers=("C1", "C2", "C3", "C4", "C6"))
