@@ -318,7 +318,7 @@ def test_the_answer_says_of_every_family_what_holds():
     section = answered(STUDY, found, "desk")
     assert section.sentences == [f"In part. {STUDY.families['C1']} (1 of 2 claims hold).",
                                  "Of 3 claims 1 hold, 1 fail (C1 cifar10 RMSProp) and 1 are undecided at desk "
-                                 "scale."]
+                                 "scale, 1 of which it does not measure."]
     document = Document("t", "q", "v", verdicts=section.verdicts, families=dict(section.families))
     assert glance(document)[0].rows == [(f"C1. {STUDY.families['C1']}", "1", "1: cifar10 RMSProp", ""),
                                          (f"C5. {STUDY.families['C5']}", "", "", "1")]

@@ -49,6 +49,11 @@ class Verdict:
         """The outcome as it is read."""
         return self.said or self.outcome
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is an effect, or was one of a part: what is undecided without one had nothing to go by."""
+        return not math.isnan(self.effect) or any(part.measured for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Claim:
