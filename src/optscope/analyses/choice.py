@@ -246,7 +246,7 @@ class _Words:
 def _of_examples(gaps: Sequence[Finding]) -> str:
     """Say that the number of test examples takes back what is shown over seeds."""
     open_ = [f.examples.n for f in gaps if f.examples is not None and f.examples.low <= 0 <= f.examples.high]
-    return f" {min(open_)} test examples are too few to show that it holds on others." if open_ else ""
+    return f" It is shown for these {min(open_)} test examples; others may say otherwise." if open_ else ""
 
 
 def _weight(finding: Finding) -> tuple[bool, float]:
