@@ -17,10 +17,9 @@ from optscope.engine.plan import Plan
 from optscope.engine.training import Training, check_inside
 from optscope.engine.watch import take
 from optscope.errors import UserError, blaming, first_words
-from optscope.optim.foreign import Foreign
 from optscope.optim.rule import Rule
 from optscope.optim.schedules import Constant
-from optscope.optim.trial import notes
+from optscope.optim.trial import holds_foreign, notes
 from optscope.probes.probe import Probe, Reading
 from optscope.tasks.fresh import fresh_model, seeded
 from optscope.tasks.objective import Objective
@@ -240,7 +239,7 @@ def _try_steps(small: Task, arm: str, rule: Rule, plan: Plan, place: Place, watc
         found.said.append(f"{arm}: {rule!r}, its smallest rate, diverges within {STEPS} steps.")
     elif STEPS in still:
         found.said.append(f"{arm}: the first {STEPS} steps of {rule!r} change no weight.")
-    elif still and any(isinstance(each, Foreign) for each in rule.walk()):  # ours say so themselves
+    elif still and holds_foreign(rule):  # ours say so themselves
         found.said.append(f"{arm}: the first step of {rule!r} changes no weight.")
     return trained.snapshot.model
 

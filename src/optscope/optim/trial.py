@@ -148,6 +148,11 @@ def _pure(rule: Foreign, params: Sequence[Tensor], grads: Sequence[Tensor | None
     return steps
 
 
+def holds_foreign(rule: Rule) -> bool:
+    """Return whether an optimiser of another author takes part in a rule."""
+    return any(isinstance(inner, Foreign) for inner in rule.walk())
+
+
 def notes(rule: Rule) -> list[str]:
     """Return what a reader of a comparison should know of a rule and would not guess, one sentence each.
 
