@@ -11,7 +11,6 @@ import typer
 from optscope.cli.app import StudyName, app
 from optscope.endings import OUT, say
 from optscope.errors import UserError
-from optscope.evidence.columns import read_csv
 from optscope.studies import STUDIES, study_of
 
 
@@ -58,6 +57,7 @@ def _show_power(study: Any, folder: Path) -> None:
     from rich.table import Table
 
     from optscope.analyses.outlook import UNMEASURED, outlooks
+    from optscope.evidence.columns import read_csv
 
     found = outlooks(study, read_csv(folder / "summary.csv"))
     if found.rows and all(str(row[1]).startswith(UNMEASURED) for row in found.rows):
