@@ -13,7 +13,7 @@ from optscope.studies.marginal_momentum import STUDY
 
 SUMMARY = Path(__file__).parents[1] / "results" / "marginal_momentum" / "summary.csv"
 LONGEST = 3.0
-"""Seconds in which the 36,652 rows of the momentum study have to be judged."""
+"""Seconds in which the rows of the momentum study have to be judged."""
 
 
 class Scanned(Records):
@@ -34,7 +34,7 @@ class Scanned(Records):
 
 def outcomes(records: Records) -> list[str]:
     """Return what every claim comes to."""
-    return [verdict.outcome for _, verdict in STUDY.judge(records, "long")]
+    return [verdict.outcome for _, verdict in STUDY.judge(records, "desk")]
 
 
 def b18() -> dict[str, Any]:
