@@ -318,7 +318,16 @@ def test_the_answer_says_of_every_family_what_holds():
     section = answered(STUDY, found, "desk")
     assert section.sentences == [f"In part. {STUDY.families['C1']} (1 of 2 claims hold).",
                                  "Of 3 claims 1 hold, 1 fail (C1 cifar10 RMSProp) and 1 are undecided at desk "
-                                 "scale, 1 of which it does not measure."]
+                                 "scale."]
+    later = [(dataclasses.replace(c, scale="long"), Verdict("undecided", "It was not.")) for c, _ in found[:2]]
+    assert answered(STUDY, later, "desk").sentences == [
+        f"Not measured here. {STUDY.families['C1']} (2 claims).",
+        "Of 2 claims 0 hold, 0 fail and 2 are undecided at desk scale, 2 of which it does not measure."]
+    seen = [(c, dataclasses.replace(v, effect=1.0)) for c, v in later]
+    lost = [(dataclasses.replace(c, scale="desk"), v) for c, v in later]  # where every run diverged
+    for each in (seen, lost):
+        assert answered(STUDY, each, "desk").sentences[0] == (
+            f"Undecided. {STUDY.families['C1']} (0 of 2 claims hold, 2 undecided).")
     document = Document("t", "q", "v", verdicts=section.verdicts, families=dict(section.families))
     assert glance(document)[0].rows == [(f"C1. {STUDY.families['C1']}", "1", "1: cifar10 RMSProp", ""),
                                          (f"C5. {STUDY.families['C5']}", "", "", "1")]

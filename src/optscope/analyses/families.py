@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from optscope.evidence.claims import Claim, Scale, Verdict
+from optscope.evidence.claims import SCALES, Claim, Scale, Verdict
 from optscope.evidence.records import Records
 from optscope.evidence.words import listed
 from optscope.protocol.study import Arrays, Study
@@ -27,12 +27,16 @@ def answered(study: Study, verdicts: Sequence[tuple[Claim, Verdict]], scale: Sca
     outcomes = [verdict.outcome for _, verdict in verdicts]
     failing = [claim.id for claim, verdict in verdicts if verdict.outcome == "fails"]
     named = f" ({listed(failing)})" if 0 < len(failing) <= NAMED else ""
-    blind = sum(verdict.outcome == "undecided" and not verdict.measured for _, verdict in verdicts)
+    beyond = {claim.id for claim, verdict in verdicts if not verdict.measured and verdict.outcome == "undecided"
+              and SCALES.index(claim.scale) > SCALES.index(scale)}
     summary = (f"Of {len(verdicts)} claims {outcomes.count('holds')} hold, {outcomes.count('fails')} fail{named} "
                f"and {outcomes.count('undecided')} are undecided at {scale} scale"
-               f"{f', {blind} of which it does not measure' if blind else ''}.")
-    by = {name: [verdict for claim, verdict in verdicts if claim.id.split()[0] == name] for name in study.answers}
-    lines = [said(study.families[name], found) for name, found in by.items() if found]
+               f"{f', {len(beyond)} of which it does not measure' if beyond else ''}.")
+    by = {name: {claim.id: verdict for claim, verdict in verdicts if claim.id.split()[0] == name}
+          for name in study.answers}
+    lines = [f"Not measured here. {study.families[name]} ({len(found)} claim{'s' * (len(found) > 1)})."
+             if found.keys() <= beyond else said(study.families[name], list(found.values()))
+             for name, found in by.items() if found]
     return Section([*lines, summary], verdicts, families=list(study.families.items()),
                    shown=list(study.shown.items()), summaries=[gap_table(study)])
 
@@ -40,20 +44,17 @@ def answered(study: Study, verdicts: Sequence[tuple[Claim, Verdict]], scale: Sca
 def said(about: str, verdicts: Sequence[Verdict]) -> str:
     """Return whether what a family is about holds, in a line: yes or no only where all its claims say so.
 
-    >>> yes, no, open = (Verdict(outcome, "", effect=1.0) for outcome in ("holds", "fails", "undecided"))
-    >>> for found in ([yes, yes], [yes, no, open], [no, no], [no, open], [open, open], [Verdict("undecided", "")]):
+    >>> yes, no, open = (Verdict(outcome, "") for outcome in ("holds", "fails", "undecided"))
+    >>> for found in ([yes, yes], [yes, no, open], [no, no], [no, open], [open, open]):
     ...     print(said("It rains", found))
     Yes. It rains (2 of 2 claims hold).
     In part. It rains (1 of 3 claims hold, 1 undecided).
     No. It rains (0 of 2 claims hold).
     Not shown. It rains (0 of 2 claims hold, 1 undecided).
     Undecided. It rains (0 of 2 claims hold, 2 undecided).
-    Not measured here. It rains (1 claim).
     """
     outcomes = [verdict.outcome for verdict in verdicts]
     holds, open_, n = outcomes.count("holds"), outcomes.count("undecided"), len(outcomes)
-    if open_ == n and not any(verdict.measured for verdict in verdicts):
-        return f"Not measured here. {about} ({n} claim{'s' * (n > 1)})."
     word = ("Yes" if holds == n else "Undecided" if open_ == n else "In part" if holds else
             "Not shown" if open_ else "No")
     rest = f", {open_} undecided" if open_ else ""
