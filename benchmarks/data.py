@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.timing import Contender, interleave, rows
 from optscope.engine.data_files import DataFiles
-from optscope.engine.execute import packed
+from optscope.engine.packing import packed
 from optscope.engine.plan import Plan
 from optscope.evidence.records import Records
 from optscope.optim import SGD, Adam

@@ -22,11 +22,12 @@ import pytest
 import optscope
 from optscope.engine import futures
 from optscope.engine.data_files import DataFiles
-from optscope.engine.execute import PROGRAM, Inline, Local, packed
+from optscope.engine.execute import PROGRAM, Inline, Local
 from optscope.engine.executor import Begun, Look, Outcome
 from optscope.engine.futures import Futures, perform_afar
 from optscope.engine.identity import source_digest
 from optscope.engine.observed import Observed
+from optscope.engine.packing import packed
 from optscope.engine.place import Place
 from optscope.engine.plan import Plan
 from optscope.engine.run import Call, Run

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from optscope.engine.data_files import DataFiles
-from optscope.engine.execute import Inline, Local, packed
+from optscope.engine.execute import Inline, Local
+from optscope.engine.packing import packed
 from optscope.engine.plan import Plan
 from optscope.engine.run import Run
 from optscope.engine.run_folder import RunFolder

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from optscope.engine.place import CPU, Place
 from optscope.engine.plan import Plan
+from optscope.engine.seat import ALONE, Seat
 from optscope.tasks.fresh import epoch_permutation, streams
 from optscope.tasks.task import Split, Task
 from optscope.tasks.tree import Batch
@@ -22,13 +23,15 @@ class Deal:
 
     All is drawn on the CPU and then moved to the place, so that every device sees the same numbers. A training part
     in memory that is not augmented and fits lies on an accelerator as a whole; only the order of an epoch is moved.
+    Of every batch a rank gets what its seat says.
     """
 
-    def __init__(self, task: Task, plan: Plan, seed: int, place: Place = CPU) -> None:
+    def __init__(self, task: Task, plan: Plan, seed: int, place: Place = CPU, seat: Seat = ALONE) -> None:
         self.part = task.data().train
         self.total = plan.total(self.part.size)
         self.per_epoch = plan.per_epoch(self.part.size)
         self._task, self._size, self._place, self._moves = task, plan.batch, place, place.accelerated
+        self._seat = seat
         self._each = max(objective.steps for objective in task.objectives)
         _, self._order, noise = streams(seed)
         self._augmenting = torch.Generator().manual_seed(self._order + 1)
@@ -44,10 +47,14 @@ class Deal:
             if epoch != self._epoch:
                 order = epoch_permutation(len(self._there), self._order, epoch)
                 self._epoch, self._permutation = epoch, self._place.sent(order)
-            return self._there.take(self._permutation[place * self._size:(place + 1) * self._size])
+            index = self._permutation[place * self._size:(place + 1) * self._size]
+            return self._there.take(index[self._seat.rows(len(index))])
         batch = self.part.batch(epoch, place, self._size, self._order)
         if self._task.augment is not None:
             batch = Batch(self._task.augment(batch.inputs, self._augmenting), batch.targets)
+        if self._seat.count > 1:
+            rows = self._seat.rows(len(batch))
+            batch = batch.mapped(lambda leaf: leaf[rows])
         return self._place.moved(batch) if self._moves else batch
 
     def latent(self) -> Tensor | None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import threading
 import time
-import weakref
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 from optscope.engine.data_files import DataFiles
 from optscope.engine.executor import Begun, Outcome, Report
@@ -19,12 +16,13 @@ from optscope.engine.fork_server import FORKS, at_hand
 from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
 from optscope.engine.naming import other_source
+from optscope.engine.packing import is_of_disk, packed
 from optscope.engine.place import MemoryShortError, Place
 from optscope.engine.run_folder import RunFolder, gone
 from optscope.engine.watch import describe_error
 from optscope.engine.work import ProbesError, Work
 from optscope.engine.workers import DiedError, Worker
-from optscope.errors import DISK_ERRORS, UserError, first_words
+from optscope.errors import UserError, first_words
 
 TRIES = 3
 """How often a run whose worker dies is started before it is given up as lost."""
@@ -44,7 +42,10 @@ class Inline:
             tail = Tail(folder, work.id)
             try:
                 yield Begun(work.id)
-                outcome = _perform(work, folder)
+                try:
+                    outcome = _perform(work, folder)
+                except DiedError as error:
+                    outcome = Outcome(work.id, "lost", reason=str(error))
                 yield from tail.new()
             finally:
                 tail.close()
@@ -119,44 +120,25 @@ class Local:
         """Return the device of every slot."""
         devices = [name for name in self.devices if name != "cpu"] or sorted(
             {place.device for place in places if place.accelerated})
+        ranks = max(place.ranks for place in places)
         if devices:
-            return devices * (self.slots or 1)
-        return ["cpu"] * (self.slots or max(1, cores // max(place.threads for place in places)))
+            return _firsts(devices, ranks) * (self.slots or 1)
+        return ["cpu"] * (self.slots or max(1, cores // (ranks * max(place.threads for place in places))))
 
 
-def _remade(thing: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return how another process gets a lock of its own, and a weak reference to its own copy.
-
-    Users have locks in modules and in `cached_property`, and weak references in `singledispatch`.
-    """
-    if isinstance(thing, weakref.ref):
-        return weakref.ref, (set() if thing() is None else thing(),)  # that set is gone at once, too
-    if isinstance(thing, _LOCKS):
-        return (threading.Lock if isinstance(thing, _LOCKS[0]) else threading.RLock), ()
-    return type(thing), (list(thing.items()) if hasattr(thing, "items") else list(thing),)
-
-
-_LOCKS = type(threading.Lock()), type(threading.RLock())
-_REMADE: dict[type, Any] = dict.fromkeys((*_LOCKS, weakref.ref, weakref.WeakKeyDictionary,
-                                         weakref.WeakValueDictionary, weakref.WeakSet), _remade)
-
-
-def packed(things: object, data: DataFiles) -> bytes:
-    """Return what another process makes them from: user's modules go along by value, data in memory as files.
+def _firsts(devices: Sequence[str], ranks: int) -> list[str]:
+    """Return the first of every `ranks` devices, which must be neighbours.
 
     Raises:
-        UserError: when that cannot be, as of open files.
-        OSError: when data cannot be written.
+        UserError: when they are not, or some are left over.
     """
-    from loky.backend.reduction import dumps
-
-    try:
-        return bytes(dumps(things, _REMADE | data.reducers))
-    except Exception as error:
-        if isinstance(error, OSError) and is_of_disk(error, data.folder):
-            raise
-        raise UserError(f"the task, an optimiser or a probe cannot be sent to another process ({error}): give "
-                        "functions and dataclasses that make models and data, not open files") from error
+    groups = [devices[i:i + ranks] for i in range(0, len(devices), ranks)]
+    for first, *others in groups:
+        kind, _, number = first.partition(":")
+        if ranks > 1 and number and others != [f"{kind}:{int(number) + i}" for i in range(1, ranks)]:
+            raise UserError(f"{ranks} ranks take as many devices that are neighbours, such as "
+                            f"{','.join(f'{kind}:{i}' for i in range(ranks))}; got {','.join(devices)}")
+    return [group[0] for group in groups]
 
 
 def perform_there(sent: bytes, folder: Path, program: str, beside: int = 1) -> Outcome:
@@ -188,6 +170,8 @@ def _perform(work: Work, folder: Path, beside: int = 1) -> Outcome:
     work.verify()
     try:
         status, reason = work.perform(RunFolder(folder / work.id)), ""
+    except DiedError:  # of another rank: as if it were this process that died
+        raise
     except Exception as error:
         if not folder.is_dir():
             raise UserError(gone(folder.parent)) from error
@@ -198,9 +182,3 @@ def _perform(work: Work, folder: Path, beside: int = 1) -> Outcome:
             said += f"; or run fewer at once on a device, --slots {beside - 1}"
         status, reason = "failed", said
     return Outcome(work.id, status, time.perf_counter() - start, reason)
-
-
-def is_of_disk(error: OSError, folder: Path) -> bool:
-    """Return whether the folder of the runs cannot be written any more."""
-    return (error.errno in DISK_ERRORS and isinstance(error.filename, str)
-            and Path(error.filename).is_relative_to(folder))

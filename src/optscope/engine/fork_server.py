@@ -144,6 +144,14 @@ def shared_server() -> Iterator[ForkServer]:
             _shared.reset(token)
 
 
+def kept() -> ForkServer:
+    """Return the server that is shared here, or one that is from now on and ends with this process."""
+    known = _shared.get()
+    if known is None:
+        _shared.set(known := ForkServer())
+    return known
+
+
 def serve(fd: int, parent: int) -> None:
     """Load, and fork workers, until the parent closes its end or is gone; then end them."""
     program = importlib.import_module("optscope.engine.execute").PROGRAM

@@ -16,11 +16,12 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from optscope.engine.data_files import DATA, DataFiles
-from optscope.engine.execute import PROGRAM, TRIES, is_of_disk, packed, perform_there
+from optscope.engine.execute import PROGRAM, TRIES, perform_there
 from optscope.engine.executor import Begun, Outcome, Report
 from optscope.engine.identity import source_digest
 from optscope.engine.looks import PACE, Tail
 from optscope.engine.origin import users_folders
+from optscope.engine.packing import is_of_disk, packed
 from optscope.engine.place import Place
 from optscope.engine.wire import Answer, Needed, bring_home, needed, perform_alone, users_modules
 from optscope.engine.work import Work

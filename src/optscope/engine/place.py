@@ -41,6 +41,8 @@ class Place:
         deterministic: on an accelerator, take only kernels that give the same bits each time, and float32 products
             in full. On a CPU they do anyway.
         compile: compile the model by `torch.compile`; "try" goes on without where that fails, and says why.
+        ranks: how many processes train one model together, each on its part of every batch, on as many accelerators
+            of one kind. Sums in another order have other last bits, and dropout draws others.
         autocast: compute the model and the loss in "bfloat16" or "float16" where torch thinks that safe, with
             weights as they are; with "float16" losses are scaled, and a step whose gradient is not finite is left
             out.
@@ -55,13 +57,16 @@ class Place:
     deterministic: bool = True
     compile: bool | Literal["try"] = False
     autocast: Literal["bfloat16", "float16"] | None = None
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", _found(self.device))
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"Place: dtype must be one of {', '.join(DTYPES)}, or None; got {self.dtype!r}")
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
-            raise UserError(f"Place: threads must be a whole number >= 1; got {self.threads!r}")
+        for name in ("threads", "ranks"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise UserError(f"Place: {name} must be a whole number >= 1; got {number!r}")
         if not isinstance(self.deterministic, bool):
             raise UserError(f"Place: deterministic must be True or False; got {self.deterministic!r}")
         if not isinstance(self.compile, bool) and self.compile != "try":
@@ -71,10 +76,21 @@ class Place:
         if self.autocast and self.dtype not in (None, "float32"):
             raise UserError(f"Place: autocast keeps weights in float32; got dtype={self.dtype!r} beside it: "
                             "give one of them")
+        if self.ranks > 1 and self.accelerated:
+            self._check_ranks()
         if self.kind == "mps" and self.dtype == "float64":
             raise UserError('Place: the device "mps" has no float64: give dtype="float32", or device="cpu"')
         if self.autocast and not torch.amp.autocast_mode.is_autocast_available(self.kind):
             raise UserError(f'Place: the device "{self.device}" has no autocast: give autocast=None, or dtype')
+
+    def _check_ranks(self) -> None:
+        there = torch.accelerator.device_count()
+        if ":" in self.device:
+            raise UserError(f'Place: {self.ranks} ranks take as many devices; got "{self.device}": give '
+                            f'device="{self.kind}", or ranks=1')
+        if self.ranks > there:
+            raise UserError(f'Place: {self.ranks} ranks take as many devices, one each; there is {there} of '
+                            f'"{self.kind}": give ranks={there}')
 
     @property
     def kind(self) -> str:
@@ -126,7 +142,7 @@ class Place:
         """Return what of this place, as it is here, fixes results: what is usual is left out, the threads apart."""
         found: dict[str, str | int] = {"threads": self.threads}
         usual = Place()
-        for name in ("dtype", "compile", "autocast"):
+        for name in ("dtype", "compile", "autocast", "ranks"):
             if getattr(self, name) != getattr(usual, name):
                 found[f"{name} of the place"] = str(getattr(self, name))
         if self.accelerated:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from optscope.engine.checkpoint import check_kept
 from optscope.engine.gradient import Gradient
+from optscope.engine.parts import check_ranks, said_of_parts
 from optscope.engine.place import CPU, MemoryShortError, Place, memory_told
 from optscope.engine.plan import Plan
-from optscope.engine.training import Training, check_inside
+from optscope.engine.training import Training, check_inside, check_ranked
 from optscope.engine.watch import take
 from optscope.errors import UserError, blaming, first_words
 from optscope.optim.rule import Rule
@@ -77,6 +78,13 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
         data = task.data()
         batch = Split.of_batch(data.train.first(plan.batch))
         few = place.moved(batch.first(plan.micro_batch))
+        if place.ranks > 1:
+            for rule in rules.values():
+                check_ranked(task, rule, place.ranks)
+            check_ranks(task, batch, place)
+        if place.ranks > 1 or plan.micro_batch:
+            found.said += said_of_parts(task, batch, plan, place)
+        place = replace(place, ranks=1)
         found.said += _same_start(task)
         for objective in task.objectives:
             found.said += _try_batch(task, objective, batch, plan, place)

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from optscope.devices import forked
 from optscope.engine.checkpoint import load_snapshot
+from optscope.engine.data_files import DATA
 from optscope.engine.identity import describe, digest
 from optscope.engine.naming import agreed, check_same, named, named_task
 from optscope.engine.numerics import check_numerics
 from optscope.engine.observed import Observed
 from optscope.engine.place import CPU, Place
 from optscope.engine.plan import EPOCHS, Plan
+from optscope.engine.ranks import ranked
 from optscope.engine.run_folder import RunFolder, packed
 from optscope.engine.saving import Saving
 from optscope.engine.training import Trained, Training
@@ -106,7 +108,8 @@ class Run(OnTask):
 
     def _train(self, task: Task, folder: RunFolder, watch: Mapping[Watch, str]) -> list[str]:
         """Train, write what the watching probes found and the result, and return the errors of probes."""
-        make = partial(Training, task, self.rule, self.plan, self.seed, self.place)
+        data = folder.path.parent.parent / DATA
+        make = partial(ranked, task, self.rule, self.plan, self.seed, self.place, data)
         observed = Observed(make, watch, folder, self.id, self.checkpoint)
         trained = observed.run().trained()
         for w, name in watch.items():
@@ -115,7 +118,8 @@ class Run(OnTask):
         if not folder.has_result() or not folder.has_weights():
             series = {name: trace.cpu().numpy() for name, trace in trained.traces.items()}
             told = {"unsaved": observed.unsaved, "uncompiled": observed.training.uncompiled}
-            cost = observed.cost() if self.place.device == "cpu" else {}  # elsewhere the CPU hands out work alone
+            alone = self.place.device == "cpu" and self.place.ranks == 1  # else this process does a part of it
+            cost = observed.cost() if alone else {}
             folder.write_result(
                 self._summary(trained) | observed.spent() | cost | told,
                 {"losses": trained.losses.cpu().numpy(), **series}, trained.snapshot.model.state_dict())

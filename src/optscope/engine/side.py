@@ -13,6 +13,7 @@ from optscope.engine.formats import fast_format, in_format
 from optscope.engine.gradient import Gradient
 from optscope.engine.place import Place
 from optscope.engine.plan import Plan
+from optscope.engine.seat import ALONE, Seat
 from optscope.engine.stepping import Stepper
 from optscope.engine.traces import Trace
 from optscope.optim.rule import Rule
@@ -29,7 +30,7 @@ class Side:
     """
 
     def __init__(self, objective: Objective, model: nn.Module, rule: Rule, seed: int, first: Batch,
-                 total: int, plan: Plan, place: Place) -> None:
+                 total: int, plan: Plan, place: Place, seat: Seat = ALONE) -> None:
         network = objective.network(model)
         self.objective = objective
         self.format = fast_format(network, first.inputs, rule)
@@ -45,6 +46,7 @@ class Side:
         self.losses = torch.full((total,), torch.nan, device=self.params[0].device if self.params else None)
         self.trace: Trace | None = None
         self.evaluations = 0
+        self._seat = seat
         self._asks, self._foreign, self._device = rule.asks, rule.foreign, torch.device(place.device)
         self._again: Callable[[], Tensor]
 
@@ -63,7 +65,9 @@ class Side:
         for p in self.params:
             p.grad = None
         self.evaluations += 1
-        return self._gradient.take(model, in_format(batch, self.format), latent)
+        value = self._gradient.take(model, in_format(batch, self.format), latent) if len(batch) else (
+            self.losses.new_zeros(()))  # a rank gets none of so few examples
+        return self._seat.mean(self.params, value)
 
     def _retake(self, model: nn.Module, batch: Batch, latent: Tensor | None, drawn: Numbers | None, value: Tensor,
                 versions: list[int]) -> Tensor:

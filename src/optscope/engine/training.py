@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from optscope.engine.compiled import Compiled, check_taken
 from optscope.engine.deal import Deal
 from optscope.engine.place import CPU, Place, memory_told
 from optscope.engine.plan import Plan
+from optscope.engine.seat import ALONE, Seat
 from optscope.engine.side import Side
 from optscope.engine.traces import Trace, pace
 from optscope.engine.weights import load_into
@@ -63,6 +64,9 @@ class Training:
     `step` counts the steps made (of a game, the rounds), of `total`; `diverged_at` is the first whose loss is not
     finite, or the last if only a weight is not, found once an epoch and at every stop.
 
+    Where the place has several ranks, this is the training of one of them, in its `seat`
+    (`optscope.engine.ranks.ranked`); all have the same model after every step.
+
     >>> from optscope.optim import SGD
     >>> x, y = torch.rand(60, 4), torch.arange(60) % 2
     >>> task = Task.from_tensors(lambda: nn.Linear(4, 2), (x, y), (x, y))
@@ -77,11 +81,17 @@ class Training:
         UserError: when the model has no parameters to train, a game has not one rule a player, or the rule holds an
             optimiser that is another one inside a combinator (`optscope.optim.trial.check_on`); when the model lies
             on another device than the place, cannot be compiled as that asks, does not take its numbers, or the
-            device's memory is short.
+            device's memory is short; when several ranks are to train what they cannot (`check_ranked`).
     """
 
-    def __init__(self, task: Task, rule: Rule, plan: Plan, seed: int, place: Place = CPU) -> None:
-        self.place = place
+    def __init__(self, task: Task, rule: Rule, plan: Plan, seed: int, place: Place = CPU, *,
+                 seat: Seat = ALONE) -> None:
+        self.place, self._seat = place, seat
+        if place.ranks > 1:
+            check_ranked(task, rule, place.ranks)
+        if seat.count != place.ranks:
+            raise UserError(f"{task.name}: this trains in one process; got a place of {place.ranks} ranks, which "
+                            "the runs of a comparison (optscope.engine.run.Run) begin: give ranks=1")
         with place.hold(), memory_told(task.name, place, plan):
             self._begin(place.task(task), rule, plan, seed, place)
 
@@ -92,11 +102,11 @@ class Training:
             rules = rule.by_player([objective.player for objective in objectives])
         except UserError as error:
             raise UserError(f"{task.name}: {error}") from error
-        _, order, noise = streams(seed)
+        _, order, self._noise = streams(seed)
         self.model = place.model(fresh_model(task, seed), task.name)
         if not any(p.requires_grad for p in self.model.parameters()):
             raise UserError(f"{task.name}: the model has no parameters to train: let some require a gradient")
-        self.deal = Deal(task, plan, seed, place)
+        self.deal = Deal(task, plan, seed, place, self._seat)
         self.total, self.step = self.deal.total, 0
         self.diverged_at: int | None = None
         first = place.moved(self.deal.part.first(plan.batch))
@@ -106,7 +116,7 @@ class Training:
                 check_inside(task, rules, seed, few)
         self.model.train()
         self._sides = [Side(objective, self.model, rules[objective.player], order + 2 + i, few, self.total, plan,
-                            place) for i, objective in enumerate(objectives)]
+                            place, self._seat) for i, objective in enumerate(objectives)]
         check_taken(task, self.model, self._sides, few, place)
         if len(self._sides) > 1:
             for side in self._sides:
@@ -114,7 +124,7 @@ class Training:
         self._average = self._averaged() if plan.average else None
         self._compiled = Compiled(task, self.model, self._sides, first, place)
         self._finished = False
-        with seeded(noise):
+        with seeded(self._noise):
             self._numbers = Numbers(device)
 
     def _averaged(self) -> Averaged:
@@ -153,7 +163,9 @@ class Training:
     def advance(self, until: int, *, seconds: float = math.inf) -> bool:
         """Make steps up to `until`, or at least one and for about so many seconds; return whether all is finite."""
         until, deadline = min(until, self.total), time.monotonic() + seconds
-        with (memory_told(self.task.name, self.place, self.plan), self.place.hold(), self._compiled.on(),
+        more = self.step < until and self.diverged_at is None
+        with (self._seat.stepping(self.state_dict, self.step) if more else nullcontext(),
+              memory_told(self.task.name, self.place, self.plan), self.place.hold(), self._compiled.on(),
               self._numbers):
             while self.step < until and self.diverged_at is None:
                 if self.step % self.deal.per_epoch == 0 and not self._is_finite():
@@ -169,6 +181,7 @@ class Training:
 
     def _round(self) -> None:
         round_, factor = self.step, self.plan.schedule(self.step / self.total)
+        self._seat.draw(self._noise, round_)
         if self.task.simultaneous:
             batch, latent = self.deal.batch(round_), self.deal.latent()
             for side in self._sides:
@@ -181,6 +194,7 @@ class Training:
                     side.differentiate(self.model, self.deal.batch(round_, j), self.deal.latent(), round_, j)
                     side.move(round_, factor, j)
         self.step += 1
+        self._seat.compare(self.task.name, self.model, now=self.step % self.deal.per_epoch == 0)
         if self._average is not None:
             self._average.update(self.step)
 
@@ -193,6 +207,7 @@ class Training:
         """Leave the weights that the optimisers stand for, or their mean."""
         if not self._finished:
             self._finished = True
+            self._seat.end()
             for side in self._sides:
                 side.stepper.finish()
             if self._average is not None:
@@ -243,6 +258,7 @@ class Training:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from the state of another training of the same task, rule, plan and seed."""
+        self._seat.end()
         load_into(self.model, saved["model"], own=True)
         for side, state in zip(self._sides, saved["sides"], strict=True):
             side.load_state_dict(state)
@@ -251,6 +267,18 @@ class Training:
         self._numbers.state = saved["numbers"]
         if self._average:
             self._average.load_state_dict(saved["average"])
+
+
+def check_ranked(task: Task, rule: Rule, ranks: int) -> None:
+    """Raise unless several ranks can train a task together by a rule.
+
+    Raises:
+        UserError: saying why.
+    """
+    if len(task.objectives) > 1:
+        raise UserError(f"{task.name}: a game is trained by one process; got {ranks} ranks: give ranks=1")
+    if rule.keeps_graph:
+        raise UserError(f"{task.name}: {rule!r} differentiates its gradient, which ranks do not send: give ranks=1")
 
 
 def check_inside(task: Task, rules: Mapping[str, Rule], seed: int, batch: Batch) -> None:

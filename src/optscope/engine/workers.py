@@ -49,6 +49,10 @@ class Worker:
         assert self._connection is not None
         return self._connection
 
+    def heard(self, seconds: float) -> bool:
+        """Wait at most so long, and return whether an answer has come or the process has ended."""
+        return self._connection is None or self._connection.poll(seconds)
+
     def answer(self) -> Any:
         """Wait for what the call gives.
 
@@ -142,7 +146,7 @@ def _called(function: Callable[..., object], arguments: list[Any]) -> object:
     """Return what a call gives, or what it raised, as another process can read it."""
     try:
         return function(*arguments)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, DiedError) as error:
         return error
     except BaseException as error:
         return RuntimeError(describe_error(error) if isinstance(error, Exception) else repr(error))

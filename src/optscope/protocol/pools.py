@@ -95,7 +95,7 @@ def _resources(client: Any, place: Place) -> Mapping[str, Any]:
     client.wait_for_workers(1)
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     declared = {name for worker in workers for name in worker["resources"]}
-    wanted = {"CPU": place.threads, "GPU": int(place.accelerated)}
+    wanted = {"CPU": place.threads * place.ranks, "GPU": place.ranks * place.accelerated}
     return {"resources": {name: count for name, count in wanted.items() if count and name in declared}}
 
 

@@ -38,10 +38,13 @@ def calls(task: Task, settings: Settings, arms: Sequence[Arm]) -> Calls:
     """Return the trainings of every arm at each of its learning rates, on every seed, with all divisors.
 
     Raises:
-        UserError: when the task is a game, whose players have a rule each.
+        UserError: when the task is a game, whose players have a rule each, or several ranks are asked for.
     """
     if not kit_of(task).twins:
         raise UserError(f"{task.name} is a game; rounding twins need one model and one rule: give another task")
+    if settings.ranks > 1:
+        raise UserError(f"rounding twins of one seed advance in turn, in one process; got ranks={settings.ranks}: "
+                        "leave it out")
     plan, place = settings.plan, settings.place
     return Calls("rounding", [
         Call(twins, {"arm": arm.name, "task": task, "rule": rule, "plan": plan, "seed": seed, "place": place},

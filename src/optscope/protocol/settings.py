@@ -94,6 +94,7 @@ class Settings(BaseModel):
     deterministic: bool = True
     compile: bool | Literal["try"] = False
     autocast: Literal["bfloat16", "float16"] | None = None
+    ranks: int = Field(default=1, ge=1, le=1024, description="processes that train one model together")
     micro_batch: int | None = Field(default=None, ge=1, description="examples whose gradient is taken at once")
     clip: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="the longest gradient")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights")
@@ -116,7 +117,8 @@ class Settings(BaseModel):
             UserError: when a device is not there, or what is asked for cannot be together.
         """
         kind = self.devices[0].partition(":")[0]
-        return Place(kind, self.dtype, self.threads, self.deterministic, self.compile, self.autocast)
+        return Place(kind, self.dtype, self.threads, self.deterministic, self.compile, self.autocast,
+                     self.ranks)
 
     @property
     def extent(self) -> Settings:
