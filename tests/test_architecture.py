@@ -32,7 +32,8 @@ SEES = {
                "optscope.optim.rule", "optscope.optim.players", "optscope.optim.schedules", "optscope.optim.rates",
                "optscope.optim.trial",
                "optscope.tasks.task", "optscope.tasks.game", "optscope.tasks.objective", "optscope.tasks.tree",
-               "optscope.tasks.content", "optscope.tasks.mapping", "optscope.tasks.examples", "optscope.tasks.mean_loss",
+               "optscope.tasks.content", "optscope.tasks.mapping", "optscope.tasks.mean_loss",
+               "optscope.tasks.examples",
                "optscope.tasks.fresh", "optscope.tasks.snapshot", "optscope.tasks.unchanged",
                "optscope.tasks.trained_loss", "optscope.probes.probe"},
 }

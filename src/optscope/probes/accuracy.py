@@ -16,7 +16,7 @@ from optscope.errors import UserError
 from optscope.evidence.records import Direction, Metric
 from optscope.evidence.stats import wilson
 from optscope.probes.needs import Need
-from optscope.probes.probe import Probe, Reading, Subject, check_examples, in_batches, portion_of
+from optscope.probes.probe import Probe, Reading, Subject, check_examples, finite, in_batches, portion_of, refuse
 from optscope.tasks.kinds import KINDS, MOST, Kind, counted
 from optscope.tasks.mean_loss import SHARE
 from optscope.tasks.tree import Batch, joined
@@ -63,8 +63,10 @@ class Accuracy(Probe):
         if kind.single:
             check_classifier(subject)
         else:
-            check_examples(subject, every=kind.pairs is None)
+            check_examples(subject, every=False)
         score = scored(subject, subject.batch)
+        if kind.pairs is None:
+            refuse(score.missing, len(subject.batch))
         values, silence = {"loss": score.loss}, ""
         if kind.pairs is not None:
             silence = _nameless(score.missing, score.labels, "labels" if kind.dense else "examples")
@@ -91,9 +93,9 @@ class Accuracy(Probe):
 class Score:
     """What a model makes of some examples: its loss, and of `labels` in all how many it tells right.
 
-    Of `missing` it names no class, `whole` examples have no wrong one, `gap` is the calibration error. `correct` is
-    the verdicts `(n,)`, where an example has one label. `apart` is in what parts the loss was taken, where it is
-    another one of all examples at once.
+    Of `missing` it names no class (where there are none, its outputs are not finite), `whole` examples have no
+    wrong one, `gap` is the calibration error. `correct` is the verdicts `(n,)`, where an example has one label.
+    `apart` is in what parts the loss was taken, where it is another one of all examples at once.
     """
 
     loss: float
@@ -119,7 +121,8 @@ def scored(subject: Subject, batch: Batch) -> Score:
     with torch.no_grad():
         loss = subject.judged(outputs, batch)
     if kind.pairs is None:
-        return Score(float(loss))
+        value, missing = to_floats(loss, (~finite(outputs)).sum())
+        return Score(value, missing=int(missing))
     classes = named(outputs)
     correct = classes == batch.targets
     value, right, missing, gap = to_floats(loss, correct.sum(), (classes < 0).sum(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -67,13 +68,13 @@ class StepAnatomy(Probe):
             return Reading({}, silence="there is no live optimiser: take it during training, Watch(StepAnatomy())")
         check_examples(subject)
         names = [name for name, _ in subject.model.named_parameters() if name in subject.trained]
-        step, grads = _stepped(subject, optimizer, names)
+        step, grads = _stepped(subject, optimizer, names, partial(_gradients, subject))
         if not any(bool(part.any()) for part in step):
             return Reading({}, silence="the next step changes no weight")
         rule: Any = getattr(optimizer, "rule", None)
         still = rule is not None and rule.asks
-        memory = [torch.zeros_like(g) for g in grads] if still else _stepped(
-            subject, optimizer, names, zero=True)[0]
+        nothing = [torch.zeros_like(g) for g in grads]
+        memory = nothing if still else _stepped(subject, optimizer, names, lambda: nothing)[0]
         found = torch.stack([_shares(s, g, m) for s, g, m in zip(step, grads, memory, strict=True)])
         squares = torch.stack([s.square().sum() for s in step])
         totals = to_numpy(100 * (found * squares.unsqueeze(1)).sum(0) / squares.sum())
@@ -92,20 +93,21 @@ class StepAnatomy(Probe):
                                 **spectra([name for name, _ in matrices], singular)})
 
 
-def _stepped(subject: Subject, optimizer: torch.optim.Optimizer, names: list[str], *,
-             zero: bool = False) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the steps and the gradients of layers, in float64, and leave model and optimiser as they were."""
+def _gradients(subject: Subject) -> list[Tensor]:
+    """Return the mean loss's gradient at the model's weights, layer by layer."""
+    at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
+    return at.layout.views(mean_gradient(at, subject.loss, subject.batch, min(BATCH, portion_of(subject))))
+
+
+def _stepped(subject: Subject, optimizer: torch.optim.Optimizer, names: list[str],
+             gradients: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the steps by and the gradients of layers, in float64, and leave model and optimiser as they were."""
     named = dict(subject.model.named_parameters())
     params = [named[name] for name in names]
 
-    def gradients() -> list[Tensor]:
-        at = AtWeights(subject.model, subject.trained, call=subject.task.outputs)
-        size = min(BATCH, portion_of(subject))
-        return at.layout.views(mean_gradient(at, subject.loss, subject.batch, size))
-
     def give() -> Tensor:
         for p, g in zip(params, gradients(), strict=True):
-            p.grad = (0 * g if zero else g).to(p.dtype).clone()
+            p.grad = g.to(p.dtype).clone()
         return torch.zeros((), device=subject.device)
 
     with unchanged(subject.model, optimizer), torch.no_grad():

@@ -247,16 +247,15 @@ def check_outputs(subject: Subject, *, every: bool = False) -> tuple[Tensor, Ten
     Raises:
         UserError: saying which is not so.
     """
-    finite = _finite(subject, subject.batch if every else subject.batch.first(8))
-    bad = int((~finite).sum())
-    if bad == len(finite) and not every:
-        finite = _finite(subject, subject.batch)
-        bad = int((~finite).sum())
-    if bad == len(finite) or (every and bad):
-        raise UserError(f"the model's outputs are not finite for {bad} of {len(finite)} examples, though its "
-                        "parameters are: look at its inputs and at its buffers, such as the running statistics of "
-                        "batch normalisation")
-    few = finite.nonzero().flatten()[:8] if bad else torch.arange(min(8, len(finite)), device=finite.device)
+    def are_finite(batch: Batch) -> Tensor:
+        return in_batches(lambda x: finite(subject.outputs(x)), batch.inputs, portion_of(subject))
+    good = are_finite(subject.batch if every else subject.batch.first(8))
+    bad = int((~good).sum())
+    if bad == len(good) and not every:
+        good = are_finite(subject.batch)
+        bad = int((~good).sum())
+    refuse(bad if every or bad == len(good) else 0, len(good))
+    few = good.nonzero().flatten()[:8] if bad else torch.arange(min(8, len(good)), device=good.device)
     with torch.no_grad():
         outputs, again = (subject.outputs(subject.batch.take(few).inputs) for _ in range(2))
     apart, largest = to_floats((outputs - again).abs().max(), outputs.abs().max())
@@ -266,9 +265,20 @@ def check_outputs(subject: Subject, *, every: bool = False) -> tuple[Tensor, Ten
     return outputs, few
 
 
-def _finite(subject: Subject, batch: Batch) -> Tensor:
-    return in_batches(lambda x: torch.isfinite((y := subject.outputs(x)).reshape(len(y), -1)).all(1), batch.inputs,
-                      portion_of(subject))
+def refuse(bad: int, of: int) -> None:
+    """Raise if the outputs of some examples are not finite.
+
+    Raises:
+        UserError: saying of how many.
+    """
+    if bad:
+        raise UserError(f"the model's outputs are not finite for {bad} of {of} examples, though its parameters "
+                        "are: look at its inputs and its buffers, such as batch norm's running statistics")
+
+
+def finite(outputs: Tensor) -> Tensor:
+    """Return which outputs `(n, ...)` are finite, `(n,)`."""
+    return torch.isfinite(outputs.reshape(len(outputs), -1)).all(1)
 
 
 def portion_of(subject: Subject) -> int:
