@@ -28,8 +28,9 @@ EPOCHS, BATCH, IMAGES, TESTED = 2, 128, 8_000, 2_000
 MODELS = ("linear", "mlp", "cnn", "resnet-8")
 LIMITS = {"linear": (1.8, 3.5), "mlp": (1.4, 2.2), "cnn": (1.6, 2.2), "resnet-8": (1.35, 1.6)}
 """How many times less CPU, and less of the clock, ours may take than the loop one after the other."""
-AGREE = {"linear": 2.0, "mlp": 2.0, "cnn": 2.0, "resnet-8": 4.0}
-"""Within how many points the three ways' best mean accuracies are, which see other batches and other starts."""
+AGREE = 2.0
+"""Within how many points the three ways' best mean accuracies are, which see other batches and other starts, or within
+four of their standard errors over seeds: the same loop of a ResNet-8 on two threads and on one was 4.5 points apart."""
 ROUNDS = 1
 
 
@@ -121,7 +122,8 @@ def b9() -> Mapping[str, Any]:
         medians = {way: [statistics.median(each[k] for each in times) for k in (0, 1)]
                    for way, times in seen.items()}
         best = {way: times[0][2] for way, times in seen.items()}
-        assert max(best.values()) - min(best.values()) < AGREE[name], f"they learn otherwise: {best}"
+        apart = max(best.values()) - min(best.values())
+        assert apart < max(AGREE, 4 * max(each[0][3] for each in seen.values())), f"they learn otherwise: {best}"
         found += [{"who": f"{name}: {way}", "version": versions[way], "answer": f"best mean {best[way]:.1f} %",
                    "median_s": cpu, "counts": {"clock [s]": round(clock, 1)}}
                   for way, (cpu, clock) in medians.items()]
@@ -132,27 +134,30 @@ def b9() -> Mapping[str, Any]:
             "rows": found, "ratio": ratios, "limit": limits}
 
 
-def _turns(name: str) -> dict[str, list[tuple[float, float, float]]]:
+def _turns(name: str) -> dict[str, list[tuple[float, float, float, float]]]:
     """Return what each way took, in turns."""
-    seen: dict[str, list[tuple[float, float, float]]] = {way: [] for way in WAYS}
+    seen: dict[str, list[tuple[float, float, float, float]]] = {way: [] for way in WAYS}
     for _ in range(ROUNDS):
         for way, times in seen.items():
             times.append(_command(way, name))
     return seen
 
 
-def _command(way: str, name: str) -> tuple[float, float, float]:
-    """Return the CPU-seconds and the clock's of a command, and the best mean accuracy that it found."""
+def _command(way: str, name: str) -> tuple[float, float, float, float]:
+    """Return the CPU-seconds and the clock's of a command, and its best mean accuracy with its standard error."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "benchmarks.sweep", way, name], env=environment, check=True,
                           stdout=subprocess.PIPE, text=True)
     clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu, clock, float(done.stdout)
+    print(f"{name}, {way}: {cpu:.1f} CPU-s, {clock:.1f} s by the clock, {done.stdout.strip()}", flush=True)
+    mean, error = map(float, done.stdout.split())
+    return cpu, clock, mean, error
 
 
 if __name__ == "__main__":
     accuracies = WAYS[sys.argv[1]](sys.argv[2])
-    by_rate = [statistics.fmean(accuracies[i:i + len(SEEDS)]) for i in range(0, len(accuracies), len(SEEDS))]
-    print(max(by_rate))
+    of_rates = [accuracies[i:i + len(SEEDS)] for i in range(0, len(accuracies), len(SEEDS))]
+    of_best = max(of_rates, key=statistics.fmean)
+    print(statistics.fmean(of_best), statistics.stdev(of_best) / len(SEEDS) ** 0.5)
