@@ -29,8 +29,8 @@ MODELS = ("linear", "mlp", "cnn", "resnet-8")
 LIMITS = {"linear": (1.8, 3.5), "mlp": (1.4, 2.2), "cnn": (1.6, 2.2), "resnet-8": (1.35, 1.6)}
 """How many times less CPU, and less of the clock, ours may take than the loop one after the other."""
 AGREE = 2.0
-"""Within how many points the three ways' best mean accuracies are, which see other batches and other starts, or within
-four of their standard errors over seeds: the same loop of a ResNet-8 on two threads and on one was 4.5 points apart."""
+"""Within how many points the three ways' best mean accuracies are, which see other batches and other starts, or
+within four standard errors over seeds: one loop on two threads and on one left a ResNet-8 4.5 points apart."""
 ROUNDS = 1
 
 
