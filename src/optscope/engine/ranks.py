@@ -60,9 +60,9 @@ class First(Seat):
             DiedError: when one of them has died.
             UserError or RuntimeError: what has stopped one of them.
         """
-        if not self._workers:
-            self._begin(to_bytes(state(), _OWNER) if step else b"")
         try:
+            if not self._workers:
+                self._begin(to_bytes(state(), _OWNER) if step else b"")
             yield
         except LeftError:
             raise self._reason() from None
@@ -72,19 +72,15 @@ class First(Seat):
 
     def _begin(self, state: bytes) -> None:
         self._workers += map(self._worker, range(1, self.count))
-        try:
-            for rank, worker in enumerate(self._workers, 1):
-                worker.give(sit, self._sent, rank, self._place, state)
+        for rank, worker in enumerate(self._workers, 1):
+            worker.give(sit, self._sent, rank, self._place, state)
+        for worker in self._workers:
+            worker.answer()
+        with tempfile.TemporaryDirectory(prefix="optscope-", ignore_cleanup_errors=True) as folder:
+            meeting = str(Path(folder) / "meeting")
             for worker in self._workers:
-                worker.answer()
-            with tempfile.TemporaryDirectory(prefix="optscope-", ignore_cleanup_errors=True) as folder:
-                meeting = str(Path(folder) / "meeting")
-                for worker in self._workers:
-                    worker.give(follow, meeting)
-                self.join(meeting)
-        except BaseException:
-            self.end()
-            raise
+                worker.give(follow, meeting)
+            self.join(meeting)
 
     def _worker(self, rank: int) -> Worker:
         if self._place.accelerated:

@@ -46,8 +46,11 @@ class Seat:
     def join(self, meeting: str) -> None:
         """Meet the other ranks at a file, which nobody needs afterwards."""
         store = distributed.FileStore(meeting, self.count)  # type: ignore[attr-defined]
-        # Groups of their own, not the process's one: a training that is tried beside this one has another.
-        self._group = distributed.ProcessGroupGloo(store, self.rank, self.count, timeout=MEETING)
+        store.set_timeout(MEETING)
+        try:  # a group of its own, not the process's one: a training that is tried beside this one has another
+            self._group = distributed.ProcessGroupGloo(store, self.rank, self.count, timeout=MEETING)
+        except RuntimeError as error:
+            raise LeftError(str(error)) from error
         self._compared = False
         self._all(torch.zeros(1, device="cpu"))  # until all have met all
 
@@ -80,6 +83,9 @@ class Seat:
         """Put the whole batch's gradient in the place of this part's, and return the whole's loss.
 
         A parameter has none where no rank's part has. All is sent as one tensor, of float32 or more.
+
+        Raises:
+            UserError: for gradients that are sparse or complex.
         """
         if self.count == 1:
             return loss
