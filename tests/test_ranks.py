@@ -176,6 +176,17 @@ def test_a_run_of_two_ranks_is_another_run_and_leaves_nobody(tmp_path):
         time.sleep(0.1)
 
 
+def test_ranks_write_states_that_another_training_goes_on_from(tmp_path):
+    seen = []
+    for name, every in (("plain", 1e9), ("saved", 0.0)):
+        folder = RunFolder(tmp_path / name / "runs" / "x")
+        folder.path.parent.mkdir(parents=True)
+        assert Run(task(dropping), Adam(lr=0.01), PLAN, 1, place=TWO, checkpoint=every).perform(folder) == "ok"
+        assert folder.result()["unsaved"] == ""  # a state is tried by a twin, which has ranks of its own
+        seen.append(folder.series()["losses"])
+    np.testing.assert_array_equal(*seen)
+
+
 @pytest.mark.parametrize(("times", "status", "tries"), [(1, "ok", 2), (9, "lost", 3)])
 def test_a_rank_that_dies_is_a_worker_that_died(tmp_path, times, status, tries):
     (tmp_path / "deaths").write_text("." * times)
