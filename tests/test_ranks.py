@@ -130,7 +130,7 @@ def test_two_ranks_have_the_losses_and_weights_of_one_process(tmp_path, rule, pl
     one.advance(one.total)
     torch.testing.assert_close(two.losses, one.losses, rtol=1e-6, atol=0)
     torch.testing.assert_close(two.model.state_dict(), one.model.state_dict(), rtol=1e-4, atol=1e-6)
-    assert not torch.equal(two.losses, one.losses) or rule.asks  # sums in another order
+    assert not torch.equal(two.losses, one.losses)  # sums are made in another order
 
 
 def test_ranks_that_get_none_of_a_small_batch_count_for_nothing(tmp_path):
@@ -234,7 +234,7 @@ def test_a_rehearsal_refuses_batch_norm_and_tells_of_losses_that_parts_change():
     weighted = task(loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 1.0])))
     for place, plan in ((TWO, PLAN), (CPU, replace(PLAN, micro_batch=10))):
         assert [said for said in rehearse(weighted, {"SGD": SGD(lr=0.1)}, plan, place=place).said
-                if "the mean of its parts' differ by" in said]
+                if "the mean of its parts' differ by" in said and "%, as where" in said]
         assert not [said for said in rehearse(task(), {"SGD": SGD(lr=0.1)}, plan, place=place).said
                     if "parts" in said]
 

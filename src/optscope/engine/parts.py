@@ -17,7 +17,7 @@ MOST = 16
 """At most so many examples of two parts are compared, for outputs may be large."""
 
 
-def check_ranks(task: Task, batch: Split, place: Place) -> None:
+def check_buffers(task: Task, batch: Split, place: Place) -> None:
     """Raise unless a model in training keeps the same of every rank's part of a batch.
 
     Raises:
@@ -46,6 +46,6 @@ def said_of_parts(task: Task, batch: Split, plan: Plan, place: Place) -> list[st
     with seeded(SEED), torch.no_grad():
         outputs = torch.cat([task.outputs(model, part.inputs) for part in first.split(size)])
     change = parts_change(task.loss, outputs, task.seen(first), [size, len(first) - size])
-    said = (f"{task.name}: the gradient of {len(first)} examples and the mean of its parts' differ by {change:.1%} "
-            "as where a loss has class weights or ignored labels: the mean is what every arm is trained by.")
+    said = (f"{task.name}: the gradient of {len(first)} examples and the mean of its parts' differ by {change:.1%}"
+            ", as where a loss has class weights or ignored labels: the mean is what every arm is trained by.")
     return [said] if change else []

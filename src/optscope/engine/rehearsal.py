@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optscope.engine.checkpoint import check_kept
 from optscope.engine.gradient import Gradient
-from optscope.engine.parts import check_ranks, said_of_parts
+from optscope.engine.parts import check_buffers, said_of_parts
 from optscope.engine.place import CPU, MemoryShortError, Place, memory_told
 from optscope.engine.plan import Plan
 from optscope.engine.training import Training, check_inside, check_ranked
@@ -81,7 +81,7 @@ def rehearse(task: Task, rules: Mapping[str, Rule], plan: Plan, probes: Sequence
         if place.ranks > 1:
             for rule in rules.values():
                 check_ranked(task, rule, place.ranks)
-            check_ranks(task, batch, place)
+            check_buffers(task, batch, place)
         if place.ranks > 1 or plan.micro_batch:
             found.said += said_of_parts(task, batch, plan, place)
         place = replace(place, ranks=1)
